@@ -1,0 +1,256 @@
+package core
+
+import (
+	"fmt"
+
+	"go.etcd.io/etcd/raft/v3/raftpb"
+
+	"github.com/decree-raft/decree/internal/state"
+)
+
+// applyCommitted applies committed entries, in order, but for those already applied.
+func (r *Replica) applyCommitted(entries []raftpb.Entry) {
+	for i := range entries {
+		e := &entries[i]
+		if Index(e.Index) <= r.applied {
+			continue
+		}
+		if Index(e.Index) != r.applied+1 {
+			panic(broken(CodeCorruption, nil, "entry %d is to be applied after %d", e.Index, r.applied))
+		}
+		if l := r.lead; l != nil && l.ready {
+			// Everything after the first entry of a leader's term is its own.
+			r.promote()
+		} else {
+			r.applyEntry(e)
+		}
+	}
+}
+
+// promoteCommitted promotes what is committed as soon as raft knows it, without waiting for the next
+// Ready, which must wait for a write. Not before it is durable here: raft counts a leader's own vote early.
+func (r *Replica) promoteCommitted() {
+	l := r.lead
+	if l == nil || !l.ready || len(l.inflight) == 0 {
+		return
+	}
+	upTo := Index(min(r.rn.BasicStatus().Commit, r.log.last()))
+	for r.lead == l && len(l.inflight) > 0 && l.inflight[0].index <= upTo {
+		r.promote()
+	}
+}
+
+// promote makes the oldest entry in flight final. What applying does was done when it was decided.
+func (r *Replica) promote() {
+	l := r.lead
+	if len(l.inflight) == 0 || l.inflight[0].index != r.applied+1 {
+		panic(broken(CodeCorruption, nil, "entry %d was committed in this leader's term, but is not its next", r.applied+1))
+	}
+	b := l.inflight[0]
+	l.inflight[0] = nil
+	l.inflight = l.inflight[1:]
+	r.forget(b)
+	if b.seq != r.seq+1 {
+		r.promoteVoid(b)
+		return
+	}
+	r.sessions.expire(b.time)
+	for i := range b.decided {
+		if h := b.decided[i].header; h != nil {
+			r.sessions.apply(h, b.time, b.index, i)
+		}
+	}
+	r.state.Release(b.end)
+	r.committed = b.end
+	r.applied, r.meta.term = b.index, b.term
+	r.seq, r.time, r.chain = b.seq, b.time, b.chain
+	r.stats.Entries++
+	r.maybeFlush()
+	r.answer(b)
+}
+
+// promoteVoid handles an own entry that every replica finds void [G3]. It takes a fault of this program.
+func (r *Replica) promoteVoid(b *batch) {
+	r.countVoid(b.index, b.term, b.seq)
+	r.applied, r.meta.term = b.index, b.term
+	b.fail(r, notProposed(CodeOverwritten, "the entry at index %d is void", b.index))
+}
+
+func (r *Replica) countVoid(index Index, term Term, seq uint64) {
+	r.stats.Voids++
+	r.logger.Error("void entry", "index", uint64(index), "term", uint64(term), "sequence", seq, "expected_sequence", r.seq+1)
+}
+
+// answer lets out what depended on the entry, now that it is committed and applied [G5].
+func (r *Replica) answer(b *batch) {
+	for i := range b.decided {
+		d := &b.decided[i]
+		r.stats.Commands++
+		if d.err != nil {
+			r.stats.Rejections++
+		}
+		r.finish(d.req, d.result, d.err)
+	}
+	for i := range b.riders {
+		d := &b.riders[i]
+		r.finish(d.req, d.result, d.err)
+	}
+	if len(b.reads) > 0 {
+		r.stats.LogReads += uint64(len(b.reads))
+		r.query(b.version, b.reads, Result{Index: b.index})
+		b.version = nil
+	}
+}
+
+// applyEntry folds an entry that this replica has not decided itself.
+func (r *Replica) applyEntry(e *raftpb.Entry) {
+	index, term := Index(e.Index), Term(e.Term)
+	if e.Type != raftpb.EntryNormal {
+		panic(broken(CodeUnsupported, nil, "entry %d is of raft type %v, which this version does not know", index, e.Type))
+	}
+	void := false
+	if len(e.Data) > 0 {
+		void = !r.applyDecision(index, term, e.Data)
+	}
+	r.applied, r.meta.term = index, term
+	r.stats.Entries++
+	r.settle(index, term, void)
+	if l := r.lead; l != nil && !l.ready && len(e.Data) == 0 && term == l.term {
+		r.becomeReady()
+	}
+}
+
+// applyDecision reports whether the entry was valid; a void one changes nothing.
+func (r *Replica) applyDecision(index Index, term Term, data []byte) bool {
+	rd := reader{b: data}
+	h := rd.header()
+	if rd.err != nil {
+		panic(broken(CodeCorruption, rd.err, "entry %d", index))
+	}
+	if h.term != term || h.seq != r.seq+1 {
+		r.countVoid(index, term, h.seq)
+		return false
+	}
+	r.sessions.expire(h.time)
+	event := Event{Time: h.time, Position: Position{Shard: r.shard, Index: index}}
+	for i := range h.requests {
+		q := rd.request()
+		for range q.events {
+			data, digests := rd.event()
+			if rd.err != nil {
+				break
+			}
+			event.Data = data
+			r.applyEvent(&event, digests)
+			event.Position.Ordinal++
+		}
+		if rd.err == nil {
+			r.sessions.apply(&q, h.time, index, i)
+		}
+	}
+	if rd.err == nil && len(rd.b) > 0 {
+		rd.fail("bytes after the last request")
+	}
+	if rd.err != nil {
+		panic(broken(CodeCorruption, rd.err, "entry %d", index))
+	}
+	r.seq, r.time = h.seq, h.time
+	r.chain = chainEntry(r.apply.chain, h.seq, h.time)
+	r.apply.chain = r.chain
+	if r.chain != h.chain {
+		panic(broken(CodeDivergence, nil, "after entry %d the state hash is %016x here and %016x on the leader, "+
+			"although every key of the entry agrees: the replicas differed before", index, r.chain, h.chain))
+	}
+	return true
+}
+
+func (r *Replica) applyEvent(e *Event, digests []byte) {
+	r.apply.check(digests)
+	r.applying = e
+	r.machine.Apply(&r.apply, *e)
+	r.applying = nil
+	if m := r.apply.mismatch; m != nil {
+		panic(broken(CodeDivergence, nil, "the event at %v %v", e.Position, m))
+	}
+	if n := len(r.apply.expected) / 2; n > 0 {
+		panic(broken(CodeDivergence, nil, "the event at %v wrote %d keys here and %d on the leader", e.Position, len(digests)/2-n, len(digests)/2))
+	}
+}
+
+// maybeFreeze starts a flush when enough has gathered: the state is frozen at the head,
+// and written out when the head is committed.
+func (r *Replica) maybeFreeze() {
+	if r.freezing || r.flushing || r.broken != nil {
+		return
+	}
+	if r.state.LayerBytes()+r.log.unflushed > r.cfg.Limits.FlushBytes {
+		r.freeze()
+	}
+}
+
+func (r *Replica) freeze() {
+	at := r.applied
+	if l := r.lead; l != nil && l.ready {
+		if l.open != nil {
+			return // its first effects would be frozen without the rest
+		}
+		at = l.head.index
+	}
+	if at == Index(r.log.flushed) || !r.state.Freeze() {
+		return
+	}
+	r.freezing, r.freezeAt = true, at
+	r.maybeFlush()
+}
+
+// maybeFlush hands the frozen state out for writing at the moment when exactly it is applied:
+// sessions, journal and applied index of that moment go with it, atomically [G9].
+func (r *Replica) maybeFlush() {
+	if !r.freezing || r.applied != r.freezeAt {
+		return
+	}
+	r.freezing, r.flushing = false, true
+	f := state.Flush{Index: uint64(r.applied), Meta: r.meta.encode(), Sessions: r.sessions.flushed()}
+	for _, e := range r.log.slice(r.log.flushed+1, uint64(r.applied)) {
+		f.Journal = append(f.Journal, state.JournalEntry{Index: e.Index, Term: e.Term, Type: uint8(e.Type), Data: e.Data})
+	}
+	r.w.env.Flush(&FlushDone{Shard: r.shard, Job: r.state.Flush(f), index: r.applied})
+}
+
+// flushed continues after a flush has become durable.
+func (r *Replica) flushed(f *FlushDone) {
+	defer r.contain()
+	r.flushing = false
+	if r.broken != nil {
+		return
+	}
+	if f.Err != nil {
+		panic(broken(CodeStorage, f.Err, "flushing the state at index %d", f.index))
+	}
+	r.state.Flushed(f.Job)
+	r.log.flushedTo(uint64(f.index))
+	r.stats.Flushes++
+	r.w.env.Flushed(r.shard, f.index)
+}
+
+// unpin frees the WAL segment that this shard's entries keep from being
+// released: a little is written again, much is flushed.
+func (r *Replica) unpin() {
+	defer r.contain()
+	if r.broken != nil || r.writing || r.freezing || r.flushing {
+		return
+	}
+	if r.log.unflushed > rewriteBytes {
+		r.freeze()
+		return
+	}
+	// Invariant: nothing of this shard is being written, so this record cannot replace newer entries.
+	entries := r.log.slice(r.log.flushed+1, r.log.last())
+	r.w.write(nil, record(r.shard, r.log.hard, entries))
+}
+
+// rewriteBytes is how much of a shard's log is rather written again than flushed.
+const rewriteBytes = 256 << 10
+
+// String names the replica in messages.
+func (r *Replica) String() string { return fmt.Sprintf("shard %d on node %d", r.shard, r.cfg.Node) }

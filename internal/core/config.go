@@ -1,0 +1,103 @@
+package core
+
+import (
+	"errors"
+	"fmt"
+	"time"
+)
+
+// Limits bound everything that grows. Zero values take the defaults.
+type Limits struct {
+	// MaxCommandBytes bounds one command. Default 1 MiB.
+	MaxCommandBytes int
+	// MaxRequestCommands bounds the commands decided together in one request. Default 4096.
+	MaxRequestCommands int
+	// MaxEntryBytes bounds what one request may put into the log (events, replies). Default 8 MiB.
+	MaxEntryBytes int
+	// BatchBytes is when a batch is full and the next request waits for the next entry. Default 1 MiB.
+	BatchBytes int
+	// PipelineDepth is how many entries may be proposed and not yet applied, per shard. Default 16; 1 works.
+	PipelineDepth int
+	// MaxKeyBytes and MaxValueBytes bound what Apply may set. Default 4 KiB and 4 MiB.
+	MaxKeyBytes, MaxValueBytes int
+	// MaxQueuedRequests and MaxQueuedBytes bound, per shard, the calls that are pending on this node.
+	// Beyond them calls end with CodeOverloaded. Default 65,536 and 64 MiB.
+	MaxQueuedRequests, MaxQueuedBytes int
+	// FlushBytes is how much of a shard's state and log is kept in memory before it is flushed. Default 32 MiB.
+	FlushBytes int64
+	// LogCacheBytes of flushed log stay in memory for followers that are a little behind. Default 4 MiB.
+	LogCacheBytes int64
+}
+
+// Config configures the replicas of one worker.
+type Config struct {
+	Node NodeID
+
+	// Ticks: one tick is the unit of raft's clock.
+	Tick           time.Duration
+	HeartbeatTicks int
+	ElectionTicks  int
+	// QuiesceTicks of idleness quiet a shard. 0 never.
+	QuiesceTicks int
+
+	Limits   Limits
+	Sessions SessionOptions
+}
+
+func orDefault[T int | int64 | uint64 | time.Duration](v *T, d T) {
+	if *v == 0 {
+		*v = d
+	}
+}
+
+// WithDefaults returns c with every zero field resolved.
+func (c Config) WithDefaults() Config {
+	orDefault(&c.Tick, 50*time.Millisecond)
+	orDefault(&c.HeartbeatTicks, 2)
+	orDefault(&c.ElectionTicks, 16)
+	orDefault(&c.QuiesceTicks, 4*c.ElectionTicks)
+	l := &c.Limits
+	orDefault(&l.MaxCommandBytes, 1<<20)
+	orDefault(&l.MaxRequestCommands, 4096)
+	orDefault(&l.MaxEntryBytes, 8<<20)
+	orDefault(&l.BatchBytes, 1<<20)
+	orDefault(&l.PipelineDepth, 16)
+	orDefault(&l.MaxKeyBytes, 4<<10)
+	orDefault(&l.MaxValueBytes, 4<<20)
+	orDefault(&l.MaxQueuedRequests, 65536)
+	orDefault(&l.MaxQueuedBytes, 64<<20)
+	orDefault(&l.FlushBytes, 32<<20)
+	orDefault(&l.LogCacheBytes, 4<<20)
+	orDefault(&c.Sessions.TTL, time.Hour)
+	orDefault(&c.Sessions.Window, 4096)
+	orDefault(&c.Sessions.Max, 65536)
+	return c
+}
+
+// Validate reports every field that is out of its range.
+func (c Config) Validate() error {
+	var errs []error
+	check := func(ok bool, format string, args ...any) {
+		if !ok {
+			errs = append(errs, fmt.Errorf(format, args...))
+		}
+	}
+	l := c.Limits
+	check(c.Node != 0, "node id is 0: ids start at 1")
+	check(c.Tick >= time.Millisecond, "tick is %v: at least 1ms", c.Tick)
+	check(c.HeartbeatTicks >= 1, "heartbeat is %d ticks: at least 1", c.HeartbeatTicks)
+	check(c.ElectionTicks >= 3*c.HeartbeatTicks, "election timeout is %d ticks: at least three heartbeats, %d", c.ElectionTicks, 3*c.HeartbeatTicks)
+	check(l.MaxCommandBytes > 0 && l.MaxCommandBytes <= l.MaxEntryBytes, "MaxCommandBytes is %d: 1 to MaxEntryBytes (%d)", l.MaxCommandBytes, l.MaxEntryBytes)
+	check(l.MaxEntryBytes <= 32<<20, "MaxEntryBytes is %d: at most %d", l.MaxEntryBytes, 32<<20)
+	check(l.BatchBytes > 0 && l.BatchBytes <= l.MaxEntryBytes, "BatchBytes is %d: 1 to MaxEntryBytes (%d)", l.BatchBytes, l.MaxEntryBytes)
+	check(l.PipelineDepth >= 1 && l.PipelineDepth <= 1024, "PipelineDepth is %d: 1 to 1024", l.PipelineDepth)
+	check(l.MaxKeyBytes > 0 && l.MaxKeyBytes <= 64<<10, "MaxKeyBytes is %d: 1 to %d", l.MaxKeyBytes, 64<<10)
+	check(l.MaxValueBytes > 0 && l.MaxValueBytes <= 64<<20, "MaxValueBytes is %d: 1 to %d", l.MaxValueBytes, 64<<20)
+	check(l.MaxRequestCommands > 0 && l.MaxRequestCommands < maxRequestsPerEntry, "MaxRequestCommands is %d: 1 to %d", l.MaxRequestCommands, maxRequestsPerEntry-1)
+	check(l.MaxQueuedRequests > 0 && l.MaxQueuedBytes >= l.MaxCommandBytes, "queues of %d requests and %d bytes: at least 1 and MaxCommandBytes", l.MaxQueuedRequests, l.MaxQueuedBytes)
+	check(l.FlushBytes >= 64<<10, "FlushBytes is %d: at least 64 KiB", l.FlushBytes)
+	check(c.Sessions.TTL >= time.Minute, "session TTL is %v: at least 1 minute", c.Sessions.TTL)
+	check(c.Sessions.Window >= 1 && c.Sessions.Window <= 65536, "session window is %d: 1 to 65536", c.Sessions.Window)
+	check(c.Sessions.Max >= 1, "session limit is %d: at least 1", c.Sessions.Max)
+	return errors.Join(errs...)
+}

@@ -1,0 +1,474 @@
+package core
+
+import (
+	"fmt"
+	"runtime/debug"
+
+	"github.com/decree-raft/decree/internal/state"
+)
+
+// leadership is what a replica has while it leads one term.
+type leadership struct {
+	term Term
+	// ready: the empty entry of this term, and so everything before it, has been
+	// applied. Before that nothing is decided [G1].
+	ready bool
+
+	// head is the position after the last entry that was proposed.
+	head struct {
+		index Index
+		seq   uint64
+		time  Timestamp
+	}
+	inflight []*batch // proposed and not yet applied, in log order
+	open     *batch   // being decided; not handed to raft yet
+
+	transferee   NodeID // leadership is to go there; nothing new is decided meanwhile
+	transferSent bool
+}
+
+// batch is one entry in the making: everything that was decided between two writes.
+type batch struct {
+	term  Term
+	index Index
+	seq   uint64
+	time  Timestamp
+	chain uint64 // after it
+
+	start      state.Mark // before its first effect
+	startChain uint64
+	end        state.Mark // after its last
+
+	buf     []byte // entry.go, requests from offset entryHeaderMax on
+	ordinal uint32 // of the next event
+	decided []decided
+	riders  []rider
+	reads   []*Request
+	version *state.Version // what the reads see
+}
+
+// decided is a request whose outcome stands in the entry.
+type decided struct {
+	req    *Request
+	header *requestHeader // nil without a session
+	result Result
+	err    error
+}
+
+// rider is an answer that needs no record, but may not leave before the entry is committed [G5].
+type rider struct {
+	req    *Request
+	result Result
+	err    error
+}
+
+// fail ends every call of the batch.
+func (b *batch) fail(r *Replica, err *Error) {
+	for _, d := range b.decided {
+		r.finish(d.req, Result{}, err)
+	}
+	b.failRiders(r, err)
+}
+
+// failRiders ends those calls of the batch that change nothing: whatever became of the entry, they did not happen.
+func (b *batch) failRiders(r *Replica, err *Error) {
+	if err.Kind == ErrUnknown {
+		safe := *err
+		safe.Kind = ErrNotProposed
+		err = &safe
+	}
+	for _, d := range b.riders {
+		r.finish(d.req, Result{}, err)
+	}
+	for _, q := range b.reads {
+		r.finish(q, Result{}, err)
+	}
+	if b.version != nil {
+		b.version.Close()
+		b.version = nil
+	}
+}
+
+// becomeReady starts deciding: the state's head is now exactly what is applied.
+func (r *Replica) becomeReady() {
+	l := r.lead
+	l.ready = true
+	l.head.index, l.head.seq, l.head.time = r.applied, r.seq, r.time
+	r.state.SetUndo(true)
+	r.committed = r.state.Mark()
+	r.apply.chain = r.chain
+}
+
+// decideQueue moves requests from the queue into the open batch, as many as it takes.
+func (r *Replica) decideQueue() {
+	l := r.lead
+	if l == nil || !l.ready || l.transferee != 0 {
+		return
+	}
+	n := 0
+	for n < len(r.queue) && !r.batchFull() {
+		r.decideOne(r.queue[n])
+		r.queue[n] = nil
+		n++
+	}
+	if n == len(r.queue) {
+		r.queue = r.queue[:0]
+	} else {
+		r.queue = r.queue[n:]
+	}
+}
+
+func (r *Replica) batchFull() bool {
+	b := r.lead.open
+	if b == nil {
+		return len(r.lead.inflight) >= r.cfg.Limits.PipelineDepth
+	}
+	return len(b.buf) >= r.cfg.Limits.BatchBytes+entryHeaderMax ||
+		len(b.decided)+len(b.riders)+len(b.reads) >= maxRequestsPerEntry-1
+}
+
+// openBatch returns the open batch, which it starts if there is none.
+func (r *Replica) openBatch() *batch {
+	l := r.lead
+	if l.open == nil {
+		l.open = &batch{
+			term: l.term, index: l.head.index + 1, seq: l.head.seq + 1,
+			// The next leader's clock may be behind; an entry's never is.
+			time:  max(Timestamp(r.w.now.Wall), l.head.time+1),
+			start: r.state.Mark(), startChain: r.apply.chain,
+			buf: make([]byte, entryHeaderMax, r.w.bufferHint()),
+		}
+	}
+	return l.open
+}
+
+func (r *Replica) decideOne(q *Request) {
+	b := r.openBatch()
+	switch q.Kind {
+	case KindRead:
+		b.reads = append(b.reads, q)
+	case KindOpenSession:
+		r.decideOpen(b, q)
+	case KindCloseSession:
+		r.decideClose(b, q)
+	default:
+		if q.Session == 0 || r.admit(b, q) {
+			r.decideCommands(b, q)
+		}
+	}
+}
+
+func (r *Replica) decideOpen(b *batch, q *Request) {
+	o := r.cfg.Sessions
+	h := &requestHeader{flags: flagOpen, ttl: uint64(o.TTL), window: o.Window}
+	if over := len(r.sessions.byID) + r.opening() + 1 - o.Max; over > 0 {
+		h.evicted = r.sessions.victims(over)
+		if len(h.evicted) < over {
+			b.ride(q, notProposed(CodeOverloaded, "all %d sessions of the shard are in use", o.Max))
+			return
+		}
+	}
+	ordinal := len(b.decided)
+	b.buf = h.append(b.buf)
+	b.decided = append(b.decided, decided{req: q, header: h,
+		result: Result{Session: sessionIDAt(b.index, ordinal), Index: b.index}})
+}
+
+// opening counts the sessions that are decided and not yet in the table.
+func (r *Replica) opening() (n int) {
+	count := func(b *batch) {
+		for i := range b.decided {
+			if h := b.decided[i].header; h != nil && h.flags&flagOpen != 0 {
+				n += 1 - len(h.evicted)
+			}
+		}
+	}
+	for _, b := range r.lead.inflight {
+		count(b)
+	}
+	count(r.lead.open)
+	return n
+}
+
+func (r *Replica) decideClose(b *batch, q *Request) {
+	if r.sessions.byID[q.Session] == nil {
+		b.ride(q, nil) // closed already: the same outcome
+		return
+	}
+	h := &requestHeader{flags: flagClose | flagSession, session: q.Session}
+	b.buf = h.append(b.buf)
+	b.decided = append(b.decided, decided{req: q, header: h, result: Result{Index: b.index}})
+}
+
+func (b *batch) ride(q *Request, err error) {
+	b.riders = append(b.riders, rider{req: q, err: err, result: Result{Index: b.index}})
+}
+
+// admit reports whether a command with a session is to be decided. If not, it
+// is a retry, or refused, and has been given its place among the riders.
+func (r *Replica) admit(b *batch, q *Request) bool {
+	refuse := func(code Code, format string, args ...any) bool {
+		b.ride(q, &Rejection{Code: code, Message: fmt.Sprintf(format, args...)})
+		return false
+	}
+	s := r.sessions.byID[q.Session]
+	if s == nil || s.inflightUses == 0 && s.expired(b.time) {
+		return refuse(CodeSessionExpired, "session %d is not open: it expired, was evicted or never was; open another. Whether its last commands happened must be read from the state", q.Session)
+	}
+	q.digest = digestOf(q.Commands)
+	if first := s.inflight[q.Sequence]; first != nil {
+		if first.digest != q.digest {
+			return refuse(CodeSequenceReused, "sequence %d of session %d is in use for another command", q.Sequence, q.Session)
+		}
+		// One execution, one outcome, as many answers as there are askers.
+		q.next, first.next = first.next, q
+		r.stats.Duplicates++
+		return false
+	}
+	if o := s.lookup(q.Sequence); o != nil {
+		if o.digest != q.digest {
+			return refuse(CodeSequenceReused, "sequence %d of session %d was used for another command", q.Sequence, q.Session)
+		}
+		r.rideOutcome(b, q, o)
+		return false
+	}
+	switch {
+	case q.Sequence <= s.acked:
+		return refuse(CodeSequenceAcked, "sequence %d of session %d was acknowledged (up to %d); its outcome is gone", q.Sequence, q.Session, s.acked)
+	case q.Sequence > max(s.acked, q.Acknowledged)+s.window:
+		return refuse(CodeSequenceTooHigh, "sequence %d of session %d is more than %d beyond what was acknowledged (%d)", q.Sequence, q.Session, s.window, max(s.acked, q.Acknowledged))
+	case q.Acknowledged >= q.Sequence:
+		return refuse(CodeSequenceAcked, "sequence %d of session %d comes with an acknowledgement of itself (%d)", q.Sequence, q.Session, q.Acknowledged)
+	}
+	if s.inflight == nil {
+		s.inflight = map[uint64]*Request{}
+	}
+	s.inflight[q.Sequence] = q
+	s.inflightUses++
+	return true
+}
+
+// rideOutcome answers a retry from the session, as soon as leadership is confirmed.
+func (r *Replica) rideOutcome(b *batch, q *Request, o *outcome) {
+	replies, rejection, err := decodeOutcome(o.data)
+	if err != nil {
+		panic(broken(CodeCorruption, err, "the stored outcome of session %d, sequence %d", q.Session, q.Sequence))
+	}
+	ri := rider{req: q, result: Result{Replies: replies, Index: o.index}}
+	if rejection != nil {
+		ri.err = rejection
+	}
+	b.riders = append(b.riders, ri)
+	r.stats.Duplicates++
+}
+
+// decideCommands runs the machine on the commands of a request, all or nothing.
+func (r *Replica) decideCommands(b *batch, q *Request) {
+	d := decided{req: q, result: Result{Index: b.index}}
+	r.w.scratch = r.w.scratch[:0]
+	events, rejection := r.execute(b, q, &d.result)
+	var h requestHeader
+	h.events = events
+	if rejection != nil {
+		d.result.Replies = nil
+		d.err = rejection
+	}
+	if q.Session != 0 {
+		h.flags = flagSession
+		h.session, h.seq, h.acked, h.digest = q.Session, q.Sequence, q.Acknowledged, q.digest
+		if rejection != nil {
+			h.outcome = appendRejection(nil, rejection)
+		} else {
+			h.outcome = appendReplies(nil, d.result.Replies)
+		}
+		kept := h
+		d.header = &kept
+	}
+	b.buf = h.append(b.buf)
+	b.buf = append(b.buf, r.w.scratch...)
+	b.decided = append(b.decided, d)
+}
+
+// execute decides each command on the effects of the one before, and applies its
+// events to the head of the state. On a rejection, or a panic of the machine, nothing stays.
+func (r *Replica) execute(b *batch, q *Request, res *Result) (events int, rejection *Rejection) {
+	mark, chain, ordinal := r.state.Mark(), r.apply.chain, b.ordinal
+	defer func() {
+		if p := recover(); p != nil {
+			rejection = r.machinePanicked(p)
+		}
+		if rejection != nil {
+			r.state.Rollback(mark)
+			r.apply.chain, b.ordinal, events = chain, ordinal, 0
+			r.w.scratch = r.w.scratch[:0]
+		}
+	}()
+	res.Replies = q.replySpace()
+	for _, data := range q.Commands {
+		out, reply, err := r.machine.Decide(r.apply.readView, Command{Data: data, Time: b.time, Rand: r.rand})
+		if err != nil {
+			return 0, rejectionOf(err)
+		}
+		res.Replies = append(res.Replies, reply)
+		for _, e := range out {
+			r.applyDecided(b, e)
+		}
+		events += len(out)
+		if size := len(r.w.scratch) + len(reply); size > r.cfg.Limits.MaxEntryBytes {
+			return 0, &Rejection{Code: CodeEntryTooLarge, Message: fmt.Sprintf(
+				"the decision takes %d bytes, %d are allowed (MaxEntryBytes); split the command", size, r.cfg.Limits.MaxEntryBytes)}
+		}
+	}
+	return events, nil
+}
+
+func (r *Replica) applyDecided(b *batch, data []byte) {
+	r.apply.collect()
+	r.machine.Apply(&r.apply, Event{
+		Data: data, Time: b.time,
+		Position: Position{Shard: r.shard, Index: b.index, Ordinal: b.ordinal},
+	})
+	b.ordinal++
+	r.w.scratch = appendEvent(r.w.scratch, data, r.apply.digests)
+}
+
+// machinePanicked turns a panic of the leader's Decide or Apply into a rejection: nothing has been
+// replicated, so nothing has diverged, and the command must not kill one leader after the other.
+func (r *Replica) machinePanicked(p any) *Rejection {
+	switch cause := p.(type) {
+	case *state.ReadError, *Error:
+		panic(p) // not the machine's
+	case *state.LimitError:
+		code := CodeValueTooLarge
+		if cause.What == "key" {
+			code = CodeKeyTooLarge
+		}
+		return &Rejection{Code: code, Message: cause.Error()}
+	}
+	r.stats.MachinePanics++
+	r.logger.Error("the machine panicked on a command, which is rejected", "reason", p, "stack", string(debug.Stack()))
+	return &Rejection{Code: CodeMachinePanic, Message: fmt.Sprintf("the machine panicked: %v", p)}
+}
+
+// propose hands the open batch to raft as one entry. It is called when raft
+// can take it right away, so that whatever comes during a write shares the next entry.
+func (r *Replica) propose() {
+	l := r.lead
+	if l == nil || !l.ready {
+		return
+	}
+	if l.open != nil && len(l.inflight) < r.cfg.Limits.PipelineDepth {
+		r.proposeOpen(l)
+	}
+	if l.transferee != 0 && l.open == nil && !l.transferSent {
+		l.transferSent = true
+		r.rn.TransferLeader(uint64(l.transferee))
+	}
+}
+
+func (r *Replica) proposeOpen(l *leadership) {
+	b := l.open
+	l.open = nil
+	b.chain = chainEntry(r.apply.chain, b.seq, b.time)
+	r.apply.chain = b.chain
+	b.end = r.state.Mark()
+	entry := sealEntry(b.buf, entryHeader{term: b.term, seq: b.seq, time: b.time, chain: b.chain, requests: len(b.decided)})
+	r.w.bufferUsed(len(b.buf))
+	b.buf = nil // the entry is raft's now
+	if len(b.reads) > 0 {
+		b.version = r.state.Version()
+	}
+	if err := r.rn.Propose(entry); err != nil {
+		r.refused(b, err)
+		return
+	}
+	l.head.index, l.head.seq, l.head.time = b.index, b.seq, b.time
+	l.inflight = append(l.inflight, b)
+}
+
+// refused undoes a batch that raft did not take, before anything else is decided [G4].
+func (r *Replica) refused(b *batch, err error) {
+	r.rollback(b.start, b.startChain)
+	r.forget(b)
+	b.fail(r, notProposed(CodeTransfer, "raft did not take the entry: %v", err))
+}
+
+func (r *Replica) rollback(to state.Mark, chain uint64) {
+	r.stats.Rollbacks++
+	r.state.Rollback(to)
+	r.apply.chain = chain
+}
+
+// forget takes the commands of a batch out of the sessions' lists of what is in flight.
+func (r *Replica) forget(b *batch) {
+	for i := range b.decided {
+		h := b.decided[i].header
+		if h == nil || h.flags != flagSession {
+			continue
+		}
+		if s := r.sessions.byID[h.session]; s != nil && s.inflight[h.seq] == b.decided[i].req {
+			delete(s.inflight, h.seq)
+			s.inflightUses--
+		}
+	}
+}
+
+// stepDown ends a leadership: speculative state goes, then every pending call gets its answer [G4, G6].
+func (r *Replica) stepDown(leader NodeID) {
+	l := r.lead
+	r.lead = nil
+	r.logger.Info("no longer leader", "term", uint64(l.term), "new_leader", uint64(leader))
+	r.reads.reset()
+	if !l.ready {
+		return
+	}
+	r.rollback(r.committed, r.chain)
+	r.state.Release(r.state.Mark())
+	r.state.SetUndo(false)
+	if r.freezing {
+		r.freezing = false
+		r.state.Unfreeze()
+	}
+	if b := l.open; b != nil {
+		r.forget(b)
+		e := notProposed(CodeLeadershipLost, "leadership of shard %d went before the command was proposed", r.shard)
+		e.Leader = leader
+		b.fail(r, e)
+	}
+	for _, b := range l.inflight {
+		r.forget(b)
+	}
+	// What was proposed may still turn out within this pass, see settle and settleOrphans.
+	r.orphans = append(r.orphans, l.inflight...)
+}
+
+// settle answers the calls of a former leader's entry when the entry that was
+// committed in its place is applied. Only a committed entry proves anything: one that merely
+// stands in the log may itself be overwritten.
+func (r *Replica) settle(index Index, term Term, void bool) {
+	for len(r.orphans) > 0 && r.orphans[0].index <= index {
+		b := r.orphans[0]
+		r.orphans = r.orphans[1:]
+		switch {
+		case b.index != index:
+			b.fail(r, unknown(CodeLeadershipLost, "leadership of shard %d went while the entry was under way", r.shard))
+		case b.term != term || void:
+			b.fail(r, notProposed(CodeOverwritten, "another leader's entry was committed at index %d", index))
+		default:
+			for _, d := range b.decided {
+				r.finish(d.req, d.result, d.err)
+			}
+			b.failRiders(r, notProposed(CodeLeadershipLost, "leadership of shard %d went", r.shard))
+		}
+	}
+}
+
+// settleOrphans ends what is left at the end of the pass in which leadership went.
+func (r *Replica) settleOrphans() {
+	for _, b := range r.orphans {
+		e := unknown(CodeLeadershipLost, "leadership of shard %d went while the entry at index %d was under way; it may yet be committed", r.shard, b.index)
+		e.Leader = r.leader
+		b.fail(r, e)
+	}
+	r.orphans = nil
+}

@@ -1,0 +1,96 @@
+package core
+
+import (
+	"log/slog"
+	"math/rand/v2"
+
+	"go.etcd.io/etcd/raft/v3/raftpb"
+
+	"github.com/decree-raft/decree/internal/state"
+	"github.com/decree-raft/decree/wal"
+)
+
+// Env is the world of a Worker: network, disk and helpers. Every method is
+// called on the worker's goroutine, within Pass, and must not block.
+type Env interface {
+	// Send queues a raft message for a peer. It is encoded before Send returns.
+	// Losing it is allowed; if it is known to be lost, tell the worker with Input.Unreachable.
+	Send(to NodeID, shard ShardID, m *raftpb.Message)
+	// SendQuiesce queues the proposal to let a shard rest, see quiesce.go.
+	SendQuiesce(to NodeID, q Quiesce)
+	// Write hands over records that must become durable together, in the order of
+	// the calls. When they are, the write comes back in Input.Written.
+	Write(w *Write)
+	// Query has b.RunOne called until it reports false, off the worker's goroutine: queries may run long.
+	Query(b *QueryBatch)
+	// Flush runs job off the worker's goroutine and hands it back in Input.Flushed.
+	Flush(f *FlushDone)
+	// Flushed says that the WAL need not keep the shard's entries up to index.
+	Flushed(shard ShardID, index Index)
+	// LastHeard returns when (monotonic ns) anything was last received from the peer.
+	LastHeard(peer NodeID) int64
+	// Changed tells that what ShardStatus shows of leadership has changed.
+	Changed(shard ShardID, leader NodeID, term Term)
+	// Stopped tells that a replica went out of service, and why.
+	Stopped(shard ShardID, err *Error)
+}
+
+// Write is what one pass of a worker must make durable.
+type Write struct {
+	Records  []wal.Record
+	replicas []*Replica // whose outstanding Ready this is
+}
+
+// FlushDone is a flush under way.
+type FlushDone struct {
+	Shard ShardID
+	Job   *state.FlushJob
+	Err   error // set by the Env after Job.Run
+	index Index
+}
+
+// Message is a raft message as received.
+type Message struct {
+	From  NodeID
+	Shard ShardID
+	Raft  raftpb.Message
+}
+
+// Quiesce proposes to let an idle shard rest, see quiesce.go.
+type Quiesce struct {
+	From  NodeID
+	Shard ShardID
+	Term  Term
+	Last  Index
+}
+
+// Input is what has arrived since the last pass. The worker does not keep it.
+type Input struct {
+	Messages    []Message
+	Quiesces    []Quiesce
+	Requests    []*Request
+	Written     []*Write
+	Flushed     []*FlushDone
+	Unreachable []NodeID
+	Ticks       int
+	Pinned      []ShardID // that keep WAL segments from being released
+	// Calls run first, on the worker's goroutine: status, transfers, faults for tests.
+	Calls []func(*Worker)
+}
+
+// Now is the time of a pass: read once, so that a pass is a function of its inputs.
+type Now struct {
+	Mono int64 // ns, grows steadily
+	Wall int64 // ns since the Unix epoch, may jump
+}
+
+// Deps are what a replica is built with, beside its Config.
+type Deps struct {
+	Machine Machine
+	State   *state.Shard
+	// Voters are the initial members; ignored when the store has them already.
+	Voters []NodeID
+	Log    wal.ShardLog // what the WAL had at start
+	Rand   *rand.Rand
+	Logger *slog.Logger
+}

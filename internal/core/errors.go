@@ -1,0 +1,138 @@
+package core
+
+import (
+	"errors"
+	"fmt"
+	"time"
+)
+
+// Every error of a call answers one question first: did it happen?
+// Test for the answer with errors.Is against these four.
+var (
+	// ErrRejected: the command was decided, the decision was no, and that is
+	// final: a retry under the same session number gets the same answer.
+	ErrRejected = errors.New("rejected")
+	// ErrNotProposed: it certainly did not happen and never will. Safe to retry, under any number.
+	ErrNotProposed = errors.New("not proposed")
+	// ErrUnknown: it may have happened, or may yet. Retry only under the same session and sequence number.
+	ErrUnknown = errors.New("outcome unknown")
+	// ErrBroken: this replica or node is out of service until somebody acts;
+	// the error says why. Whether the call happened is unknown.
+	ErrBroken = errors.New("broken")
+)
+
+// Code is the machine-readable reason within an Error. Codes are stable: they
+// travel over the wire and are only ever added to.
+type Code string
+
+// The reasons that the library itself gives.
+const (
+	CodeNotLeader       Code = "not_leader"        // this replica does not lead; Error.Leader may say who does
+	CodeNoLeader        Code = "no_leader"         // nobody is known to lead; an election may be under way
+	CodeTransfer        Code = "leader_transfer"   // leadership is being handed over
+	CodeLeadershipLost  Code = "leadership_lost"   // leadership went while the call was pending
+	CodeOverwritten     Code = "overwritten"       // another leader's entry stands where this one would have
+	CodeOverloaded      Code = "overloaded"        // a queue is full
+	CodeDiskLow         Code = "disk_low"          // free disk space is below the watermark
+	CodeCommandTooLarge Code = "command_too_large" // over MaxCommandBytes
+	CodeEntryTooLarge   Code = "entry_too_large"   // what was decided exceeds MaxEntryBytes
+	CodeKeyTooLarge     Code = "key_too_large"     // Apply set a key over MaxKeyBytes
+	CodeValueTooLarge   Code = "value_too_large"   // Apply set a value over MaxValueBytes
+	CodeMachinePanic    Code = "machine_panic"     // Decide, Query or Apply panicked; nothing was replicated
+	CodeMachineError    Code = "machine_error"     // Decide or Query returned a plain error
+	CodeClosed          Code = "closed"            // the node is closing or closed
+	CodeCancelled       Code = "cancelled"         // the caller's context ended first
+	CodeNoShard         Code = "no_shard"          // this node hosts no such shard
+	CodeUnreachable     Code = "unreachable"       // no answer from the node that was asked
+	CodeNotReached      Code = "not_reached"       // the replica has not reached the position of the token in time
+
+	CodeSessionExpired  Code = "session_expired"   // unknown session: expired, evicted or never opened
+	CodeSequenceReused  Code = "sequence_reused"   // this number was used for another command
+	CodeSequenceAcked   Code = "sequence_acked"    // this number was acknowledged; its reply is gone
+	CodeSequenceTooHigh Code = "sequence_too_high" // beyond the session's window of unacknowledged numbers
+
+	CodeApplyPanic  Code = "apply_panic" // a machine panicked while it applied a replicated event
+	CodeDivergence  Code = "divergence"  // applying gave another state than the leader's
+	CodeStorage     Code = "storage"     // a disk write, fsync or read failed
+	CodeCorruption  Code = "corruption"  // stored or replicated bytes are damaged
+	CodeUnsupported Code = "unsupported" // written by a newer version
+)
+
+// Error is every error of the library that is not a Rejection.
+type Error struct {
+	// Kind is ErrNotProposed, ErrUnknown or ErrBroken.
+	Kind error
+	Code Code
+	// Message is a sentence for people: what was wrong, what is allowed, what to do.
+	Message string
+	// Leader is who is believed to lead, or 0. A hint, no promise.
+	Leader NodeID
+	// RetryAfter is how long to wait before trying again; 0 says nothing.
+	RetryAfter time.Duration
+	// Cause, if any, is the error below.
+	Cause error
+}
+
+func (e *Error) Error() string {
+	s := fmt.Sprintf("%v (%s): %s", e.Kind, e.Code, e.Message)
+	if e.Cause != nil {
+		s += ": " + e.Cause.Error()
+	}
+	return s
+}
+
+// Is reports whether target is e's Kind, or an *Error with the same Code.
+func (e *Error) Is(target error) bool {
+	if target == e.Kind {
+		return true
+	}
+	t, ok := target.(*Error)
+	return ok && t.Code == e.Code && (t.Kind == nil || t.Kind == e.Kind)
+}
+
+// Unwrap returns the cause.
+func (e *Error) Unwrap() error { return e.Cause }
+
+// Rejection is the decision "no". It is replicated like any other outcome.
+type Rejection struct {
+	Code    Code   // the machine's own, or one of the library's
+	Message string // for people
+	Detail  []byte // the machine's own, may be nil
+}
+
+func (r *Rejection) Error() string { return fmt.Sprintf("rejected (%s): %s", r.Code, r.Message) }
+
+// Is reports whether target is ErrRejected, or a *Rejection with the same code.
+func (r *Rejection) Is(target error) bool {
+	if target == ErrRejected {
+		return true
+	}
+	t, ok := target.(*Rejection)
+	return ok && t.Code == r.Code
+}
+
+// Reject returns a Rejection for Decide or Query to return.
+func Reject(code Code, format string, args ...any) error {
+	return &Rejection{Code: code, Message: fmt.Sprintf(format, args...)}
+}
+
+// rejectionOf turns whatever Decide or Query returned into what is replicated.
+func rejectionOf(err error) *Rejection {
+	var r *Rejection
+	if errors.As(err, &r) {
+		return r
+	}
+	return &Rejection{Code: CodeMachineError, Message: err.Error()}
+}
+
+func notProposed(code Code, format string, args ...any) *Error {
+	return &Error{Kind: ErrNotProposed, Code: code, Message: fmt.Sprintf(format, args...)}
+}
+
+func unknown(code Code, format string, args ...any) *Error {
+	return &Error{Kind: ErrUnknown, Code: code, Message: fmt.Sprintf(format, args...)}
+}
+
+func broken(code Code, cause error, format string, args ...any) *Error {
+	return &Error{Kind: ErrBroken, Code: code, Message: fmt.Sprintf(format, args...), Cause: cause}
+}

@@ -1,0 +1,101 @@
+package core
+
+import (
+	"go.etcd.io/etcd/raft/v3"
+	"go.etcd.io/etcd/raft/v3/raftpb"
+	"go.etcd.io/etcd/raft/v3/tracker"
+)
+
+// An idle shard rests: its replicas are not ticked and send nothing, so that a
+// thousand of them cost next to nothing. That nodes are alive is told by one beat
+// per pair of nodes, whatever the number of shards.
+//
+// The leader proposes rest when nothing has happened for a while and every
+// voter has everything; a follower agrees if it sees the same. Any message or
+// request wakes a replica. A node that falls silent wakes the replicas that it leads, which
+// then elect, and those that lead with it as a voter, which then check their quorum.
+// A follower that did not agree goes on ticking, campaigns in the end, and so wakes the leader.
+
+// tick advances raft's clock, unless the shard rests.
+func (r *Replica) tick() {
+	defer r.contain()
+	if r.broken != nil {
+		return
+	}
+	r.tickReads()
+	if r.quiet {
+		return
+	}
+	r.rn.Tick()
+	r.idleTicks++
+	r.touch()
+	if n := r.cfg.QuiesceTicks; n > 0 && r.lead != nil && r.idleTicks >= n && r.idleTicks%r.cfg.HeartbeatTicks == 0 {
+		r.proposeQuiesce()
+	}
+}
+
+func (r *Replica) busy() bool {
+	q := &r.reads
+	return r.writing || len(r.queue)+len(q.due)+len(q.waiting)+len(q.wanted)+len(q.asked) > 0 ||
+		uint64(r.applied) != r.log.last()
+}
+
+func (r *Replica) proposeQuiesce() {
+	l := r.lead
+	if r.busy() || !l.ready || l.open != nil || len(l.inflight) > 0 || l.transferee != 0 {
+		return
+	}
+	last, same := r.log.last(), true
+	r.rn.WithProgress(func(_ uint64, _ raft.ProgressType, p tracker.Progress) {
+		same = same && p.Match == last
+	})
+	for _, v := range r.voters {
+		same = same && (v == r.cfg.Node || r.w.alive(v))
+	}
+	if !same {
+		return
+	}
+	for _, v := range r.voters {
+		if v != r.cfg.Node {
+			r.w.env.SendQuiesce(v, Quiesce{Shard: r.shard, Term: r.raftTerm, Last: Index(last)})
+		}
+	}
+	r.quiet = true
+}
+
+func (r *Replica) agreeToQuiesce(q Quiesce) {
+	if r.broken == nil && !r.busy() && r.leader == q.From && r.raftTerm == q.Term &&
+		Index(r.log.last()) == q.Last && r.applied == q.Last {
+		r.quiet = true
+	}
+}
+
+// wake ends the rest.
+func (r *Replica) wake() {
+	r.quiet = false
+	r.idleTicks = 0
+}
+
+func (r *Replica) wakeFor(m *raftpb.Message) {
+	if m.Type != raftpb.MsgHeartbeat && m.Type != raftpb.MsgHeartbeatResp {
+		r.idleTicks = 0
+	}
+	if !r.quiet {
+		return
+	}
+	r.wake()
+	if campaigns := m.Type == raftpb.MsgPreVote || m.Type == raftpb.MsgVote; campaigns && NodeID(m.From) == r.leader {
+		// The leader itself campaigns: it has restarted, and does not lead any more. Without
+		// this, the leader's lease, whose clock stood still, would refuse it for a whole timeout.
+		for range r.cfg.ElectionTicks {
+			r.rn.TickQuiesced()
+		}
+	}
+}
+
+// peerSilent wakes the replicas for which the peer matters.
+func (r *Replica) peerSilent(peer NodeID) {
+	if r.quiet && (r.lead != nil || r.leader == peer) {
+		r.wake()
+	}
+}

@@ -1,0 +1,168 @@
+package core
+
+import (
+	"errors"
+	"fmt"
+
+	"go.etcd.io/etcd/raft/v3"
+	"go.etcd.io/etcd/raft/v3/raftpb"
+
+	"github.com/decree-raft/decree/internal/state"
+)
+
+// raftLog is a shard's log as raft reads it: what is not flushed yet, and a
+// tail of what is, in memory; everything older in the journal.
+// It holds durable entries only: append is called when the WAL has them.
+type raftLog struct {
+	shard *state.Shard
+	conf  raftpb.ConfState
+	hard  raftpb.HardState
+
+	// Invariant: entries is contiguous and starts at first; first-1 <= flushed,
+	// so that journal and memory together leave no gap.
+	entries   []raftpb.Entry
+	first     uint64
+	firstTerm uint64 // of the entry before first
+	flushed   uint64
+	bytes     int64 // of entries
+	unflushed int64 // of those with index > flushed
+	keep      int64 // bytes of flushed entries kept for followers that are a little behind
+}
+
+// entryOverhead approximates what an entry costs beside its data.
+const entryOverhead = 64
+
+func entryBytes(e *raftpb.Entry) int64 { return int64(len(e.Data)) + entryOverhead }
+
+func newRaftLog(shard *state.Shard, voters []NodeID, flushed Index, flushedTerm Term, keep int64) *raftLog {
+	l := &raftLog{shard: shard, first: uint64(flushed) + 1, firstTerm: uint64(flushedTerm), flushed: uint64(flushed), keep: keep}
+	for _, v := range voters {
+		l.conf.Voters = append(l.conf.Voters, uint64(v))
+	}
+	return l
+}
+
+func (l *raftLog) last() uint64 { return l.first + uint64(len(l.entries)) - 1 }
+
+// append adds entries that the WAL has made durable; they replace what stood at their indices.
+func (l *raftLog) append(entries []raftpb.Entry) error {
+	if len(entries) == 0 {
+		return nil
+	}
+	at := entries[0].Index
+	if at <= l.flushed || at > l.last()+1 {
+		return fmt.Errorf("entries from %d on do not fit a log that is flushed to %d and ends at %d", at, l.flushed, l.last())
+	}
+	for i := at - l.first; i < uint64(len(l.entries)); i++ {
+		l.bytes -= entryBytes(&l.entries[i])
+		l.unflushed -= entryBytes(&l.entries[i])
+	}
+	// Messages that raft made share the array behind; never write into what they may see.
+	if kept := at - l.first; kept < uint64(len(l.entries)) {
+		l.entries = append([]raftpb.Entry(nil), l.entries[:kept]...)
+	}
+	l.entries = append(l.entries, entries...)
+	for i := range entries {
+		l.bytes += entryBytes(&entries[i])
+		l.unflushed += entryBytes(&entries[i])
+	}
+	return nil
+}
+
+// flushedTo records that the journal has everything up to index, and lets
+// memory go but for a tail.
+func (l *raftLog) flushedTo(index uint64) {
+	for i := l.flushed + 1; i <= index; i++ {
+		l.unflushed -= entryBytes(&l.entries[i-l.first])
+	}
+	l.flushed = index
+	drop := 0
+	for l.first+uint64(drop) <= index && l.bytes > l.keep {
+		l.bytes -= entryBytes(&l.entries[drop])
+		drop++
+	}
+	if drop == 0 {
+		return
+	}
+	l.firstTerm = l.entries[drop-1].Term
+	l.first += uint64(drop)
+	l.entries = append([]raftpb.Entry(nil), l.entries[drop:]...)
+}
+
+// slice returns the entries lo..hi (inclusive) from memory.
+func (l *raftLog) slice(lo, hi uint64) []raftpb.Entry { return l.entries[lo-l.first : hi-l.first+1] }
+
+// InitialState implements raft.Storage.
+func (l *raftLog) InitialState() (raftpb.HardState, raftpb.ConfState, error) {
+	return l.hard, l.conf, nil
+}
+
+// FirstIndex implements raft.Storage.
+func (l *raftLog) FirstIndex() (uint64, error) {
+	if first, _ := l.shard.JournalBounds(); first != 0 {
+		return min(first, l.first), nil
+	}
+	return l.first, nil
+}
+
+// LastIndex implements raft.Storage.
+func (l *raftLog) LastIndex() (uint64, error) { return l.last(), nil }
+
+// Term implements raft.Storage.
+func (l *raftLog) Term(i uint64) (uint64, error) {
+	switch {
+	case i == l.first-1:
+		return l.firstTerm, nil
+	case i > l.last():
+		return 0, raft.ErrUnavailable
+	case i >= l.first:
+		return l.entries[i-l.first].Term, nil
+	case i == 0:
+		return 0, nil
+	}
+	e, err := l.journal(i, i+1, 0)
+	if err != nil {
+		return 0, err
+	}
+	return e[0].Term, nil
+}
+
+// Entries implements raft.Storage.
+func (l *raftLog) Entries(lo, hi, maxSize uint64) ([]raftpb.Entry, error) {
+	if hi > l.last()+1 {
+		return nil, raft.ErrUnavailable
+	}
+	if lo < l.first {
+		return l.journal(lo, min(hi, l.first), maxSize)
+	}
+	entries := l.entries[lo-l.first : hi-l.first : hi-l.first]
+	size := uint64(0)
+	for i := range entries {
+		size += uint64(entries[i].Size())
+		if size > maxSize && i > 0 {
+			return entries[:i:i], nil
+		}
+	}
+	return entries, nil
+}
+
+func (l *raftLog) journal(lo, hi, maxSize uint64) ([]raftpb.Entry, error) {
+	stored, err := l.shard.Journal(lo, hi, maxSize)
+	if errors.Is(err, state.ErrCompacted) {
+		return nil, raft.ErrCompacted
+	}
+	if err != nil {
+		return nil, err
+	}
+	entries := make([]raftpb.Entry, len(stored))
+	for i, e := range stored {
+		entries[i] = raftpb.Entry{Index: e.Index, Term: e.Term, Type: raftpb.EntryType(e.Type), Data: e.Data}
+	}
+	return entries, nil
+}
+
+// Snapshot implements raft.Storage. There are no snapshots yet: the journal
+// keeps everything, so no follower can need one.
+func (l *raftLog) Snapshot() (raftpb.Snapshot, error) {
+	return raftpb.Snapshot{}, raft.ErrSnapshotTemporarilyUnavailable
+}

@@ -1,0 +1,239 @@
+package core
+
+import (
+	"encoding/binary"
+	"fmt"
+	"runtime/debug"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"go.etcd.io/etcd/raft/v3"
+
+	"github.com/decree-raft/decree/internal/state"
+)
+
+// Linearizable reads ride entries (decide.go). This file has the others, and the running of queries.
+
+// readQueue holds the reads that wait for something else than an entry of their own.
+type readQueue struct {
+	due     []*Request // to be answered from what is applied now
+	waiting []*Request // for an index to be applied: Session, and ReadIndex when confirmed
+
+	// ReadIndex: those that came before a round of heartbeats was asked for may
+	// share it, later ones must not. One round at a time.
+	wanted   []*Request
+	asked    []*Request
+	context  uint64 // of the round; never used twice, so that an old answer fits nothing
+	askedAt  int64
+	attempts uint64
+}
+
+// reset forgets the round under way: an answer from another term or leader proves nothing (etcd#20418).
+func (q *readQueue) reset() {
+	q.wanted = append(q.asked, q.wanted...)
+	q.asked, q.context = nil, 0
+}
+
+func (q *readQueue) failAll(r *Replica, err *Error) {
+	for _, list := range [][]*Request{q.due, q.waiting, q.wanted, q.asked} {
+		for _, req := range list {
+			r.finish(req, Result{}, err)
+		}
+	}
+	*q = readQueue{}
+}
+
+// addRead takes a read that does not ride the log.
+func (r *Replica) addRead(q *Request) {
+	q.queuedAt = r.w.now.Mono
+	switch q.Level {
+	case Stale:
+		r.reads.due = append(r.reads.due, q)
+	case Session:
+		q.readIndex = q.Token
+		r.reads.waiting = append(r.reads.waiting, q)
+	case ReadIndex:
+		r.reads.wanted = append(r.reads.wanted, q)
+	default:
+		r.finish(q, Result{}, notProposed(CodeNotLeader, "there is no read level %d", q.Level))
+	}
+}
+
+// takeReadStates confirms the ReadIndex reads of a round.
+func (r *Replica) takeReadStates(states []raft.ReadState) {
+	for _, s := range states {
+		if len(s.RequestCtx) != 8 || r.reads.context == 0 || binary.LittleEndian.Uint64(s.RequestCtx) != r.reads.context {
+			continue
+		}
+		for _, q := range r.reads.asked {
+			q.readIndex = Index(s.Index)
+		}
+		r.reads.waiting = append(r.reads.waiting, r.reads.asked...)
+		r.reads.asked, r.reads.context = nil, 0
+	}
+}
+
+// serveReads answers what can be answered, and asks for what is wanted.
+func (r *Replica) serveReads() {
+	q := &r.reads
+	if len(q.waiting) > 0 {
+		still := q.waiting[:0]
+		for _, req := range q.waiting {
+			if req.readIndex <= r.applied {
+				q.due = append(q.due, req)
+			} else {
+				still = append(still, req)
+			}
+		}
+		clear(q.waiting[len(still):])
+		q.waiting = still
+	}
+	if len(q.due) > 0 {
+		r.stats.OtherReads += uint64(len(q.due))
+		r.query(r.appliedVersion(), q.due, Result{Index: r.applied, Age: r.age()})
+		q.due = nil
+	}
+	if len(q.wanted) > 0 && len(q.asked) == 0 && r.leader != 0 {
+		q.asked, q.wanted = q.wanted, nil
+		r.askReadIndex()
+	}
+}
+
+func (r *Replica) askReadIndex() {
+	q := &r.reads
+	q.attempts++
+	q.context = r.rand.Uint64() | 1
+	q.askedAt = r.w.now.Mono
+	r.rn.ReadIndex(binary.LittleEndian.AppendUint64(nil, q.context))
+	r.touch() // the round starts with a Ready
+}
+
+// tickReads asks again for what got no answer, and gives up on what waits too long.
+func (r *Replica) tickReads() {
+	q := &r.reads
+	if len(q.asked)+len(q.wanted)+len(q.waiting) == 0 {
+		return
+	}
+	now, election := r.w.now.Mono, int64(r.cfg.ElectionTicks)*int64(r.cfg.Tick)
+	if len(q.asked) > 0 && now-q.askedAt > election/2 {
+		q.reset()
+	}
+	q.wanted = r.giveUp(q.wanted, now-3*election, CodeNoLeader, "no leader of shard %d confirmed the read", r.shard)
+	q.waiting = r.giveUp(q.waiting, now-8*election, CodeNotReached, "this replica of shard %d has applied up to index %d only; ask another", r.shard, r.applied)
+	r.touch()
+}
+
+func (r *Replica) giveUp(list []*Request, before int64, code Code, format string, args ...any) []*Request {
+	still := list[:0]
+	for _, req := range list {
+		if req.queuedAt < before {
+			r.finish(req, Result{}, notProposed(code, format, args...))
+		} else {
+			still = append(still, req)
+		}
+	}
+	clear(list[len(still):])
+	return still
+}
+
+// appliedVersion is the state at the applied index: on a leader, without what is only decided.
+func (r *Replica) appliedVersion() *state.Version {
+	if r.lead != nil && r.lead.ready {
+		return r.state.CommittedVersion(r.committed)
+	}
+	return r.state.Version()
+}
+
+// age bounds how old the applied state may be: the time since this replica
+// last heard from the leader, or, leading, from a quorum. On one that hears from
+// nobody it grows; that its last message told all is assumed within a tick.
+func (r *Replica) age() time.Duration {
+	now := r.w.now.Mono
+	if r.lead != nil {
+		return time.Duration(now - r.quorumHeard(now))
+	}
+	if r.leader == 0 {
+		return time.Duration(now - r.w.lastLed[r.shard])
+	}
+	heard := r.w.env.LastHeard(r.leader)
+	r.w.lastLed[r.shard] = heard
+	return time.Duration(now - heard)
+}
+
+// quorumHeard returns the latest time since when a quorum, this node included, was heard from.
+func (r *Replica) quorumHeard(now int64) int64 {
+	times := make([]int64, 0, len(r.voters))
+	for _, v := range r.voters {
+		if v == r.cfg.Node {
+			times = append(times, now)
+		} else {
+			times = append(times, r.w.env.LastHeard(v))
+		}
+	}
+	slices.Sort(times)
+	return times[len(times)-(len(times)/2+1)]
+}
+
+// QueryBatch is a number of queries on one version of the state. RunOne may
+// be called on several goroutines, so that one long query holds up nobody else.
+type QueryBatch struct {
+	machine Machine
+	version *state.Version
+	reqs    []*Request
+	result  Result
+	next    atomic.Int64
+	left    atomic.Int64
+	replica *Replica
+}
+
+func (r *Replica) query(v *state.Version, reqs []*Request, res Result) {
+	for _, q := range reqs {
+		r.pending.requests--
+		r.pending.bytes -= q.size
+	}
+	b := &QueryBatch{machine: r.machine, version: v, reqs: reqs, result: res, replica: r}
+	b.left.Store(int64(len(reqs)))
+	r.w.env.Query(b)
+}
+
+// RunOne runs the next query, and reports whether there was one.
+func (b *QueryBatch) RunOne() bool {
+	i := b.next.Add(1) - 1
+	if i >= int64(len(b.reqs)) {
+		return false
+	}
+	b.run(b.reqs[i])
+	if b.left.Add(-1) == 0 {
+		b.version.Close()
+	}
+	return true
+}
+
+func (b *QueryBatch) run(q *Request) {
+	res := b.result
+	var err error
+	res.Answer, err = b.answer(q)
+	if err != nil {
+		res.Answer = nil
+	}
+	q.finish(res, err)
+}
+
+func (b *QueryBatch) answer(q *Request) (answer []byte, err error) {
+	defer func() {
+		switch p := recover().(type) {
+		case nil:
+		case *state.ReadError:
+			err = broken(CodeStorage, p, "the state store could not be read")
+		default:
+			b.replica.logger.Error("the machine panicked on a query", "reason", p, "stack", string(debug.Stack()))
+			err = &Rejection{Code: CodeMachinePanic, Message: fmt.Sprintf("the machine panicked: %v", p)}
+		}
+	}()
+	answer, err = b.machine.Query(b.version, q.Query)
+	if err != nil {
+		return nil, rejectionOf(err)
+	}
+	return answer, nil
+}

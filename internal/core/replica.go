@@ -1,0 +1,415 @@
+package core
+
+import (
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"runtime/debug"
+
+	"go.etcd.io/etcd/raft/v3"
+	"go.etcd.io/etcd/raft/v3/raftpb"
+
+	"github.com/decree-raft/decree/internal/state"
+	"github.com/decree-raft/decree/wal"
+)
+
+// Replica is one member of a shard. Everything in it belongs to its worker's goroutine.
+type Replica struct {
+	shard   ShardID
+	w       *Worker
+	cfg     *Config
+	logger  *slog.Logger
+	machine Machine
+	rand    *rand.Rand
+
+	rn    *raft.RawNode
+	log   *raftLog
+	state *state.Shard
+
+	// What has been applied, and is the same on every replica at the same index.
+	// Invariant: on a leader that is ready, the head of the state store is ahead
+	// of it by exactly the effects of lead.inflight and lead.open, all of which
+	// can be undone back to the mark committed.
+	meta
+	sessions  *sessionTable
+	apply     applyState
+	committed state.Mark
+	applying  *Event // while the machine's Apply runs on a replicated event
+
+	// What raft says, as of the last observe.
+	role     raft.StateType
+	raftTerm Term
+	leader   NodeID
+
+	lead    *leadership // nil unless leading
+	queue   []*Request  // to be decided or to ride, in order of arrival
+	orphans []*batch    // in flight when leadership went; settled within the pass
+	reads   readQueue
+	pending pendingBound
+
+	// The one Ready that raft allows at a time, while the WAL writes it.
+	writing bool
+	ready   raft.Ready
+	held    []raftpb.Message // that must not leave before the write is durable
+
+	freezing bool // the state is frozen at freezeAt, which is not committed yet
+	freezeAt Index
+	flushing bool
+
+	quiet     bool
+	idleTicks int
+
+	touched bool // is on the worker's list for this pass
+	broken  *Error
+	stats   Stats
+}
+
+// pendingBound bounds the calls that a replica holds.
+type pendingBound struct{ requests, bytes int }
+
+// Stats are counters since the replica started.
+type Stats struct {
+	Entries       uint64 // applied
+	Commands      uint64 // decided here and committed
+	Rejections    uint64 // of those
+	LogReads      uint64 // answered by riding the log
+	OtherReads    uint64 // answered at other levels
+	Duplicates    uint64 // retries answered from a session
+	Voids         uint64 // entries that failed the check of term and sequence
+	Rollbacks     uint64 // times that speculative state was thrown away
+	MachinePanics uint64 // contained in Decide, Query or the leader's Apply
+	Refused       uint64 // calls turned away by a limit
+	Flushes       uint64
+}
+
+func newReplica(w *Worker, id ShardID, d Deps) (*Replica, error) {
+	r := &Replica{
+		shard: id, w: w, cfg: &w.cfg, machine: d.Machine, state: d.State, rand: d.Rand,
+		logger: d.Logger.With("shard", uint64(id)),
+	}
+	r.apply.s = d.State
+	if err := r.restore(d); err != nil {
+		return nil, fmt.Errorf("shard %d: %w", id, err)
+	}
+	rn, err := raft.NewRawNode(&raft.Config{
+		ID:                        uint64(w.cfg.Node),
+		ElectionTick:              w.cfg.ElectionTicks,
+		HeartbeatTick:             w.cfg.HeartbeatTicks,
+		Storage:                   r.log,
+		Applied:                   uint64(r.applied),
+		MaxSizePerMsg:             1 << 20,
+		MaxCommittedSizePerReady:  8 << 20,
+		MaxUncommittedEntriesSize: 1 << 30, // bounded by pipeline depth and entry size; see proposal
+		MaxInflightMsgs:           256,
+		CheckQuorum:               true,
+		PreVote:                   true,
+		ReadOnlyOption:            raft.ReadOnlySafe,
+		Logger:                    raftLogger{r.logger},
+		// A follower cannot decide, so it has nothing to forward.
+		DisableProposalForwarding: true,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("shard %d: %w", id, err)
+	}
+	r.rn = rn
+	if r.applied == 0 && r.log.last() == 0 && raft.IsEmptyHardState(r.log.hard) && r.firstCandidate() {
+		// A new shard need not wait for a timeout; each has its own first candidate, which spreads the leaders.
+		_ = rn.Campaign()
+	}
+	r.observe()
+	return r, nil
+}
+
+// restore rebuilds what a crash left: the last flush, and the WAL's entries after it.
+func (r *Replica) restore(d Deps) error {
+	r.voters = d.Voters
+	if data := d.State.Meta(); data != nil {
+		m, err := decodeMeta(data)
+		if err != nil {
+			return err
+		}
+		r.meta = m
+	}
+	if len(r.voters) == 0 {
+		return fmt.Errorf("no voters: a shard needs at least one")
+	}
+	r.apply.chain = r.chain
+	var err error
+	if r.sessions, err = loadSessions(d.State); err != nil {
+		return err
+	}
+	r.log = newRaftLog(d.State, r.voters, r.applied, r.meta.term, r.cfg.Limits.LogCacheBytes)
+	hs := d.Log.HardState
+	if r.applied > 0 && hs.Term == 0 {
+		return fmt.Errorf("the state is flushed up to index %d, but the write-ahead log knows nothing of the shard: "+
+			"this node has lost part of its log and may not come back under its old id; remove its data and add it as a new node", r.applied)
+	}
+	var entries []raftpb.Entry
+	for _, e := range d.Log.Entries {
+		if e.Index > uint64(r.applied) {
+			entries = append(entries, raftpb.Entry{Index: e.Index, Term: e.Term, Type: raftpb.EntryType(e.Type), Data: e.Data})
+		}
+	}
+	if err := r.log.append(entries); err != nil {
+		return fmt.Errorf("the write-ahead log does not continue the state: %w", err)
+	}
+	if hs.Commit > r.log.last() {
+		return fmt.Errorf("entries up to %d are known to be committed, but the log ends at %d: this node has lost part of its "+
+			"log and may not come back under its old id; remove its data and add it as a new node", hs.Commit, r.log.last())
+	}
+	r.log.hard = raftpb.HardState{Term: hs.Term, Vote: hs.Vote, Commit: max(hs.Commit, uint64(r.applied))}
+	return nil
+}
+
+func (r *Replica) firstCandidate() bool {
+	return r.voters[uint64(r.shard)%uint64(len(r.voters))] == r.cfg.Node
+}
+
+// process brings the replica as far as the inputs so far allow.
+func (r *Replica) process() {
+	defer r.contain()
+	if r.broken != nil {
+		return
+	}
+	r.observe()
+	r.promoteCommitted()
+	r.decideQueue()
+	for range 16 { // bounded: each round consumes what raft had ready
+		if r.writing {
+			break
+		}
+		r.propose()
+		if !r.rn.HasReady() {
+			break
+		}
+		r.takeReady()
+		r.observe()
+		r.promoteCommitted()
+	}
+	r.settleOrphans()
+	r.serveReads()
+	r.maybeFreeze()
+}
+
+// contain keeps a fault of this shard from taking others down: the replica stops, with the reason.
+func (r *Replica) contain() {
+	p := recover()
+	if p == nil {
+		return
+	}
+	var err *Error
+	switch cause := p.(type) {
+	case *Error:
+		err = cause
+	case *state.ReadError:
+		err = broken(CodeStorage, cause, "the state store could not be read")
+	default:
+		if e := r.applying; e != nil {
+			err = broken(CodeApplyPanic, nil, "the machine panicked when it applied the event at %v: %v", e.Position, p)
+		} else {
+			err = broken(CodeCorruption, nil, "an invariant does not hold: %v", p)
+		}
+		r.logger.Error("panic", "reason", p, "stack", string(debug.Stack()))
+	}
+	r.stop(err)
+}
+
+// stop takes the replica out of service. It will neither vote, apply nor flush again.
+func (r *Replica) stop(err *Error) {
+	if r.broken != nil {
+		return
+	}
+	r.broken = err
+	r.logger.Error("replica stopped", "reason", err)
+	inflight := r.orphans
+	if r.lead != nil {
+		inflight = append(inflight, r.lead.inflight...)
+		if b := r.lead.open; b != nil {
+			b.fail(r, err)
+		}
+	}
+	for _, b := range inflight {
+		b.fail(r, unknown(err.Code, "the replica stopped while the entry was under way: %s", err.Message))
+	}
+	r.orphans, r.lead = nil, nil
+	for _, q := range r.queue {
+		r.finish(q, Result{}, err)
+	}
+	r.queue = nil
+	r.reads.failAll(r, err)
+	r.w.env.Changed(r.shard, 0, r.raftTerm)
+	r.w.env.Stopped(r.shard, err)
+}
+
+// observe notices what raft has become, and acts on a change before anything else is decided.
+func (r *Replica) observe() {
+	st := r.rn.BasicStatus()
+	role, term, leader := st.RaftState, Term(st.Term), NodeID(st.Lead)
+	if r.lead != nil && (role != raft.StateLeader || term != r.lead.term) {
+		// Terms are compared, not roles: a leader that lost and won again between two looks has lost [G4].
+		r.stepDown(leader)
+	}
+	if role == raft.StateLeader && r.lead == nil {
+		r.lead = &leadership{term: term}
+		r.logger.Info("leader", "term", uint64(term))
+	}
+	if term != r.raftTerm || leader != r.leader || role != r.role {
+		r.reads.reset()
+		r.w.env.Changed(r.shard, leader, term)
+	}
+	r.role, r.raftTerm, r.leader = role, term, leader
+	if r.lead == nil && len(r.queue) > 0 {
+		r.refuseQueue()
+	}
+	if r.lead != nil && r.lead.transferee != 0 && st.LeadTransferee == 0 && r.lead.transferSent {
+		r.lead.transferee, r.lead.transferSent = 0, false // it was given up: go on
+	}
+}
+
+func (r *Replica) refuseQueue() {
+	for _, q := range r.queue {
+		r.finish(q, Result{}, r.notLeader())
+	}
+	r.queue = r.queue[:0]
+}
+
+func (r *Replica) notLeader() *Error {
+	if r.leader == 0 || r.leader == r.cfg.Node {
+		e := notProposed(CodeNoLeader, "shard %d has no known leader", r.shard)
+		e.RetryAfter = r.cfg.Tick
+		return e
+	}
+	e := notProposed(CodeNotLeader, "node %d does not lead shard %d, node %d does", r.cfg.Node, r.shard, r.leader)
+	e.Leader = r.leader
+	return e
+}
+
+// takeReady handles one Ready. The order of things is raft's contract (raft/doc.go; Raft thesis 10.2.1).
+func (r *Replica) takeReady() {
+	rd := r.rn.Ready()
+	hard := r.log.hard
+	if !raft.IsEmptyHardState(rd.HardState) {
+		hard = rd.HardState
+	}
+	promised := hard.Term != r.log.hard.Term || hard.Vote != r.log.hard.Vote
+	if !promised && len(rd.Entries) == 0 {
+		// A commit index alone is not worth a write: it is found out again.
+		r.log.hard = hard
+		r.sendAll(rd.Messages)
+		r.takeReadStates(rd.ReadStates)
+		r.applyCommitted(rd.CommittedEntries)
+		r.rn.Advance(rd)
+		return
+	}
+	// A leader may replicate while it writes; everything else says "I have it", or "I vote", and waits.
+	for i := range rd.Messages {
+		m := &rd.Messages[i]
+		if r.lead != nil && !promised && (m.Type == raftpb.MsgApp || m.Type == raftpb.MsgHeartbeat) {
+			r.send(m)
+		} else {
+			r.held = append(r.held, *m)
+		}
+	}
+	r.writing, r.ready = true, rd
+	r.w.write(r, record(r.shard, hard, rd.Entries))
+	r.takeReadStates(rd.ReadStates)
+	// What is committed may be applied now where this node has it on disk already. (With a
+	// single voter, and on followers, it may be part of this very write: etcd#14370.)
+	r.applyCommitted(r.durable(rd.CommittedEntries))
+}
+
+func (r *Replica) durable(entries []raftpb.Entry) []raftpb.Entry {
+	n := len(entries)
+	for n > 0 && entries[n-1].Index > r.log.last() {
+		n--
+	}
+	return entries[:n]
+}
+
+// written continues after the outstanding Ready has become durable.
+func (r *Replica) written() {
+	defer r.contain()
+	if r.broken != nil || !r.writing {
+		return
+	}
+	rd := r.ready
+	r.writing, r.ready = false, raft.Ready{}
+	if err := r.log.append(rd.Entries); err != nil {
+		panic(broken(CodeCorruption, err, "raft saved entries that do not fit"))
+	}
+	if !raft.IsEmptyHardState(rd.HardState) {
+		r.log.hard = rd.HardState
+	}
+	r.sendAll(r.held)
+	r.held = r.held[:0]
+	r.applyCommitted(rd.CommittedEntries)
+	r.rn.Advance(rd)
+}
+
+func record(shard ShardID, hard raftpb.HardState, entries []raftpb.Entry) wal.Record {
+	rec := wal.Record{
+		Shard:     uint64(shard),
+		HardState: wal.HardState{Term: hard.Term, Vote: hard.Vote, Commit: hard.Commit},
+	}
+	if len(entries) > 0 {
+		rec.Entries = make([]wal.Entry, len(entries))
+		for i, e := range entries {
+			rec.Entries[i] = wal.Entry{Index: e.Index, Term: e.Term, Type: uint8(e.Type), Data: e.Data}
+		}
+	}
+	return rec
+}
+
+func (r *Replica) sendAll(messages []raftpb.Message) {
+	for i := range messages {
+		r.send(&messages[i])
+	}
+}
+
+func (r *Replica) send(m *raftpb.Message) {
+	if m.To != uint64(r.cfg.Node) && m.To != 0 {
+		r.w.env.Send(NodeID(m.To), r.shard, m)
+	}
+}
+
+// step gives raft a message from a peer.
+func (r *Replica) step(m *Message) {
+	defer r.contain()
+	if r.broken != nil {
+		return
+	}
+	r.wakeFor(&m.Raft)
+	// What raft refuses (an unknown sender, an answer to a former term) is not an error of ours.
+	_ = r.rn.Step(m.Raft)
+}
+
+// finish hands a request back.
+func (r *Replica) finish(q *Request, res Result, err error) {
+	for p := q; p != nil; p = p.next {
+		r.pending.requests--
+		r.pending.bytes -= p.size
+	}
+	q.finish(res, err)
+}
+
+// raftLogger gives raft's messages to slog: its own Info is our Debug.
+type raftLogger struct{ l *slog.Logger }
+
+func (l raftLogger) Debug(...any)                   {}
+func (l raftLogger) Debugf(string, ...any)          {}
+func (l raftLogger) Info(v ...any)                  { l.l.Debug(fmt.Sprint(v...)) }
+func (l raftLogger) Infof(format string, v ...any)  { l.infof(format, v...) }
+func (l raftLogger) Warning(v ...any)               { l.l.Warn(fmt.Sprint(v...)) }
+func (l raftLogger) Warningf(f string, v ...any)    { l.l.Warn(fmt.Sprintf(f, v...)) }
+func (l raftLogger) Error(v ...any)                 { l.l.Error(fmt.Sprint(v...)) }
+func (l raftLogger) Errorf(format string, v ...any) { l.l.Error(fmt.Sprintf(format, v...)) }
+func (l raftLogger) Fatal(v ...any)                 { panic(fmt.Sprint(v...)) }
+func (l raftLogger) Fatalf(format string, v ...any) { panic(fmt.Sprintf(format, v...)) }
+func (l raftLogger) Panic(v ...any)                 { panic(fmt.Sprint(v...)) }
+func (l raftLogger) Panicf(format string, v ...any) { panic(fmt.Sprintf(format, v...)) }
+
+func (l raftLogger) infof(format string, v ...any) {
+	if l.l.Enabled(nil, slog.LevelDebug) { //nolint:staticcheck // the handler needs no context
+		l.l.Debug(fmt.Sprintf(format, v...))
+	}
+}

@@ -1,0 +1,121 @@
+package core
+
+import "time"
+
+// SessionID names a client's exactly-once window on one shard. It is given out
+// by the log itself (where the opening stands) and so is never given out twice.
+type SessionID uint64
+
+// Kind is what a Request asks for.
+type Kind uint8
+
+// The kinds of request.
+const (
+	KindCommand Kind = iota // decide Commands, together: all or nothing
+	KindOpenSession
+	KindCloseSession
+	KindRead
+)
+
+// Level says what a read promises.
+type Level uint8
+
+// The levels of a read.
+const (
+	// Linearizable rides the log: the read joins the next entry, and no clock is trusted. Leader only.
+	Linearizable Level = iota
+	// ReadIndex is linearizable without a log write; any replica can be asked.
+	ReadIndex
+	// Session answers from any replica that has applied Request.Token: read
+	// your writes, and monotonic if each answer's index becomes the next token.
+	Session
+	// Stale answers at once from what this replica has applied. Result.Age says how old that may be.
+	Stale
+)
+
+func (l Level) String() string {
+	switch l {
+	case Linearizable:
+		return "linearizable"
+	case ReadIndex:
+		return "read-index"
+	case Session:
+		return "session"
+	case Stale:
+		return "stale"
+	}
+	return "unknown level"
+}
+
+// Request is one call on its way through a replica. The caller fills in the
+// first part, hands it to a Worker, and gets it back through Done exactly once.
+type Request struct {
+	Kind  Kind
+	Shard ShardID
+
+	Commands [][]byte
+	// MakesRoom marks commands that free space: they are taken even when the disk is low.
+	MakesRoom bool
+
+	// Session, if not 0, makes the command exactly-once under Sequence (from 1).
+	// Acknowledged says that the client has the outcomes of all sequences up to it
+	// and will never ask for them again.
+	Session      SessionID
+	Sequence     uint64
+	Acknowledged uint64
+
+	Level Level
+	Query []byte
+	Token Index
+
+	// Done is called exactly once, on the worker's goroutine or a query's; it must not block.
+	Done func(*Request)
+
+	Result Result
+	Err    error
+
+	reply     [1][]byte
+	next      *Request // further requests for the same in-flight sequence
+	digest    uint64
+	size      int
+	queuedAt  int64 // monotonic ns
+	readIndex Index
+}
+
+// Result is what a call yields.
+type Result struct {
+	Replies [][]byte // one per command
+	Answer  []byte   // of a read
+	Session SessionID
+	// Index is the position of the outcome: the token for a Session read that must see it.
+	Index Index
+	// Age bounds how old a Stale answer may be, as far as this replica knows.
+	Age time.Duration
+}
+
+// replySpace returns room for the replies, without an allocation for the usual one.
+func (r *Request) replySpace() [][]byte {
+	if len(r.Commands) == 1 {
+		return r.reply[:0]
+	}
+	return make([][]byte, 0, len(r.Commands))
+}
+
+func (r *Request) bytes() int {
+	n := len(r.Query) + 64
+	for _, c := range r.Commands {
+		n += len(c)
+	}
+	return n
+}
+
+// finish hands the request and those attached to it back.
+func (r *Request) finish(res Result, err error) {
+	for r != nil {
+		next := r.next
+		r.next = nil
+		r.Result, r.Err = res, err
+		r.Done(r)
+		r = next
+	}
+}

@@ -1,0 +1,336 @@
+package core
+
+import (
+	"cmp"
+	"encoding/binary"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/cespare/xxhash/v2"
+
+	"github.com/decree-raft/decree/internal/state"
+)
+
+// Exactly-once: (session, sequence) names a command for ever. Its outcome is
+// kept until the client acknowledges it or the session ends. The table is part of the
+// replicated state: it changes only when an entry is applied, and the same on
+// every replica (Raft thesis, section 6.3).
+
+// An outcome is the remembered fate of one sequence number.
+type outcome struct {
+	known  bool
+	digest uint64 // of the commands, to tell a retry from a reuse
+	index  Index
+	data   []byte // see entry.go, "outcome"; owned by the session
+}
+
+type session struct {
+	id     SessionID
+	ttl    int64 // ns of entry time without use after which the session expires
+	window uint64
+	used   Timestamp // entry time of the last use
+	place  uint64    // orders sessions of one time: grows with every use on the shard
+	acked  uint64
+
+	// ring[seq % len(ring)] is the outcome of seq, for acked < seq <= acked+len(ring).
+	// Its length is a power of two and grows up to the window.
+	ring []outcome
+
+	prev, next *session // by last use, oldest first
+	dirty      bool
+
+	// Leader only: what has been decided and is not committed.
+	inflight     map[uint64]*Request
+	inflightUses int
+}
+
+func (s *session) slot(seq uint64) *outcome { return &s.ring[seq&uint64(len(s.ring)-1)] }
+
+// lookup returns the outcome of seq if it is known.
+func (s *session) lookup(seq uint64) *outcome {
+	if seq <= s.acked || seq > s.acked+uint64(len(s.ring)) {
+		return nil
+	}
+	if o := s.slot(seq); o.known {
+		return o
+	}
+	return nil
+}
+
+func (s *session) acknowledge(upTo uint64) {
+	if upTo <= s.acked {
+		return
+	}
+	for seq := s.acked + 1; seq <= min(upTo, s.acked+uint64(len(s.ring))); seq++ {
+		o := s.slot(seq)
+		o.known = false
+		if cap(o.data) > 4<<10 {
+			o.data = nil // do not let one large reply stay for ever
+		}
+	}
+	s.acked = upTo
+}
+
+func (s *session) record(seq, digest uint64, index Index, data []byte) {
+	if seq <= s.acked {
+		return
+	}
+	s.grow(seq)
+	o := s.slot(seq)
+	o.known, o.digest, o.index = true, digest, index
+	o.data = append(o.data[:0], data...)
+}
+
+// grow makes the ring reach seq.
+func (s *session) grow(seq uint64) {
+	n := max(1, len(s.ring))
+	for s.acked+uint64(n) < seq {
+		n *= 2
+	}
+	if n == len(s.ring) {
+		return
+	}
+	old := *s
+	s.ring = make([]outcome, n)
+	for q := s.acked + 1; q <= s.acked+uint64(len(old.ring)); q++ {
+		*s.slot(q) = *old.slot(q)
+	}
+}
+
+// sessionTable holds all sessions of a shard.
+type sessionTable struct {
+	byID    map[SessionID]*session
+	oldest  *session
+	newest  *session
+	uses    uint64
+	dirty   []*session
+	removed []SessionID // since the last flush
+}
+
+func newSessionTable() *sessionTable {
+	return &sessionTable{byID: map[SessionID]*session{}}
+}
+
+func (t *sessionTable) unlink(s *session) {
+	if s.prev != nil {
+		s.prev.next = s.next
+	} else {
+		t.oldest = s.next
+	}
+	if s.next != nil {
+		s.next.prev = s.prev
+	} else {
+		t.newest = s.prev
+	}
+	s.prev, s.next = nil, nil
+}
+
+func (t *sessionTable) pushNewest(s *session) {
+	s.prev, s.next = t.newest, nil
+	if t.newest != nil {
+		t.newest.next = s
+	} else {
+		t.oldest = s
+	}
+	t.newest = s
+}
+
+func (t *sessionTable) touch(s *session, now Timestamp) {
+	t.uses++
+	s.used, s.place = now, t.uses
+	if t.newest != s {
+		t.unlink(s)
+		t.pushNewest(s)
+	}
+	if !s.dirty {
+		s.dirty = true
+		t.dirty = append(t.dirty, s)
+	}
+}
+
+func (t *sessionTable) open(id SessionID, ttl int64, window uint64, now Timestamp) {
+	s := &session{id: id, ttl: ttl, window: window}
+	t.byID[id] = s
+	t.pushNewest(s)
+	t.touch(s, now)
+}
+
+func (t *sessionTable) remove(id SessionID) {
+	s := t.byID[id]
+	if s == nil {
+		return
+	}
+	delete(t.byID, id)
+	t.unlink(s)
+	t.removed = append(t.removed, id)
+}
+
+// expire removes what has not been used for its time to live. It runs first when an
+// entry is applied, so that every replica forgets the same at the same place.
+func (t *sessionTable) expire(now Timestamp) {
+	for s := t.oldest; s != nil && s.expired(now); s = t.oldest {
+		t.remove(s.id)
+	}
+}
+
+func (s *session) expired(now Timestamp) bool { return int64(now-s.used) > s.ttl }
+
+// victims returns n sessions to evict, the longest unused first, sparing those with commands in flight.
+func (t *sessionTable) victims(n int) (ids []SessionID) {
+	for s := t.oldest; s != nil && len(ids) < n; s = s.next {
+		if s.inflightUses == 0 {
+			ids = append(ids, s.id)
+		}
+	}
+	return ids
+}
+
+// apply brings the table forward by one request of an applied entry.
+func (t *sessionTable) apply(h *requestHeader, now Timestamp, index Index, ordinal int) {
+	if h.flags&flagOpen != 0 {
+		for _, id := range h.evicted {
+			t.remove(id)
+		}
+		t.open(sessionIDAt(index, ordinal), int64(h.ttl), h.window, now)
+		return
+	}
+	if h.flags&flagClose != 0 {
+		t.remove(h.session)
+		return
+	}
+	if h.flags&flagSession == 0 {
+		return
+	}
+	// Missing cannot be: the leader saw it, at this entry's time.
+	if s := t.byID[h.session]; s != nil {
+		t.touch(s, now)
+		s.acknowledge(h.acked)
+		s.record(h.seq, h.digest, index, h.outcome)
+	}
+}
+
+func sessionIDAt(index Index, ordinal int) SessionID {
+	return SessionID(uint64(index)*maxRequestsPerEntry + uint64(ordinal))
+}
+
+func digestOf(commands [][]byte) uint64 {
+	if len(commands) == 1 {
+		return xxhash.Sum64(commands[0])
+	}
+	h := uint64(len(commands))
+	for _, c := range commands {
+		h = mix(h, xxhash.Sum64(c))
+	}
+	return h
+}
+
+// flushed returns what changed since the last call, encoded for the state store.
+func (t *sessionTable) flushed() (out []state.KV) {
+	for _, id := range t.removed {
+		out = append(out, state.KV{Key: sessionKey(id)})
+	}
+	t.removed = t.removed[:0]
+	for _, s := range t.dirty {
+		s.dirty = false
+		if t.byID[s.id] == s {
+			out = append(out, state.KV{Key: sessionKey(s.id), Value: s.encode()})
+		}
+	}
+	t.dirty = t.dirty[:0]
+	return out
+}
+
+func sessionKey(id SessionID) []byte { return binary.BigEndian.AppendUint64(nil, uint64(id)) }
+
+const sessionVersion = 1
+
+// encode writes: version (1 byte), then varints ttl, window, used, place,
+// acknowledged, count; for each known outcome: varint distance from
+// acknowledged, digest (8 bytes), varint index, data (bytes).
+func (s *session) encode() []byte {
+	b := []byte{sessionVersion}
+	for _, v := range []uint64{uint64(s.ttl), s.window, uint64(s.used), s.place, s.acked} {
+		b = binary.AppendUvarint(b, v)
+	}
+	n := 0
+	for i := range s.ring {
+		if s.ring[i].known {
+			n++
+		}
+	}
+	b = binary.AppendUvarint(b, uint64(n))
+	for seq := s.acked + 1; n > 0; seq++ {
+		o := s.slot(seq)
+		if !o.known {
+			continue
+		}
+		n--
+		b = binary.AppendUvarint(b, seq-s.acked)
+		b = binary.LittleEndian.AppendUint64(b, o.digest)
+		b = binary.AppendUvarint(b, uint64(o.index))
+		b = appendBytes(b, o.data)
+	}
+	return b
+}
+
+func decodeSession(id SessionID, b []byte) (*session, error) {
+	r := reader{b: b}
+	if v := r.byte("version"); v != sessionVersion {
+		return nil, fmt.Errorf("session %d is stored in version %d, this program knows %d", id, v, sessionVersion)
+	}
+	s := &session{id: id}
+	s.ttl = int64(r.uvarint("ttl"))
+	s.window = r.uvarint("window")
+	s.used = Timestamp(r.uvarint("used"))
+	s.place = r.uvarint("place")
+	s.acked = r.uvarint("acknowledged")
+	for n := r.count("outcomes"); n > 0 && r.err == nil; n-- {
+		seq := s.acked + r.uvarint("sequence")
+		digest := r.uint64("digest")
+		index := Index(r.uvarint("index"))
+		data := r.bytes("outcome")
+		if seq > s.acked+s.window {
+			r.fail("sequence beyond the window")
+		}
+		if r.err == nil {
+			s.record(seq, digest, index, data)
+		}
+	}
+	return s, r.err
+}
+
+// loadSessions rebuilds the table of the last flush.
+func loadSessions(from *state.Shard) (*sessionTable, error) {
+	t := newSessionTable()
+	var all []*session
+	err := from.LoadSessions(func(key, value []byte) error {
+		if len(key) != 8 {
+			return fmt.Errorf("session key of %d bytes, want 8", len(key))
+		}
+		s, err := decodeSession(SessionID(binary.BigEndian.Uint64(key)), value)
+		all = append(all, s)
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("load sessions: %w", err)
+	}
+	slices.SortFunc(all, func(a, b *session) int { return cmp.Compare(a.place, b.place) })
+	for _, s := range all {
+		t.byID[s.id] = s
+		t.pushNewest(s)
+		t.uses = max(t.uses, s.place)
+	}
+	return t, nil
+}
+
+// SessionOptions are what a session is opened with. They are replicated, so
+// changing them changes sessions opened from then on.
+type SessionOptions struct {
+	// TTL is how long, in entry time, a session outlives its last use. Default 1 hour.
+	TTL time.Duration
+	// Window is how many sequences may be unacknowledged at once. Default 4096.
+	Window uint64
+	// Max is how many sessions a shard keeps; the longest unused is evicted for a new one. Default 65,536.
+	Max int
+}

@@ -1,0 +1,339 @@
+package core
+
+import (
+	"fmt"
+	"time"
+
+	"go.etcd.io/etcd/raft/v3"
+
+	"github.com/decree-raft/decree/internal/state"
+	"github.com/decree-raft/decree/wal"
+)
+
+// Worker is the single writer of some of a node's shards. It does no I/O and
+// reads no clock: Pass is a function of its inputs and of what Env answers, so that the simulator runs
+// this very code under one seed. A Worker is used by one goroutine at a time.
+type Worker struct {
+	cfg      Config
+	env      Env
+	now      Now
+	replicas map[ShardID]*Replica
+	order    []*Replica // by shard, for what concerns all
+	touched  []*Replica // in this pass
+	out      *Write     // of this pass
+	peers    map[NodeID]bool
+	lastLed  map[ShardID]int64
+	diskLow  bool
+
+	scratch []byte // events of the request being decided
+	buffer  int    // size of recent entries
+}
+
+// NewWorker returns a worker without shards. The config must be valid.
+func NewWorker(cfg Config, env Env, now Now) *Worker {
+	return &Worker{cfg: cfg, env: env, now: now, replicas: map[ShardID]*Replica{}, peers: map[NodeID]bool{}, lastLed: map[ShardID]int64{}}
+}
+
+// AddShard starts a replica. What it has to send or write goes out with the next Pass.
+func (w *Worker) AddShard(id ShardID, d Deps) error {
+	if w.replicas[id] != nil {
+		return fmt.Errorf("shard %d is there already", id)
+	}
+	r, err := newReplica(w, id, d)
+	if err != nil {
+		return err
+	}
+	w.replicas[id] = r
+	w.order = append(w.order, r)
+	for _, v := range r.voters {
+		if v != w.cfg.Node {
+			w.peers[v] = true
+		}
+	}
+	r.touch()
+	return nil
+}
+
+// Pass takes in what has arrived and brings every shard concerned as far as it goes.
+func (w *Worker) Pass(now Now, in *Input) {
+	w.now = now
+	for _, f := range in.Calls {
+		f(w)
+	}
+	for _, wr := range in.Written {
+		for _, r := range wr.replicas {
+			r.touch()
+			r.written()
+		}
+	}
+	for _, f := range in.Flushed {
+		if r := w.replicas[f.Shard]; r != nil {
+			r.flushed(f)
+			r.touch()
+		}
+	}
+	for i := range in.Messages {
+		if r := w.replicas[in.Messages[i].Shard]; r != nil {
+			r.touch()
+			r.step(&in.Messages[i])
+		}
+	}
+	for _, q := range in.Quiesces {
+		if r := w.replicas[q.Shard]; r != nil {
+			r.agreeToQuiesce(q)
+		}
+	}
+	for _, p := range in.Unreachable {
+		w.unreachable(p)
+	}
+	for range in.Ticks {
+		w.tick()
+	}
+	for _, q := range in.Requests {
+		w.accept(q)
+	}
+	for i := 0; i < len(w.touched); i++ { // a replica touched meanwhile is appended
+		r := w.touched[i]
+		r.touched = false
+		r.process()
+	}
+	w.touched = w.touched[:0]
+	for _, id := range in.Pinned {
+		if r := w.replicas[id]; r != nil {
+			r.unpin()
+		}
+	}
+	if w.out != nil {
+		out := w.out
+		w.out = nil
+		w.env.Write(out)
+	}
+}
+
+// accept gives a request to its replica, or refuses it.
+func (w *Worker) accept(q *Request) {
+	r := w.replicas[q.Shard]
+	if r == nil {
+		q.finish(Result{}, notProposed(CodeNoShard, "node %d hosts no shard %d", w.cfg.Node, q.Shard))
+		return
+	}
+	q.size = q.bytes()
+	if err := r.refuses(q); err != nil {
+		r.stats.Refused++
+		q.finish(Result{}, err)
+		return
+	}
+	r.pending.requests++
+	r.pending.bytes += q.size
+	r.wake()
+	r.touch()
+	if q.Kind == KindRead && q.Level != Linearizable {
+		r.addRead(q)
+		return
+	}
+	if r.lead == nil {
+		r.finish(q, Result{}, r.notLeader())
+		return
+	}
+	r.queue = append(r.queue, q)
+}
+
+// refuses checks a request against what does not depend on its decision.
+func (r *Replica) refuses(q *Request) error {
+	l := &r.cfg.Limits
+	switch {
+	case r.broken != nil:
+		return r.broken
+	case r.pending.requests >= l.MaxQueuedRequests || r.pending.bytes+q.size > l.MaxQueuedBytes:
+		e := notProposed(CodeOverloaded, "%d calls with %d bytes are pending on shard %d (allowed: %d and %d)",
+			r.pending.requests, r.pending.bytes, r.shard, l.MaxQueuedRequests, l.MaxQueuedBytes)
+		e.RetryAfter = r.cfg.Tick
+		return e
+	case q.Kind == KindRead:
+		return nil
+	case r.w.diskLow && !q.MakesRoom:
+		e := notProposed(CodeDiskLow, "node %d is low on disk space: commands are refused until there is more, reads go on", r.cfg.Node)
+		e.RetryAfter = time.Second
+		return e
+	case len(q.Commands) > l.MaxRequestCommands:
+		return notProposed(CodeCommandTooLarge, "the request has %d commands, %d are allowed (MaxRequestCommands)", len(q.Commands), l.MaxRequestCommands)
+	case q.Kind == KindCommand && len(q.Commands) == 0:
+		return notProposed(CodeCommandTooLarge, "the request has no command")
+	case q.Session != 0 && q.Kind == KindCommand && q.Sequence == 0:
+		return notProposed(CodeSequenceAcked, "sequence numbers start at 1")
+	}
+	for _, c := range q.Commands {
+		if len(c) > l.MaxCommandBytes {
+			return notProposed(CodeCommandTooLarge, "the command has %d bytes, %d are allowed (MaxCommandBytes)", len(c), l.MaxCommandBytes)
+		}
+	}
+	return nil
+}
+
+func (w *Worker) tick() {
+	for p, was := range w.peers {
+		if is := w.heard(p); is != was {
+			w.peers[p] = is
+			if !is {
+				for _, r := range w.order {
+					r.peerSilent(p)
+				}
+			}
+		}
+	}
+	for _, r := range w.order {
+		r.tick()
+	}
+}
+
+func (w *Worker) heard(p NodeID) bool {
+	return w.now.Mono-w.env.LastHeard(p) < int64(w.cfg.ElectionTicks)*int64(w.cfg.Tick)
+}
+
+func (w *Worker) alive(p NodeID) bool { return w.peers[p] }
+
+// unreachable tells raft that messages to the peer were lost, so that it probes instead of streaming.
+func (w *Worker) unreachable(p NodeID) {
+	for _, r := range w.order {
+		if r.broken == nil && r.lead != nil && !r.quiet {
+			r.rn.ReportUnreachable(uint64(p))
+			r.touch()
+		}
+	}
+}
+
+// SetDiskLow switches the refusal of commands for want of disk space.
+func (w *Worker) SetDiskLow(low bool) { w.diskLow = low }
+
+func (r *Replica) touch() {
+	if !r.touched {
+		r.touched = true
+		r.w.touched = append(r.w.touched, r)
+	}
+}
+
+// write adds a record to what this pass makes durable; r, if not nil, is told when it is.
+func (w *Worker) write(r *Replica, rec wal.Record) {
+	if w.out == nil {
+		w.out = &Write{}
+	}
+	w.out.Records = append(w.out.Records, rec)
+	if r != nil {
+		w.out.replicas = append(w.out.replicas, r)
+	}
+}
+
+func (w *Worker) bufferHint() int { return max(512, w.buffer+w.buffer/4) }
+
+// bufferUsed keeps a decaying maximum, so that one large entry does not make all later ones large.
+func (w *Worker) bufferUsed(n int) { w.buffer = max(n, w.buffer-w.buffer/8) }
+
+// Stop ends every call that is pending. The worker must not be used any more.
+func (w *Worker) Stop(err *Error) {
+	for _, r := range w.order {
+		if r.broken == nil {
+			r.quietStop(err)
+		}
+	}
+}
+
+func (r *Replica) quietStop(err *Error) {
+	if r.lead != nil {
+		if b := r.lead.open; b != nil {
+			b.fail(r, err)
+		}
+		for _, b := range r.lead.inflight {
+			b.fail(r, unknown(err.Code, "the node stopped while the entry was under way"))
+		}
+	}
+	for _, q := range r.queue {
+		r.finish(q, Result{}, err)
+	}
+	r.reads.failAll(r, err)
+	r.broken, r.lead, r.queue = err, nil, nil
+}
+
+// Status is what a replica looks like between two passes.
+type Status struct {
+	Shard    ShardID
+	Role     string // leader, follower, candidate, pre-candidate, stopped
+	Term     Term
+	Leader   NodeID // 0: unknown
+	Voters   []NodeID
+	Applied  Index
+	Commit   Index
+	Last     Index  // of the log, durable
+	Flushed  Index  // what the state store has on disk
+	Sequence uint64 // decided entries so far
+	Time     Timestamp
+	Hash     uint64 // of all state changes up to Applied; equal on all replicas
+	Sessions int
+	Inflight int // entries proposed and not applied
+	Queued   int // calls pending
+	Memory   int64
+	Quiet    bool
+	Err      *Error // why it stopped
+	Stats    Stats
+}
+
+// Status returns the status of a shard, or false if the worker has no such shard.
+func (w *Worker) Status(id ShardID) (Status, bool) {
+	r := w.replicas[id]
+	if r == nil {
+		return Status{}, false
+	}
+	s := Status{
+		Shard: id, Role: roleNames[r.role], Term: r.raftTerm, Leader: r.leader, Voters: r.voters,
+		Applied: r.applied, Last: Index(r.log.last()), Flushed: Index(r.log.flushed),
+		Sequence: r.seq, Time: r.time, Hash: r.chain, Sessions: len(r.sessions.byID), Queued: r.pending.requests,
+		Quiet: r.quiet, Err: r.broken, Stats: r.stats, Memory: r.state.LayerBytes() + r.log.bytes,
+	}
+	if r.broken != nil {
+		s.Role = "stopped"
+		return s, true
+	}
+	s.Commit = Index(r.rn.BasicStatus().Commit)
+	if r.lead != nil {
+		s.Inflight = len(r.lead.inflight)
+	}
+	return s, true
+}
+
+// Version returns the state of a shard at its applied index, with that index and
+// its hash. The caller must Close it. For audits.
+func (w *Worker) Version(id ShardID) (v *state.Version, at Index, hash uint64, ok bool) {
+	r := w.replicas[id]
+	if r == nil || r.broken != nil {
+		return nil, 0, 0, false
+	}
+	return r.appliedVersion(), r.applied, r.chain, true
+}
+
+// Transfer starts handing leadership of a shard to another voter.
+func (w *Worker) Transfer(id ShardID, to NodeID) error {
+	r := w.replicas[id]
+	switch {
+	case r == nil:
+		return notProposed(CodeNoShard, "node %d hosts no shard %d", w.cfg.Node, id)
+	case r.broken != nil:
+		return r.broken
+	case r.lead == nil || !r.lead.ready:
+		return r.notLeader()
+	case r.lead.transferee != 0:
+		return notProposed(CodeTransfer, "leadership of shard %d is on its way to node %d already", id, r.lead.transferee)
+	}
+	for _, v := range r.voters {
+		if v == to && v != w.cfg.Node {
+			r.wake()
+			r.lead.transferee = to
+			r.touch()
+			return nil
+		}
+	}
+	return notProposed(CodeTransfer, "node %d is no other voter of shard %d (voters: %v)", to, id, r.voters)
+}
+
+var roleNames = map[raft.StateType]string{
+	raft.StateFollower: "follower", raft.StateCandidate: "candidate",
+	raft.StateLeader: "leader", raft.StatePreCandidate: "pre-candidate",
+}
