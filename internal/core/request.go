@@ -1,6 +1,9 @@
 package core
 
-import "time"
+import (
+	"slices"
+	"time"
+)
 
 // SessionID names a client's exactly-once window on one shard. It is given out
 // by the log itself (where the opening stands) and so is never given out twice.
@@ -74,6 +77,7 @@ type Request struct {
 	Result Result
 	Err    error
 
+	command   [1][]byte
 	reply     [1][]byte
 	next      *Request // further requests for the same in-flight sequence
 	digest    uint64
@@ -92,6 +96,9 @@ type Result struct {
 	// Age bounds how old a Stale answer may be, as far as this replica knows.
 	Age time.Duration
 }
+
+// CommandSpace returns room for one command, for Commands, without an allocation.
+func (r *Request) CommandSpace() [][]byte { return r.command[:0] }
 
 // replySpace returns room for the replies, without an allocation for the usual one.
 func (r *Request) replySpace() [][]byte {
@@ -114,6 +121,10 @@ func (r *Request) finish(res Result, err error) {
 	for r != nil {
 		next := r.next
 		r.next = nil
+		if next != nil {
+			// The replies may lie in r, which is its caller's again once it is done.
+			res.Replies = slices.Clone(res.Replies)
+		}
 		r.Result, r.Err = res, err
 		r.Done(r)
 		r = next

@@ -1,0 +1,418 @@
+package state
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"slices"
+	"testing"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+)
+
+// model is a shard and what it must look like.
+type model struct {
+	t *testing.T
+	r *rand.Rand
+	h *Shard
+
+	head map[string]string
+	base Mark                // of hist[0]
+	hist []map[string]string // the head at each mark from base on; the last is the present one
+
+	frozen      bool
+	frozenMark  Mark
+	frozenState map[string]string
+	job         *FlushJob
+	next        durable // after job
+	truncate    uint64  // by job
+	durable     durable
+	ran         bool
+
+	versions []openVersion
+}
+
+type openVersion struct {
+	v    *Version
+	want map[string]string
+}
+
+func (m *model) end() Mark { return m.base + Mark(len(m.hist)-1) }
+
+func (m *model) resetUndo() { m.hist = []map[string]string{maps.Clone(m.head)} }
+
+func (m *model) check(err error) {
+	m.t.Helper()
+	if err != nil {
+		m.t.Fatalf("shard %d: %v", m.h.id, err)
+	}
+}
+
+func (m *model) key() []byte {
+	const alphabet = "\x00ab\xff"
+	k := make([]byte, m.r.IntN(4))
+	for i := range k {
+		k[i] = alphabet[m.r.IntN(len(alphabet))]
+	}
+	return k
+}
+
+func (m *model) write() {
+	key := m.key()
+	if m.r.IntN(3) == 0 {
+		m.h.Delete(key)
+		delete(m.head, string(key))
+	} else {
+		value := bytes.Repeat([]byte{byte(m.r.Uint32())}, m.r.IntN(20))
+		m.h.Set(key, value)
+		m.head[string(key)] = string(value)
+		clear(value) // Set has copied it
+	}
+	clear(key)
+	if m.h.undo.on {
+		m.hist = append(m.hist, maps.Clone(m.head))
+	} else {
+		m.resetUndo()
+	}
+}
+
+func (m *model) mark() Mark { return m.base + Mark(m.r.IntN(len(m.hist))) }
+
+func (m *model) rollback() {
+	to := m.mark()
+	if m.job != nil {
+		to = max(to, m.frozenMark)
+	}
+	m.h.Rollback(to)
+	m.hist = m.hist[:to-m.base+1]
+	m.head = maps.Clone(m.hist[to-m.base])
+	if m.frozen && to < m.frozenMark {
+		m.frozenMark, m.frozenState = to, maps.Clone(m.head)
+	}
+	if m.frozen && m.job == nil && m.h.active.tree.Len() == 0 && m.r.IntN(2) == 0 {
+		m.h.Unfreeze()
+		m.frozen = false
+	}
+}
+
+func (m *model) release() {
+	upTo := m.mark()
+	m.h.Release(upTo)
+	m.hist = m.hist[upTo-m.base:]
+	m.base = upTo
+}
+
+func (m *model) toggleUndo() {
+	if m.h.undo.on {
+		m.h.Release(m.end())
+		m.base = m.end()
+		m.resetUndo()
+	}
+	m.h.SetUndo(!m.h.undo.on)
+}
+
+func (m *model) version() {
+	v, want := m.h.Version(), m.head
+	if m.r.IntN(2) == 0 {
+		v.Close()
+		at := m.mark()
+		v, want = m.h.CommittedVersion(at), m.hist[at-m.base]
+	}
+	m.versions = append(m.versions, openVersion{v, maps.Clone(want)})
+	if len(m.versions) > 6 {
+		m.closeVersion(m.r.IntN(len(m.versions)))
+	}
+}
+
+func (m *model) closeVersion(i int) {
+	o := m.versions[i]
+	m.check(sameView(o.v, o.want))
+	o.v.Close()
+	m.versions = slices.Delete(m.versions, i, i+1)
+}
+
+// flushStep does the next step of a flush, if it is allowed.
+func (m *model) flushStep() {
+	switch {
+	case !m.frozen:
+		if !m.h.Freeze() {
+			m.t.Fatal("freeze refused")
+		}
+		m.frozen, m.frozenMark, m.frozenState = true, m.end(), maps.Clone(m.head)
+	case m.job == nil:
+		if m.h.Freeze() {
+			m.t.Fatal("second freeze")
+		}
+		if m.base < m.frozenMark && len(m.hist) > 1 {
+			if r := caught(func() { m.h.Flush(Flush{Index: 1 << 60}) }); r == nil {
+				m.t.Fatal("flush of speculative writes")
+			}
+			return
+		}
+		var f Flush
+		f, m.next = randomFlush(m.r, m.durable, m.frozenState)
+		m.job, m.truncate = m.h.Flush(f), f.TruncateJournalBelow
+	case !m.ran:
+		m.check(m.job.Run())
+		m.ran = true
+	default:
+		m.h.Flushed(m.job)
+		m.durable, m.job, m.ran, m.frozen = m.next, nil, false, false
+	}
+}
+
+func (m *model) scan() {
+	start, end := m.key(), m.key()
+	if m.r.IntN(3) == 0 {
+		end = nil
+	}
+	limit := m.r.IntN(30)
+	up := want(m.head, start, end)
+	got := collect(m.h.Scan(start, end), limit)
+	if !slices.Equal(got, up[:min(limit, len(up))]) {
+		m.t.Fatalf("scan %q %q: got %v, want %v", start, end, got, up)
+	}
+	slices.Reverse(up)
+	got = collect(m.h.ScanBackward(start, end), limit)
+	if !slices.Equal(got, up[:min(limit, len(up))]) {
+		m.t.Fatalf("scan backward %q %q: got %v, want %v", start, end, got, up)
+	}
+	key := m.key()
+	v, ok := m.h.Get(key)
+	if w, wok := m.head[string(key)]; ok != wok || string(v) != w {
+		m.t.Fatalf("get %q: got %q, %v, want %q, %v", key, v, ok, w, wok)
+	}
+}
+
+func (m *model) journal() {
+	j := m.durable.journal
+	for m.job != nil && len(j) > 0 && j[0].Index < m.truncate {
+		j = j[1:]
+	}
+	if len(j) == 0 {
+		if first, last := m.h.JournalBounds(); first != 0 || last != 0 {
+			m.t.Fatalf("journal [%d, %d], want none", first, last)
+		}
+		return
+	}
+	first, last := j[0].Index, j[len(j)-1].Index
+	lo := first + m.r.Uint64N(uint64(len(j)))
+	hi := lo + m.r.Uint64N(10)
+	limit := m.r.Uint64N(200)
+	got, err := m.h.Journal(lo, hi, limit)
+	m.check(err)
+	var w []JournalEntry
+	for size := uint64(0); lo < hi && lo <= last; lo++ {
+		e := j[lo-first]
+		if size += uint64(len(e.Data)); size > limit && len(w) > 0 {
+			break
+		}
+		w = append(w, e)
+	}
+	if !slices.EqualFunc(got, w, sameEntry) {
+		m.t.Fatalf("journal: got %v, want %v", got, w)
+	}
+}
+
+func (m *model) step() {
+	switch n := m.r.IntN(100); {
+	case n < 50:
+		m.write()
+	case n < 65:
+		m.scan()
+	case n < 72:
+		m.version()
+	case n < 76:
+		m.rollback()
+	case n < 82:
+		m.release()
+	case n < 83:
+		m.toggleUndo()
+	case n < 97:
+		m.flushStep()
+	case n < 98:
+		m.h.DropClean()
+	case n < 99:
+		m.journal()
+	default:
+		m.check(sameView(m.h, m.head))
+		if m.h.LayerBytes() < 0 || (m.h.LayerBytes() == 0) != (m.h.active.tree.Len() == 0) {
+			m.t.Fatalf("layer of %d keys and %d bytes", m.h.active.tree.Len(), m.h.LayerBytes())
+		}
+	}
+}
+
+// attach begins with what is durable.
+func (m *model) attach(s *Store, id uint64) {
+	m.h = openShard(m.t, s, id)
+	m.check(sameDurable(m.h, m.durable))
+	m.head, m.base = maps.Clone(m.durable.state), 0
+	m.resetUndo()
+	m.h.SetUndo(m.r.IntN(4) > 0)
+	m.frozen, m.job, m.ran = false, nil, false
+}
+
+func (m *model) detach() {
+	for len(m.versions) > 0 {
+		m.closeVersion(0)
+	}
+	if m.ran { // durable, though nobody has said Flushed
+		m.durable = m.next
+	}
+	m.h.Close()
+}
+
+func TestModel(t *testing.T) {
+	rounds, steps := 10, 4000
+	if testing.Short() {
+		rounds = 3
+	}
+	r, fs := random(t), vfs.NewMem()
+	var models []*model
+	for range 5 {
+		models = append(models, &model{t: t, r: r, durable: newDurable()})
+	}
+	for range rounds {
+		s := open(t, fs)
+		var known []uint64
+		for i, m := range models {
+			m.attach(s, uint64(i*i+1))
+			if m.durable.meta != "" {
+				known = append(known, m.h.id)
+			}
+		}
+		if ids, err := s.ShardIDs(); err != nil || !slices.Equal(ids, known) {
+			t.Fatalf("shards %v, %v, want %v", ids, err, known)
+		}
+		for range steps {
+			models[r.IntN(len(models))].step()
+		}
+		for _, m := range models {
+			m.detach()
+		}
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func TestUndoLogReusesMemory(t *testing.T) {
+	h := openShard(t, open(t, vfs.NewMem()), 1)
+	h.SetUndo(true)
+	key := []byte("key")
+	for range 10000 {
+		for range 10 {
+			h.Set(key, key)
+		}
+		h.Release(h.Mark() - 5)
+	}
+	if c := cap(h.undo.recs); c > 100 {
+		t.Errorf("undo log of 15 records at most has grown to %d", c)
+	}
+	if h.LayerBytes() != int64(2*len(key)+entryOverhead) {
+		t.Errorf("one key takes %d bytes", h.LayerBytes())
+	}
+}
+
+func TestLimits(t *testing.T) {
+	s := open(t, vfs.NewMem())
+	h, err := s.Shard(1, Limits{MaxKeyBytes: 10, MaxValueBytes: 5})
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.Set(make([]byte, 10), make([]byte, 5))
+	for _, set := range []func(){
+		func() { h.Set(make([]byte, 11), nil) },
+		func() { h.Set([]byte("k"), make([]byte, 6)) },
+	} {
+		err, ok := caught(set).(*LimitError)
+		if !ok || err.Size != err.Limit+1 {
+			t.Errorf("got %v", err)
+		}
+	}
+	if n := len(collect(h.Scan(nil, nil), -1)); n != 1 {
+		t.Errorf("%d keys", n)
+	}
+	for _, l := range []Limits{{MaxKeyBytes: -1}, {MaxKeyBytes: maxKeyBytes + 1}, {MaxValueBytes: maxValueBytes + 1}} {
+		if _, err := s.Shard(2, l); err == nil {
+			t.Errorf("%+v accepted", l)
+		}
+	}
+	if _, err := s.Shard(1, Limits{}); !errors.Is(err, ErrShardOpen) {
+		t.Errorf("second owner: %v", err)
+	}
+}
+
+func TestAssertions(t *testing.T) {
+	h := openShard(t, open(t, vfs.NewMem()), 1)
+	h.SetUndo(true)
+	h.Set([]byte("a"), nil)
+	v := h.Version()
+	v.Close()
+	for name, f := range map[string]func(){
+		"undo off with records":   func() { h.SetUndo(false) },
+		"mark of the future":      func() { h.Rollback(2) },
+		"version closed twice":    v.Close,
+		"closed version read":     func() { v.Get(nil) },
+		"flush without freeze":    func() { h.Flush(Flush{Index: 1}) },
+		"unfreeze without freeze": h.Unfreeze,
+		"write during a scan": func() {
+			for range h.Scan(nil, nil) {
+				h.Set([]byte("b"), nil)
+			}
+		},
+	} {
+		if caught(f) == nil {
+			t.Errorf("%s: no panic", name)
+		}
+	}
+	h.Set([]byte("b"), nil) // the scan that panicked is over
+}
+
+// Tables split, and journal tables of their own, are ingested as one.
+func TestLargeFlush(t *testing.T) {
+	fs := vfs.NewMem()
+	s := open(t, fs)
+	h := openShard(t, s, 7)
+	value := make([]byte, 64<<10)
+	r := random(t)
+	for i := range value {
+		value[i] = byte(r.Uint32()) // does not compress
+	}
+	const keys = 2500 // three tables
+	for i := range keys {
+		h.Set(fmt.Appendf(nil, "%06d", i), value)
+	}
+	var journal []JournalEntry
+	for i := range 40 {
+		journal = append(journal, JournalEntry{Index: uint64(i + 1), Term: 1, Data: value})
+	}
+	flush(t, h, Flush{Index: 40, Meta: []byte("m"), Journal: journal, Sessions: []KV{{[]byte("s"), []byte("v")}}})
+	h.Close()
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if names, err := fs.List("/data/state/ingest"); err != nil || len(names) != 0 {
+		t.Errorf("left in ingest: %v, %v", names, err)
+	}
+	s = open(t, fs)
+	h = openShard(t, s, 7)
+	if m := s.Metrics(); m.DiskBytes < keys*uint64(len(value)) {
+		t.Errorf("%+v", m)
+	}
+	n := 0
+	for k, v := range h.Scan(nil, nil) {
+		if string(k) != fmt.Sprintf("%06d", n) || !bytes.Equal(v, value) {
+			t.Fatalf("key %q at %d", k, n)
+		}
+		n++
+	}
+	if n != keys {
+		t.Errorf("%d keys", n)
+	}
+	if err := sameJournal(h, journal); err != nil {
+		t.Error(err)
+	}
+}

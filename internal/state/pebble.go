@@ -1,0 +1,117 @@
+package state
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"runtime"
+	"runtime/debug"
+	"sync"
+
+	"github.com/cockroachdb/pebble/v2"
+	"github.com/cockroachdb/pebble/v2/bloom"
+	"github.com/cockroachdb/pebble/v2/sstable"
+)
+
+const (
+	bloomBitsPerKey = 10
+	maxOpenFiles    = 1000
+)
+
+// pebbleOptions: nothing is ever written through the memtable, so it is as
+// small as pebble allows in practice, and there is no log.
+func (s *Store) pebbleOptions(cache *pebble.Cache) *pebble.Options {
+	o := &pebble.Options{
+		FS:           s.opts.FS,
+		Cache:        cache,
+		DisableWAL:   true,
+		MemTableSize: 256 << 10,
+		MaxOpenFiles: maxOpenFiles,
+		// By name and not FormatNewest, so that an update of pebble does not
+		// by itself write files that yesterday's program cannot open.
+		FormatMajorVersion: pebble.FormatValueSeparation,
+		// A flush adds at most one sublevel to L0, and only over its own
+		// shard's keys, so the depth seen by a read is that of one shard.
+		L0CompactionThreshold:      2,
+		CompactionConcurrencyRange: func() (lower, upper int) { return 1, 1 },
+		Logger:                     s.fatal,
+		EventListener: &pebble.EventListener{
+			BackgroundError: s.fatal.set,
+			// Pebble's default is to exit. Whoever reads gets the error too:
+			// a shard's read panics with ReadError, a compaction's is a BackgroundError.
+			DataCorruption: func(i pebble.DataCorruptionInfo) {
+				s.opts.Logger.Error("corrupt file in the state store", "path", i.Path, "err", i.Details)
+			},
+		},
+	}
+	o.Levels[0].FilterPolicy = bloom.FilterPolicy(bloomBitsPerKey)
+	o.Levels[0].Compression = func() *sstable.CompressionProfile { return sstable.SnappyCompression }
+	o.EnsureDefaults()
+	return o
+}
+
+// fatal keeps the first error after which the store is unfit, and is
+// pebble's logger, whose Fatalf must not return. Ending the goroutine
+// instead of the process lets the node, and a test with three nodes in one process, decide.
+type fatal struct {
+	log    *slog.Logger
+	notify func(error)
+
+	mu  sync.Mutex
+	err error
+}
+
+func (f *fatal) set(err error) {
+	f.mu.Lock()
+	first := f.err == nil
+	if first {
+		f.err = err
+	}
+	f.mu.Unlock()
+	if !first {
+		return
+	}
+	f.log.Error("the state store is unfit for use", "err", err)
+	if f.notify != nil {
+		f.notify(err)
+	}
+}
+
+func (f *fatal) get() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.err
+}
+
+func (f *fatal) Infof(format string, args ...any) { f.log.Debug(fmt.Sprintf(format, args...)) }
+
+func (f *fatal) Errorf(format string, args ...any) { f.log.Warn(fmt.Sprintf(format, args...)) }
+
+func (f *fatal) Fatalf(format string, args ...any) {
+	f.set(fmt.Errorf("state: pebble: "+format, args...))
+	runtime.Goexit()
+}
+
+// guard runs f on a goroutine of its own and waits for it, so that Fatalf
+// ends that one and not the caller's. After a fatal error nothing is run.
+func (f *fatal) guard(fn func() error) error {
+	if err := f.get(); err != nil {
+		return err
+	}
+	err := errors.New("state: pebble gave up without a reason")
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		defer func() {
+			if r := recover(); r != nil {
+				f.set(fmt.Errorf("state: panic in pebble: %v\n%s", r, debug.Stack()))
+			}
+		}()
+		err = fn()
+	}()
+	<-done
+	if ferr := f.get(); ferr != nil {
+		return ferr
+	}
+	return err
+}

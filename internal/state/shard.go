@@ -1,0 +1,193 @@
+package state
+
+import (
+	"errors"
+	"fmt"
+	"iter"
+	"slices"
+
+	"github.com/cockroachdb/pebble/v2"
+)
+
+// Limits bound what Set accepts.
+type Limits struct {
+	MaxKeyBytes   int // 0: 64 KiB, which is also the highest that is allowed
+	MaxValueBytes int // 0: 64 MiB; at most 1 GiB
+}
+
+const (
+	maxKeyBytes       = 64 << 10
+	defaultValueBytes = 64 << 20
+	maxValueBytes     = 1 << 30
+)
+
+func (l Limits) resolve() (Limits, error) {
+	if l.MaxKeyBytes == 0 {
+		l.MaxKeyBytes = maxKeyBytes
+	}
+	if l.MaxValueBytes == 0 {
+		l.MaxValueBytes = defaultValueBytes
+	}
+	if l.MaxKeyBytes < 0 || l.MaxKeyBytes > maxKeyBytes || l.MaxValueBytes < 0 || l.MaxValueBytes > maxValueBytes {
+		return l, fmt.Errorf("state: limits out of range: %+v", l)
+	}
+	return l, nil
+}
+
+// Shard is the state of one shard as its owner sees it: the head, which on a
+// leader is ahead of what is committed.
+//
+// All methods are for one goroutine, the owner's. Only what they return, a
+// Version or a FlushJob, may go elsewhere.
+type Shard struct {
+	store  *Store
+	id     uint64
+	limits Limits
+	closed bool
+	scans  int // that are under way; no writes meanwhile
+
+	// Reads look into active, frozen, clean, pebble, in this order.
+	active *layer // written since the last Freeze
+	frozen *layer // being flushed; nil if no flush is under way
+	clean  *tree  // the last flushed layer: the same as in pebble, but cheaper to read; may be nil at any time
+
+	undo       undoLog
+	freezeMark Mark // writes at places before it went to frozen, if there is one
+	job        *FlushJob
+
+	durable bool // pebble has something of this shard
+	meta    meta // of the last durable flush
+	base    *base
+	keyBuf  []byte // prefix of data keys, then scratch
+}
+
+func (h *Shard) load() error {
+	key := prefix(nil, h.id, kindMeta)
+	v, closer, err := h.store.db.Get(key)
+	if errors.Is(err, pebble.ErrNotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	h.meta, err = decodeMeta(h.id, v)
+	h.durable = true
+	return errors.Join(err, closer.Close())
+}
+
+// Close ends the ownership. What was not flushed is dropped, versions stay
+// usable. A flush job that is running must be waited for first.
+func (h *Shard) Close() {
+	assert(!h.closed, "shard is closed twice")
+	h.closed = true
+	h.store.mu.Lock()
+	delete(h.store.shards, h.id)
+	h.store.mu.Unlock()
+}
+
+// Meta returns the caller's meta of the last durable flush, nil if there was none. It must not be changed.
+func (h *Shard) Meta() []byte { return h.meta.opaque }
+
+// FlushedIndex returns the applied index of the last durable flush, 0 if there was none.
+func (h *Shard) FlushedIndex() uint64 { return h.meta.index }
+
+// LayerBytes estimates the memory of what was written since the last Freeze.
+func (h *Shard) LayerBytes() int64 { return h.active.bytes }
+
+// DropClean gives back the memory of the last flushed layer, which is kept
+// because its keys are likely to be read next: for idle shards and when memory is short.
+func (h *Shard) DropClean() { h.clean = nil }
+
+// Get returns the value under key. The value is immutable and may be kept,
+// which keeps its memory.
+func (h *Shard) Get(key []byte) ([]byte, bool) {
+	k := lookupKey(key)
+	if e, ok := h.active.tree.Get(k); ok {
+		return e.value()
+	}
+	if h.frozen != nil {
+		if e, ok := h.frozen.tree.Get(k); ok {
+			return e.value()
+		}
+	}
+	if h.clean != nil {
+		if e, ok := h.clean.Get(k); ok {
+			return e.value()
+		}
+	}
+	if !h.durable {
+		return nil, false
+	}
+	h.keyBuf = append(h.keyBuf[:prefixLen], key...)
+	return getDurable(h.store.db, h.keyBuf)
+}
+
+// getDurable reads what earlier flushes left under a whole key.
+func getDurable(r pebble.Reader, key []byte) ([]byte, bool) {
+	v, closer, err := r.Get(key)
+	if err == nil {
+		v = append(make([]byte, 0, len(v)), v...)
+		err = closer.Close()
+		if err == nil {
+			return v, true
+		}
+	}
+	if errors.Is(err, pebble.ErrNotFound) {
+		return nil, false
+	}
+	panic(&ReadError{Err: err, Key: slices.Clone(key[prefixLen:])})
+}
+
+// Scan yields the pairs with start <= key < end in ascending order; a nil end
+// is no bound. Nothing may be written during the scan. Pairs are immutable
+// and may be kept.
+func (h *Shard) Scan(start, end []byte) iter.Seq2[[]byte, []byte] { return h.scan(start, end, false) }
+
+// ScanBackward yields the same pairs in descending order.
+func (h *Shard) ScanBackward(start, end []byte) iter.Seq2[[]byte, []byte] {
+	return h.scan(start, end, true)
+}
+
+func (h *Shard) scan(start, end []byte, backward bool) iter.Seq2[[]byte, []byte] {
+	return func(yield func(k, v []byte) bool) {
+		h.scans++
+		defer func() { h.scans-- }()
+		s := scan{shard: h.id, start: start, end: end, backward: backward}
+		s.layers[0] = h.active.tree
+		if h.frozen != nil {
+			s.layers[1] = h.frozen.tree
+		}
+		if h.durable {
+			s.reader = h.store.db
+		}
+		s.run(yield)
+	}
+}
+
+// Set stores a copy of value under a copy of key. It panics with *LimitError
+// if either is too large.
+func (h *Shard) Set(key, value []byte) {
+	if len(key) > h.limits.MaxKeyBytes {
+		panic(&LimitError{"key", len(key), h.limits.MaxKeyBytes, keyPrefix(key)})
+	}
+	if len(value) > h.limits.MaxValueBytes {
+		panic(&LimitError{"value", len(value), h.limits.MaxValueBytes, keyPrefix(key)})
+	}
+	h.write(ownedPair(key, value))
+}
+
+// Delete removes key, which need not exist.
+func (h *Shard) Delete(key []byte) {
+	if len(key) > h.limits.MaxKeyBytes {
+		return // it cannot exist
+	}
+	h.write(string(key), tombstone())
+}
+
+func (h *Shard) write(key string, e entry) {
+	assert(h.scans == 0, "write during a scan")
+	prev := h.active.put(key, e)
+	if h.undo.on {
+		h.undo.push(key, prev)
+	}
+}

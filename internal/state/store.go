@@ -1,0 +1,305 @@
+package state
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"sync"
+	"sync/atomic"
+
+	"github.com/cockroachdb/pebble/v2"
+	"github.com/cockroachdb/pebble/v2/vfs"
+)
+
+const (
+	markerName = "FORMAT"
+	dbDir      = "pebble"
+	ingestDir  = "ingest"
+
+	defaultCacheBytes = 64 << 20
+)
+
+// Options say where a store lives and how much memory it may take.
+type Options struct {
+	// Dir is created if missing. Required. One store per directory: pebble holds a lock on it.
+	Dir string
+	// FS is vfs.Default if nil.
+	FS vfs.FS
+	// Cache, if set, is used instead of an own cache, and CacheBytes must be 0.
+	Cache *Cache
+	// CacheBytes is the size of the own block cache; 0 means 64 MiB.
+	CacheBytes int64
+	// Logger is slog.Default if nil.
+	Logger *slog.Logger
+	// OnFatal is called at most once, on any goroutine, with the first error
+	// that leaves the store unfit for use: of a compaction, of the manifest.
+	// It must not call the store. The node must stop. Nil: logged only.
+	OnFatal func(error)
+}
+
+// Cache is a block cache for several stores of one process.
+type Cache struct{ c *pebble.Cache }
+
+// NewCache returns a cache of that many bytes.
+func NewCache(bytes int64) *Cache { return &Cache{pebble.NewCache(bytes)} }
+
+// Close gives the memory back when the last store that uses it is closed too.
+func (c *Cache) Close() { c.c.Unref() }
+
+// Store is the durable state of all shards of a node. Its methods may be called on
+// any goroutine, Close last.
+type Store struct {
+	opts   Options
+	db     *pebble.DB
+	dbOpts *pebble.Options
+	fatal  *fatal
+
+	tableSeq atomic.Uint64 // names of tables to ingest
+	versions atomic.Int64  // that are open
+
+	running sync.RWMutex // held for reading while a flush runs, by Close for writing
+	closed  bool         // guarded by running
+
+	mu     sync.Mutex
+	shards map[uint64]*Shard // that are open
+}
+
+// Open opens or creates the store in o.Dir. A directory in a newer format is
+// refused with ErrNewerFormat and left alone.
+func Open(o Options) (*Store, error) {
+	if o.Dir == "" {
+		return nil, errors.New("state: Options.Dir is empty")
+	}
+	if o.CacheBytes < 0 || (o.Cache != nil && o.CacheBytes != 0) {
+		return nil, errors.New("state: Options.CacheBytes is negative, or set together with Cache")
+	}
+	if o.FS == nil {
+		o.FS = vfs.Default
+	}
+	if o.Logger == nil {
+		o.Logger = slog.Default()
+	}
+	if o.CacheBytes == 0 {
+		o.CacheBytes = defaultCacheBytes
+	}
+	s := &Store{opts: o, shards: make(map[uint64]*Shard)}
+	s.fatal = &fatal{log: o.Logger, notify: o.OnFatal}
+	if err := s.prepareDir(); err != nil {
+		return nil, fmt.Errorf("state: open %s: %w", o.Dir, err)
+	}
+	if err := s.openDB(); err != nil {
+		return nil, fmt.Errorf("state: open %s: %w", o.Dir, err)
+	}
+	return s, nil
+}
+
+func (s *Store) path(name string) string { return s.opts.FS.PathJoin(s.opts.Dir, name) }
+
+func (s *Store) openDB() error {
+	cache := s.opts.Cache
+	if cache == nil {
+		cache = NewCache(s.opts.CacheBytes)
+		defer cache.Close() // pebble holds a reference of its own
+	}
+	s.dbOpts = s.pebbleOptions(cache.c)
+	return s.fatal.guard(func() (err error) {
+		s.db, err = pebble.Open(s.path(dbDir), s.dbOpts)
+		return err
+	})
+}
+
+// prepareDir makes the directories durable, writes or checks the format marker, and
+// removes what a crash left of unfinished flushes.
+func (s *Store) prepareDir() error {
+	fs := s.opts.FS
+	for _, dir := range []string{dbDir, ingestDir} {
+		if err := makeDir(fs, s.path(dir)); err != nil {
+			return err
+		}
+	}
+	if err := s.marker(); err != nil {
+		return err
+	}
+	names, err := fs.List(s.path(ingestDir))
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		if err := fs.Remove(fs.PathJoin(s.path(ingestDir), name)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// marker checks the format marker, or writes it before pebble writes
+// anything: data without a marker is a directory that somebody has damaged.
+func (s *Store) marker() error {
+	fs := s.opts.FS
+	f, err := fs.Open(s.path(markerName))
+	if err == nil {
+		b, err := io.ReadAll(f)
+		if err = errors.Join(err, f.Close()); err != nil {
+			return err
+		}
+		return checkMarker(b)
+	}
+	if !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	names, err := fs.List(s.path(dbDir))
+	if err != nil {
+		return err
+	}
+	if len(names) > 0 {
+		return fmt.Errorf("%w: there is data but no file %s", ErrCorrupt, markerName)
+	}
+	tmp := s.path(markerName + ".tmp")
+	if err := writeFile(fs, tmp, encodeMarker()); err != nil {
+		return err
+	}
+	if err := fs.Rename(tmp, s.path(markerName)); err != nil {
+		return err
+	}
+	if err := syncDir(fs, s.opts.Dir); err != nil {
+		return err
+	}
+	return syncDir(fs, fs.PathDir(s.opts.Dir))
+}
+
+// makeDir makes dir and its parents where they are missing, each durable in
+// its own parent: what is fsynced in a directory that vanishes is lost too.
+func makeDir(fs vfs.FS, dir string) error {
+	if _, err := fs.Stat(dir); err == nil {
+		return nil
+	}
+	parent := fs.PathDir(dir)
+	if parent != dir {
+		if err := makeDir(fs, parent); err != nil {
+			return err
+		}
+	}
+	if err := fs.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	return syncDir(fs, parent)
+}
+
+func writeFile(fs vfs.FS, name string, b []byte) error {
+	f, err := fs.Create(name, vfs.WriteCategoryUnspecified)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(b)
+	if err == nil {
+		err = f.Sync()
+	}
+	return errors.Join(err, f.Close())
+}
+
+func syncDir(fs vfs.FS, dir string) error {
+	d, err := fs.OpenDir(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}
+
+// Close waits for flushes under way and closes the files. With versions open
+// it does nothing and returns ErrInUse. What was not flushed is gone: it is
+// in the write-ahead log of the node. A second call returns ErrClosed.
+func (s *Store) Close() error {
+	s.running.Lock()
+	defer s.running.Unlock()
+	if s.closed {
+		return ErrClosed
+	}
+	if n := s.versions.Load(); n > 0 {
+		return fmt.Errorf("%w: %d", ErrInUse, n)
+	}
+	s.closed = true
+	if err := s.fatal.get(); err != nil {
+		// Pebble may hold its locks for ever after a fatal error: leave it.
+		return fmt.Errorf("state: close after a fatal error: %w", err)
+	}
+	return s.fatal.guard(s.db.Close)
+}
+
+// ShardIDs returns the ids of all shards that have been flushed, ascending.
+func (s *Store) ShardIDs() (ids []uint64, err error) {
+	it, err := s.db.NewIter(nil)
+	if err != nil {
+		return nil, fmt.Errorf("state: list shards: %w", err)
+	}
+	defer func() { err = errors.Join(err, it.Close()) }()
+	for ok := it.First(); ok; {
+		if len(it.Key()) < prefixLen {
+			return nil, fmt.Errorf("%w: key %s", ErrCorrupt, shortKey(it.Key()))
+		}
+		id := binary.BigEndian.Uint64(it.Key())
+		metaKey := prefix(nil, id, kindMeta)
+		if it.SeekGE(metaKey) && string(it.Key()) == string(metaKey) {
+			ids = append(ids, id)
+		}
+		if id++; id == 0 {
+			break
+		}
+		ok = it.SeekGE(prefix(nil, id, 0))
+	}
+	return ids, it.Error()
+}
+
+// Shard opens a shard, which may be new, for one owner. It is closed with Shard.Close.
+func (s *Store) Shard(id uint64, limits Limits) (*Shard, error) {
+	if id == 0 {
+		return nil, errors.New("state: shard 0 is no shard")
+	}
+	limits, err := limits.resolve()
+	if err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.shards[id] != nil {
+		return nil, fmt.Errorf("%w: %d", ErrShardOpen, id)
+	}
+	h := &Shard{store: s, id: id, limits: limits, active: newLayer()}
+	h.keyBuf = prefix(nil, id, kindData)
+	if err := h.load(); err != nil {
+		return nil, fmt.Errorf("state: open shard %d: %w", id, err)
+	}
+	s.shards[id] = h
+	return h, nil
+}
+
+// Metrics are figures for monitoring.
+type Metrics struct {
+	DiskBytes      uint64 // all files of the store
+	CompactionDebt uint64 // bytes that wait to be compacted
+	L0Files        int64
+	L0Sublevels    int32
+	ReadAmp        int // tables that a read may have to look into
+	OpenVersions   int64
+}
+
+// Metrics returns present figures. It is cheap enough for every few seconds, not for every command.
+func (s *Store) Metrics() Metrics {
+	m := s.db.Metrics()
+	return Metrics{
+		DiskBytes:      m.DiskSpaceUsage(),
+		CompactionDebt: m.Compact.EstimatedDebt,
+		L0Files:        m.Levels[0].TablesCount,
+		L0Sublevels:    m.Levels[0].Sublevels,
+		ReadAmp:        m.ReadAmp(),
+		OpenVersions:   s.versions.Load(),
+	}
+}
+
+// ingest makes the tables part of the store, all or none, durably.
+func (s *Store) ingest(paths []string) error {
+	return s.fatal.guard(func() error { return s.db.Ingest(context.Background(), paths) })
+}

@@ -1,0 +1,63 @@
+package transport
+
+import (
+	"fmt"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/mem"
+)
+
+const (
+	serviceName   = "decree.peer.v1.Peer"
+	streamName    = "Frames"
+	framesMethod  = "/" + serviceName + "/" + streamName
+	rawCodecName  = "decree-raw"
+	codecMismatch = "transport: the raw codec cannot handle a %T"
+)
+
+// framesStream describes the only method. It is declared as carrying messages
+// both ways although the server never sends one: that way the client may wait
+// for the status in RecvMsg while it sends.
+var framesStream = grpc.StreamDesc{StreamName: streamName, ClientStreams: true, ServerStreams: true}
+
+// serviceDesc is written by hand, as generated code would insist on protobuf messages.
+func serviceDesc(handler grpc.StreamHandler) *grpc.ServiceDesc {
+	s := framesStream
+	s.Handler = handler
+	return &grpc.ServiceDesc{ServiceName: serviceName, Streams: []grpc.StreamDesc{s}}
+}
+
+// rawCodec hands frames through as they are. It is given to the server and to
+// every call, never registered: a registry is global.
+type rawCodec struct{}
+
+// outgoing is a sealed frame. gRPC returns its buffer to the pool when it no
+// longer needs it; after SendMsg nobody else may touch it.
+type outgoing struct {
+	buf  *[]byte
+	pool *bufferPool
+}
+
+// incoming is a received frame. data belongs to whoever holds the incoming.
+type incoming struct{ data []byte }
+
+func (rawCodec) Marshal(v any) (mem.BufferSlice, error) {
+	out, ok := v.(*outgoing)
+	if !ok {
+		return nil, fmt.Errorf(codecMismatch, v)
+	}
+	return mem.BufferSlice{mem.NewBuffer(out.buf, out.pool)}, nil
+}
+
+// Unmarshal copies once: gRPC's buffers are pieces of 16 KiB that it takes back,
+// whereas Receive gives the frame away in one piece.
+func (rawCodec) Unmarshal(data mem.BufferSlice, v any) error {
+	in, ok := v.(*incoming)
+	if !ok {
+		return fmt.Errorf(codecMismatch, v)
+	}
+	in.data = data.Materialize()
+	return nil
+}
+
+func (rawCodec) Name() string { return rawCodecName }

@@ -1,0 +1,176 @@
+package transport
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"net"
+	"time"
+)
+
+const (
+	// DefaultQueueBytes is the limit of a peer's queue where Config says nothing.
+	DefaultQueueBytes = 64 << 20
+	// DefaultFrameBytes is the largest payload of a frame where Config says nothing.
+	DefaultFrameBytes = 64 << 20
+
+	// maxFrameLimit keeps a frame with its header within gRPC's 31-bit lengths.
+	maxFrameLimit = 1 << 30
+	// softFrameBytes is where a frame is cut and the next one begun: large enough
+	// that the cost per frame vanishes, small enough that a frame does not hold up
+	// the heartbeats behind it for long (4 MiB are 4 ms at 10 Gbit/s).
+	softFrameBytes = 4 << 20
+
+	maxClusterName   = 256
+	handshakeTimeout = 5 * time.Second
+	// closeTimeout bounds Close, should a callback not return.
+	closeTimeout = 5 * time.Second
+)
+
+// ErrConfig is wrapped by every error of a Config that cannot be used.
+var ErrConfig = errors.New("transport: invalid configuration")
+
+// Config says who a node is, who its peers are, and what it is told. The
+// callbacks may call Append, Flush and Stats, but not Close or UpdatePeers.
+type Config struct {
+	// Cluster is the cluster's name, 1 to 256 bytes. A node of another cluster is refused.
+	Cluster string
+	// Node is this node's id. Not 0.
+	Node uint64
+	// Listen is the host:port to listen on. Ignored where Listener is given.
+	Listen string
+	// Listener is used instead of Listen. Start takes it over if it succeeds.
+	Listener net.Listener
+	// Peers holds the address (host:port) of every node by id. This node's own entry is ignored.
+	Peers map[uint64]string
+	// TLS makes both directions mutual TLS. Zero: plain text.
+	TLS *TLS
+
+	// MaxQueueBytes limits the payload that waits for one peer. Zero: 64 MiB.
+	MaxQueueBytes int
+	// MaxFrameBytes limits the payload of one frame, and so of one item. A received
+	// frame that is larger ends its stream. At most MaxQueueBytes, so that every
+	// item that may be sent fits in an empty queue. Zero: 64 MiB, or MaxQueueBytes
+	// if that is less. The same on all nodes.
+	MaxFrameBytes int
+
+	// Logger gets refusals and failures as warnings. Zero: nothing is logged.
+	Logger *slog.Logger
+
+	// Receive gets each frame that arrived whole, on the goroutine that reads the
+	// sender's stream: in order and one at a time per sender, at once for different
+	// senders. The callee owns frame. While it blocks, the sender's queue fills up.
+	// Required.
+	Receive func(from uint64, frame []byte)
+	// Unreachable reports that items for a peer were dropped or that its stream
+	// broke, about once in 50 ms per peer, on a goroutine of its own. Optional.
+	Unreachable func(peer uint64)
+	// Connected reports that the peer accepted a stream, before anything is sent on
+	// it, on the goroutine that sends. Optional.
+	Connected func(peer uint64)
+
+	// handshakeTimeout is for tests. Zero: 5 s.
+	handshakeTimeout time.Duration
+}
+
+// Peer is what an engine needs of a transport: a *Transport between processes,
+// a *MemoryNode within one. All methods may be called at any time from any
+// goroutine.
+type Peer interface {
+	// Append adds an item of about size bytes to what waits for peer. encode must
+	// append the item to buf and return the result, and must not keep it; it runs
+	// on the caller's goroutine before Append returns, under the lock of the peer's
+	// queue. Append never blocks on the network and wakes nobody: see Flush.
+	// False: the item was not taken, certainly not sent, and Unreachable will be
+	// called: the queue is full, the item is too large, the peer is unknown or cut
+	// off, or the transport is closed. True promises nothing about delivery.
+	Append(peer uint64, size int, encode func(buf []byte) []byte) bool
+	// Flush lets go whatever has been appended. It never blocks.
+	Flush()
+	// UpdatePeers replaces the peers. A peer that is gone or has moved loses what
+	// is queued for it. It does not wait for connections to come or go.
+	UpdatePeers(peers map[uint64]string)
+	// Addr is where this node can be reached.
+	Addr() string
+	// Stats returns a snapshot per peer. The entry under 0 counts what was appended
+	// for nodes that are not peers.
+	Stats() map[uint64]PeerStats
+	// Close stops everything at once and waits until no callback runs any more, for
+	// at most 5 s: an error says that one did not return. What is queued is lost.
+	// Closing again does nothing.
+	Close() error
+}
+
+var (
+	_ Peer = (*Transport)(nil)
+	_ Peer = (*MemoryNode)(nil)
+)
+
+// PeerStats counts the traffic with one peer since it became one.
+type PeerStats struct {
+	Connected bool   // the peer has accepted our stream
+	Receiving bool   // we have accepted the peer's stream
+	LastError string // why the last stream or attempt failed; empty while connected
+
+	QueuedBytes                      int // payload that waits to be sent
+	SentItems, SentFrames, SentBytes uint64
+	DroppedItems, DroppedBytes       uint64 // not taken by Append, or lost with a stream
+	ReceivedFrames, ReceivedBytes    uint64
+	DroppedReceivedFrames, Connects  uint64 // received while blocked; streams that were accepted
+}
+
+// resolve returns c with every zero value replaced, or says what is wrong with it.
+func (c Config) resolve() (Config, error) {
+	if err := c.check(); err != nil {
+		return c, err
+	}
+	if c.MaxQueueBytes == 0 {
+		c.MaxQueueBytes = DefaultQueueBytes
+	}
+	if c.MaxFrameBytes == 0 {
+		c.MaxFrameBytes = min(DefaultFrameBytes, c.MaxQueueBytes)
+	}
+	if c.MaxFrameBytes > c.MaxQueueBytes {
+		return c, fmt.Errorf("%w: MaxFrameBytes %d is more than MaxQueueBytes %d: the largest items could never be sent",
+			ErrConfig, c.MaxFrameBytes, c.MaxQueueBytes)
+	}
+	if c.handshakeTimeout == 0 {
+		c.handshakeTimeout = handshakeTimeout
+	}
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	c.Peers = maps.Clone(c.Peers)
+	return c, nil
+}
+
+func (c Config) check() error {
+	switch {
+	case c.Cluster == "" || len(c.Cluster) > maxClusterName:
+		return fmt.Errorf("%w: the name of the cluster has %d bytes, it must have 1 to %d", ErrConfig, len(c.Cluster), maxClusterName)
+	case c.Node == 0:
+		return fmt.Errorf("%w: node id 0 is reserved", ErrConfig)
+	case c.Receive == nil:
+		return fmt.Errorf("%w: Receive is required", ErrConfig)
+	case c.MaxQueueBytes < 0 || c.MaxFrameBytes < 0 || c.MaxFrameBytes > maxFrameLimit:
+		return fmt.Errorf("%w: MaxQueueBytes %d and MaxFrameBytes %d must not be negative, nor the latter more than %d",
+			ErrConfig, c.MaxQueueBytes, c.MaxFrameBytes, maxFrameLimit)
+	}
+	for id, addr := range c.Peers {
+		if id == c.Node {
+			continue
+		}
+		if err := checkPeer(id, addr); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func checkPeer(id uint64, addr string) error {
+	if id == 0 || addr == "" {
+		return fmt.Errorf("%w: peer %d at %q needs an id other than 0 and an address", ErrConfig, id, addr)
+	}
+	return nil
+}

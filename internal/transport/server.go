@@ -1,0 +1,245 @@
+package transport
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strconv"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/metadata"
+	rpcpeer "google.golang.org/grpc/peer"
+	"google.golang.org/grpc/status"
+)
+
+const (
+	// The windows are fixed, which also switches off gRPC's probing for the
+	// bandwidth: pings that cost latency.
+	streamWindow = 4 << 20
+	connWindow   = 2 * streamWindow
+	// ioBuffer is what one system call reads or writes at most.
+	ioBuffer = 128 << 10
+
+	keepaliveTime    = 10 * time.Second
+	keepaliveTimeout = 3 * time.Second
+	maxIdle          = 30 * time.Second
+	maxHeaderBytes   = 16 << 10
+	maxStreams       = 16
+)
+
+func serverOptions(cfg Config) []grpc.ServerOption {
+	return []grpc.ServerOption{
+		grpc.ForceServerCodecV2(rawCodec{}),
+		grpc.MaxRecvMsgSize(cfg.MaxFrameBytes + frameHeaderSize),
+		grpc.MaxConcurrentStreams(maxStreams),
+		grpc.MaxHeaderListSize(maxHeaderBytes),
+		grpc.StaticStreamWindowSize(streamWindow),
+		grpc.StaticConnWindowSize(connWindow),
+		grpc.WriteBufferSize(ioBuffer),
+		grpc.ReadBufferSize(ioBuffer),
+		grpc.ConnectionTimeout(cfg.handshakeTimeout),
+		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionIdle: maxIdle, Time: keepaliveTime, Timeout: keepaliveTimeout}),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: keepaliveTime / 2, PermitWithoutStream: true}),
+	}
+}
+
+func clientOptions() []grpc.DialOption {
+	return []grpc.DialOption{
+		grpc.WithDefaultCallOptions(grpc.ForceCodecV2(rawCodec{})),
+		// No retries: gRPC would keep a second reference to what it has sent.
+		grpc.WithDisableRetry(),
+		grpc.WithDisableServiceConfig(),
+		grpc.WithDisableHealthCheck(),
+		grpc.WithNoProxy(), // peers are direct, whatever the environment says
+		grpc.WithIdleTimeout(0),
+		grpc.WithStaticStreamWindowSize(streamWindow),
+		grpc.WithStaticConnWindowSize(connWindow),
+		grpc.WithWriteBufferSize(ioBuffer),
+		grpc.WithReadBufferSize(ioBuffer),
+		// Also sets TCP_USER_TIMEOUT: bytes that are not acknowledged for 3 s end the connection.
+		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: keepaliveTime, Timeout: keepaliveTimeout, PermitWithoutStream: true}),
+	}
+}
+
+// inbound is an accepted stream of one sender.
+type inbound struct {
+	t     *Transport
+	hello hello
+	count *counters
+	// kicked gets the status with which the stream is to end, at most one.
+	kicked chan error
+	// turn holds a token while some stream of the sender is being read. A stream
+	// that was replaced may still be in Receive; the newer one waits for it.
+	turn chan struct{}
+}
+
+// frames serves one stream (gRPC's goroutine). It does not read the stream
+// itself: gRPC's RecvMsg can be interrupted only by returning from here.
+func (t *Transport) frames(_ any, stream grpc.ServerStream) error {
+	in, err := t.accept(stream.Context())
+	if err != nil {
+		st := status.Convert(err)
+		t.log.warn(logKey{reason: st.Message()}, "refused a stream on the peer port",
+			"remote", remoteAddr(stream.Context()), "reason", st.Message())
+		return err
+	}
+	defer t.leave(in)
+	ended := make(chan error, 1)
+	if !t.spawn(func() { ended <- in.read(stream) }) {
+		return errClosing
+	}
+	select {
+	case err = <-ended:
+	case err = <-in.kicked:
+	}
+	return in.verdict(err, remoteAddr(stream.Context()))
+}
+
+var errClosing = status.Error(codes.Unavailable, "this node is shutting down")
+
+// accept checks the handshake and makes the stream the sender's only one.
+func (t *Transport) accept(ctx context.Context) (*inbound, error) {
+	h, err := readHello(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if err := t.checkHello(h); err != nil {
+		return nil, err
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.closed {
+		return nil, errClosing
+	}
+	table := *t.peers.Load()
+	p := table[h.from]
+	if p == nil {
+		return nil, unknownSender(h.from, t.cfg.Node, table)
+	}
+	in := &inbound{t: t, hello: h, count: p.count, kicked: make(chan error, 1), turn: t.turn(h.from)}
+	if old := t.inbound[h.from]; old != nil {
+		t.replace(old, h)
+	}
+	t.inbound[h.from] = in
+	signal(p.poke)
+	return in, nil
+}
+
+// replace ends old in favour of a newer stream. Two processes that both claim to
+// be the same node take turns here, which somebody should know.
+func (t *Transport) replace(old *inbound, h hello) {
+	if old.hello.incarnation != h.incarnation {
+		t.log.warn(logKey{h.from, "incarnation"}, "a peer's stream is replaced by that of another process with the same node id: "+
+			"it was restarted, or two processes use the id", "peer", h.from)
+	}
+	old.kick(status.Error(codes.Aborted, "replaced: this node has accepted a newer stream from the same sender"))
+}
+
+// turn returns the token's place for a sender. It outlives the sender's being a
+// peer, as a Receive might. The caller holds t.mu.
+func (t *Transport) turn(from uint64) chan struct{} {
+	if t.turns[from] == nil {
+		t.turns[from] = make(chan struct{}, 1)
+	}
+	return t.turns[from]
+}
+
+// leave takes in out of the register, unless a newer stream is there.
+func (t *Transport) leave(in *inbound) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.inbound[in.hello.from] == in {
+		delete(t.inbound, in.hello.from)
+	}
+}
+
+func (in *inbound) kick(err error) {
+	select {
+	case in.kicked <- err:
+	default: // it is ending already
+	}
+}
+
+// read hands on frames until the stream ends. The error is a status, or nil.
+func (in *inbound) read(stream grpc.ServerStream) error {
+	select {
+	case in.turn <- struct{}{}:
+		defer func() { <-in.turn }()
+	case <-stream.Context().Done():
+		return stream.Context().Err()
+	}
+	if err := stream.SendHeader(metadata.Pairs(keyAccepted, strconv.FormatUint(in.t.incarnation, 16))); err != nil {
+		return err
+	}
+	for {
+		var msg incoming
+		if err := stream.RecvMsg(&msg); err != nil {
+			if errors.Is(err, io.EOF) {
+				return nil
+			}
+			return err
+		}
+		payload, err := openFrame(msg.data, in.t.cfg.MaxFrameBytes)
+		if err != nil {
+			return err
+		}
+		if stream.Context().Err() != nil {
+			return nil // replaced, removed or closed meanwhile
+		}
+		in.deliver(payload)
+	}
+}
+
+func (in *inbound) deliver(payload []byte) {
+	if in.t.isBlocked(in.hello.from) {
+		in.count.droppedReceived.Add(1)
+		return
+	}
+	in.count.receivedFrames.Add(1)
+	in.count.receivedBytes.Add(uint64(len(payload)))
+	in.t.cfg.Receive(in.hello.from, payload)
+}
+
+// verdict turns the reason why a stream ended into its status, and logs it where
+// it is not just a connection that went away.
+func (in *inbound) verdict(err error, remote string) error {
+	switch {
+	case errors.Is(err, errFrameVersion):
+		err = status.Errorf(codes.FailedPrecondition, "stream refused: %v", err)
+	case errors.Is(err, errBadFrame):
+		err = status.Errorf(codes.InvalidArgument, "stream refused: %v", err)
+	case status.Code(err) == codes.ResourceExhausted:
+		// gRPC's own limit, which it has told the sender already; this is for the log.
+		err = status.Errorf(codes.ResourceExhausted, "stream refused: a frame is larger than MaxFrameBytes of this node, %d: %s",
+			in.t.cfg.MaxFrameBytes, status.Convert(err).Message())
+	case err == nil, errors.Is(err, context.Canceled), isQuiet(status.Code(err)):
+		return err
+	}
+	text := status.Convert(err).Message()
+	in.t.log.warn(logKey{in.hello.from, text}, "ended a peer's stream", "peer", in.hello.from, "remote", remote, "reason", text)
+	return err
+}
+
+// isQuiet: the connection went away, the stream was replaced, or this node stops.
+func isQuiet(c codes.Code) bool {
+	return c == codes.Canceled || c == codes.Aborted || c == codes.Unavailable
+}
+
+// strangers answers calls of anything but Frames.
+func (t *Transport) strangers(_ any, stream grpc.ServerStream) error {
+	method, _ := grpc.MethodFromServerStream(stream)
+	err := fmt.Sprintf("this is a Decree peer port: it serves %s, not %s", framesMethod, clip(method))
+	t.log.warn(logKey{reason: err}, "refused a stream on the peer port", "remote", remoteAddr(stream.Context()), "reason", err)
+	return status.Error(codes.Unimplemented, err)
+}
+
+func remoteAddr(ctx context.Context) string {
+	if p, ok := rpcpeer.FromContext(ctx); ok {
+		return p.Addr.String()
+	}
+	return "unknown"
+}

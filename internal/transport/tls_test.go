@@ -1,0 +1,244 @@
+package transport
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"errors"
+	"log/slog"
+	"math/big"
+	"net"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+)
+
+// authority signs certificates for tests.
+type authority struct {
+	cert *x509.Certificate
+	key  *ecdsa.PrivateKey
+}
+
+func newAuthority(t testing.TB) *authority {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a := &authority{key: key, cert: &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "authority"}, IsCA: true, BasicConstraintsValid: true,
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), KeyUsage: x509.KeyUsageCertSign,
+	}}
+	der, err := x509.CreateCertificate(rand.Reader, a.cert, a.cert, &key.PublicKey, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if a.cert, err = x509.ParseCertificate(der); err != nil {
+		t.Fatal(err)
+	}
+	return a
+}
+
+func (a *authority) pem() []byte {
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: a.cert.Raw})
+}
+
+// issue returns a node's certificate and key in PEM.
+func (a *authority) issue(t testing.TB) (cert, key []byte) {
+	t.Helper()
+	k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	der, err := x509.CreateCertificate(rand.Reader, &x509.Certificate{
+		SerialNumber: big.NewInt(time.Now().UnixNano()), NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
+	}, a.cert, &k.PublicKey, a.key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	keyDER, err := x509.MarshalECPrivateKey(k)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: keyDER})
+}
+
+type tlsPaths struct{ cert, key, ca string }
+
+func writeTLS(t testing.TB, dir string, a *authority) tlsPaths {
+	t.Helper()
+	cert, key := a.issue(t)
+	p := tlsPaths{filepath.Join(dir, "node.crt"), filepath.Join(dir, "node.key"), filepath.Join(dir, "ca.crt")}
+	for path, data := range map[string][]byte{p.cert: cert, p.key: key, p.ca: a.pem()} {
+		if err := os.WriteFile(path, data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return p
+}
+
+func tlsFor(t testing.TB, dir string, a *authority, log *slog.Logger) *TLS {
+	t.Helper()
+	p := writeTLS(t, dir, a)
+	files, err := TLSFiles(p.cert, p.key, p.ca, log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return files
+}
+
+func TestMutualTLS(t *testing.T) {
+	ca := newAuthority(t)
+	a, b := startPair(t, func(c *Config) { c.TLS = tlsFor(t, t.TempDir(), ca, nil) })
+	a.expectUp(t, b)
+	b.expectUp(t, a)
+
+	t.Run("no certificate", func(t *testing.T) {
+		pool := x509.NewCertPool()
+		pool.AddCert(ca.cert)
+		expectNoStream(t, b, &tls.Config{RootCAs: pool})
+		b.log.await(t, "the TLS handshake failed", "client didn't provide a certificate")
+	})
+	t.Run("foreign certificate", func(t *testing.T) {
+		cfg, err := tlsFor(t, t.TempDir(), newAuthority(t), nil).Client()
+		if err != nil {
+			t.Fatal(err)
+		}
+		cfg.InsecureSkipVerify = true
+		expectNoStream(t, b, cfg)
+		b.log.await(t, "certificate signed by unknown authority")
+	})
+	t.Run("foreign server", func(t *testing.T) {
+		foreign := tlsFor(t, t.TempDir(), newAuthority(t), nil)
+		n := startNode(t, 3, func(c *Config) { c.Peers, c.TLS = map[uint64]string{2: b.Addr()}, foreign })
+		n.log.await(t, "no stream to a peer", "certificate signed by unknown authority")
+	})
+	t.Run("plain gRPC", func(t *testing.T) {
+		n := startNode(t, 3, func(c *Config) { c.Peers = map[uint64]string{2: b.Addr()} })
+		b.log.await(t, "gRPC without TLS, but this node's peers use TLS")
+		n.log.await(t, "no stream to a peer")
+	})
+	t.Run("garbage", func(t *testing.T) {
+		if got := talk(t, b.Addr(), "GET / HTTP/1.1\r\n\r\n"); got != tlsAnswer {
+			t.Errorf("answer %q", got)
+		}
+		b.log.await(t, "an HTTP/1 request")
+		talkAny(t, b.Addr(), tlsPreface+"\x01\x00\x10 and then no TLS")
+		b.log.await(t, "the TLS handshake failed")
+	})
+	a.send(t, 2, "still here")
+	b.expect(t, 1, "still here")
+}
+
+// talkAny sends and waits until the other side has closed, however it does.
+func talkAny(t testing.TB, addr, what string) {
+	t.Helper()
+	c, err := net.Dial("tcp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	c.SetDeadline(time.Now().Add(patience))
+	if _, err := c.Write([]byte(what)); err != nil {
+		t.Fatal(err)
+	}
+	for buf := make([]byte, 100); err == nil; {
+		_, err = c.Read(buf)
+	}
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Error("the connection stays open")
+	}
+}
+
+func expectNoStream(t testing.TB, b *testNode, cfg *tls.Config) {
+	t.Helper()
+	conn, err := grpc.NewClient("passthrough:///"+b.Addr(), append(clientOptions(), grpc.WithTransportCredentials(credentials.NewTLS(cfg)))...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if s, err := conn.NewStream(t.Context(), &framesStream, framesMethod); err == nil {
+		t.Errorf("a stream was opened: %v", s.RecvMsg(new(incoming)))
+	}
+}
+
+func TestTLSFilesReload(t *testing.T) {
+	dir, book := t.TempDir(), newLogbook()
+	oldCA, newCA := newAuthority(t), newAuthority(t)
+	files := tlsFor(t, dir, oldCA, slog.New(book))
+	leaf := func() *x509.Certificate {
+		t.Helper()
+		cfg, err := files.Server()
+		if err != nil {
+			t.Fatal(err)
+		}
+		cert, err := x509.ParseCertificate(cfg.Certificates[0].Certificate[0])
+		if err != nil {
+			t.Fatal(err)
+		}
+		return cert
+	}
+	first := leaf()
+	if !leaf().Equal(first) {
+		t.Error("it changed by itself")
+	}
+	// Half of a rotation: the pair does not match.
+	p := tlsPaths{filepath.Join(dir, "node.crt"), filepath.Join(dir, "node.key"), filepath.Join(dir, "ca.crt")}
+	if err := os.WriteFile(p.key, []byte("no key yet"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if !leaf().Equal(first) {
+		t.Error("the last good pair was not kept")
+	}
+	book.await(t, "changed TLS files cannot be used")
+	writeTLS(t, dir, newCA)
+	later := time.Now().Add(time.Minute)
+	if err := os.Chtimes(p.cert, later, later); err != nil {
+		t.Fatal(err)
+	}
+	if leaf().CheckSignatureFrom(newCA.cert) != nil {
+		t.Error("the new certificate is not used")
+	}
+}
+
+func TestTLSConfigRefused(t *testing.T) {
+	good, err := tlsFor(t, t.TempDir(), newAuthority(t), nil).Server()
+	if err != nil {
+		t.Fatal(err)
+	}
+	lax := good.Clone()
+	lax.ClientAuth = tls.RequestClientCert
+	for name, cfg := range map[string]*TLS{
+		"no client certificate":   StaticTLS(lax, &tls.Config{}),
+		"unverified server":       StaticTLS(good, &tls.Config{InsecureSkipVerify: true}),
+		"no server config":        StaticTLS(nil, &tls.Config{}),
+		"failing server config":   {Server: func() (*tls.Config, error) { return nil, os.ErrNotExist }, Client: func() (*tls.Config, error) { return &tls.Config{}, nil }},
+		"failing client config":   {Server: func() (*tls.Config, error) { return good, nil }, Client: func() (*tls.Config, error) { return nil, os.ErrNotExist }},
+		"no client config at all": {Server: func() (*tls.Config, error) { return good, nil }},
+	} {
+		if tr, err := Start(new(testNode).config(1, func(c *Config) { c.TLS = cfg })); !errors.Is(err, ErrConfig) {
+			t.Errorf("%s: %v", name, err)
+			if tr != nil {
+				tr.Close()
+			}
+		}
+	}
+	dir := t.TempDir()
+	p := writeTLS(t, dir, newAuthority(t))
+	if _, err := TLSFiles(p.cert, p.key, p.key, nil); err == nil {
+		t.Error("a key was taken for an authority")
+	}
+	if _, err := TLSFiles(filepath.Join(dir, "none"), p.key, p.ca, nil); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("got %v", err)
+	}
+}

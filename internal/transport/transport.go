@@ -1,0 +1,289 @@
+package transport
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"maps"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"google.golang.org/grpc"
+)
+
+// ErrCloseTimeout is returned by Close when a callback did not return in time.
+var ErrCloseTimeout = errors.New("transport: a callback still runs after Close")
+
+// Transport carries frames over gRPC. See [Peer] for what its methods promise.
+type Transport struct {
+	cfg         Config
+	incarnation uint64
+	log         *limitedLog
+	notify      *notifier
+	pool        bufferPool
+	guard       *guard
+	server      *grpc.Server
+
+	ctx    context.Context // ends with Close
+	cancel context.CancelFunc
+	wg     sync.WaitGroup
+
+	// peers is replaced, never changed, so that Append reads it without a lock.
+	peers atomic.Pointer[peerTable]
+	// blocked is the same for Block. Nil: nobody is.
+	blocked atomic.Pointer[map[uint64]struct{}]
+	// unknown counts what was appended for nodes that are not peers.
+	unknown counters
+
+	mu sync.Mutex // guards what follows, and changes of peers and blocked
+	// inbound holds the newest accepted stream of each sender.
+	inbound map[uint64]*inbound
+	// turns lets one stream of a sender be read at a time. It has an entry for
+	// every node that ever was a peer and connected.
+	turns  map[uint64]chan struct{}
+	closed bool
+}
+
+type peerTable map[uint64]*peer
+
+// Start listens and begins to connect to the peers. It does not wait for any of
+// them. An error that wraps ErrConfig came before anything was done.
+func Start(cfg Config) (*Transport, error) {
+	cfg, err := cfg.resolve()
+	if err != nil {
+		return nil, err
+	}
+	if err := cfg.TLS.check(); err != nil {
+		return nil, err
+	}
+	listener := cfg.Listener
+	if listener == nil {
+		if listener, err = net.Listen("tcp", cfg.Listen); err != nil {
+			return nil, fmt.Errorf("transport: cannot listen for peers: %w", err)
+		}
+	}
+	t := &Transport{cfg: cfg, log: newLimitedLog(cfg.Logger), notify: newNotifier(cfg.Unreachable), inbound: map[uint64]*inbound{}, turns: map[uint64]chan struct{}{}}
+	t.incarnation = newIncarnation()
+	t.ctx, t.cancel = context.WithCancel(context.Background())
+	t.peers.Store(&peerTable{})
+	t.guard = newGuard(listener, cfg.TLS != nil, cfg.handshakeTimeout, t.log)
+	t.server = grpc.NewServer(append(serverOptions(cfg),
+		grpc.Creds(&serverCredentials{tls: cfg.TLS, log: t.log}),
+		grpc.UnknownServiceHandler(t.strangers))...)
+	t.server.RegisterService(serviceDesc(t.frames), nil)
+	cfg.Logger.Info("peer transport started", "cluster", cfg.Cluster, "node", cfg.Node, "addr", t.Addr(), "peers", len(cfg.Peers),
+		"tls", cfg.TLS != nil, "maxQueueBytes", cfg.MaxQueueBytes, "maxFrameBytes", cfg.MaxFrameBytes)
+	t.spawn(func() { t.notify.run(t.ctx) })
+	t.spawn(t.guard.accept)
+	t.spawn(t.serve)
+	t.UpdatePeers(cfg.Peers)
+	return t, nil
+}
+
+func newIncarnation() uint64 {
+	var b [8]byte
+	rand.Read(b[:]) // never fails: the program would have ended
+	return binary.LittleEndian.Uint64(b[:])
+}
+
+func (t *Transport) serve() {
+	if err := t.server.Serve(t.guard); err != nil && t.ctx.Err() == nil {
+		t.cfg.Logger.Error("the peer port is no longer served", "err", err)
+	}
+}
+
+// spawn runs f on a goroutine that Close waits for, unless it is too late for that.
+func (t *Transport) spawn(f func()) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.closed {
+		return false
+	}
+	t.wg.Go(f)
+	return true
+}
+
+// Addr returns the address that the node listens on.
+func (t *Transport) Addr() string { return t.guard.Addr().String() }
+
+// Append implements [Peer].
+func (t *Transport) Append(peer uint64, size int, encode func(buf []byte) []byte) bool {
+	p := (*t.peers.Load())[peer]
+	if p == nil {
+		t.unknown.drop(1, size)
+		t.notify.mark(peer)
+		return false
+	}
+	if t.isBlocked(peer) {
+		p.count.drop(1, size)
+		t.notify.mark(peer)
+		return false
+	}
+	n, ok := p.queue.append(size, encode)
+	if !ok {
+		p.count.drop(1, n)
+		t.notify.mark(peer)
+		if n > t.cfg.MaxFrameBytes {
+			t.log.warn(logKey{peer, "too large"}, "an item is too large to be sent", "peer", peer, "bytes", n, "maxFrameBytes", t.cfg.MaxFrameBytes)
+		}
+		return false
+	}
+	p.dirty.Store(true)
+	return true
+}
+
+// Flush implements [Peer].
+func (t *Transport) Flush() {
+	for _, p := range *t.peers.Load() {
+		if p.dirty.Load() && p.dirty.Swap(false) {
+			signal(p.wake)
+		}
+	}
+}
+
+// UpdatePeers implements [Peer]. An entry without an address is left out, with a warning.
+func (t *Transport) UpdatePeers(peers map[uint64]string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.closed {
+		return
+	}
+	old, next := *t.peers.Load(), peerTable{}
+	for id, addr := range peers {
+		if id == t.cfg.Node {
+			continue
+		}
+		if err := checkPeer(id, addr); err != nil {
+			t.cfg.Logger.Warn("a peer is ignored", "err", err)
+			continue
+		}
+		if p := old[id]; p != nil && p.addr == addr {
+			next[id] = p
+			continue
+		}
+		next[id] = t.newPeer(id, addr, old[id])
+	}
+	t.peers.Store(&next)
+	for id, p := range old {
+		if next[id] != p {
+			p.queue.close()
+			p.cancel()
+		}
+		if in := t.inbound[id]; next[id] == nil && in != nil {
+			in.kick(unknownSender(id, t.cfg.Node, next))
+		}
+	}
+}
+
+// newPeer starts the sender of a peer; before is the same peer at another address, if any.
+func (t *Transport) newPeer(id uint64, addr string, before *peer) *peer {
+	ctx, cancel := context.WithCancel(t.ctx)
+	p := &peer{
+		t: t, id: id, addr: addr, cancel: cancel, count: &counters{},
+		queue: newQueue(t.cfg.MaxQueueBytes, t.cfg.MaxFrameBytes, &t.pool),
+		wake:  make(chan struct{}, 1), poke: make(chan struct{}, 1),
+	}
+	if before != nil {
+		p.count = before.count
+	}
+	p.lastError.Store(new(string))
+	t.wg.Go(func() { p.run(ctx) })
+	return p
+}
+
+// Block injects a fault, for tests and demonstrations: while a peer is blocked,
+// Append refuses what is for it, and what arrives from it is thrown away. Its
+// streams stay. Safe for concurrent use; a frame that is being handed over or
+// written meanwhile may still pass.
+func (t *Transport) Block(peer uint64, block bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	next := map[uint64]struct{}{}
+	if old := t.blocked.Load(); old != nil {
+		next = maps.Clone(*old)
+	}
+	delete(next, peer)
+	if block {
+		next[peer] = struct{}{}
+	}
+	t.blocked.Store(&next)
+}
+
+func (t *Transport) isBlocked(peer uint64) bool {
+	set := t.blocked.Load()
+	if set == nil {
+		return false
+	}
+	_, ok := (*set)[peer]
+	return ok
+}
+
+// Stats implements [Peer].
+func (t *Transport) Stats() map[uint64]PeerStats {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	stats := map[uint64]PeerStats{0: t.unknown.stats()}
+	for id, p := range *t.peers.Load() {
+		s := p.count.stats()
+		s.Connected, s.LastError, s.QueuedBytes = p.connected.Load(), *p.lastError.Load(), p.queue.size()
+		_, s.Receiving = t.inbound[id]
+		stats[id] = s
+	}
+	return stats
+}
+
+func (c *counters) stats() PeerStats {
+	return PeerStats{
+		SentItems: c.sentItems.Load(), SentFrames: c.sentFrames.Load(), SentBytes: c.sentBytes.Load(),
+		DroppedItems: c.droppedItems.Load(), DroppedBytes: c.droppedBytes.Load(),
+		ReceivedFrames: c.receivedFrames.Load(), ReceivedBytes: c.receivedBytes.Load(),
+		DroppedReceivedFrames: c.droppedReceived.Load(), Connects: c.connects.Load(),
+	}
+}
+
+// Close implements [Peer].
+func (t *Transport) Close() error {
+	if !t.shut() {
+		return nil
+	}
+	t.cancel()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		t.guard.Close() // before Stop, which would wait for handshakes
+		t.server.Stop()
+		t.wg.Wait()
+	}()
+	return waitClosed(done)
+}
+
+func (t *Transport) shut() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.closed {
+		return false
+	}
+	t.closed = true
+	for _, p := range *t.peers.Load() {
+		p.queue.close()
+	}
+	for _, in := range t.inbound {
+		in.kick(errClosing)
+	}
+	return true
+}
+
+func waitClosed(done <-chan struct{}) error {
+	timer := time.NewTimer(closeTimeout)
+	defer timer.Stop()
+	select {
+	case <-done:
+		return nil
+	case <-timer.C:
+		return ErrCloseTimeout
+	}
+}

@@ -1,0 +1,292 @@
+package rsm
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+
+	"github.com/decree-raft/decree/internal/core"
+)
+
+// Client calls one shard, wherever its leader is, exactly once: it keeps a
+// session, and asks again under the same number until it knows the outcome. Any
+// number of goroutines may use one Client.
+type Client struct {
+	replica func(NodeID) *Shard
+	nodes   int
+
+	mu      sync.Mutex
+	guess   NodeID // who leads
+	session SessionID
+	opening chan struct{} // closed when the opening under way ends
+	last    uint64        // sequence given out
+	acked   uint64        // outcomes known up to here
+	known   map[uint64]bool
+	token   Index // of the latest outcome: what a Session read must see
+}
+
+// maxUnacknowledged is how many commands of one Client may wait at once: within the default window of a session.
+const maxUnacknowledged = 4096
+
+// clientPatience bounds a call whose context has no deadline.
+const clientPatience = time.Minute
+
+// NewClient returns a client over nodes with ids 1 to n; replica returns a
+// node's replica of the shard, or nil while it cannot be reached.
+func NewClient(replica func(NodeID) *Shard, n int) *Client {
+	return &Client{replica: replica, nodes: n, guess: 1, known: map[uint64]bool{}}
+}
+
+// Submit has a command decided, exactly once, and returns its reply. It waits
+// through changes of leader until ctx ends, or for a minute if ctx has no deadline. Only if it ends
+// without an answer is the outcome unknown.
+func (c *Client) Submit(ctx context.Context, command []byte) ([]byte, error) {
+	replies, err := c.SubmitAll(ctx, command)
+	if err != nil {
+		return nil, err
+	}
+	return replies[0], nil
+}
+
+// SubmitAll has commands decided together: all or nothing, exactly once.
+func (c *Client) SubmitAll(ctx context.Context, commands ...[]byte) ([][]byte, error) {
+	ctx, cancel := patient(ctx)
+	defer cancel()
+	for {
+		id, seq, err := c.begin(ctx)
+		if err != nil {
+			return nil, err
+		}
+		inDoubt := false
+		var res Result
+		err = c.retry(ctx, &inDoubt, func(s *Shard) error {
+			var err error
+			res, err = s.Do(ctx, Request{Commands: commands, Session: id, Sequence: seq, Acknowledged: c.acknowledged(id, seq)})
+			return err
+		})
+		c.finished(id, seq, res.Index)
+		if !errors.Is(err, errSessionExpired) {
+			return res.Replies, err
+		}
+		c.forgetSession(id)
+		if inDoubt {
+			return nil, &Error{Kind: ErrUnknown, Code: core.CodeSessionExpired, Cause: err,
+				Message: "the session ended while the outcome was unknown: read from the state whether it happened"}
+		}
+	}
+}
+
+var errSessionExpired = &Rejection{Code: core.CodeSessionExpired}
+
+// Read answers a query. Linearizable reads go to the leader; AtToken sees everything that this client has been told.
+func (c *Client) Read(ctx context.Context, level Level, query []byte) ([]byte, error) {
+	ctx, cancel := patient(ctx)
+	defer cancel()
+	c.mu.Lock()
+	token := c.token
+	c.mu.Unlock()
+	var res Result
+	inDoubt := false
+	err := c.retry(ctx, &inDoubt, func(s *Shard) error {
+		var err error
+		res, err = s.ReadAt(ctx, level, token, query)
+		return err
+	})
+	if err == nil {
+		c.mu.Lock()
+		c.token = max(c.token, res.Index)
+		c.mu.Unlock()
+	}
+	return res.Answer, err
+}
+
+// Close gives the session back. The client can be used again, with a new one.
+func (c *Client) Close(ctx context.Context) error {
+	c.mu.Lock()
+	id := c.session
+	c.session = 0
+	c.mu.Unlock()
+	if id == 0 {
+		return nil
+	}
+	ctx, cancel := patient(ctx)
+	defer cancel()
+	inDoubt := false
+	return c.retry(ctx, &inDoubt, func(s *Shard) error { return s.CloseSession(ctx, id) })
+}
+
+func patient(ctx context.Context) (context.Context, context.CancelFunc) {
+	if _, has := ctx.Deadline(); has {
+		return ctx, func() {}
+	}
+	return context.WithTimeout(ctx, clientPatience)
+}
+
+// retry calls f on the replica that is believed to lead, until it has a final answer. inDoubt
+// is set when an attempt ended without one.
+func (c *Client) retry(ctx context.Context, inDoubt *bool, f func(*Shard) error) error {
+	var last error
+	for attempt := 0; ; attempt++ {
+		err := c.attempt(f)
+		if err == nil || errors.Is(err, ErrRejected) || tooLarge(err) {
+			return err
+		}
+		// A cancelled wait says nothing about an earlier answer.
+		if errors.Is(err, ErrUnknown) || errors.Is(err, ErrBroken) {
+			*inDoubt = true
+		}
+		last = err
+		if !c.follow(err) {
+			if e := pause(ctx, attempt); e == nil {
+				continue
+			}
+		} else if ctx.Err() == nil {
+			continue
+		}
+		kind := ErrNotProposed
+		if *inDoubt {
+			kind = ErrUnknown
+		}
+		return &Error{Kind: kind, Code: core.CodeCancelled, Message: "no final answer in time", Cause: errors.Join(ctx.Err(), last)}
+	}
+}
+
+// tooLarge: asking again would not help.
+func tooLarge(err error) bool { return errors.Is(err, &Error{Code: core.CodeCommandTooLarge}) }
+
+var errUnreachable = &Error{Kind: ErrNotProposed, Code: core.CodeUnreachable, Message: "the node is not running"}
+
+func (c *Client) attempt(f func(*Shard) error) error {
+	c.mu.Lock()
+	guess := c.guess
+	c.mu.Unlock()
+	if s := c.replica(guess); s != nil {
+		return f(s)
+	}
+	return errUnreachable
+}
+
+// follow takes the hint of an error, or else tries the next node; it reports
+// whether there was a new hint, which is worth an attempt at once.
+func (c *Client) follow(err error) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var e *Error
+	if errors.As(err, &e) {
+		if e.Leader != 0 && e.Leader != c.guess {
+			c.guess = e.Leader
+			return true
+		}
+		if e.Code == core.CodeOverloaded || e.Code == core.CodeDiskLow {
+			return false // the right node, at the wrong time
+		}
+	}
+	c.guess = c.guess%NodeID(c.nodes) + 1
+	return false
+}
+
+func pause(ctx context.Context, attempt int) error {
+	t := time.NewTimer(min(time.Millisecond<<min(attempt, 5), 20*time.Millisecond))
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-t.C:
+		return nil
+	}
+}
+
+// begin returns the session and the next sequence number, when the window has room for it.
+func (c *Client) begin(ctx context.Context) (SessionID, uint64, error) {
+	for attempt := 0; ; attempt++ {
+		c.mu.Lock()
+		if c.session != 0 && c.last-c.acked < maxUnacknowledged {
+			c.last++
+			id, seq := c.session, c.last
+			c.mu.Unlock()
+			return id, seq, nil
+		}
+		if c.session != 0 {
+			c.mu.Unlock()
+			if pause(ctx, attempt) != nil {
+				return 0, 0, &Error{Kind: ErrNotProposed, Code: core.CodeOverloaded, Message: "too many commands of this client wait for their outcome", Cause: ctx.Err()}
+			}
+			continue
+		}
+		wait := c.opening
+		if wait != nil {
+			c.mu.Unlock()
+			select {
+			case <-wait:
+				continue
+			case <-ctx.Done():
+				return 0, 0, &Error{Kind: ErrNotProposed, Code: core.CodeCancelled, Message: "no session in time", Cause: ctx.Err()}
+			}
+		}
+		c.opening = make(chan struct{})
+		c.mu.Unlock()
+		if err := c.open(ctx); err != nil {
+			return 0, 0, err
+		}
+	}
+}
+
+// open opens a session. That an opening may have happened unseen does not matter: it expires.
+func (c *Client) open(ctx context.Context) error {
+	var id SessionID
+	ignored := false
+	err := c.retry(ctx, &ignored, func(s *Shard) error {
+		var err error
+		id, err = s.OpenSession(ctx)
+		return err
+	})
+	c.mu.Lock()
+	close(c.opening)
+	c.opening = nil
+	if err == nil {
+		c.session, c.last, c.acked = id, 0, 0
+		clear(c.known)
+	}
+	c.mu.Unlock()
+	var e *Error
+	if errors.As(err, &e) && e.Kind == ErrUnknown {
+		safe := *e
+		safe.Kind = ErrNotProposed // the command, which this is about, was not
+		return &safe
+	}
+	return err
+}
+
+func (c *Client) forgetSession(id SessionID) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.session == id {
+		c.session = 0
+	}
+}
+
+// acknowledged returns up to where the outcomes of a session are known.
+func (c *Client) acknowledged(id SessionID, seq uint64) uint64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.session != id {
+		return 0
+	}
+	return min(c.acked, seq-1)
+}
+
+// finished notes that nobody will ask for the outcome of seq again.
+func (c *Client) finished(id SessionID, seq uint64, index Index) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.token = max(c.token, index)
+	if c.session != id {
+		return
+	}
+	c.known[seq] = true
+	for c.known[c.acked+1] {
+		c.acked++
+		delete(c.known, c.acked)
+	}
+}

@@ -1,0 +1,96 @@
+package rsm
+
+import (
+	"time"
+
+	"github.com/decree-raft/decree/internal/core"
+)
+
+// clock runs what happens by time alone: ticks and beats, the watchdog of the
+// log, the disk's watermark, and the release of WAL segments.
+type clock struct {
+	e            *engine
+	cfg          *Config
+	beatTicks    int
+	disk         *diskMonitor
+	warnedStall  bool
+	ticksPerLook int // at disk and log
+}
+
+// maxTicks that one pass may take in. A process that stood still must not
+// believe that all that time passed without a word from the leader.
+const maxTicks = 2
+
+func (c *clock) run() {
+	defer c.e.bg.Done()
+	t := time.NewTicker(c.e.tick)
+	defer t.Stop()
+	for n := 0; ; n++ {
+		select {
+		case <-c.e.quit:
+			return
+		case <-t.C:
+		}
+		for _, w := range c.e.workers {
+			w.post(func(in *core.Input) { in.Ticks = min(in.Ticks+1, maxTicks) })
+		}
+		if n%c.beatTicks == 0 {
+			c.beat()
+		}
+		c.watchLog()
+		if n%c.ticksPerLook == 0 {
+			c.watchDisk()
+			c.release()
+		}
+	}
+}
+
+func (c *clock) beat() {
+	for id := range c.e.peers {
+		c.e.transport.Append(uint64(id), 1, core.AppendBeat)
+	}
+	c.e.transport.Flush()
+}
+
+// watchLog stops the node when a write to the log hangs: a leader whose disk
+// does not answer must not keep the others waiting (hashicorp/raft#503, etcd#13527).
+func (c *clock) watchLog() {
+	since := c.e.writing.Load()
+	if since == 0 {
+		c.warnedStall = false
+		return
+	}
+	stalled := time.Duration(c.e.mono() - since)
+	switch {
+	case stalled > c.cfg.FsyncStall:
+		c.e.fail(core.CodeStorage, nil, "a write to the log has not ended for %v (FsyncStall)", stalled.Round(time.Millisecond))
+	case stalled > c.cfg.ElectionTimeout && !c.warnedStall:
+		c.warnedStall = true
+		c.e.logger.Warn("the log's disk is slow: a write takes longer than the election timeout", "so_far", stalled)
+	}
+}
+
+func (c *clock) watchDisk() {
+	low, changed := c.disk.look()
+	if !changed {
+		return
+	}
+	if low {
+		c.e.logger.Error("free disk space is below the watermark: commands are refused", "free_bytes", c.disk.free.Load(), "watermark_bytes", c.cfg.DiskWatermark)
+	} else {
+		c.e.logger.Info("free disk space is above the watermark again", "free_bytes", c.disk.free.Load())
+	}
+	for _, w := range c.e.workers {
+		w.post(func(in *core.Input) { in.Calls = append(in.Calls, func(c *core.Worker) { c.SetDiskLow(low) }) })
+	}
+}
+
+// release asks the shards that hold the oldest WAL segment to let go, when there are more than need be.
+func (c *clock) release() {
+	if segments, _ := c.e.log.Size(); segments <= c.cfg.LogSegments {
+		return
+	}
+	for _, pin := range c.e.log.Pinned() {
+		c.e.workerOf(ShardID(pin.Shard)).post(func(in *core.Input) { in.Pinned = append(in.Pinned, ShardID(pin.Shard)) })
+	}
+}

@@ -1,0 +1,192 @@
+package rsm
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/decree-raft/decree/internal/core"
+	"github.com/decree-raft/decree/internal/transport"
+)
+
+// ClusterConfig configures a Cluster.
+type ClusterConfig struct {
+	// Name of the cluster. Default "embedded".
+	Name string
+	// Nodes is how many, with ids from 1. Default 3.
+	Nodes int
+	// Dir holds a directory per node; the nodes speak TCP over loopback. Empty:
+	// everything is in memory, network included, and gone with the process.
+	Dir string
+	// Shards are hosted by every node.
+	Shards []ShardConfig
+	// Configure, if set, may change a node's Config before it starts.
+	Configure func(*Config)
+}
+
+// Cluster is several nodes in one process: for tests, demonstrations, and programs that
+// want durable, replicated writes to several local disks. The code is that of separate processes.
+type Cluster struct {
+	cfg     ClusterConfig
+	peers   map[NodeID]string
+	network *transport.MemoryNetwork
+	disks   map[NodeID]*memoryDisk
+
+	mu    sync.Mutex
+	nodes map[NodeID]*Node
+}
+
+// StartCluster starts all nodes and returns when every shard has a leader, or
+// an error. It gives up after ten seconds.
+func StartCluster(cfg ClusterConfig) (*Cluster, error) {
+	orDefault(&cfg.Name, "embedded")
+	orDefault(&cfg.Nodes, 3)
+	c := &Cluster{cfg: cfg, peers: map[NodeID]string{}, disks: map[NodeID]*memoryDisk{}, nodes: map[NodeID]*Node{}}
+	if cfg.Dir == "" {
+		c.network = transport.NewMemoryNetwork()
+	}
+	listeners := map[NodeID]net.Listener{}
+	for id := NodeID(1); id <= NodeID(cfg.Nodes); id++ {
+		if cfg.Dir == "" {
+			c.disks[id] = newMemoryDisk()
+			c.peers[id] = fmt.Sprintf("memory-%d", id)
+			continue
+		}
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			return nil, err
+		}
+		listeners[id] = l
+		c.peers[id] = l.Addr().String()
+	}
+	for id := NodeID(1); id <= NodeID(cfg.Nodes); id++ {
+		if err := c.start(id, listeners[id]); err != nil {
+			c.Close()
+			return nil, err
+		}
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	for _, s := range cfg.Shards {
+		if _, err := c.Leader(ctx, s.ID); err != nil {
+			c.Close()
+			return nil, fmt.Errorf("shard %d: %w", s.ID, err)
+		}
+	}
+	return c, nil
+}
+
+func (c *Cluster) start(id NodeID, l net.Listener) error {
+	cfg := Config{
+		Cluster: c.cfg.Name, Node: id, Peers: c.peers, Shards: c.cfg.Shards,
+		listener: l, memory: c.disks[id], network: c.network,
+	}
+	if c.cfg.Dir != "" {
+		cfg.Dir = filepath.Join(c.cfg.Dir, fmt.Sprintf("node%d", id))
+	}
+	if c.cfg.Configure != nil {
+		c.cfg.Configure(&cfg)
+	}
+	n, err := Start(cfg)
+	if err != nil {
+		return err
+	}
+	c.mu.Lock()
+	c.nodes[id] = n
+	c.mu.Unlock()
+	return nil
+}
+
+// Node returns a running node, or nil.
+func (c *Cluster) Node(id NodeID) *Node {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.nodes[id]
+}
+
+// Nodes returns the running nodes by ascending id.
+func (c *Cluster) Nodes() (nodes []*Node) {
+	for id := NodeID(1); id <= NodeID(c.cfg.Nodes); id++ {
+		if n := c.Node(id); n != nil {
+			nodes = append(nodes, n)
+		}
+	}
+	return nodes
+}
+
+// Kill stops a node as kill -9 would.
+func (c *Cluster) Kill(id NodeID) {
+	c.mu.Lock()
+	n := c.nodes[id]
+	delete(c.nodes, id)
+	c.mu.Unlock()
+	if n != nil {
+		n.Kill()
+	}
+}
+
+// Restart starts a node that was killed, on what it has on disk.
+func (c *Cluster) Restart(id NodeID) error {
+	if c.Node(id) != nil {
+		return fmt.Errorf("node %d is running", id)
+	}
+	if _, known := c.peers[id]; !known {
+		return fmt.Errorf("there is no node %d", id)
+	}
+	return c.start(id, nil)
+}
+
+// Cut lets nothing pass between two nodes until Heal. In-memory clusters only.
+func (c *Cluster) Cut(a, b NodeID) {
+	if c.network != nil {
+		c.network.Cut(uint64(a), uint64(b))
+		c.network.Cut(uint64(b), uint64(a))
+	}
+}
+
+// Heal undoes every Cut.
+func (c *Cluster) Heal() {
+	if c.network != nil {
+		c.network.HealAll()
+	}
+}
+
+// Leader returns the node that leads a shard and says so itself, or ctx's error.
+func (c *Cluster) Leader(ctx context.Context, id ShardID) (*Node, error) {
+	for {
+		for _, n := range c.Nodes() {
+			if s := n.Shard(id); s != nil && s.Leader() == n.ID() {
+				return n, nil
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return nil, &Error{Kind: ErrNotProposed, Code: core.CodeNoLeader, Message: "no leader was elected in time", Cause: ctx.Err()}
+		case <-time.After(2 * time.Millisecond):
+		}
+	}
+}
+
+// Client returns an exactly-once client of one shard over the nodes that run at the time of each call.
+func (c *Cluster) Client(id ShardID) *Client {
+	return NewClient(func(hint NodeID) *Shard {
+		if n := c.Node(hint); n != nil {
+			return n.Shard(id)
+		}
+		return nil
+	}, c.cfg.Nodes)
+}
+
+// Close stops all nodes. What is acknowledged is durable without it.
+func (c *Cluster) Close() error {
+	var errs []error
+	for _, n := range c.Nodes() {
+		n.Kill() // all at once: nobody is left to hand leadership to
+		errs = append(errs, n.Err())
+	}
+	return errors.Join(errs...)
+}

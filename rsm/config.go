@@ -1,0 +1,186 @@
+package rsm
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"runtime"
+	"slices"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/decree-raft/decree/internal/core"
+	"github.com/decree-raft/decree/internal/transport"
+)
+
+// Limits bound everything that grows; zero fields take their defaults.
+type Limits = core.Limits
+
+// SessionOptions say how long and how many sessions live.
+type SessionOptions = core.SessionOptions
+
+// TLS configures mutual TLS between nodes.
+type TLS = transport.TLS
+
+// TLSFiles reads a node's certificate, key and authorities from PEM files, and again when they change.
+func TLSFiles(certFile, keyFile, caFile string, log *slog.Logger) (*TLS, error) {
+	return transport.TLSFiles(certFile, keyFile, caFile, log)
+}
+
+// Config configures a Node. It is copied by Start, which validates it before it does anything else.
+type Config struct {
+	// Cluster names the cluster, 1 to 64 bytes. A node refuses peers and data of another. Required.
+	Cluster string
+	// Node is this node's id, from 1, unique for ever within the cluster. Required.
+	Node NodeID
+	// Dir is the data directory; it is made if missing. Required.
+	Dir string
+	// Listen is the host:port for the other nodes. Default: this node's address in Peers.
+	Listen string
+	// Peers has the address (host:port) of every node, this one included. Required.
+	Peers map[NodeID]string
+	// TLS, if set, is asked of every peer and shown to every peer.
+	TLS *TLS
+	// Shards that this node hosts. At least one; may differ from node to node.
+	Shards []ShardConfig
+
+	// HeartbeatInterval is how often a leader is heard. Default 100 ms, at least 2 ms.
+	HeartbeatInterval time.Duration
+	// ElectionTimeout: a follower that has not heard from the leader for this long to twice
+	// this long campaigns. Default 800 ms; at least three heartbeats. The same on all nodes.
+	ElectionTimeout time.Duration
+	// QuiesceAfter is how long a shard is idle before it rests. Default four election timeouts; negative: never.
+	QuiesceAfter time.Duration
+
+	Limits   Limits
+	Sessions SessionOptions
+
+	// Workers drive the shards. Default one per core, at most one per shard.
+	Workers int
+	// CacheBytes is the memory for blocks of the state store. Default 64 MiB.
+	CacheBytes int64
+	// LogSegments of the write-ahead log (32 MiB each) may exist before shards are asked to flush. Default 8.
+	LogSegments int
+	// DiskWatermark: with less free space, in bytes, commands are refused. Default 256 MiB; negative: never.
+	DiskWatermark int64
+	// FsyncStall: a node whose write to the log takes longer stops. Default 10 s.
+	FsyncStall time.Duration
+	// KeepGOMAXPROCS leaves the Go scheduler alone. Otherwise Start raises GOMAXPROCS to 8 if it
+	// is lower: a blocked fsync occupies one of its slots, and with two of them costs half the
+	// throughput (docs/decisions/0006-gomaxprocs.md).
+	KeepGOMAXPROCS bool
+
+	// Logger gets the node's log. Default: none.
+	Logger *slog.Logger
+	// Metrics, if set, gets the node's collector.
+	Metrics prometheus.Registerer
+	// OnStop, if set, is called once, on its own goroutine, when the node stops by itself, with the reason.
+	OnStop func(error)
+
+	// Set by Cluster.
+	listener net.Listener
+	memory   *memoryDisk
+	network  *transport.MemoryNetwork
+}
+
+// ShardConfig is a shard on a node.
+type ShardConfig struct {
+	// ID, from 1, unique within the cluster.
+	ID ShardID
+	// Machine is run by this replica. All replicas of a shard run the same.
+	Machine Machine
+	// Voters are the initial members, the same on every node. Default: all Peers.
+	Voters []NodeID
+}
+
+func orDefault[T comparable](v *T, d T) {
+	var zero T
+	if *v == zero {
+		*v = d
+	}
+}
+
+func (c Config) withDefaults() Config {
+	orDefault(&c.Listen, c.Peers[c.Node])
+	orDefault(&c.HeartbeatInterval, 100*time.Millisecond)
+	orDefault(&c.ElectionTimeout, 800*time.Millisecond)
+	orDefault(&c.QuiesceAfter, 4*c.ElectionTimeout)
+	orDefault(&c.Workers, min(runtime.NumCPU(), max(1, len(c.Shards))))
+	orDefault(&c.CacheBytes, 64<<20)
+	orDefault(&c.LogSegments, 8)
+	orDefault(&c.DiskWatermark, 256<<20)
+	orDefault(&c.FsyncStall, 10*time.Second)
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.NewTextHandler(io.Discard, &slog.HandlerOptions{Level: slog.LevelError + 100}))
+	}
+	c.Shards = slices.Clone(c.Shards)
+	for i := range c.Shards {
+		if c.Shards[i].Voters == nil {
+			for id := range c.Peers {
+				c.Shards[i].Voters = append(c.Shards[i].Voters, id)
+			}
+			slices.Sort(c.Shards[i].Voters)
+		}
+	}
+	return c
+}
+
+// tick is half a heartbeat: the unit of all timeouts.
+func (c *Config) tick() time.Duration { return c.HeartbeatInterval / 2 }
+
+func (c *Config) core() core.Config {
+	quiesce := -1
+	if c.QuiesceAfter > 0 {
+		quiesce = max(1, int(c.QuiesceAfter/c.tick()))
+	}
+	return core.Config{
+		Node: c.Node, Tick: c.tick(), HeartbeatTicks: 2, ElectionTicks: int(c.ElectionTimeout / c.tick()), QuiesceTicks: quiesce,
+		Limits: c.Limits, Sessions: c.Sessions,
+	}.WithDefaults()
+}
+
+func (c *Config) validate() error {
+	var errs []error
+	check := func(ok bool, format string, args ...any) {
+		if !ok {
+			errs = append(errs, fmt.Errorf(format, args...))
+		}
+	}
+	check(len(c.Cluster) >= 1 && len(c.Cluster) <= 64, "Cluster is %q: 1 to 64 bytes", c.Cluster)
+	check(c.Node != 0, "Node is 0: ids start at 1")
+	check(c.Dir != "" || c.memory != nil, "Dir is empty: name a directory for the data")
+	_, known := c.Peers[c.Node]
+	check(known, "Peers has no entry for this node, %d", c.Node)
+	_, zero := c.Peers[0]
+	check(!zero, "Peers has a node 0: ids start at 1")
+	check(len(c.Shards) > 0, "Shards is empty: a node hosts at least one")
+	check(c.HeartbeatInterval >= 2*time.Millisecond, "HeartbeatInterval is %v: at least 2ms", c.HeartbeatInterval)
+	check(c.ElectionTimeout >= 3*c.HeartbeatInterval, "ElectionTimeout is %v: at least three heartbeats, %v", c.ElectionTimeout, 3*c.HeartbeatInterval)
+	check(c.Workers >= 1 && c.Workers <= 1024, "Workers is %d: 1 to 1024", c.Workers)
+	check(c.LogSegments >= 2, "LogSegments is %d: at least 2", c.LogSegments)
+	check(c.FsyncStall >= c.ElectionTimeout, "FsyncStall is %v: at least the election timeout, %v", c.FsyncStall, c.ElectionTimeout)
+	seen := map[ShardID]bool{}
+	for _, s := range c.Shards {
+		check(s.ID != 0, "a shard has id 0: ids start at 1")
+		check(!seen[s.ID], "shard %d stands twice in Shards", s.ID)
+		seen[s.ID] = true
+		check(s.Machine != nil, "shard %d has no Machine", s.ID)
+		check(slices.Contains(s.Voters, c.Node), "shard %d is hosted here, but node %d is not among its voters %v", s.ID, c.Node, s.Voters)
+		for _, v := range s.Voters {
+			_, ok := c.Peers[v]
+			check(ok, "voter %d of shard %d is not in Peers", v, s.ID)
+		}
+	}
+	if c.HeartbeatInterval >= 2*time.Millisecond {
+		if err := c.core().Validate(); err != nil {
+			errs = append(errs, err)
+		}
+	}
+	if len(errs) > 0 {
+		return fmt.Errorf("invalid configuration: %w", errors.Join(errs...))
+	}
+	return nil
+}

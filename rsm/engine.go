@@ -1,0 +1,400 @@
+package rsm
+
+import (
+	"fmt"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"go.etcd.io/etcd/raft/v3/raftpb"
+
+	"github.com/decree-raft/decree/internal/core"
+	"github.com/decree-raft/decree/internal/transport"
+	"github.com/decree-raft/decree/wal"
+)
+
+// engine runs the core of a node: it owns the goroutines, the core owns the logic.
+//
+//	goroutine        how many          owns
+//	worker.run       Config.Workers    the shards of the worker
+//	engine.writeLog  one               the write-ahead log: one fsync for whatever the workers have handed in
+//	engine.clock     one               ticks, beats, the watchdog of the log, the disk's watermark
+//	runQueries       one per batch     a version of the state; more of them when a query runs long
+//	runFlush         one per flush     tables being written
+//	transport's      see there
+type engine struct {
+	node      NodeID
+	logger    *slog.Logger
+	start     time.Time // of the monotonic clock
+	tick      time.Duration
+	workers   []*worker
+	log       wal.Log
+	peers     map[NodeID]*peer
+	transport transport.Peer
+	fatal     func(*Error)               // the node must stop; may be called more than once
+	changed   func(ShardID, NodeID)      // who leads a shard
+	stopped   func(ShardID, *core.Error) // a replica went out of service
+
+	logQueue chan struct{} // has one token while toWrite is not empty
+	logMu    sync.Mutex
+	toWrite  []logWrite
+	spare    []logWrite
+	writing  atomic.Int64 // monotonic ns since when an Append runs, 0 if none
+
+	flushes chan struct{} // bounds flushes that run at once
+	bg      sync.WaitGroup
+	quit    chan struct{}
+	once    sync.Once
+}
+
+// peer is what the engine knows of another node.
+type peer struct{ heard atomic.Int64 }
+
+type logWrite struct {
+	from  *worker
+	write *core.Write
+}
+
+// maxFlushes at once: they compete with the log for the disk.
+const maxFlushes = 2
+
+func newEngine(node NodeID, logger *slog.Logger, log wal.Log, workers int) *engine {
+	e := &engine{
+		node: node, logger: logger, start: time.Now(), log: log, peers: map[NodeID]*peer{},
+		logQueue: make(chan struct{}, 1), flushes: make(chan struct{}, maxFlushes), quit: make(chan struct{}),
+	}
+	for range workers {
+		e.workers = append(e.workers, &worker{e: e, wake: make(chan struct{}, 1), done: make(chan struct{})})
+	}
+	return e
+}
+
+func (e *engine) mono() int64 { return int64(time.Since(e.start)) + int64(time.Hour) }
+
+func (e *engine) now() core.Now { return core.Now{Mono: e.mono(), Wall: time.Now().UnixNano()} }
+
+func (e *engine) workerOf(id ShardID) *worker { return e.workers[uint64(id)%uint64(len(e.workers))] }
+
+func (e *engine) run() {
+	for _, w := range e.workers {
+		go w.run()
+	}
+	e.bg.Add(1)
+	go e.writeLog()
+}
+
+// stop ends the goroutines. Writes that the log has not begun are dropped, as a crash would.
+func (e *engine) stop(reason *Error) {
+	e.once.Do(func() { close(e.quit) })
+	for _, w := range e.workers {
+		<-w.done
+	}
+	e.bg.Wait()
+	for _, w := range e.workers {
+		w.close(reason)
+	}
+}
+
+// writeLog appends whatever the workers have handed in since the last time, with one
+// fsync: while the disk works, the next batch gathers.
+func (e *engine) writeLog() {
+	defer e.bg.Done()
+	var records []wal.Record
+	for {
+		select {
+		case <-e.quit:
+			return
+		case <-e.logQueue:
+		}
+		e.logMu.Lock()
+		batch := e.toWrite
+		e.toWrite = e.spare[:0]
+		e.logMu.Unlock()
+		records = records[:0]
+		for _, w := range batch {
+			records = append(records, w.write.Records...)
+		}
+		e.writing.Store(e.mono())
+		err := e.log.Append(records)
+		e.writing.Store(0)
+		if err != nil {
+			e.fail(core.CodeStorage, err, "the write-ahead log could not be written")
+			return
+		}
+		for i, w := range batch {
+			w.from.post(func(in *core.Input) { in.Written = append(in.Written, w.write) })
+			batch[i] = logWrite{}
+		}
+		clear(records)
+		e.spare = batch
+	}
+}
+
+// fail stops the node: its disk cannot be trusted any more [G10].
+func (e *engine) fail(code Code, cause error, format string, args ...any) {
+	e.fatal(&Error{Kind: ErrBroken, Code: code, Message: fmt.Sprintf(format, args...), Cause: cause})
+}
+
+// receive takes a frame from the transport.
+func (e *engine) receive(from uint64, frame []byte) {
+	p := e.peers[NodeID(from)]
+	if p == nil {
+		return
+	}
+	p.heard.Store(e.mono())
+	inputs := make([]core.Input, len(e.workers))
+	err := core.DecodeFrame(NodeID(from), e.node, frame,
+		func(m core.Message) {
+			in := &inputs[uint64(m.Shard)%uint64(len(inputs))]
+			in.Messages = append(in.Messages, m)
+		},
+		func(q core.Quiesce) {
+			in := &inputs[uint64(q.Shard)%uint64(len(inputs))]
+			in.Quiesces = append(in.Quiesces, q)
+		})
+	if err != nil {
+		e.logger.Warn("frame refused", "peer", from, "reason", err)
+		return
+	}
+	for i := range inputs {
+		if got := &inputs[i]; len(got.Messages)+len(got.Quiesces) > 0 {
+			e.workers[i].postPeer(len(frame), got)
+		}
+	}
+}
+
+func (e *engine) unreachable(peer uint64) {
+	for _, w := range e.workers {
+		w.post(func(in *core.Input) { in.Unreachable = append(in.Unreachable, NodeID(peer)) })
+	}
+}
+
+// call runs f on the worker of a shard, between two passes, and waits for it.
+func (e *engine) call(id ShardID, f func(*core.Worker)) error {
+	done := make(chan struct{})
+	w := e.workerOf(id)
+	if !w.post(func(in *core.Input) {
+		in.Calls = append(in.Calls, func(c *core.Worker) { f(c); close(done) })
+	}) {
+		return errClosed
+	}
+	select {
+	case <-done:
+		return nil
+	case <-w.done:
+		return errClosed
+	}
+}
+
+var errClosed = &Error{Kind: ErrNotProposed, Code: core.CodeClosed, Message: "the node is closed"}
+
+// A worker runs one core.Worker: it gathers inputs while a pass runs, and so makes batches without a timer.
+type worker struct {
+	e    *engine
+	core *core.Worker
+
+	mu        sync.Mutex
+	in        core.Input
+	peerBytes int // of messages in the mailbox
+	requests  int
+	reqBytes  int
+	closed    bool
+	spare     core.Input
+
+	wake chan struct{}
+	done chan struct{}
+}
+
+// The mailbox is bounded by what one pass may take in; see core.Limits for what a shard may hold.
+const (
+	mailboxRequests  = 1 << 17
+	mailboxBytes     = 256 << 20
+	mailboxPeerBytes = 128 << 20
+)
+
+// post adds to the next pass's input, and reports false when the worker is closed.
+func (w *worker) post(add func(*core.Input)) bool {
+	w.mu.Lock()
+	if w.closed {
+		w.mu.Unlock()
+		return false
+	}
+	add(&w.in)
+	w.mu.Unlock()
+	w.signal()
+	return true
+}
+
+// postPeer adds what a peer sent. Beyond the bound it is lost, as the network may lose it.
+func (w *worker) postPeer(size int, got *core.Input) {
+	w.post(func(in *core.Input) {
+		if w.peerBytes > mailboxPeerBytes {
+			return
+		}
+		w.peerBytes += size
+		in.Messages = append(in.Messages, got.Messages...)
+		in.Quiesces = append(in.Quiesces, got.Quiesces...)
+	})
+}
+
+// submit hands in a request; the error says that it was not taken.
+func (w *worker) submit(q *core.Request) error {
+	size := 0
+	for _, c := range q.Commands {
+		size += len(c)
+	}
+	w.mu.Lock()
+	switch {
+	case w.closed:
+		w.mu.Unlock()
+		return errClosed
+	case w.requests >= mailboxRequests || w.reqBytes+size > mailboxBytes:
+		w.mu.Unlock()
+		return &Error{Kind: ErrNotProposed, Code: core.CodeOverloaded, RetryAfter: w.e.tick,
+			Message: fmt.Sprintf("%d calls wait for a worker of node %d", w.requests, w.e.node)}
+	}
+	w.requests++
+	w.reqBytes += size
+	first := len(w.in.Requests) == 0
+	w.in.Requests = append(w.in.Requests, q)
+	w.mu.Unlock()
+	if first {
+		w.signal()
+	}
+	return nil
+}
+
+func (w *worker) signal() {
+	select {
+	case w.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (w *worker) run() {
+	defer close(w.done)
+	for {
+		select {
+		case <-w.e.quit:
+			return
+		case <-w.wake:
+		}
+		w.mu.Lock()
+		in := w.in
+		w.in = w.spare
+		w.peerBytes, w.requests, w.reqBytes = 0, 0, 0
+		w.mu.Unlock()
+		w.core.Pass(w.e.now(), &in)
+		w.e.transport.Flush()
+		w.spare = emptied(in)
+	}
+}
+
+// emptied returns the input's slices for use again, without what they held.
+func emptied(in core.Input) core.Input {
+	clear(in.Messages)
+	clear(in.Requests)
+	clear(in.Written)
+	clear(in.Flushed)
+	clear(in.Calls)
+	return core.Input{
+		Messages: in.Messages[:0], Quiesces: in.Quiesces[:0], Requests: in.Requests[:0], Written: in.Written[:0],
+		Flushed: in.Flushed[:0], Unreachable: in.Unreachable[:0], Pinned: in.Pinned[:0], Calls: in.Calls[:0],
+	}
+}
+
+// close ends what is pending, after run has returned.
+func (w *worker) close(reason *Error) {
+	w.mu.Lock()
+	w.closed = true
+	in := w.in
+	w.in = core.Input{}
+	w.mu.Unlock()
+	for _, q := range in.Requests {
+		q.Err = reason
+		q.Done(q)
+	}
+	w.core.Stop(reason)
+}
+
+// The core's Env.
+
+var _ core.Env = (*worker)(nil)
+
+func (w *worker) Send(to NodeID, shard ShardID, m *raftpb.Message) {
+	w.e.transport.Append(uint64(to), m.Size()+16, func(b []byte) []byte { return core.AppendMessage(b, shard, m) })
+}
+
+func (w *worker) SendQuiesce(to NodeID, q core.Quiesce) {
+	w.e.transport.Append(uint64(to), 32, func(b []byte) []byte { return core.AppendQuiesce(b, q) })
+}
+
+func (w *worker) Write(wr *core.Write) {
+	e := w.e
+	e.logMu.Lock()
+	e.toWrite = append(e.toWrite, logWrite{from: w, write: wr})
+	e.logMu.Unlock()
+	select {
+	case e.logQueue <- struct{}{}:
+	default:
+	}
+}
+
+func (w *worker) Query(b *core.QueryBatch) {
+	w.e.bg.Add(1)
+	go w.e.runQueries(b)
+}
+
+// longQuery is when the queries behind one that runs long are given another goroutine.
+const longQuery = 2 * time.Millisecond
+
+// queriesPerTimer share one timer: short queries should not pay for one each.
+const queriesPerTimer = 64
+
+func (e *engine) runQueries(b *core.QueryBatch) {
+	defer e.bg.Done()
+	for more := true; more; {
+		e.bg.Add(1) // for the helper
+		helper := time.AfterFunc(longQuery, func() { e.runQueries(b) })
+		for i := 0; i < queriesPerTimer && more; i++ {
+			more = b.RunOne()
+		}
+		if helper.Stop() {
+			e.bg.Done()
+		}
+	}
+}
+
+func (w *worker) Flush(f *core.FlushDone) {
+	w.e.bg.Add(1)
+	go w.e.runFlush(w, f)
+}
+
+func (e *engine) runFlush(w *worker, f *core.FlushDone) {
+	defer e.bg.Done()
+	select {
+	case e.flushes <- struct{}{}:
+	case <-e.quit:
+		return
+	}
+	f.Err = f.Job.Run()
+	<-e.flushes
+	if f.Err != nil {
+		e.fail(core.CodeStorage, f.Err, "the state of shard %d could not be flushed", f.Shard)
+	}
+	w.post(func(in *core.Input) { in.Flushed = append(in.Flushed, f) })
+}
+
+func (w *worker) Flushed(shard ShardID, index Index) { w.e.log.Flushed(uint64(shard), uint64(index)) }
+
+func (w *worker) LastHeard(p NodeID) int64 {
+	if p := w.e.peers[p]; p != nil {
+		return p.heard.Load()
+	}
+	return 0
+}
+
+func (w *worker) Changed(shard ShardID, leader NodeID, term Term) { w.e.changed(shard, leader) }
+
+func (w *worker) Stopped(shard ShardID, err *Error) { w.e.stopped(shard, err) }

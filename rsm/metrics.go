@@ -1,0 +1,112 @@
+package rsm
+
+import (
+	"strconv"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// collector gives a node's status to Prometheus: counted in the core without
+// locks, and read only when somebody asks.
+type collector struct {
+	n     *Node
+	descs []*prometheus.Desc
+}
+
+type metric struct {
+	name, help string
+	kind       prometheus.ValueType
+	value      func(*ShardStatus) float64
+}
+
+func flag(b bool) float64 {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+const (
+	counter = prometheus.CounterValue
+	gauge   = prometheus.GaugeValue
+)
+
+var shardMetrics = []metric{
+	{"leader", "1 if this replica leads the shard.", gauge, func(s *ShardStatus) float64 { return flag(s.Role == "leader") }},
+	{"stopped", "1 if this replica is out of service; the log says why.", gauge, func(s *ShardStatus) float64 { return flag(s.Err != nil) }},
+	{"quiet", "1 if the shard rests for want of work.", gauge, func(s *ShardStatus) float64 { return flag(s.Quiet) }},
+	{"term", "Raft term.", gauge, func(s *ShardStatus) float64 { return float64(s.Term) }},
+	{"applied_index", "Last log index that is applied.", gauge, func(s *ShardStatus) float64 { return float64(s.Applied) }},
+	{"commit_index", "Last log index known to be committed.", gauge, func(s *ShardStatus) float64 { return float64(s.Commit) }},
+	{"flushed_index", "Last log index whose effects are in the state store on disk.", gauge, func(s *ShardStatus) float64 { return float64(s.Flushed) }},
+	{"sessions", "Open sessions.", gauge, func(s *ShardStatus) float64 { return float64(s.Sessions) }},
+	{"inflight_entries", "Entries proposed and not applied yet.", gauge, func(s *ShardStatus) float64 { return float64(s.Inflight) }},
+	{"pending_calls", "Calls that wait for their outcome.", gauge, func(s *ShardStatus) float64 { return float64(s.Queued) }},
+	{"memory_bytes", "Memory of unflushed state and cached log.", gauge, func(s *ShardStatus) float64 { return float64(s.Memory) }},
+	{"entries_total", "Log entries applied.", counter, func(s *ShardStatus) float64 { return float64(s.Stats.Entries) }},
+	{"commands_total", "Requests decided here and committed.", counter, func(s *ShardStatus) float64 { return float64(s.Stats.Commands) }},
+	{"rejections_total", "Requests whose decision was no.", counter, func(s *ShardStatus) float64 { return float64(s.Stats.Rejections) }},
+	{"log_reads_total", "Reads that rode the log.", counter, func(s *ShardStatus) float64 { return float64(s.Stats.LogReads) }},
+	{"other_reads_total", "Reads at other levels.", counter, func(s *ShardStatus) float64 { return float64(s.Stats.OtherReads) }},
+	{"duplicates_total", "Retries answered from a session.", counter, func(s *ShardStatus) float64 { return float64(s.Stats.Duplicates) }},
+	{"void_entries_total", "Entries that failed the check of term and sequence. Not 0: a bug.", counter, func(s *ShardStatus) float64 { return float64(s.Stats.Voids) }},
+	{"rollbacks_total", "Times that speculative state was thrown away.", counter, func(s *ShardStatus) float64 { return float64(s.Stats.Rollbacks) }},
+	{"machine_panics_total", "Panics of the machine that were contained.", counter, func(s *ShardStatus) float64 { return float64(s.Stats.MachinePanics) }},
+	{"refused_total", "Calls turned away by a limit.", counter, func(s *ShardStatus) float64 { return float64(s.Stats.Refused) }},
+	{"flushes_total", "Flushes of state, journal and sessions.", counter, func(s *ShardStatus) float64 { return float64(s.Stats.Flushes) }},
+}
+
+type nodeMetric struct {
+	name, help string
+	kind       prometheus.ValueType
+	value      func(*NodeStatus) float64
+}
+
+var nodeMetrics = []nodeMetric{
+	{"wal_segments", "Segments of the write-ahead log.", gauge, func(s *NodeStatus) float64 { return float64(s.LogSegments) }},
+	{"wal_bytes", "Bytes in the write-ahead log.", gauge, func(s *NodeStatus) float64 { return float64(s.LogBytes) }},
+	{"wal_fsyncs_total", "Fsyncs of the write-ahead log.", counter, func(s *NodeStatus) float64 { return float64(s.LogFsyncs) }},
+	{"wal_sync_seconds_total", "Time spent in writes and fsyncs of the write-ahead log.", counter, func(s *NodeStatus) float64 { return s.LogSyncTime.Seconds() }},
+	{"state_disk_bytes", "Size of the state store on disk.", gauge, func(s *NodeStatus) float64 { return float64(s.StateBytes) }},
+	{"disk_free_bytes", "Free space on the data directory's file system.", gauge, func(s *NodeStatus) float64 { return float64(s.FreeDiskBytes) }},
+	{"disk_low", "1 if commands are refused for want of disk space.", gauge, func(s *NodeStatus) float64 { return flag(s.DiskLow) }},
+}
+
+var peerDesc = prometheus.NewDesc("decree_node_peer_connected", "1 if the peer has accepted this node's stream.", []string{"node", "peer"}, nil)
+
+func newCollector(n *Node) *collector {
+	c := &collector{n: n}
+	for _, m := range nodeMetrics {
+		c.descs = append(c.descs, prometheus.NewDesc("decree_node_"+m.name, m.help, []string{"node"}, nil))
+	}
+	for _, m := range shardMetrics {
+		c.descs = append(c.descs, prometheus.NewDesc("decree_shard_"+m.name, m.help, []string{"node", "shard"}, nil))
+	}
+	return c
+}
+
+// Describe implements prometheus.Collector. Nothing is described beforehand, so
+// that several nodes of one process can register at one registry.
+func (c *collector) Describe(chan<- *prometheus.Desc) {}
+
+// Collect implements prometheus.Collector.
+func (c *collector) Collect(out chan<- prometheus.Metric) {
+	st, err := c.n.Status()
+	if err != nil {
+		return // the node is closing
+	}
+	node := strconv.FormatUint(uint64(st.Node), 10)
+	for i, m := range nodeMetrics {
+		out <- prometheus.MustNewConstMetric(c.descs[i], m.kind, m.value(&st), node)
+	}
+	for id, p := range st.Peers {
+		out <- prometheus.MustNewConstMetric(peerDesc, gauge, flag(p.Connected), node, strconv.FormatUint(uint64(id), 10))
+	}
+	for j := range st.Shards {
+		s := &st.Shards[j]
+		shard := strconv.FormatUint(uint64(s.Shard), 10)
+		for i, m := range shardMetrics {
+			out <- prometheus.MustNewConstMetric(c.descs[len(nodeMetrics)+i], m.kind, m.value(s), node, shard)
+		}
+	}
+}

@@ -1,0 +1,401 @@
+package rsm
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"runtime"
+	"sync"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+
+	"github.com/decree-raft/decree/internal/core"
+	"github.com/decree-raft/decree/internal/state"
+	"github.com/decree-raft/decree/internal/transport"
+	"github.com/decree-raft/decree/wal"
+)
+
+// Node hosts replicas of many shards: one process, or one of several embedded in a process.
+// All its methods may be called at any time from any goroutine.
+type Node struct {
+	cfg    Config
+	engine *engine
+	log    wal.Log
+	store  *state.Store
+	shards map[ShardID]*Shard
+	disk   *diskMonitor
+
+	mu      sync.Mutex
+	closed  bool
+	failure *Error // why the node stopped by itself
+	done    chan struct{}
+	metrics *collector
+}
+
+// minProcs is what GOMAXPROCS is raised to, see Config.KeepGOMAXPROCS.
+const minProcs = 8
+
+// Start opens the node's data, recovers what a crash has left, and joins its
+// peers. It does not wait for them: see Shard.WaitReady. An error names what is wrong and changes nothing.
+func Start(cfg Config) (*Node, error) {
+	cfg = cfg.withDefaults()
+	if err := cfg.validate(); err != nil {
+		return nil, err
+	}
+	if !cfg.KeepGOMAXPROCS && runtime.GOMAXPROCS(0) < minProcs {
+		runtime.GOMAXPROCS(minProcs)
+	}
+	n := &Node{cfg: cfg, shards: map[ShardID]*Shard{}, done: make(chan struct{})}
+	if err := n.start(); err != nil {
+		return nil, fmt.Errorf("node %d of cluster %q: %w", cfg.Node, cfg.Cluster, err)
+	}
+	cfg.Logger.Info("node started", "cluster", cfg.Cluster, "node", uint64(cfg.Node), "address", n.Addr(), "shards", len(cfg.Shards),
+		"heartbeat", cfg.HeartbeatInterval, "election_timeout", cfg.ElectionTimeout, "workers", cfg.Workers)
+	return n, nil
+}
+
+func (n *Node) start() (err error) {
+	var undo []func()
+	defer func() {
+		if err != nil {
+			for i := len(undo) - 1; i >= 0; i-- {
+				undo[i]()
+			}
+		}
+	}()
+	recovered, err := n.openData()
+	if err != nil {
+		return err
+	}
+	undo = append(undo, n.closeData)
+
+	e := newEngine(n.cfg.Node, n.cfg.Logger, n.log, n.cfg.Workers)
+	e.tick = n.cfg.tick()
+	e.fatal, e.changed, e.stopped = n.fail, n.leaderChanged, n.replicaStopped
+	n.engine = e
+	for id := range n.cfg.Peers {
+		if id != n.cfg.Node {
+			p := &peer{}
+			p.heard.Store(e.mono())
+			e.peers[id] = p
+		}
+	}
+	if err := n.addShards(recovered); err != nil {
+		return err
+	}
+	if e.transport, err = n.startTransport(); err != nil {
+		return err
+	}
+	e.run()
+	e.bg.Add(1)
+	go n.newClock().run()
+	for _, w := range e.workers {
+		w.signal() // new shards have something to do
+	}
+	if n.cfg.Metrics != nil {
+		n.metrics = newCollector(n)
+		if err := n.cfg.Metrics.Register(n.metrics); err != nil {
+			n.Kill()
+			undo = nil
+			return fmt.Errorf("metrics: %w", err)
+		}
+	}
+	return nil
+}
+
+func (n *Node) newClock() *clock {
+	return &clock{
+		e: n.engine, cfg: &n.cfg, disk: n.disk, beatTicks: 2,
+		ticksPerLook: max(1, int(time.Second/n.cfg.tick())),
+	}
+}
+
+// memoryDisk is the "disk" of a node that lives in memory: it outlives the node.
+type memoryDisk struct {
+	log *wal.Memory
+	fs  *vfs.MemFS
+}
+
+func newMemoryDisk() *memoryDisk { return &memoryDisk{log: wal.NewMemory(), fs: vfs.NewMem()} }
+
+func (n *Node) openData() (map[uint64]*wal.ShardLog, error) {
+	options := state.Options{CacheBytes: n.cfg.CacheBytes, Logger: n.cfg.Logger, OnFatal: func(err error) {
+		n.fail(&Error{Kind: ErrBroken, Code: core.CodeStorage, Message: "the state store failed", Cause: err})
+	}}
+	n.disk = &diskMonitor{stat: freeBytes, watermark: uint64(max(0, n.cfg.DiskWatermark))}
+	if m := n.cfg.memory; m != nil {
+		log, recovered, err := m.log.Reopen()
+		if err != nil {
+			return nil, err
+		}
+		m.log, n.log = log, log
+		options.Dir, options.FS = "state", m.fs
+		n.store, err = state.Open(options)
+		return recovered.Shards, err
+	}
+	n.disk.dir = n.cfg.Dir
+	if err := os.MkdirAll(n.cfg.Dir, 0o700); err != nil {
+		return nil, err
+	}
+	known, err := checkIdentity(n.cfg.Dir, n.cfg.Cluster, n.cfg.Node)
+	if err != nil {
+		return nil, err
+	}
+	log, recovered, err := wal.Open(wal.Options{Dir: filepath.Join(n.cfg.Dir, "wal"), Logger: n.cfg.Logger})
+	if err != nil {
+		return nil, err
+	}
+	options.Dir = filepath.Join(n.cfg.Dir, "state")
+	store, err := state.Open(options)
+	if err != nil {
+		return nil, errors.Join(err, log.Close())
+	}
+	n.log, n.store = log, store
+	if err := n.settleIdentity(known, recovered); err != nil {
+		n.closeData()
+		return nil, err
+	}
+	return recovered.Shards, nil
+}
+
+// settleIdentity makes sure that a directory is either this node's, whole, or
+// new. A node that lost what it had promised must not come back under its old id: it could vote twice.
+func (n *Node) settleIdentity(known bool, recovered *wal.Recovered) error {
+	flushed, err := n.store.ShardIDs()
+	if err != nil {
+		return err
+	}
+	switch {
+	case known && recovered.Fresh:
+		return fmt.Errorf("%s has an identity but no log: this node has lost its log and may not come back under its old id; "+
+			"remove its data and add it as a new node", n.cfg.Dir)
+	case known:
+		return nil
+	case len(recovered.Shards) > 0 || len(flushed) > 0:
+		return fmt.Errorf("%s has data but no node.json, so that it is not known whose it is: restore the file, or remove the data", n.cfg.Dir)
+	}
+	return writeIdentity(n.cfg.Dir, n.cfg.Cluster, n.cfg.Node)
+}
+
+func (n *Node) addShards(recovered map[uint64]*wal.ShardLog) error {
+	cfg, now := n.cfg.core(), n.engine.now()
+	for _, w := range n.engine.workers {
+		w.core = core.NewWorker(cfg, w, now)
+	}
+	for _, sc := range n.cfg.Shards {
+		st, err := n.store.Shard(uint64(sc.ID), state.Limits{MaxKeyBytes: cfg.Limits.MaxKeyBytes, MaxValueBytes: cfg.Limits.MaxValueBytes})
+		if err != nil {
+			return err
+		}
+		n.shards[sc.ID] = &Shard{node: n, id: sc.ID, w: n.engine.workerOf(sc.ID), state: st}
+		d := core.Deps{
+			Machine: sc.Machine, State: st, Voters: sc.Voters, Logger: n.cfg.Logger.With("node", uint64(n.cfg.Node)),
+			Rand: rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64())),
+		}
+		if l := recovered[uint64(sc.ID)]; l != nil {
+			d.Log = *l
+		}
+		if err := n.engine.workerOf(sc.ID).core.AddShard(sc.ID, d); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (n *Node) startTransport() (transport.Peer, error) {
+	cfg := transport.Config{
+		Cluster: n.cfg.Cluster, Node: uint64(n.cfg.Node), Listen: n.cfg.Listen, Listener: n.cfg.listener,
+		Peers: map[uint64]string{}, TLS: n.cfg.TLS, Logger: n.cfg.Logger,
+		Receive: n.engine.receive, Unreachable: n.engine.unreachable,
+	}
+	for id, addr := range n.cfg.Peers {
+		cfg.Peers[uint64(id)] = addr
+	}
+	if n.cfg.network != nil {
+		return n.cfg.network.Start(cfg)
+	}
+	t, err := transport.Start(cfg)
+	if err != nil {
+		return nil, err
+	}
+	return t, nil
+}
+
+// Shard returns the node's replica of a shard, or nil if the node hosts none.
+func (n *Node) Shard(id ShardID) *Shard { return n.shards[id] }
+
+// ID returns the node's id.
+func (n *Node) ID() NodeID { return n.cfg.Node }
+
+// Addr returns the address that the node listens on for its peers.
+func (n *Node) Addr() string { return n.engine.transport.Addr() }
+
+// Done is closed when the node has stopped: by Close, Kill or a failure, see Err.
+func (n *Node) Done() <-chan struct{} { return n.done }
+
+// Err returns why the node stopped by itself, or nil.
+func (n *Node) Err() error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.failure == nil {
+		return nil
+	}
+	return n.failure
+}
+
+// fail stops the node for a reason of its own. It is called on the node's own goroutines.
+func (n *Node) fail(reason *Error) {
+	n.mu.Lock()
+	first := n.failure == nil && !n.closed
+	if first {
+		n.failure = reason
+	}
+	n.mu.Unlock()
+	if !first {
+		return
+	}
+	n.cfg.Logger.Error("node stops", "reason", reason)
+	go func() {
+		n.shutdown(reason)
+		if n.cfg.OnStop != nil {
+			n.cfg.OnStop(reason)
+		}
+	}()
+}
+
+// Close hands leaderships over, ends pending calls and closes the files. It takes
+// about an election timeout at most. What is acknowledged is durable without it.
+func (n *Node) Close() error {
+	ctx, cancel := context.WithTimeout(context.Background(), n.cfg.ElectionTimeout)
+	defer cancel()
+	_ = n.Drain(ctx) // as far as it goes
+	n.shutdown(errClosed)
+	return n.Err()
+}
+
+// Kill stops the node as kill -9 would: nothing is handed over, flushed or
+// written any more. For tests and demonstrations.
+func (n *Node) Kill() { n.shutdown(errClosed) }
+
+func (n *Node) shutdown(reason *Error) {
+	n.mu.Lock()
+	first := !n.closed
+	n.closed = true
+	n.mu.Unlock()
+	if !first {
+		<-n.done
+		return
+	}
+	_ = n.engine.transport.Close()
+	n.engine.stop(reason)
+	n.closeData()
+	if n.metrics != nil {
+		n.cfg.Metrics.Unregister(n.metrics)
+	}
+	close(n.done)
+}
+
+func (n *Node) closeData() {
+	for _, s := range n.shards {
+		s.state.Close()
+	}
+	var errs []error
+	if n.store != nil {
+		errs = append(errs, n.store.Close())
+	}
+	if n.log != nil {
+		errs = append(errs, n.log.Close())
+	}
+	if err := errors.Join(errs...); err != nil {
+		n.cfg.Logger.Warn("closing the data", "reason", err)
+	}
+}
+
+// Drain hands over the leadership of every shard that the node leads, and
+// returns when it leads none, or with ctx's error.
+func (n *Node) Drain(ctx context.Context) error {
+	for {
+		led := 0
+		for _, s := range n.shards {
+			if s.Leader() == n.cfg.Node && len(n.cfg.Peers) > 1 {
+				led++
+				_ = s.handOver()
+			}
+		}
+		if led == 0 {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-n.done:
+			return errClosed
+		case <-time.After(n.cfg.tick() / 4):
+		}
+	}
+}
+
+func (n *Node) leaderChanged(id ShardID, leader NodeID) {
+	if s := n.shards[id]; s != nil {
+		s.leader.Store(uint64(leader))
+	}
+}
+
+func (n *Node) replicaStopped(id ShardID, err *Error) {
+	if s := n.shards[id]; s != nil {
+		s.stopped.Store(err)
+	}
+}
+
+// NodeStatus is a node at a glance.
+type NodeStatus struct {
+	Node          NodeID
+	Cluster       string
+	Shards        []ShardStatus
+	Peers         map[NodeID]PeerStatus
+	LogSegments   int
+	LogBytes      int64
+	LogFsyncs     uint64
+	LogSyncTime   time.Duration // spent in log writes and fsyncs, since the start
+	StateBytes    uint64        // of the state store on disk
+	FreeDiskBytes uint64        // 0 in memory
+	DiskLow       bool
+}
+
+// PeerStatus is another node as seen from this one.
+type PeerStatus struct {
+	Connected   bool
+	LastHeard   time.Duration // ago
+	QueuedBytes int
+	LastError   string
+}
+
+// Status asks every shard, and so takes about as long as a pass of the engine.
+func (n *Node) Status() (NodeStatus, error) {
+	s := NodeStatus{Node: n.cfg.Node, Cluster: n.cfg.Cluster, Peers: map[NodeID]PeerStatus{}}
+	for _, sc := range n.cfg.Shards {
+		st, err := n.shards[sc.ID].Status()
+		if err != nil {
+			return s, err
+		}
+		s.Shards = append(s.Shards, st)
+	}
+	stats := n.engine.transport.Stats()
+	for id, p := range n.engine.peers {
+		t := stats[uint64(id)]
+		s.Peers[id] = PeerStatus{
+			Connected: t.Connected, QueuedBytes: t.QueuedBytes, LastError: t.LastError,
+			LastHeard: time.Duration(n.engine.mono() - p.heard.Load()),
+		}
+	}
+	ls := n.log.Stats()
+	s.LogSegments, s.LogBytes = n.log.Size()
+	s.LogFsyncs, s.LogSyncTime = ls.Fsyncs, ls.SyncTotal
+	s.StateBytes = n.store.Metrics().DiskBytes
+	s.FreeDiskBytes, s.DiskLow = n.disk.free.Load(), n.disk.low.Load()
+	return s, nil
+}

@@ -1,0 +1,286 @@
+package rsm
+
+import (
+	"context"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/decree-raft/decree/internal/core"
+	"github.com/decree-raft/decree/internal/state"
+)
+
+// Level says what a read promises.
+type Level = core.Level
+
+// The levels of a read.
+const (
+	// Linearizable rides the log: the read joins the next entry, and no clock is trusted. Leader only. The default.
+	Linearizable = core.Linearizable
+	// ReadIndex is linearizable without a log write; any replica can be asked.
+	ReadIndex = core.ReadIndex
+	// AtToken answers from any replica that has applied Request.Token: read your
+	// writes, and monotonic if each answer's index becomes the next token.
+	AtToken = core.Session
+	// Stale answers at once from what this replica has applied. Result.Age says how old that may be.
+	Stale = core.Stale
+)
+
+// SessionID names a client's exactly-once window on one shard.
+type SessionID = core.SessionID
+
+// Result is what a call yields.
+type Result = core.Result
+
+// ShardStatus is a replica at a glance.
+type ShardStatus = core.Status
+
+// Request is a call in full; Shard.Submit and Shard.Read are the usual ones.
+type Request struct {
+	// Commands are decided together, each on the effects of the one before: all or nothing.
+	Commands [][]byte
+	// MakesRoom marks commands that free space: they are taken even when the disk is low.
+	MakesRoom bool
+	// Session, if not 0, makes the commands exactly-once under Sequence, which
+	// counts from 1. Acknowledged says that the client has the outcomes up to it.
+	Session                SessionID
+	Sequence, Acknowledged uint64
+}
+
+// Shard is a node's replica of one shard. All its methods may be called at any time from any goroutine.
+type Shard struct {
+	node    *Node
+	id      ShardID
+	w       *worker
+	state   *state.Shard // the worker's; here to be closed
+	leader  atomic.Uint64
+	stopped atomic.Pointer[core.Error]
+}
+
+// ID returns the shard's id.
+func (s *Shard) ID() ShardID { return s.id }
+
+// Leader returns who this replica believes leads, or 0. A hint, no promise.
+func (s *Shard) Leader() NodeID { return NodeID(s.leader.Load()) }
+
+// A Call is a request under way.
+type Call struct {
+	req  core.Request
+	done chan struct{} // gets one token
+	node *Node
+}
+
+var calls = sync.Pool{New: func() any {
+	c := &Call{done: make(chan struct{}, 1)}
+	c.req.Done = func(*core.Request) { c.done <- struct{}{} }
+	return c
+}}
+
+// start hands c in. A call that was not taken is done at once, with the error.
+func (s *Shard) start(c *Call) *Call {
+	c.node = s.node
+	c.req.Shard = s.id
+	if err := s.w.submit(&c.req); err != nil {
+		c.req.Err = err
+		c.done <- struct{}{}
+	}
+	return c
+}
+
+// newCall reuses a call whose outcome was taken, but not its answer: that is the caller's.
+func newCall() *Call { return calls.Get().(*Call) }
+
+func (c *Call) release() {
+	done := c.req.Done
+	c.req = core.Request{Done: done}
+	c.node = nil
+	calls.Put(c)
+}
+
+// Wait returns the outcome. It must be called once. If ctx ends first the wait
+// ends, with ErrUnknown, and not the command.
+func (c *Call) Wait(ctx context.Context) (Result, error) {
+	if err := c.wait(ctx); err != nil {
+		return Result{}, err
+	}
+	res, err := c.req.Result, c.req.Err
+	res.Replies = slices.Clone(res.Replies) // theirs is the request's own memory
+	c.release()
+	return res, err
+}
+
+func (c *Call) wait(ctx context.Context) error {
+	select {
+	case <-c.done:
+		return nil
+	default:
+	}
+	select {
+	case <-c.done:
+		return nil
+	case <-ctx.Done():
+		return c.abandoned(ctx)
+	}
+}
+
+func (c *Call) abandoned(ctx context.Context) error {
+	kind := ErrUnknown
+	if c.req.Kind == core.KindRead {
+		kind = ErrNotProposed
+	}
+	return &Error{Kind: kind, Code: core.CodeCancelled, Message: "the caller stopped waiting", Cause: ctx.Err()}
+}
+
+// Go starts a request and does not wait: for callers that keep many in flight.
+// The outcome is the Call's. Commands must not be changed until it is there.
+func (s *Shard) Go(r Request) *Call {
+	c := newCall()
+	c.req.Commands, c.req.MakesRoom = r.Commands, r.MakesRoom
+	c.req.Session, c.req.Sequence, c.req.Acknowledged = r.Session, r.Sequence, r.Acknowledged
+	return s.start(c)
+}
+
+// Do has a request decided and waits until its outcome is committed and applied
+// here. Only the leader can; others answer ErrNotProposed with a hint.
+//
+// The error says whether it happened, see ErrRejected, ErrNotProposed, ErrUnknown and
+// ErrBroken. Without a session an unknown outcome stays unknown: use a Client, or keep a session, for exactly-once.
+func (s *Shard) Do(ctx context.Context, r Request) (Result, error) { return s.Go(r).Wait(ctx) }
+
+// Submit is Do with one command and no session.
+func (s *Shard) Submit(ctx context.Context, command []byte) (reply []byte, err error) {
+	c := newCall()
+	c.req.Commands = append(c.req.CommandSpace(), command)
+	if err := s.start(c).wait(ctx); err != nil {
+		return nil, err
+	}
+	if err = c.req.Err; err == nil {
+		reply = c.req.Result.Replies[0]
+	}
+	c.release()
+	return reply, err
+}
+
+// Read answers a query at the given level, AtToken excepted: see ReadAt.
+func (s *Shard) Read(ctx context.Context, level Level, query []byte) (answer []byte, err error) {
+	res, err := s.ReadAt(ctx, level, 0, query)
+	return res.Answer, err
+}
+
+// ReadAt answers a query at the given level. For AtToken the replica first applies
+// up to token, the Index of an earlier result.
+func (s *Shard) ReadAt(ctx context.Context, level Level, token Index, query []byte) (Result, error) {
+	return s.GoRead(level, token, query).Wait(ctx)
+}
+
+// GoRead starts a read and does not wait.
+func (s *Shard) GoRead(level Level, token Index, query []byte) *Call {
+	c := newCall()
+	c.req.Kind, c.req.Level, c.req.Token, c.req.Query = core.KindRead, level, token, query
+	return s.start(c)
+}
+
+// OpenSession opens an exactly-once window on the shard. Leader only.
+func (s *Shard) OpenSession(ctx context.Context) (SessionID, error) {
+	c := newCall()
+	c.req.Kind = core.KindOpenSession
+	res, err := s.start(c).Wait(ctx)
+	return res.Session, err
+}
+
+// CloseSession forgets a session and the outcomes it keeps. Closing what is closed is no error.
+func (s *Shard) CloseSession(ctx context.Context, id SessionID) error {
+	c := newCall()
+	c.req.Kind, c.req.Session = core.KindCloseSession, id
+	_, err := s.start(c).Wait(ctx)
+	return err
+}
+
+// Status returns the replica's status between two passes of the engine.
+func (s *Shard) Status() (ShardStatus, error) {
+	var st ShardStatus
+	err := s.node.engine.call(s.id, func(w *core.Worker) { st, _ = w.Status(s.id) })
+	return st, err
+}
+
+// Audit runs f on the state at the replica's applied index, and returns that index and the state's
+// hash: two replicas with the same index must have the same hash. f may run long; it must not keep the view.
+func (s *Shard) Audit(f func(View) error) (at Index, hash uint64, err error) {
+	var v *state.Version
+	ok := false
+	if err := s.node.engine.call(s.id, func(w *core.Worker) { v, at, hash, ok = w.Version(s.id) }); err != nil {
+		return 0, 0, err
+	}
+	if !ok {
+		if e := s.stopped.Load(); e != nil {
+			return 0, 0, e
+		}
+		return 0, 0, errClosed
+	}
+	defer v.Close()
+	return at, hash, f(v)
+}
+
+// WaitReady returns when somebody leads the shard as far as this replica knows, or with ctx's error.
+func (s *Shard) WaitReady(ctx context.Context) error {
+	for s.Leader() == 0 {
+		select {
+		case <-ctx.Done():
+			return &Error{Kind: ErrNotProposed, Code: core.CodeNoLeader, Message: "no leader was elected in time", Cause: ctx.Err()}
+		case <-s.node.done:
+			return errClosed
+		case <-time.After(s.node.cfg.tick() / 4):
+		}
+	}
+	return nil
+}
+
+// TransferLeadership hands leadership to another voter, and returns when this replica does not lead any more,
+// or with an error. Calls that are decided meanwhile wait.
+func (s *Shard) TransferLeadership(ctx context.Context, to NodeID) error {
+	var err error
+	if e := s.node.engine.call(s.id, func(w *core.Worker) { err = w.Transfer(s.id, to) }); e != nil {
+		return e
+	}
+	if err != nil {
+		return err
+	}
+	deadline := time.Now().Add(2 * s.node.cfg.ElectionTimeout)
+	for s.Leader() == s.node.cfg.Node {
+		if time.Now().After(deadline) {
+			return &Error{Kind: ErrNotProposed, Code: core.CodeTransfer, Message: "the other replica did not take over in time; this one goes on leading"}
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-s.node.done:
+			return errClosed
+		case <-time.After(s.node.cfg.tick() / 8):
+		}
+	}
+	return nil
+}
+
+// handOver starts a transfer to the voter that was heard last.
+func (s *Shard) handOver() error {
+	var best NodeID
+	var latest int64
+	st, err := s.Status()
+	if err != nil {
+		return err
+	}
+	for _, v := range st.Voters {
+		if p := s.node.engine.peers[v]; p != nil && p.heard.Load() >= latest {
+			best, latest = v, p.heard.Load()
+		}
+	}
+	if best == 0 {
+		return nil
+	}
+	e := s.node.engine.call(s.id, func(w *core.Worker) { err = w.Transfer(s.id, best) })
+	if e != nil {
+		return e
+	}
+	return err
+}

@@ -1,0 +1,209 @@
+package wal
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"testing"
+)
+
+var discard = slog.New(slog.DiscardHandler)
+
+// severalSegments makes a log of at least n segments, with an entry in the last.
+func severalSegments(t testing.TB, n int, letter byte) (dir string, entries []Entry) {
+	t.Helper()
+	w, _ := openT(t, t.TempDir())
+	for i := uint64(1); ; i++ {
+		es := entriesOf(1, i, i, 700)
+		es[0].Data[0] = letter
+		appendT(t, w, Record{Shard: 3, Entries: es, HardState: HardState{Term: 1, Commit: i}})
+		entries = append(entries, es...)
+		if have, _ := w.Size(); have == n && w.tracker.tail().bytes > 1500 {
+			closeT(t, w)
+			return w.opts.Dir, entries
+		}
+	}
+}
+
+// A flipped bit in any byte, in any segment, is refused and its place is named.
+func TestFlippedBits(t *testing.T) {
+	dir, entries := severalSegments(t, 3, 'q')
+	names := segmentsIn(t, dir)
+	for _, name := range names {
+		path := filepath.Join(dir, segmentDir, name)
+		whole := readT(t, path)
+		ends := frameEnds(t, path)
+		start, frame := int64(0), 0
+		for off := int64(0); off < ends[len(ends)-1]; off++ {
+			if off >= ends[frame] {
+				start = ends[frame]
+				frame++
+			}
+			bits := []int{int(off+off/8) % 8}
+			if off-start < 32 { // lengths, types and checksums
+				bits = []int{0, 1, 2, 3, 4, 5, 6, 7}
+			}
+			for _, bit := range bits {
+				content := bytes.Clone(whole)
+				content[off] ^= 1 << bit
+				writeT(t, path, content)
+				_, rec, err := recoverDir(filepath.Join(dir, segmentDir), discard)
+				if err == nil {
+					t.Fatalf("%s, byte %d, bit %d: opens with %s", name, off, bit, describe(rec.Shards[3].Entries))
+				}
+				// Damage to the first checksum shows in the frame behind it.
+				wantCorrupt(t, err, name, start, ends[frame])
+			}
+		}
+		writeT(t, path, whole)
+	}
+	_, rec := openT(t, dir)
+	wantEntries(t, rec, 3, entries)
+}
+
+// Whatever appears in the preallocated space, nothing is lost.
+func TestDamageBehindTheEnd(t *testing.T) {
+	b := lastRecord(t, bytes.Repeat([]byte("abc"), 50))
+	all := append(append([]Entry(nil), b.before...), b.last...)
+	for off := b.end; off < min(b.end+1100, int64(len(b.whole))); off++ {
+		content := bytes.Clone(b.whole)
+		content[off] = 0x40
+		rec, err := b.try(t, content, false)
+		if err != nil {
+			wantCorrupt(t, err, filepath.Base(b.path), b.end, off)
+			continue
+		}
+		wantEntries(t, rec, 1, all)
+	}
+}
+
+// A record that is damaged, with others behind it, was durable: it is no torn end, even if
+// it looks like one.
+func TestZeroedRecordsInTheMiddle(t *testing.T) {
+	dir, _ := severalSegments(t, 2, 'q')
+	for _, name := range segmentsIn(t, dir) {
+		path := filepath.Join(dir, segmentDir, name)
+		whole := readT(t, path)
+		ends := frameEnds(t, path)
+		if len(ends) < 5 {
+			t.Fatalf("only %d frames in %s", len(ends), name)
+		}
+		for i := range ends[:len(ends)-1] {
+			start := int64(0)
+			if i > 0 {
+				start = ends[i-1]
+			}
+			for _, from := range []int64{start, start + 8, min(start+20, ends[i]-9), ends[i] - 16} {
+				content := bytes.Clone(whole)
+				clear(content[from:ends[i]])
+				writeT(t, path, content)
+				_, _, err := recoverDir(filepath.Join(dir, segmentDir), discard)
+				wantCorrupt(t, err, name, start, ends[i])
+			}
+		}
+		writeT(t, path, whole)
+	}
+}
+
+// Damage to an earlier segment is refused even where it would be a torn end in the last.
+func TestEarlierSegmentCutShort(t *testing.T) {
+	dir, _ := severalSegments(t, 3, 'q')
+	names := segmentsIn(t, dir)
+	for _, name := range names[:2] {
+		path := filepath.Join(dir, segmentDir, name)
+		whole := readT(t, path)
+		ends := frameEnds(t, path)
+		for _, n := range []int64{0, 8, ends[0], ends[2], ends[3] + 9, ends[len(ends)-2], int64(len(whole)) - 1} {
+			writeT(t, path, whole[:n])
+			_, _, err := recoverDir(filepath.Join(dir, segmentDir), discard)
+			wantCorrupt(t, err, name, 0, 0)
+			// The newest segment may not even have been begun.
+			copied := copyLog(t, dir)
+			if name == names[1] {
+				writeT(t, filepath.Join(copied, segmentDir, names[2]), nil)
+				_, _, err := recoverDir(filepath.Join(copied, segmentDir), discard)
+				wantCorrupt(t, err, name, 0, 0)
+			}
+		}
+		writeT(t, path, whole)
+	}
+}
+
+func TestMissingSegments(t *testing.T) {
+	dir, _ := severalSegments(t, 4, 'q')
+	names := segmentsIn(t, dir)
+	for _, name := range names[:3] {
+		copied := copyLog(t, dir)
+		removeT(t, filepath.Join(copied, segmentDir, name))
+		_, _, err := Open(Options{Dir: copied, SegmentBytes: tiny})
+		var c *CorruptionError
+		if !errors.As(err, &c) {
+			t.Fatalf("without %s: %v", name, err)
+		}
+	}
+	copied := copyLog(t, dir)
+	for _, name := range names {
+		removeT(t, filepath.Join(copied, segmentDir, name))
+	}
+	_, _, err := Open(Options{Dir: copied, SegmentBytes: tiny})
+	wantCorrupt(t, err, segmentDir, 0, 0)
+}
+
+// A segment of the right name from another log, or twice the same number, is refused.
+func TestForeignSegments(t *testing.T) {
+	dir, _ := severalSegments(t, 3, 'q')
+	other, _ := severalSegments(t, 3, 'r')
+	for i, name := range segmentsIn(t, dir) {
+		copied := copyLog(t, dir)
+		writeT(t, filepath.Join(copied, segmentDir, name), readT(t, filepath.Join(other, segmentDir, name)))
+		_, _, err := Open(Options{Dir: copied, SegmentBytes: tiny})
+		var c *CorruptionError
+		if !errors.As(err, &c) {
+			t.Fatalf("segment %d of another log: %v", i, err)
+		}
+	}
+	name := segmentsIn(t, dir)[1]
+	copied := copyLog(t, dir)
+	writeT(t, filepath.Join(copied, segmentDir, segmentName(1, 999)), readT(t, filepath.Join(dir, segmentDir, name)))
+	_, _, err := Open(Options{Dir: copied, SegmentBytes: tiny})
+	wantCorrupt(t, err, segmentName(1, 999), 0, 0)
+}
+
+// A refused Open leaves every byte as it is.
+func TestRefusalChangesNothing(t *testing.T) {
+	dir, _ := severalSegments(t, 3, 'q')
+	names := segmentsIn(t, dir)
+	first, last := filepath.Join(dir, segmentDir, names[0]), filepath.Join(dir, segmentDir, names[2])
+	b := readT(t, first)
+	b[len(b)/2] ^= 1
+	writeT(t, first, b)
+	ends := frameEnds(t, last)
+	torn := readT(t, last)[:ends[len(ends)-1]-30] // would be repaired
+	writeT(t, last, torn)
+	before := snapshotDir(t, dir)
+	if _, _, err := Open(Options{Dir: dir, SegmentBytes: tiny}); err == nil {
+		t.Fatal("a damaged log opens")
+	}
+	if after := snapshotDir(t, dir); after != before {
+		t.Fatalf("changed:\n%s\nwas:\n%s", after, before)
+	}
+}
+
+func snapshotDir(t testing.TB, dir string) string {
+	t.Helper()
+	var s string
+	for _, name := range segmentsIn(t, dir) {
+		s += fmt.Sprintf("%s %x\n", name, payloadSum(0, readT(t, filepath.Join(dir, segmentDir, name))))
+	}
+	return s
+}
+
+func removeT(t testing.TB, path string) {
+	t.Helper()
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+}

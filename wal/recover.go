@@ -1,0 +1,231 @@
+package wal
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+)
+
+// scanned is a log that has been read through and is whole.
+type scanned struct {
+	base    uint64
+	last    uint64 // physical index of the last entry
+	mark    uint64 // physical index of the newest mark
+	tail    *segmentScan
+	tracker *tracker
+}
+
+// recoverDir verifies every record of the segments in dir, repairs a torn end and removes
+// what a crash left over. It writes only when everything has been found good.
+func recoverDir(dir string, lg *slog.Logger) (*scanned, *Recovered, error) {
+	files, err := listSegments(dir)
+	if err != nil {
+		return nil, nil, err
+	}
+	files, plan, err := judgeLast(files)
+	if err != nil {
+		return nil, nil, err
+	}
+	base, err := findBase(files, plan)
+	if err != nil {
+		return nil, nil, err
+	}
+	files, released, err := dropReleased(files, base)
+	if err != nil {
+		return nil, nil, err
+	}
+	found, rec, err := replay(files, base, plan)
+	if err != nil {
+		return nil, nil, err
+	}
+	if rec.Repaired, err = plan.run(dir, lg); err != nil {
+		return nil, nil, err
+	}
+	for _, f := range released {
+		if err := os.Remove(f.path); err != nil {
+			return nil, nil, fmt.Errorf("wal: %w", err)
+		}
+	}
+	return found, rec, removeTemporary(dir)
+}
+
+// judgeLast looks at the end of the log, and plans its repair if it was torn by a crash.
+// It returns the segments that there will be after that.
+func judgeLast(files []segmentFile) ([]segmentFile, repairPlan, error) {
+	file := files[len(files)-1]
+	s, err := scanSegment(file, nil, func(payload, int64) error { return nil })
+	if err != nil {
+		return nil, repairPlan{}, err
+	}
+	plan := repairPlan{file: file, offset: s.end, last: s}
+	if s.damage != "" {
+		rest, err := readFrom(file.path, s.end)
+		if err != nil {
+			return nil, repairPlan{}, err
+		}
+		v := judgeTail(rest, s.end, s.last)
+		if !v.torn {
+			return nil, repairPlan{}, corrupt(file.path, s.end+v.offset, "%s (%s)", s.damage, v.reason)
+		}
+		plan.reason = v.reason
+	}
+	if s.hasHeader() {
+		return files, plan, nil
+	}
+	// A cut makes the header durable before the segment can be seen, so this one was
+	// never written to. The segment before it is whole and goes on as the tail.
+	if len(files) == 1 {
+		return nil, repairPlan{}, corrupt(file.path, s.end, "the only segment has no header")
+	}
+	plan.offset, plan.drop = 0, true
+	return files[:len(files)-1], plan, nil
+}
+
+// findBase returns the oldest segment that the newest entry needs.
+func findBase(files []segmentFile, plan repairPlan) (uint64, error) {
+	if plan.last.entries > 0 {
+		return plan.last.base, nil
+	}
+	if !plan.drop {
+		files = files[:len(files)-1]
+	}
+	if len(files) == 0 {
+		return 0, nil
+	}
+	// A segment is cut behind an entry.
+	file := files[len(files)-1]
+	s, err := scanSegment(file, nil, func(payload, int64) error { return nil })
+	if err != nil {
+		return 0, err
+	}
+	if s.damage != "" || s.entries == 0 {
+		return 0, corrupt(file.path, s.end, "%s (and it is not the last segment)", cmp.Or(s.damage, "no entries"))
+	}
+	return s.base, nil
+}
+
+// dropReleased takes out the segments below base, of which a crash may have brought any
+// back, and demands all the others.
+func dropReleased(files []segmentFile, base uint64) (keep, released []segmentFile, err error) {
+	for len(files) > 0 && files[0].seq < base {
+		released, files = append(released, files[0]), files[1:]
+	}
+	for i, f := range files {
+		if want := base + uint64(i); f.seq != want {
+			return nil, nil, corrupt(f.path, 0, "segment %d is missing: the oldest needed is %d, and this is %d", want, base, f.seq)
+		}
+	}
+	if len(files) == 0 {
+		return nil, nil, corrupt(released[len(released)-1].path, 0, "segment %d is missing, the oldest needed", base)
+	}
+	return files, released, nil
+}
+
+// replay reads the segments in order and rebuilds what they hold of every shard.
+func replay(files []segmentFile, base uint64, plan repairPlan) (*scanned, *Recovered, error) {
+	found := &scanned{base: base}
+	rec := &Recovered{Shards: map[uint64]*ShardLog{}}
+	hasMark := false
+	var prev *segmentScan
+	for _, file := range files {
+		if prev == nil {
+			found.tracker = newTracker(segment{seq: file.seq, first: file.first})
+		} else {
+			found.tracker.cutTo(segment{seq: file.seq, first: file.first}, prev.size)
+		}
+		s, err := scanSegment(file, prev, func(p payload, size int64) error {
+			return found.apply(rec, p, size)
+		})
+		if err != nil {
+			return nil, nil, wrapInvalid(err, file)
+		}
+		if s.damage != "" && (s.seq != plan.file.seq || s.end != plan.offset) {
+			return nil, nil, corrupt(s.path, s.end, "%s (and it is not the last segment)", s.damage)
+		}
+		if s.marked {
+			found.mark, hasMark = file.first, true
+		}
+		found.last, found.tail, prev = s.last, s, s
+	}
+	if plan.drop && plan.file.first != found.last+1 {
+		return nil, nil, corrupt(prev.path, prev.end, "ends with entry %d, but segment %d begins with %d", prev.last, plan.file.seq, plan.file.first)
+	}
+	if !hasMark {
+		return nil, nil, corrupt(files[0].path, 0, "no segment has a mark to start from")
+	}
+	return found, rec, nil
+}
+
+// apply takes a payload into what is recovered.
+func (s *scanned) apply(rec *Recovered, p payload, size int64) error {
+	if err := s.tracker.validate(p.records); err != nil {
+		return err
+	}
+	s.tracker.add(p.records, size)
+	for i := range p.records {
+		rec.apply(&p.records[i])
+	}
+	return nil
+}
+
+// apply takes a record that is valid behind those before it.
+func (rec *Recovered) apply(r *Record) {
+	if r.Forget {
+		delete(rec.Shards, r.Shard)
+	}
+	if r.RestartAfter == 0 && r.HardState.IsZero() && len(r.Entries) == 0 {
+		return
+	}
+	l := rec.Shards[r.Shard]
+	if l == nil {
+		l = &ShardLog{}
+		rec.Shards[r.Shard] = l
+	}
+	if r.RestartAfter != 0 {
+		l.RestartAfter, l.Entries = r.RestartAfter, nil
+	}
+	if !r.HardState.IsZero() {
+		l.HardState = r.HardState
+	}
+	if len(r.Entries) > 0 {
+		l.replace(r.Entries)
+	}
+}
+
+// replace puts entries at their indexes and drops what stood there and above.
+func (l *ShardLog) replace(entries []Entry) {
+	first := entries[0].Index
+	if len(l.Entries) == 0 || first <= l.Entries[0].Index {
+		l.Entries = append(l.Entries[:0], entries...)
+		return
+	}
+	l.Entries = append(l.Entries[:first-l.Entries[0].Index], entries...)
+}
+
+// wrapInvalid makes a broken rule of the records a corruption: what was written was valid.
+func wrapInvalid(err error, file segmentFile) error {
+	if errors.Is(err, ErrInvalid) || errors.Is(err, ErrTooLarge) {
+		return corrupt(file.path, 0, "%v", err)
+	}
+	return err
+}
+
+// readFrom reads a file from offset to its end.
+func readFrom(path string, offset int64) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, fmt.Errorf("wal: %w", err)
+	}
+	defer f.Close()
+	if _, err := f.Seek(offset, io.SeekStart); err != nil {
+		return nil, fmt.Errorf("wal: %w", err)
+	}
+	b, err := io.ReadAll(f)
+	if err != nil {
+		return nil, fmt.Errorf("wal: read %s: %w", path, err)
+	}
+	return b, nil
+}

@@ -1,0 +1,244 @@
+package wal
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"path/filepath"
+	"testing"
+)
+
+// brokenLog is a log of one segment whose last record can be damaged at will.
+type brokenLog struct {
+	dir, path  string
+	whole      []byte // the segment, preallocated zeros included
+	start, end int64  // of the last record
+	before     []Entry
+	last       []Entry
+}
+
+// lastRecord makes a log of a few records and a last one with data.
+func lastRecord(t testing.TB, data []byte) *brokenLog {
+	t.Helper()
+	w, _ := openT(t, t.TempDir())
+	b := &brokenLog{dir: w.opts.Dir, before: entriesOf(1, 1, 4, 50)}
+	b.path = filepath.Join(b.dir, segmentDir, segmentName(0, 0))
+	appendT(t, w, Record{Shard: 1, Entries: b.before[:2], HardState: HardState{Term: 1}})
+	appendT(t, w, Record{Shard: 1, Entries: b.before[2:]})
+	closeT(t, w)
+	ends := frameEnds(t, b.path)
+	b.start = ends[len(ends)-1]
+	w, _ = openT(t, b.dir)
+	b.last = []Entry{{Index: 5, Term: 2, Data: data}}
+	appendT(t, w, Record{Shard: 1, Entries: b.last, HardState: HardState{Term: 2}})
+	closeT(t, w)
+	ends = frameEnds(t, b.path)
+	b.end = ends[len(ends)-1]
+	b.whole = readT(t, b.path)
+	return b
+}
+
+// try puts content in the place of the segment and recovers. Full also opens, appends and
+// opens again.
+func (b *brokenLog) try(t testing.TB, content []byte, full bool) (*Recovered, error) {
+	t.Helper()
+	writeT(t, b.path, content)
+	if !full {
+		_, rec, err := recoverDir(filepath.Dir(b.path), discard)
+		return rec, err
+	}
+	w, rec, err := Open(Options{Dir: b.dir, SegmentBytes: tiny})
+	if err != nil {
+		return nil, err
+	}
+	next := uint64(5)
+	if n := len(rec.Shards[1].Entries); n > 4 {
+		next = 6
+	}
+	more := entriesOf(9, next, next, 30)
+	appendT(t, w, Record{Shard: 1, Entries: more})
+	closeT(t, w)
+	w, again := openT(t, b.dir)
+	closeT(t, w)
+	wantEntries(t, again, 1, append(append([]Entry(nil), rec.Shards[1].Entries...), more...))
+	if again.Repaired != nil {
+		t.Fatalf("repaired twice: %+v", again.Repaired)
+	}
+	return rec, nil
+}
+
+// wantTorn demands that content opens without the last record, or with it if it is whole.
+func (b *brokenLog) wantTorn(t testing.TB, content []byte, full bool, what string) {
+	t.Helper()
+	rec, err := b.try(t, content, full)
+	if err != nil {
+		t.Fatalf("%s: %v", what, err)
+	}
+	want := b.before
+	if int64(len(content)) >= b.end && bytes.Equal(content[:b.end], b.whole[:b.end]) {
+		want = append(append([]Entry(nil), want...), b.last...)
+	}
+	if got := rec.Shards[1].Entries; !sameEntries(got, want) {
+		t.Fatalf("%s: recovered %s, want %s", what, describe(got), describe(want))
+	}
+	left := bytes.TrimRight(content[b.start:], "\x00")
+	if len(want) > len(b.before) || len(left) == 0 {
+		if rec.Repaired != nil && rec.Repaired.Bytes != 0 {
+			t.Fatalf("%s: repaired %+v, and nothing was torn", what, rec.Repaired)
+		}
+		return
+	}
+	r := rec.Repaired
+	if r == nil || r.File != b.path || r.Offset != b.start || r.Bytes != int64(len(left)) {
+		t.Fatalf("%s: repair %+v", what, r)
+	}
+	if kept := readT(t, r.Kept); !bytes.Equal(kept, left) {
+		t.Fatalf("%s: kept %d bytes of %d", what, len(kept), len(left))
+	}
+}
+
+// payloads that could confuse: no zeros, only zeros, zeros in between.
+func tornData(size int) map[string][]byte {
+	mixed := bytes.Repeat([]byte{0, 0, 0, 7, 0}, size/5)
+	return map[string][]byte{
+		"letters": bytes.Repeat([]byte("abcdefg"), size/7),
+		"zeros":   make([]byte, size),
+		"mixed":   mixed,
+		"none":    nil,
+	}
+}
+
+// Every prefix of the last record is what a crash can leave: the rest being zeros, as it was
+// preallocated, or the file ending there.
+func TestTornAtEveryByte(t *testing.T) {
+	step := int64(1)
+	if testing.Short() {
+		step = 7
+	}
+	for name, data := range tornData(150) {
+		t.Run(name, func(t *testing.T) {
+			b := lastRecord(t, data)
+			for n := b.start; n <= b.end; n += step {
+				full := (n-b.start)%24 < 2
+				zeros := append(bytes.Clone(b.whole[:n]), make([]byte, len(b.whole)-int(n))...)
+				b.wantTorn(t, zeros, full, fmt.Sprintf("zeros from %d", n-b.start))
+				b.wantTorn(t, b.whole[:n], full, fmt.Sprintf("file ends at %d", n-b.start))
+			}
+		})
+	}
+}
+
+// Longer records have only their end judged; without files this is fast.
+func TestTornLongRecord(t *testing.T) {
+	for name, data := range tornData(3000) {
+		b := lastRecord(t, data)
+		for n := b.start + 1; n < b.end; n++ {
+			left := b.whole[b.start:n]
+			zeros := append(bytes.Clone(left), make([]byte, 1000)...)
+			if len(bytes.TrimRight(left, "\x00")) == 0 || bytes.HasPrefix(zeros, b.whole[b.start:b.end]) {
+				continue // clean
+			}
+			if v := judgeTail(zeros, b.start, 2); !v.torn {
+				t.Fatalf("%s: zeros from %d: %+v", name, n-b.start, v)
+			}
+			if v := judgeTail(left, b.start, 2); !v.torn {
+				t.Fatalf("%s: file ends at %d: %+v", name, n-b.start, v)
+			}
+		}
+	}
+}
+
+// A disk may write the sectors of one write in any order.
+func TestTornSectors(t *testing.T) {
+	for name, data := range tornData(2000) {
+		t.Run(name, func(t *testing.T) {
+			b := lastRecord(t, data)
+			chunks := chunksOf(b.start, b.end)
+			for kept := range 1 << len(chunks) {
+				content := bytes.Clone(b.whole)
+				for i, c := range chunks {
+					if kept&(1<<i) == 0 {
+						clear(content[c.from:c.to])
+					}
+				}
+				b.wantTorn(t, content, kept%5 == 0, fmt.Sprintf("sectors kept %b", kept))
+			}
+		})
+	}
+}
+
+// chunksOf cuts a range of a file at its sectors.
+func chunksOf(from, to int64) []extent {
+	var cs []extent
+	for from < to {
+		next := min(from/sectorBytes*sectorBytes+sectorBytes, to)
+		cs = append(cs, extent{from, next})
+		from = next
+	}
+	return cs
+}
+
+// A segment that was begun in a crash, whatever is there of its header, is no obstacle.
+func TestTornCut(t *testing.T) {
+	w, _ := openT(t, t.TempDir())
+	es := entriesOf(1, 1, 2, tiny)
+	appendT(t, w, Record{Shard: 1, Entries: es[:1]})
+	appendT(t, w, Record{Shard: 1, Entries: es[1:]}) // the size is looked at before this one is written
+	closeT(t, w)
+	name := segmentName(1, 3)
+	path := filepath.Join(w.opts.Dir, segmentDir, name)
+	whole := readT(t, path)
+	ends := frameEnds(t, path)
+	if len(ends) != 3 {
+		t.Fatalf("the new segment has %d frames, want checksum, metadata and mark", len(ends))
+	}
+	for n := int64(0); n <= ends[2]; n++ {
+		for _, zeros := range []bool{true, false} {
+			content := bytes.Clone(whole[:n])
+			if zeros {
+				content = append(content, make([]byte, len(whole)-int(n))...)
+			}
+			dir := copyLog(t, w.opts.Dir)
+			writeT(t, filepath.Join(dir, segmentDir, name), content)
+			writeT(t, filepath.Join(dir, segmentDir, "0.tmp"), bytes.Repeat([]byte{7}, 100))
+			full := n%8 == 0 || n == ends[1]
+			if !full {
+				_, rec, err := recoverDir(filepath.Join(dir, segmentDir), discard)
+				if err != nil {
+					t.Fatalf("header cut at %d: %v", n, err)
+				}
+				wantEntries(t, rec, 1, es)
+				continue
+			}
+			w, rec := openT(t, dir)
+			wantEntries(t, rec, 1, es)
+			appendT(t, w, Record{Shard: 1, Entries: entriesOf(1, 3, 3, 10)})
+			closeT(t, w)
+			w, rec = openT(t, dir)
+			wantEntries(t, rec, 1, append(append([]Entry(nil), es...), entriesOf(1, 3, 3, 10)...))
+			closeT(t, w)
+		}
+	}
+}
+
+// The number of files with cut-off ends has a limit.
+func TestBrokenFilesAreFew(t *testing.T) {
+	b := lastRecord(t, bytes.Repeat([]byte("x"), 100))
+	for n := range maxBroken + 5 {
+		writeT(t, filepath.Join(b.dir, fmt.Sprintf("old-%d%s", n, brokenExt)), []byte("x"))
+	}
+	b.wantTorn(t, b.whole[:b.end-20], true, "torn")
+	ds, err := os.ReadDir(b.dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := 0
+	for _, d := range ds {
+		if filepath.Ext(d.Name()) == brokenExt {
+			n++
+		}
+	}
+	if n != maxBroken {
+		t.Fatalf("%d files are kept, want %d", n, maxBroken)
+	}
+}
