@@ -80,6 +80,8 @@ type Config struct {
 	// OnStop, if set, is called once, on its own goroutine, when the node stops by itself, with the reason.
 	OnStop func(error)
 
+	// freeBytes is the system's; tests put a full disk here.
+	freeBytes func(dir string) (uint64, error)
 	// Set by Cluster.
 	listener net.Listener
 	memory   *memoryDisk

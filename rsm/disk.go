@@ -12,8 +12,7 @@ type diskMonitor struct {
 	watermark uint64
 	free      atomic.Uint64
 	low       atomic.Bool
-	// stat is the system's; tests put a full disk here.
-	stat func(dir string) (free uint64, err error)
+	stat      func(dir string) (free uint64, err error)
 }
 
 // look reports whether space is low, and whether that has changed. It takes an eighth

@@ -126,7 +126,10 @@ func (n *Node) openData() (map[uint64]*wal.ShardLog, error) {
 	options := state.Options{CacheBytes: n.cfg.CacheBytes, Logger: n.cfg.Logger, OnFatal: func(err error) {
 		n.fail(&Error{Kind: ErrBroken, Code: core.CodeStorage, Message: "the state store failed", Cause: err})
 	}}
-	n.disk = &diskMonitor{stat: freeBytes, watermark: uint64(max(0, n.cfg.DiskWatermark))}
+	n.disk = &diskMonitor{stat: n.cfg.freeBytes, watermark: uint64(max(0, n.cfg.DiskWatermark))}
+	if n.disk.stat == nil {
+		n.disk.stat = freeBytes
+	}
 	if m := n.cfg.memory; m != nil {
 		log, recovered, err := m.log.Reopen()
 		if err != nil {

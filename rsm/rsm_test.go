@@ -4,64 +4,222 @@ import (
 	"context"
 	"encoding/binary"
 	"fmt"
-	"sync"
+	"log/slog"
+	"os"
+	"sync/atomic"
 	"testing"
 	"time"
 )
 
-type noop struct{}
+// counters is the machine of these tests: a command names a key and adds one to it, the reply is the sum.
+// "fail ..." is rejected, as is anything while the key "closed" is above 0.
+type counters struct {
+	onApply func(s State, e Event) // faults
+}
 
-func (noop) Decide(View, Command) ([][]byte, []byte, error) { return nil, nil, nil }
-func (noop) Apply(State, Event)                             {}
-func (noop) Query(View, []byte) ([]byte, error)             { return nil, nil }
-
-type adder struct{}
-
-func (adder) Decide(v View, c Command) ([][]byte, []byte, error) {
-	old, _ := v.Get(c.Data)
-	var n uint64
-	if len(old) == 8 {
-		n = binary.BigEndian.Uint64(old)
+func number(v View, key []byte) uint64 {
+	if data, ok := v.Get(key); ok {
+		return binary.BigEndian.Uint64(data)
 	}
-	e := append(binary.BigEndian.AppendUint64(nil, n+1), c.Data...)
-	return [][]byte{e}, e[:8], nil
-}
-func (adder) Apply(s State, e Event) { s.Set(e.Data[8:], e.Data[:8]) }
-func (adder) Query(v View, q []byte) ([]byte, error) {
-	a, _ := v.Get(q)
-	return a, nil
+	return 0
 }
 
-func TestSmoke(t *testing.T) {
-	for _, dir := range []string{"", t.TempDir()} {
-		c, err := StartCluster(ClusterConfig{Dir: dir, Shards: []ShardConfig{{ID: 1, Machine: noop{}}, {ID: 2, Machine: adder{}}}})
-		if err != nil {
-			t.Fatal(err)
-		}
-		ctx := context.Background()
-		n, _ := c.Leader(ctx, 1)
-		for _, callers := range []int{1, 16, 256, 2048} {
-			var wg sync.WaitGroup
-			start := time.Now()
-			const per = 20000
-			for range callers {
-				wg.Add(1)
-				go func() {
-					defer wg.Done()
-					for range per/callers + 1 {
-						if _, err := n.Shard(1).Submit(ctx, make([]byte, 128)); err != nil {
-							t.Error(err)
-							return
-						}
-					}
-				}()
+func (counters) Decide(v View, c Command) ([][]byte, []byte, error) {
+	if len(c.Data) >= 4 && string(c.Data[:4]) == "fail" {
+		return nil, nil, Reject("failed", "as told")
+	}
+	if number(v, []byte("closed")) > 0 {
+		return nil, nil, Reject("closed", "the counters are closed")
+	}
+	e := append(binary.BigEndian.AppendUint64(nil, number(v, c.Data)+1), c.Data...)
+	return [][]byte{e}, e[:8:8], nil
+}
+
+func (m counters) Apply(s State, e Event) {
+	s.Set(e.Data[8:], e.Data[:8])
+	if m.onApply != nil {
+		m.onApply(s, e)
+	}
+}
+
+func (counters) Query(v View, q []byte) ([]byte, error) {
+	return binary.BigEndian.AppendUint64(nil, number(v, q)), nil
+}
+
+func sum(t testing.TB, reply []byte, err error) uint64 {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return binary.BigEndian.Uint64(reply)
+}
+
+// within bounds every wait of these tests.
+func within(t testing.TB) context.Context {
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+func testLogger(t testing.TB) *slog.Logger {
+	if os.Getenv("DECREE_TEST_LOG") == "" {
+		return nil
+	}
+	return slog.New(slog.NewTextHandler(os.Stderr, nil)).With("test", t.Name())
+}
+
+// quick are timeouts for tests that wait for elections.
+func quick(cfg *Config) {
+	cfg.HeartbeatInterval = 20 * time.Millisecond
+	cfg.ElectionTimeout = 200 * time.Millisecond
+}
+
+type option func(*Config)
+
+func startCluster(t testing.TB, dir string, machine Machine, options ...option) *Cluster {
+	t.Helper()
+	c, err := StartCluster(ClusterConfig{
+		Dir: dir, Shards: []ShardConfig{{ID: 1, Machine: machine}, {ID: 2, Machine: machine}},
+		Configure: func(cfg *Config) {
+			quick(cfg)
+			cfg.Logger = testLogger(t)
+			cfg.DiskWatermark = -1
+			for _, o := range options {
+				o(cfg)
 			}
-			wg.Wait()
-			d := time.Since(start)
-			fmt.Println(dir != "", callers, float64(per)/d.Seconds())
+		},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := c.Close(); err != nil {
+			t.Logf("close: %v", err)
 		}
-		st, err := n.Status()
-		fmt.Printf("%+v %v\n", st, err)
-		c.Close()
+	})
+	return c
+}
+
+func leaderOf(t testing.TB, c *Cluster, id ShardID) *Node {
+	t.Helper()
+	n, err := c.Leader(within(t), id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+// eventually waits for a condition that must come true.
+func eventually(t testing.TB, what string, ok func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); {
+		if ok() {
+			return
+		}
+		time.Sleep(2 * time.Millisecond)
+	}
+	t.Fatalf("never came true: %s", what)
+}
+
+// sameHashes waits until all running replicas have applied the same, and fails if their hashes differ.
+func sameHashes(t testing.TB, c *Cluster, id ShardID) {
+	t.Helper()
+	eventually(t, fmt.Sprintf("all replicas of shard %d have applied the same", id), func() bool {
+		var at Index
+		var hash uint64
+		for i, n := range c.Nodes() {
+			st, err := n.Shard(id).Status()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if st.Err != nil {
+				t.Fatalf("node %d: %v", n.ID(), st.Err)
+			}
+			if i == 0 {
+				at, hash = st.Applied, st.Hash
+			}
+			if st.Applied != at {
+				return false
+			}
+			if st.Hash != hash {
+				t.Fatalf("node %d has hash %x at index %d, node %d has %x", n.ID(), st.Hash, at, c.Nodes()[0].ID(), hash)
+			}
+		}
+		return true
+	})
+}
+
+// A load has callers increment counters of their own until it is stopped, and keeps what was acknowledged.
+type load struct {
+	acked  []atomic.Uint64
+	errors atomic.Uint64
+	stop   chan struct{}
+	done   chan struct{}
+	live   atomic.Int64
+}
+
+func startLoad(t testing.TB, c *Cluster, id ShardID, callers int) *load {
+	l := &load{acked: make([]atomic.Uint64, callers), stop: make(chan struct{}), done: make(chan struct{})}
+	l.live.Store(int64(callers))
+	client := c.Client(id)
+	for i := range callers {
+		go func() {
+			defer func() {
+				if l.live.Add(-1) == 0 {
+					close(l.done)
+				}
+			}()
+			key := fmt.Appendf(nil, "caller-%d", i)
+			for n := uint64(1); ; n++ {
+				select {
+				case <-l.stop:
+					return
+				default:
+				}
+				ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+				reply, err := client.Submit(ctx, key)
+				cancel()
+				if err != nil {
+					l.errors.Add(1)
+					t.Errorf("caller %d: %v", i, err)
+					return
+				}
+				if got := binary.BigEndian.Uint64(reply); got != n {
+					t.Errorf("caller %d: command %d was executed as number %d", i, n, got)
+					return
+				}
+				l.acked[i].Store(n)
+			}
+		}()
+	}
+	return l
+}
+
+func (l *load) total() (n uint64) {
+	for i := range l.acked {
+		n += l.acked[i].Load()
+	}
+	return n
+}
+
+func (l *load) finish(t testing.TB) {
+	t.Helper()
+	close(l.stop)
+	select {
+	case <-l.done:
+	case <-time.After(40 * time.Second):
+		t.Fatal("callers hang")
+	}
+}
+
+// check reads every counter: exactly what was acknowledged, no more, no less.
+func (l *load) check(t testing.TB, c *Cluster, id ShardID) {
+	t.Helper()
+	client := c.Client(id)
+	for i := range l.acked {
+		answer, err := client.Read(within(t), Linearizable, fmt.Appendf(nil, "caller-%d", i))
+		if got, want := sum(t, answer, err), l.acked[i].Load(); got != want {
+			t.Errorf("caller %d: %d were acknowledged, %d are there", i, want, got)
+		}
 	}
 }
