@@ -13,7 +13,8 @@ type clock struct {
 	cfg          *Config
 	beatTicks    int
 	disk         *diskMonitor
-	warnedStall  bool
+	stallSince   int64 // the write to the log that is being watched
+	stallTicks   int
 	ticksPerLook int // at disk and log
 }
 
@@ -53,19 +54,19 @@ func (c *clock) beat() {
 }
 
 // watchLog stops the node when a write to the log hangs: a leader whose disk
-// does not answer must not keep the others waiting (hashicorp/raft#503, etcd#13527).
+// does not answer must not keep the others waiting (hashicorp/raft#503, etcd#13527). Time is counted
+// in ticks: a process that was paused has not watched, and so has not seen anything hang.
 func (c *clock) watchLog() {
 	since := c.e.writing.Load()
-	if since == 0 {
-		c.warnedStall = false
+	if since == 0 || since != c.stallSince {
+		c.stallSince, c.stallTicks = since, 0
 		return
 	}
-	stalled := time.Duration(c.e.mono() - since)
-	switch {
+	c.stallTicks++
+	switch stalled := time.Duration(c.stallTicks) * c.e.tick; {
 	case stalled > c.cfg.FsyncStall:
-		c.e.fail(core.CodeStorage, nil, "a write to the log has not ended for %v (FsyncStall)", stalled.Round(time.Millisecond))
-	case stalled > c.cfg.ElectionTimeout && !c.warnedStall:
-		c.warnedStall = true
+		c.e.fail(core.CodeStorage, nil, "a write to the log has not ended for %v (FsyncStall)", stalled)
+	case c.stallTicks == int(c.cfg.ElectionTimeout/c.e.tick):
 		c.e.logger.Warn("the log's disk is slow: a write takes longer than the election timeout", "so_far", stalled)
 	}
 }

@@ -34,11 +34,13 @@ func onNode(id NodeID, m Machine) option {
 // followers makes sure that node id does not lead shard 1.
 func followers(t *testing.T, c *Cluster, id NodeID) {
 	t.Helper()
-	for leaderOf(t, c, 1).ID() == id {
-		if err := c.Node(id).Shard(1).TransferLeadership(within(t), id%3+1); err != nil {
-			t.Fatal(err)
+	eventually(t, "another node leads", func() bool {
+		if leaderOf(t, c, 1).ID() != id {
+			return true
 		}
-	}
+		_ = c.Node(id).Shard(1).TransferLeadership(within(t), id%3+1) // leadership may have gone meanwhile
+		return false
+	})
 }
 
 func stoppedWith(t *testing.T, s *Shard, code Code) *Error {

@@ -1,12 +1,27 @@
 package wal
 
 import (
+	"flag"
 	"fmt"
 	"maps"
 	"math/rand/v2"
 	"slices"
 	"testing"
 )
+
+// seedFlag repeats a run: go test -run 'TestModel|TestCrashBetweenSteps' -wal.seed=N.
+var seedFlag = flag.Uint64("wal.seed", 0, "seed of the random tests")
+
+// seedOf returns the seed of the i-th run: first a fixed one, then new ones.
+func seedOf(i int) uint64 {
+	switch {
+	case *seedFlag != 0:
+		return *seedFlag
+	case i == 0:
+		return 1
+	}
+	return rand.Uint64()
+}
 
 // model is what a log must hold, in the simplest way.
 type model struct {
@@ -129,10 +144,7 @@ func TestModel(t *testing.T) {
 	}
 	for name, make := range map[string]func(*testing.T) *subject{"disk": diskSubject, "memory": memorySubject} {
 		for i := range runs {
-			seed := rand.Uint64()
-			if i == 0 {
-				seed = 1
-			}
+			seed := seedOf(i)
 			t.Run(fmt.Sprintf("%s/seed=%d", name, seed), func(t *testing.T) {
 				runModel(t, make(t), rand.New(rand.NewPCG(seed, 0)))
 			})

@@ -317,7 +317,7 @@ func (w *Worker) Transfer(id ShardID, to NodeID) error {
 		return notProposed(CodeNoShard, "node %d hosts no shard %d", w.cfg.Node, id)
 	case r.broken != nil:
 		return r.broken
-	case r.lead == nil || !r.lead.ready:
+	case r.lead == nil:
 		return r.notLeader()
 	case r.lead.transferee != 0:
 		return notProposed(CodeTransfer, "leadership of shard %d is on its way to node %d already", id, r.lead.transferee)

@@ -99,7 +99,11 @@ func TestCrash(t *testing.T) {
 	}
 	h := openShard(t, s, id)
 	before, head, count := newDurable(), map[string]string{}, 0
-	for i := range 15 {
+	flushes := 15
+	if testing.Short() {
+		flushes = 6
+	}
+	for i := range flushes {
 		for range r.IntN(40) {
 			key := fmt.Sprint(r.IntN(60))
 			if r.IntN(4) == 0 {
@@ -138,7 +142,7 @@ func TestCrash(t *testing.T) {
 		h.Flushed(j)
 		before = after
 	}
-	if count < 100 {
+	if count < 6*flushes {
 		t.Errorf("only %d crashes in the midst of a flush", count)
 	}
 	h.Close()
@@ -259,6 +263,12 @@ func checkFailed(t *testing.T, h *Shard, j *FlushJob, head map[string]string, be
 	if err := sameView(h, head); err != nil {
 		t.Errorf("head after a failed flush: %v", err)
 	}
+	v := h.Version() // takes a lock of pebble's
+	if err := sameView(v, head); err != nil {
+		t.Errorf("version after a failed flush: %v", err)
+	}
+	v.Close()
+	_ = h.store.Metrics()
 	if string(h.Meta()) != before.meta {
 		t.Error("meta after a failed flush")
 	}
@@ -291,9 +301,9 @@ func TestCorruption(t *testing.T) {
 	}
 	name, content := onlyTable(t, mem)
 	read, refused := 0, 0
-	step := 1
+	step := 5
 	if testing.Short() {
-		step = 29
+		step = 50
 	}
 	for at := 0; at < len(content); at += 1 + r.IntN(2*step) {
 		bad := bytes.Clone(content)

@@ -2,7 +2,6 @@ package state
 
 import (
 	"encoding/binary"
-	"errors"
 	"fmt"
 
 	"github.com/cespare/xxhash/v2"
@@ -96,8 +95,8 @@ func decodeMeta(shard uint64, b []byte) (meta, error) {
 	return m, nil
 }
 
-// encodeJournal appends the value of e. There is no checksum of its own: the
-// blocks of pebble have one, and a CRC here measured as pure cost.
+// encodeJournal appends the value of e. It has no checksum of its own: every
+// read checks that of the block.
 func encodeJournal(dst []byte, e *JournalEntry) []byte {
 	dst = append(dst, journalVersion, e.Type)
 	dst = binary.AppendUvarint(dst, e.Term)
@@ -142,67 +141,4 @@ func checkMarker(b []byte) error {
 		return fmt.Errorf("%w: format version 0", ErrCorrupt)
 	}
 	return nil
-}
-
-// Errors that callers tell apart with errors.Is.
-var (
-	// ErrCompacted: the entry was in the journal once and has been truncated.
-	ErrCompacted = errors.New("state: journal entry is compacted away")
-	// ErrCorrupt: what is on disk is not what was written.
-	ErrCorrupt = errors.New("state: corrupt")
-	// ErrNewerFormat: a newer program wrote this; nothing was changed.
-	ErrNewerFormat = errors.New("state: written by a newer version")
-	// ErrClosed: the store is closed.
-	ErrClosed = errors.New("state: store is closed")
-	// ErrInUse: Close found versions that are still open.
-	ErrInUse = errors.New("state: versions are still open")
-	// ErrShardOpen: the shard has an owner already.
-	ErrShardOpen = errors.New("state: shard is open already")
-)
-
-// ReadError is the value of the panic when a read of durable state fails.
-// The caller recovers it and stops the replica: a key that cannot be read is
-// never reported as absent.
-type ReadError struct {
-	Err error
-	Key []byte // what was being read, or the lower bound of a scan
-}
-
-func (e *ReadError) Error() string {
-	return fmt.Sprintf("state: read of %s: %v", shortKey(e.Key), e.Err)
-}
-
-// Unwrap gives access to the cause.
-func (e *ReadError) Unwrap() error { return e.Err }
-
-// LimitError is the value of the panic when Set breaks a limit of the shard.
-// Nothing was written.
-type LimitError struct {
-	What   string // "key" or "value"
-	Size   int
-	Limit  int
-	Prefix []byte // the key's first bytes
-}
-
-func (e *LimitError) Error() string {
-	return fmt.Sprintf("state: %s of %d bytes is over the limit of %d (key %s)", e.What, e.Size, e.Limit, shortKey(e.Prefix))
-}
-
-const shortKeyLen = 32
-
-func keyPrefix(key []byte) []byte { return append([]byte(nil), key[:min(len(key), shortKeyLen)]...) }
-
-func shortKey(key []byte) string {
-	if len(key) > shortKeyLen {
-		return fmt.Sprintf("%q...", key[:shortKeyLen])
-	}
-	return fmt.Sprintf("%q", key)
-}
-
-// assert stops the program's worker on a broken precondition: a bug in the
-// caller, after which the state would be wrong.
-func assert(ok bool, msg string) {
-	if !ok {
-		panic("state: assertion: " + msg)
-	}
 }

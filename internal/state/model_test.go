@@ -267,7 +267,7 @@ func (m *model) detach() {
 func TestModel(t *testing.T) {
 	rounds, steps := 10, 4000
 	if testing.Short() {
-		rounds = 3
+		rounds, steps = 3, 2000
 	}
 	r, fs := random(t), vfs.NewMem()
 	var models []*model
@@ -373,6 +373,9 @@ func TestAssertions(t *testing.T) {
 
 // Tables split, and journal tables of their own, are ingested as one.
 func TestLargeFlush(t *testing.T) {
+	if testing.Short() {
+		t.Skip("writes 160 MB")
+	}
 	fs := vfs.NewMem()
 	s := open(t, fs)
 	h := openShard(t, s, 7)

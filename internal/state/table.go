@@ -72,6 +72,8 @@ func (b *tableBuilder) room() error {
 	return nil
 }
 
+// options leave the journal compressed: without, its tables are written at 3 ns
+// less per byte, but history is what fills the disk.
 func (b *tableBuilder) options() sstable.WriterOptions {
 	o := b.store.dbOpts.MakeWriterOptions(0, b.store.db.TableFormat())
 	if b.journal {
