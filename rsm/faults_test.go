@@ -309,3 +309,32 @@ func TestLimits(t *testing.T) {
 		}
 	}
 }
+
+// A node that lost its data is refused by those that knew it, and cannot vote.
+func TestNodeWithoutItsDataIsRefused(t *testing.T) {
+	dir := t.TempDir()
+	c := startCluster(t, dir, counters{})
+	client := c.Client(1)
+	if _, err := client.Submit(within(t), []byte("a")); err != nil {
+		t.Fatal(err)
+	}
+	followers(t, c, 3)
+	c.Kill(3)
+	if err := os.RemoveAll(filepath.Join(dir, "node3")); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Restart(3); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the peers refuse it in words", func() bool {
+		st, err := c.Node(3).Status()
+		return err == nil && strings.Contains(st.Peers[1].LastError, "lost its data")
+	})
+	// With it, the remaining two would be a majority of one that knows nothing.
+	c.Kill(2)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	if _, err := client.Submit(ctx, []byte("a")); err == nil {
+		t.Error("a command was committed with the vote of a node that lost its data")
+	}
+}

@@ -1,7 +1,7 @@
 package rsm
 
 import (
-	"bytes"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -13,44 +13,52 @@ import (
 // dataFormat is the version of the data directory as a whole. Log and state have their own versions below it.
 const dataFormat = 1
 
-// identity is node.json: whose data this is. It is written last when a
+// identity is node.json: whose data this is, and by what name the peers' data is known. It is written last when a
 // directory is made, so that a directory with it was once complete.
 type identity struct {
 	Format  int    `json:"format"`
 	Cluster string `json:"cluster"`
 	Node    NodeID `json:"node"`
+	// Data is drawn when the directory is made. A node that comes back with another one has
+	// lost what it had promised, and its peers refuse it.
+	Data string `json:"data"`
+	// Peers has the Data of every peer that was ever met.
+	Peers map[NodeID]string `json:"peers"`
 }
 
 func identityFile(dir string) string { return filepath.Join(dir, "node.json") }
 
-// checkIdentity refuses a directory that is not this node's. found says whether there was an identity.
-func checkIdentity(dir, cluster string, node NodeID) (found bool, err error) {
+// readIdentity returns the identity of a directory, nil if it has none, and an error if it is not this node's.
+func readIdentity(dir, cluster string, node NodeID) (*identity, error) {
 	data, err := os.ReadFile(identityFile(dir))
 	if errors.Is(err, fs.ErrNotExist) {
-		return false, nil
+		return nil, nil
 	}
 	if err != nil {
-		return false, err
+		return nil, err
 	}
 	var id identity
-	d := json.NewDecoder(bytes.NewReader(data))
-	if err := d.Decode(&id); err != nil {
-		return false, fmt.Errorf("%s is damaged: %w", identityFile(dir), err)
+	if err := json.Unmarshal(data, &id); err != nil {
+		return nil, fmt.Errorf("%s is damaged: %w", identityFile(dir), err)
 	}
 	switch {
 	case id.Format > dataFormat:
-		return false, fmt.Errorf("%s has data of format %d, this program knows up to %d: use the newer program", dir, id.Format, dataFormat)
+		return nil, fmt.Errorf("%s has data of format %d, this program knows up to %d: use the newer program", dir, id.Format, dataFormat)
 	case id.Cluster != cluster:
-		return false, fmt.Errorf("%s belongs to cluster %q, this node is configured for %q", dir, id.Cluster, cluster)
+		return nil, fmt.Errorf("%s belongs to cluster %q, this node is configured for %q", dir, id.Cluster, cluster)
 	case id.Node != node:
-		return false, fmt.Errorf("%s belongs to node %d, this is node %d", dir, id.Node, node)
+		return nil, fmt.Errorf("%s belongs to node %d, this is node %d", dir, id.Node, node)
 	}
-	return true, nil
+	return &id, nil
 }
 
-// writeIdentity makes node.json, durably and all at once.
-func writeIdentity(dir, cluster string, node NodeID) error {
-	data, err := json.MarshalIndent(identity{Format: dataFormat, Cluster: cluster, Node: node}, "", "  ")
+func newIdentity(cluster string, node NodeID) *identity {
+	return &identity{Format: dataFormat, Cluster: cluster, Node: node, Data: rand.Text(), Peers: map[NodeID]string{}}
+}
+
+// write makes node.json, durably and all at once.
+func (id *identity) write(dir string) error {
+	data, err := json.MarshalIndent(id, "", "  ")
 	if err != nil {
 		return err
 	}
@@ -66,6 +74,30 @@ func writeIdentity(dir, cluster string, node NodeID) error {
 		return err
 	}
 	return errors.Join(d.Sync(), d.Close())
+}
+
+// admit is asked by the transport before anything is exchanged with a peer. The first time
+// its data's name is noted down; from then on, a peer with other data is refused: it could vote a second
+// time in a term, or deny what it had acknowledged.
+func (n *Node) admit(peer uint64, data string) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	known, met := n.identity.Peers[NodeID(peer)]
+	switch {
+	case met && known == data:
+		return nil
+	case met:
+		return fmt.Errorf("node %d has come back with other data (%s) than it had (%s): a node that lost its data may not return under its old id; add it as a new node", peer, data, known)
+	}
+	if n.identity.Peers == nil {
+		n.identity.Peers = map[NodeID]string{}
+	}
+	n.identity.Peers[NodeID(peer)] = data
+	if err := n.identity.write(n.cfg.Dir); err != nil {
+		delete(n.identity.Peers, NodeID(peer))
+		return fmt.Errorf("node %d cannot note down who its peer is: %w", n.cfg.Node, err)
+	}
+	return nil
 }
 
 func writeSynced(name string, data []byte) error {

@@ -29,11 +29,12 @@ type Node struct {
 	shards map[ShardID]*Shard
 	disk   *diskMonitor
 
-	mu      sync.Mutex
-	closed  bool
-	failure *Error // why the node stopped by itself
-	done    chan struct{}
-	metrics *collector
+	mu       sync.Mutex
+	identity *identity // nil in memory
+	closed   bool
+	failure  *Error // why the node stopped by itself
+	done     chan struct{}
+	metrics  *collector
 }
 
 // minProcs is what GOMAXPROCS is raised to, see Config.KeepGOMAXPROCS.
@@ -141,11 +142,11 @@ func (n *Node) openData() (map[uint64]*wal.ShardLog, error) {
 		return recovered.Shards, err
 	}
 	n.disk.dir = n.cfg.Dir
-	if err := os.MkdirAll(n.cfg.Dir, 0o700); err != nil {
+	err := os.MkdirAll(n.cfg.Dir, 0o700)
+	if err != nil {
 		return nil, err
 	}
-	known, err := checkIdentity(n.cfg.Dir, n.cfg.Cluster, n.cfg.Node)
-	if err != nil {
+	if n.identity, err = readIdentity(n.cfg.Dir, n.cfg.Cluster, n.cfg.Node); err != nil {
 		return nil, err
 	}
 	log, recovered, err := wal.Open(wal.Options{Dir: filepath.Join(n.cfg.Dir, "wal"), Logger: n.cfg.Logger})
@@ -158,7 +159,7 @@ func (n *Node) openData() (map[uint64]*wal.ShardLog, error) {
 		return nil, errors.Join(err, log.Close())
 	}
 	n.log, n.store = log, store
-	if err := n.settleIdentity(known, recovered); err != nil {
+	if err := n.settleIdentity(recovered); err != nil {
 		n.closeData()
 		return nil, err
 	}
@@ -167,7 +168,8 @@ func (n *Node) openData() (map[uint64]*wal.ShardLog, error) {
 
 // settleIdentity makes sure that a directory is either this node's, whole, or
 // new. A node that lost what it had promised must not come back under its old id: it could vote twice.
-func (n *Node) settleIdentity(known bool, recovered *wal.Recovered) error {
+func (n *Node) settleIdentity(recovered *wal.Recovered) error {
+	known := n.identity != nil
 	flushed, err := n.store.ShardIDs()
 	if err != nil {
 		return err
@@ -181,7 +183,8 @@ func (n *Node) settleIdentity(known bool, recovered *wal.Recovered) error {
 	case len(recovered.Shards) > 0 || len(flushed) > 0:
 		return fmt.Errorf("%s has data but no node.json, so that it is not known whose it is: restore the file, or remove the data", n.cfg.Dir)
 	}
-	return writeIdentity(n.cfg.Dir, n.cfg.Cluster, n.cfg.Node)
+	n.identity = newIdentity(n.cfg.Cluster, n.cfg.Node)
+	return n.identity.write(n.cfg.Dir)
 }
 
 func (n *Node) addShards(recovered map[uint64]*wal.ShardLog) error {
@@ -221,6 +224,7 @@ func (n *Node) startTransport() (transport.Peer, error) {
 	if n.cfg.network != nil {
 		return n.cfg.network.Start(cfg)
 	}
+	cfg.Data, cfg.Admit = n.identity.Data, n.admit
 	t, err := transport.Start(cfg)
 	if err != nil {
 		return nil, err

@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"runtime/debug"
+	"strings"
 
 	"go.etcd.io/etcd/raft/v3"
 	"go.etcd.io/etcd/raft/v3/raftpb"
@@ -208,6 +209,10 @@ func (r *Replica) contain() {
 			err = broken(CodeApplyPanic, nil, "the machine panicked when it applied the event at %v: %v", e.Position, p)
 		} else {
 			err = broken(CodeCorruption, nil, "an invariant does not hold: %v", p)
+			if strings.Contains(fmt.Sprint(p), "tocommit") {
+				// raft's words for: the leader counts on entries that this replica acknowledged and does not have.
+				err.Message = fmt.Sprintf("this node has lost part of its log and may not go on under its id; remove its data and add it as a new node (%v)", p)
+			}
 		}
 		r.logger.Error("panic", "reason", p, "stack", string(debug.Stack()))
 	}

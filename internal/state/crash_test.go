@@ -151,17 +151,31 @@ func TestCrash(t *testing.T) {
 	}
 }
 
+// A crash during the first Open leaves something that opens.
+func TestCrashOfFirstOpen(t *testing.T) {
+	r := random(t)
+	for range 20 {
+		fs := newCrashFS(r)
+		var s *Store
+		images := fs.during(func() { s = open(t, fs) })
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+		for _, image := range images {
+			recovered(t, image, 1, newDurable(), newDurable())
+		}
+	}
+}
+
 // TestErrorsInRun fails the n-th change of the file system during a flush, for all n.
 func TestErrorsInRun(t *testing.T) {
 	r := random(t)
-	failed, fatals, last := 0, 0, 0
-	for n := int32(0); last < 5; n++ { // five in a row without an effect: there were no more changes
+	failed, fatals := 0, 0
+	for n := range int32(60) { // about twice as many as there are
 		err, fatal := failRun(t, r, n)
 		if err == nil {
-			last++
-			continue
+			continue // the change was none, or one that does not matter, such as a removal
 		}
-		last = 0
 		if !errors.Is(err, errorfs.ErrInjected) && !strings.Contains(err.Error(), errorfs.ErrInjected.Error()) {
 			t.Errorf("change %d: %v", n, err)
 		}
@@ -215,12 +229,6 @@ func failRun(t *testing.T, r *rand.Rand, n int32) (err error, fatal bool) {
 	index.Store(n)
 	err = j.Run()
 	index.Store(-1)
-	mu.Lock()
-	fatal = calls > 0
-	if calls > 1 {
-		t.Errorf("OnFatal was called %d times", calls)
-	}
-	mu.Unlock()
 	if err != nil {
 		checkFailed(t, h, j, head, before)
 	}
@@ -228,9 +236,13 @@ func failRun(t *testing.T, r *rand.Rand, n int32) (err error, fatal bool) {
 		t.Error("the index advanced before Flushed")
 	}
 	h.Close()
-	if cerr := s.Close(); cerr != nil && !fatal {
-		t.Error(cerr)
+	cerr := s.Close()
+	mu.Lock() // now: a compaction may have met the error, after Run
+	fatal = calls > 0
+	if calls > 1 || (cerr != nil) != fatal {
+		t.Errorf("OnFatal was called %d times, close: %v", calls, cerr)
 	}
+	mu.Unlock()
 	image := mem.CrashClone(vfs.CrashCloneCfg{})
 	s = mustOpenAt(t, image, "/d")
 	h = openShard(t, s, 1)
@@ -391,7 +403,9 @@ func TestFormatMarker(t *testing.T) {
 	newer[len(storeMagic)+3]++
 	for name, b := range map[string][]byte{"bad sum": newer, "short": newer[:5], "empty": {}, "magic": make([]byte, markerLen)} {
 		fs := vfs.NewMem()
-		if err := open(t, fs).Close(); err != nil {
+		s := open(t, fs)
+		flush(t, openShard(t, s, 1), Flush{Index: 1})
+		if err := s.Close(); err != nil {
 			t.Fatal(err)
 		}
 		if err := writeFile(fs, marker, b); err != nil {
@@ -405,6 +419,15 @@ func TestFormatMarker(t *testing.T) {
 		}
 		if _, err := Open(Options{Dir: "/data/state", FS: fs}); !errors.Is(err, ErrCorrupt) {
 			t.Errorf("no marker: %v", err)
+		}
+		if err := writeFile(fs, marker, encodeMarker()); err != nil {
+			t.Fatal(err)
+		}
+		if err := fs.RemoveAll("/data/state/pebble"); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := Open(Options{Dir: "/data/state", FS: fs}); err == nil {
+			t.Error("a marker without a store is taken for a new store")
 		}
 	}
 }

@@ -30,7 +30,7 @@
 //
 // # Files
 //
-//	FORMAT     marker, written before anything else
+//	FORMAT     marker, written when the rest has been created
 //	pebble/    the tables
 //	ingest/    tables being written; emptied by Open
 //
@@ -50,7 +50,7 @@
 // # What a crash leaves
 //
 //	during                        left                              Open
-//	first Open, before FORMAT     directories                       begins anew
+//	first Open, before FORMAT     directories, an empty pebble      creates what is missing
 //	Freeze, or before Run         nothing                           last flush
 //	Run, tables being written     part of them in ingest/           removes them; last flush
 //	Run, tables linked            tables that no manifest names     pebble removes them; last flush

@@ -5,9 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
-	"os"
 	"sync"
 	"sync/atomic"
 
@@ -88,125 +86,10 @@ func Open(o Options) (*Store, error) {
 	}
 	s := &Store{opts: o, shards: make(map[uint64]*Shard)}
 	s.fatal = &fatal{log: o.Logger, notify: o.OnFatal}
-	if err := s.prepareDir(); err != nil {
-		return nil, fmt.Errorf("state: open %s: %w", o.Dir, err)
-	}
-	if err := s.openDB(); err != nil {
+	if err := s.open(); err != nil {
 		return nil, fmt.Errorf("state: open %s: %w", o.Dir, err)
 	}
 	return s, nil
-}
-
-func (s *Store) path(name string) string { return s.opts.FS.PathJoin(s.opts.Dir, name) }
-
-func (s *Store) openDB() error {
-	cache := s.opts.Cache
-	if cache == nil {
-		cache = NewCache(s.opts.CacheBytes)
-		defer cache.Close() // pebble holds a reference of its own
-	}
-	s.dbOpts = s.pebbleOptions(cache.c)
-	return s.fatal.guard(func() (err error) {
-		s.db, err = pebble.Open(s.path(dbDir), s.dbOpts)
-		return err
-	})
-}
-
-// prepareDir makes the directories durable, writes or checks the format marker, and
-// removes what a crash left of unfinished flushes.
-func (s *Store) prepareDir() error {
-	fs := s.opts.FS
-	for _, dir := range []string{dbDir, ingestDir} {
-		if err := makeDir(fs, s.path(dir)); err != nil {
-			return err
-		}
-	}
-	if err := s.marker(); err != nil {
-		return err
-	}
-	names, err := fs.List(s.path(ingestDir))
-	if err != nil {
-		return err
-	}
-	for _, name := range names {
-		if err := fs.Remove(fs.PathJoin(s.path(ingestDir), name)); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// marker checks the format marker, or writes it before pebble writes
-// anything: data without a marker is a directory that somebody has damaged.
-func (s *Store) marker() error {
-	fs := s.opts.FS
-	f, err := fs.Open(s.path(markerName))
-	if err == nil {
-		b, err := io.ReadAll(f)
-		if err = errors.Join(err, f.Close()); err != nil {
-			return err
-		}
-		return checkMarker(b)
-	}
-	if !errors.Is(err, os.ErrNotExist) {
-		return err
-	}
-	names, err := fs.List(s.path(dbDir))
-	if err != nil {
-		return err
-	}
-	if len(names) > 0 {
-		return fmt.Errorf("%w: there is data but no file %s", ErrCorrupt, markerName)
-	}
-	tmp := s.path(markerName + ".tmp")
-	if err := writeFile(fs, tmp, encodeMarker()); err != nil {
-		return err
-	}
-	if err := fs.Rename(tmp, s.path(markerName)); err != nil {
-		return err
-	}
-	if err := syncDir(fs, s.opts.Dir); err != nil {
-		return err
-	}
-	return syncDir(fs, fs.PathDir(s.opts.Dir))
-}
-
-// makeDir makes dir and its parents where they are missing, each durable in
-// its own parent: what is fsynced in a directory that vanishes is lost too.
-func makeDir(fs vfs.FS, dir string) error {
-	if _, err := fs.Stat(dir); err == nil {
-		return nil
-	}
-	parent := fs.PathDir(dir)
-	if parent != dir {
-		if err := makeDir(fs, parent); err != nil {
-			return err
-		}
-	}
-	if err := fs.MkdirAll(dir, 0o755); err != nil {
-		return err
-	}
-	return syncDir(fs, parent)
-}
-
-func writeFile(fs vfs.FS, name string, b []byte) error {
-	f, err := fs.Create(name, vfs.WriteCategoryUnspecified)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(b)
-	if err == nil {
-		err = f.Sync()
-	}
-	return errors.Join(err, f.Close())
-}
-
-func syncDir(fs vfs.FS, dir string) error {
-	d, err := fs.OpenDir(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
 }
 
 // Close waits for flushes under way and closes the files. With versions open

@@ -44,6 +44,12 @@ type Config struct {
 	Listener net.Listener
 	// Peers holds the address (host:port) of every node by id. This node's own entry is ignored.
 	Peers map[uint64]string
+	// Data names this node's data directory, up to 64 bytes: it stays the same over restarts, and is
+	// new when the data is. Peers are told it. Optional.
+	Data string
+	// Admit is asked, with what a peer calls its data, before anything is exchanged with it in
+	// either direction; an error refuses the peer. It may be called on any goroutine. Optional.
+	Admit func(peer uint64, data string) error
 	// TLS makes both directions mutual TLS. Zero: plain text.
 	TLS *TLS
 

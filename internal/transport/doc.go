@@ -37,9 +37,10 @@
 //	decree-from         id of the sender, decimal
 //	decree-to           id of the node that the sender looks for, decimal
 //	decree-incarnation  random number of the sender's process, hexadecimal
+//	decree-data         name of the sender's data, may be empty
 //
 // The other side answers with response headers that carry decree-accepted (its
-// own incarnation), or with a status whose message says in a sentence what it
+// own incarnation) and decree-data, or with a status whose message says in a sentence what it
 // found and what it expected. After that only the sender speaks; each message is
 // one frame:
 //

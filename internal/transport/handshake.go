@@ -25,6 +25,7 @@ const (
 	keyFrom        = "decree-from"
 	keyTo          = "decree-to"
 	keyIncarnation = "decree-incarnation"
+	keyData        = "decree-data"
 	keyAccepted    = "decree-accepted"
 )
 
@@ -34,6 +35,7 @@ type hello struct {
 	cluster     string
 	from, to    uint64
 	incarnation uint64
+	data        string
 }
 
 func (h hello) metadata() metadata.MD {
@@ -43,6 +45,7 @@ func (h hello) metadata() metadata.MD {
 		keyFrom, strconv.FormatUint(h.from, 10),
 		keyTo, strconv.FormatUint(h.to, 10),
 		keyIncarnation, strconv.FormatUint(h.incarnation, 16),
+		keyData, h.data,
 	)
 }
 
@@ -69,7 +72,10 @@ func readHello(ctx context.Context) (hello, error) {
 	if h.to, err = helloNumber(md, keyTo, 10); err != nil {
 		return h, err
 	}
-	h.incarnation, err = helloNumber(md, keyIncarnation, 16)
+	if h.incarnation, err = helloNumber(md, keyIncarnation, 16); err != nil {
+		return h, err
+	}
+	h.data, err = helloValue(md, keyData)
 	return h, err
 }
 
@@ -107,6 +113,17 @@ func (t *Transport) checkHello(h hello) error {
 	case h.from == t.cfg.Node:
 		return status.Errorf(codes.FailedPrecondition,
 			"wrong sender: it claims to be node %d, which is this node itself", h.from)
+	}
+	return nil
+}
+
+// admit asks whether a peer's data is what it is known by. The error is a status.
+func (t *Transport) admit(peer uint64, data string) error {
+	if t.cfg.Admit == nil {
+		return nil
+	}
+	if err := t.cfg.Admit(peer, data); err != nil {
+		return status.Error(codes.FailedPrecondition, err.Error())
 	}
 	return nil
 }

@@ -182,7 +182,7 @@ func (p *peer) dial(sock *socket) (*grpc.ClientConn, error) {
 
 // handshake returns a stream that the peer has accepted.
 func (p *peer) handshake(ctx context.Context, conn *grpc.ClientConn) (grpc.ClientStream, error) {
-	h := hello{protocol: protocolMax, cluster: p.t.cfg.Cluster, from: p.t.cfg.Node, to: p.id, incarnation: p.t.incarnation}
+	h := hello{protocol: protocolMax, cluster: p.t.cfg.Cluster, from: p.t.cfg.Node, to: p.id, incarnation: p.t.incarnation, data: p.t.cfg.Data}
 	stream, err := conn.NewStream(metadata.NewOutgoingContext(ctx, h.metadata()), &framesStream, framesMethod)
 	if err != nil {
 		return nil, err
@@ -192,7 +192,11 @@ func (p *peer) handshake(ctx context.Context, conn *grpc.ClientConn) (grpc.Clien
 		return nil, err
 	}
 	if len(md.Get(keyAccepted)) == 1 {
-		return stream, nil
+		data, err := helloValue(md, keyData)
+		if err == nil {
+			err = p.t.admit(p.id, data)
+		}
+		return stream, err
 	}
 	// Refused: the status tells why. (A nil md is how gRPC says that there is one.)
 	if md == nil {

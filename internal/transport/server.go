@@ -110,6 +110,12 @@ func (t *Transport) accept(ctx context.Context) (*inbound, error) {
 	if err := t.checkHello(h); err != nil {
 		return nil, err
 	}
+	if table := *t.peers.Load(); table[h.from] == nil {
+		return nil, unknownSender(h.from, t.cfg.Node, table)
+	}
+	if err := t.admit(h.from, h.data); err != nil {
+		return nil, err
+	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.closed {
@@ -172,7 +178,7 @@ func (in *inbound) read(stream grpc.ServerStream) error {
 	case <-stream.Context().Done():
 		return stream.Context().Err()
 	}
-	if err := stream.SendHeader(metadata.Pairs(keyAccepted, strconv.FormatUint(in.t.incarnation, 16))); err != nil {
+	if err := stream.SendHeader(metadata.Pairs(keyAccepted, strconv.FormatUint(in.t.incarnation, 16), keyData, in.t.cfg.Data)); err != nil {
 		return err
 	}
 	for {
