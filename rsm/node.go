@@ -31,6 +31,7 @@ type Node struct {
 
 	mu       sync.Mutex
 	identity *identity // nil in memory
+	started  bool
 	closed   bool
 	failure  *Error // why the node stopped by itself
 	done     chan struct{}
@@ -53,6 +54,14 @@ func Start(cfg Config) (*Node, error) {
 	n := &Node{cfg: cfg, shards: map[ShardID]*Shard{}, done: make(chan struct{})}
 	if err := n.start(); err != nil {
 		return nil, fmt.Errorf("node %d of cluster %q: %w", cfg.Node, cfg.Cluster, err)
+	}
+	n.mu.Lock()
+	n.started = true
+	failure := n.failure
+	n.mu.Unlock()
+	if failure != nil {
+		n.Kill()
+		return nil, fmt.Errorf("node %d of cluster %q: %w", cfg.Node, cfg.Cluster, failure)
 	}
 	cfg.Logger.Info("node started", "cluster", cfg.Cluster, "node", uint64(cfg.Node), "address", n.Addr(), "shards", len(cfg.Shards),
 		"heartbeat", cfg.HeartbeatInterval, "election_timeout", cfg.ElectionTimeout, "workers", cfg.Workers)
@@ -261,9 +270,10 @@ func (n *Node) fail(reason *Error) {
 	if first {
 		n.failure = reason
 	}
+	started := n.started
 	n.mu.Unlock()
-	if !first {
-		return
+	if !first || !started {
+		return // Start looks at failure when it is done
 	}
 	n.cfg.Logger.Error("node stops", "reason", reason)
 	go func() {

@@ -167,6 +167,9 @@ func (r *Replica) decideOpen(b *batch, q *Request) {
 			b.ride(q, notProposed(CodeOverloaded, "all %d sessions of the shard are in use", o.Max))
 			return
 		}
+		for _, id := range h.evicted {
+			r.sessions.byID[id].leaving = true
+		}
 	}
 	ordinal := len(b.decided)
 	b.buf = h.append(b.buf)
@@ -212,7 +215,7 @@ func (r *Replica) admit(b *batch, q *Request) bool {
 		return false
 	}
 	s := r.sessions.byID[q.Session]
-	if s == nil || s.inflightUses == 0 && s.expired(b.time) {
+	if s == nil || s.leaving || s.inflightUses == 0 && s.expired(b.time) {
 		return refuse(CodeSessionExpired, "session %d is not open: it expired, was evicted or never was; open another. Whether its last commands happened must be read from the state", q.Session)
 	}
 	q.digest = digestOf(q.Commands)
@@ -399,11 +402,19 @@ func (r *Replica) rollback(to state.Mark, chain uint64) {
 	r.apply.chain = chain
 }
 
-// forget takes the commands of a batch out of the sessions' lists of what is in flight.
+// forget takes what a batch did out of the sessions' notes of what is in flight.
 func (r *Replica) forget(b *batch) {
 	for i := range b.decided {
 		h := b.decided[i].header
-		if h == nil || h.flags != flagSession {
+		if h == nil {
+			continue
+		}
+		for _, id := range h.evicted {
+			if s := r.sessions.byID[id]; s != nil {
+				s.leaving = false
+			}
+		}
+		if h.flags != flagSession {
 			continue
 		}
 		if s := r.sessions.byID[h.session]; s != nil && s.inflight[h.seq] == b.decided[i].req {

@@ -43,6 +43,7 @@ type session struct {
 	// Leader only: what has been decided and is not committed.
 	inflight     map[uint64]*Request
 	inflightUses int
+	leaving      bool // its eviction is in flight
 }
 
 func (s *session) slot(seq uint64) *outcome { return &s.ring[seq&uint64(len(s.ring)-1)] }
@@ -179,7 +180,7 @@ func (s *session) expired(now Timestamp) bool { return int64(now-s.used) > s.ttl
 // victims returns n sessions to evict, the longest unused first, sparing those with commands in flight.
 func (t *sessionTable) victims(n int) (ids []SessionID) {
 	for s := t.oldest; s != nil && len(ids) < n; s = s.next {
-		if s.inflightUses == 0 {
+		if s.inflightUses == 0 && !s.leaving {
 			ids = append(ids, s.id)
 		}
 	}

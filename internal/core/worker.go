@@ -125,7 +125,9 @@ func (w *Worker) accept(q *Request) {
 	}
 	r.pending.requests++
 	r.pending.bytes += q.size
-	r.wake()
+	if q.Kind != KindRead || q.Level < Session {
+		r.wake() // the others are answered from what is here
+	}
 	r.touch()
 	if q.Kind == KindRead && q.Level != Linearizable {
 		r.addRead(q)
