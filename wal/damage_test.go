@@ -169,10 +169,16 @@ func TestMissingSegments(t *testing.T) {
 		}
 	}
 	copied := copyLog(t, dir)
-	for _, name := range names {
+	for _, name := range names[:3] {
 		removeT(t, filepath.Join(copied, segmentDir, name))
 	}
 	_, _, err := Open(Options{Dir: copied, SegmentBytes: tiny})
+	wantCorrupt(t, err, names[3], 0, 0)
+	copied = copyLog(t, dir)
+	for _, name := range names {
+		removeT(t, filepath.Join(copied, segmentDir, name))
+	}
+	_, _, err = Open(Options{Dir: copied, SegmentBytes: tiny})
 	wantCorrupt(t, err, segmentDir, 0, 0)
 }
 
@@ -229,5 +235,25 @@ func removeT(t testing.TB, path string) {
 	t.Helper()
 	if err := os.Remove(path); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// Data behind the end of an earlier segment is refused: nothing was ever written there.
+func TestDataBehindAnEarlierSegment(t *testing.T) {
+	dir, _ := severalSegments(t, 3, 'q')
+	for _, name := range segmentsIn(t, dir)[:2] {
+		path := filepath.Join(dir, segmentDir, name)
+		whole := readT(t, path)
+		for _, more := range [][]byte{{9}, make([]byte, 3), {8: 1}, bytes.Repeat([]byte{0x55}, 600)} {
+			writeT(t, path, append(bytes.Clone(whole), more...))
+			_, _, err := recoverDir(filepath.Join(dir, segmentDir), discard)
+			wantCorrupt(t, err, name, int64(len(whole)), int64(len(whole)))
+		}
+		// Zeros may be there: what was preallocated, if the disk has forgotten the cut.
+		writeT(t, path, append(bytes.Clone(whole), make([]byte, 800)...))
+		if _, _, err := recoverDir(filepath.Join(dir, segmentDir), discard); err != nil {
+			t.Fatal(err)
+		}
+		writeT(t, path, whole)
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"syscall"
 	"testing"
 )
@@ -76,4 +77,27 @@ func replaceFile(t *testing.T, path, device string) (restore func()) {
 	}
 	t.Fatalf("%s is not open", path)
 	return nil
+}
+
+// The file of a released segment is closed too: otherwise its space would never come back.
+func TestReleasedSegmentsAreClosed(t *testing.T) {
+	dir := t.TempDir()
+	w, _ := openT(t, dir)
+	for i := uint64(1); i <= 12; i++ {
+		appendT(t, w, Record{Shard: 1, Entries: entriesOf(1, i, i, tiny)})
+		w.Flushed(1, i)
+	}
+	if w.Stats().Released < 5 {
+		t.Fatalf("stats %+v", w.Stats())
+	}
+	fds, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Skip(err)
+	}
+	for _, d := range fds {
+		to, _ := os.Readlink(filepath.Join("/proc/self/fd", d.Name()))
+		if strings.HasPrefix(to, dir) && strings.HasSuffix(to, ".wal (deleted)") {
+			t.Errorf("%s is still open", to)
+		}
+	}
 }

@@ -273,3 +273,21 @@ func TestMemoryFences(t *testing.T) {
 		t.Fatal("an empty log is not fresh")
 	}
 }
+
+// Entries that a flush has overtaken while they were appended again hold nothing.
+func TestAppendAgainBehindAFlush(t *testing.T) {
+	m := NewMemory()
+	appendT(t, m, Record{Shard: 1, Entries: entriesOf(1, 1, 6, 10)})
+	m.Flushed(1, 4)
+	appendT(t, m, Record{Shard: 1, Entries: entriesOf(1, 3, 6, 10)})
+	appendT(t, m, Record{Shard: 2, Entries: entriesOf(1, 1, 1, memorySegmentBytes)})
+	if pins := m.Pinned(); len(pins) != 2 || pins[0].First != 5 || pins[0].Last != 6 {
+		t.Fatalf("pins %+v", pins)
+	}
+	m.Flushed(1, 6)
+	appendT(t, m, Record{Shard: 1, Entries: entriesOf(1, 5, 6, 10)})
+	m.Flushed(2, 1)
+	if pins := m.Pinned(); pins != nil {
+		t.Fatalf("pins %+v", pins)
+	}
+}

@@ -242,3 +242,74 @@ func TestBrokenFilesAreFew(t *testing.T) {
 		t.Fatalf("%d files are kept, want %d", n, maxBroken)
 	}
 }
+
+// The length of a frame and the header behind it may lie in two sectors, of which either can be lost.
+func TestTornHeaderAcrossSectors(t *testing.T) {
+	for shift := range 8 {
+		w, _ := openT(t, t.TempDir())
+		b := &brokenLog{dir: w.opts.Dir, before: entriesOf(1, 1, 4, 50)}
+		b.path = filepath.Join(b.dir, segmentDir, segmentName(0, 0))
+		appendT(t, w, Record{Shard: 1, Entries: b.before})
+		b.start = lastEnd(t, b.path)
+		// Fill up with a second shard, until the next frame begins shift*8 bytes before a sector.
+		const overhead = 56 // of the frame of the filler, about
+		fill := int((3*sectorBytes-b.start-int64(shift)*8-overhead)/8) * 8
+		for lastEnd(t, b.path)%sectorBytes != (sectorBytes-int64(shift)*8)%sectorBytes {
+			closeT(t, w)
+			writeT(t, b.path, append(readT(t, b.path)[:b.start], make([]byte, tiny-b.start)...))
+			w, _ = openT(t, b.dir)
+			appendT(t, w, Record{Shard: 2, Entries: entriesOf(1, 1, 1, fill)})
+			fill++
+		}
+		b.start = lastEnd(t, b.path)
+		b.last = entriesOf(2, 5, 5, 900)
+		appendT(t, w, Record{Shard: 1, Entries: b.last})
+		closeT(t, w)
+		b.whole, b.end = readT(t, b.path), lastEnd(t, b.path)
+		chunks := chunksOf(b.start, b.end)
+		for kept := range 1 << len(chunks) {
+			content := bytes.Clone(b.whole)
+			for i, c := range chunks {
+				if kept&(1<<i) == 0 {
+					clear(content[c.from:c.to])
+				}
+			}
+			b.wantTorn(t, content, false, fmt.Sprintf("shift %d, sectors kept %b", shift, kept))
+		}
+	}
+}
+
+func lastEnd(t testing.TB, path string) int64 {
+	t.Helper()
+	ends := frameEnds(t, path)
+	return ends[len(ends)-1]
+}
+
+// What no crash leaves is corruption, one case for each way to tell.
+func TestJudgeTail(t *testing.T) {
+	b := lastRecord(t, bytes.Repeat([]byte("abcdefg"), 200))
+	for name, tc := range map[string]struct {
+		change func(c []byte) []byte
+		torn   bool
+	}{
+		"a flipped bit":                        {func(c []byte) []byte { c[700] ^= 4; return c }, false},
+		"a flipped bit, a lost sector":         {func(c []byte) []byte { c[300] ^= 4; clear(c[512:1024]); return c }, true},
+		"an end that is lost, and data":        {func(c []byte) []byte { c[len(c)-9] = 0; return append(c, 0, 0, 7) }, false},
+		"data behind":                          {func(c []byte) []byte { c[700] ^= 4; clear(c[512:1024]); return append(c, 0, 0, 7) }, false},
+		"no length, the sector is there":       {func(c []byte) []byte { clear(c[:8]); return c }, false},
+		"no length, the sector is lost":        {func(c []byte) []byte { clear(c[:512]); return c }, true},
+		"a longer length, the file ends":       {func(c []byte) []byte { c[2] |= 1; return c }, false},
+		"a shorter length":                     {func(c []byte) []byte { c[1] = 0; return c }, false},
+		"half a length":                        {func(c []byte) []byte { clear(c[1:]); return c }, true},
+		"the file ends in the data":            {func(c []byte) []byte { return c[:900] }, true},
+		"the file ends, and the length is off": {func(c []byte) []byte { c[0] ^= 8; return c[:900] }, false},
+		"the file ends in the length":          {func(c []byte) []byte { return c[:5] }, true},
+		"an impossible length":                 {func(c []byte) []byte { c[6] = 1; return c }, false},
+	} {
+		// The frame is moved to the start of a sector.
+		c := tc.change(bytes.Clone(b.whole[b.start:b.end]))
+		if v := judgeTail(c, 0, 2); v.torn != tc.torn {
+			t.Errorf("%s: %+v", name, v)
+		}
+	}
+}

@@ -32,9 +32,11 @@ func (s *Store) pebbleOptions(cache *pebble.Cache) *pebble.Options {
 		FormatMajorVersion: pebble.FormatValueSeparation,
 		// A flush adds at most one sublevel to L0, and only over its own
 		// shard's keys, so the depth seen by a read is that of one shard.
-		L0CompactionThreshold:      2,
-		CompactionConcurrencyRange: func() (lower, upper int) { return 1, 1 },
-		Logger:                     s.fatal,
+		L0CompactionThreshold:       2,
+		CompactionConcurrencyRange:  func() (lower, upper int) { return 1, 1 },
+		DisableAutomaticCompactions: s.opts.DisableCompactions,
+		DisableTableStats:           s.opts.DisableCompactions,
+		Logger:                      s.fatal,
 		EventListener: &pebble.EventListener{
 			BackgroundError: s.fatal.set,
 			// Pebble's default is to exit. Whoever reads gets the error too:

@@ -33,6 +33,9 @@ type Options struct {
 	CacheBytes int64
 	// Logger is slog.Default if nil.
 	Logger *slog.Logger
+	// DisableCompactions keeps pebble from any work of its own, for simulations: files are
+	// never merged, so that it must not be set where flushes go on for long.
+	DisableCompactions bool
 	// OnFatal is called at most once, on any goroutine, with the first error
 	// that leaves the store unfit for use: of a compaction, of the manifest.
 	// It must not call the store. The node must stop. Nil: logged only.
