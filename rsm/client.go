@@ -77,7 +77,10 @@ func (c *Client) SubmitAll(ctx context.Context, commands ...[]byte) ([][]byte, e
 	}
 }
 
-var errSessionExpired = &Rejection{Code: core.CodeSessionExpired}
+var (
+	errSessionExpired  = &Rejection{Code: core.CodeSessionExpired}
+	errSequenceTooHigh = &Rejection{Code: core.CodeSequenceTooHigh}
+)
 
 // Read answers a query. Linearizable reads go to the leader; AtToken sees everything that this client has been told.
 func (c *Client) Read(ctx context.Context, level Level, query []byte) ([]byte, error) {
@@ -126,10 +129,16 @@ func patient(ctx context.Context) (context.Context, context.CancelFunc) {
 // retry calls f on the replica that is believed to lead, until it has a final answer. inDoubt
 // is set when an attempt ended without one.
 func (c *Client) retry(ctx context.Context, inDoubt *bool, f func(*Shard) error) error {
+	return c.retryWith(ctx, inDoubt, func() error { return c.attempt(f) })
+}
+
+func (c *Client) retryWith(ctx context.Context, inDoubt *bool, try func() error) error {
 	var last error
 	for attempt := 0; ; attempt++ {
-		err := c.attempt(f)
-		if err == nil || errors.Is(err, ErrRejected) || tooLarge(err) {
+		err := try()
+		switch {
+		case errors.Is(err, errSequenceTooHigh): // the session's window is full: others' outcomes will make room
+		case err == nil, errors.Is(err, ErrRejected), tooLarge(err) && !*inDoubt:
 			return err
 		}
 		// A cancelled wait says nothing about an earlier answer.
@@ -137,7 +146,7 @@ func (c *Client) retry(ctx context.Context, inDoubt *bool, f func(*Shard) error)
 			*inDoubt = true
 		}
 		last = err
-		if !c.follow(err) {
+		if !c.follow(err) || attempt%4 == 3 { // nodes may point at each other
 			if e := pause(ctx, attempt); e == nil {
 				continue
 			}
@@ -173,6 +182,9 @@ func (c *Client) follow(err error) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	var e *Error
+	if errors.Is(err, ErrRejected) {
+		return false // the right node
+	}
 	if errors.As(err, &e) {
 		if e.Leader != 0 && e.Leader != c.guess {
 			c.guess = e.Leader

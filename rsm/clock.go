@@ -7,15 +7,14 @@ import (
 )
 
 // clock runs what happens by time alone: ticks and beats, the watchdog of the
-// log, the disk's watermark, and the release of WAL segments.
+// log, and the release of WAL segments.
 type clock struct {
 	e            *engine
 	cfg          *Config
 	beatTicks    int
-	disk         *diskMonitor
 	stallSince   int64 // the write to the log that is being watched
 	stallTicks   int
-	ticksPerLook int // at disk and log
+	ticksPerLook int // at the log's size
 }
 
 // maxTicks that one pass may take in. A process that stood still must not
@@ -40,7 +39,6 @@ func (c *clock) run() {
 		}
 		c.watchLog()
 		if n%c.ticksPerLook == 0 {
-			c.watchDisk()
 			c.release()
 		}
 	}
@@ -71,17 +69,30 @@ func (c *clock) watchLog() {
 	}
 }
 
-func (c *clock) watchDisk() {
-	low, changed := c.disk.look()
-	if !changed {
-		return
+// watchDisk compares free space with the watermark every second. It has a goroutine of its own, which nobody waits for: asking a
+// disk that does not answer must not hold up the watchdog.
+func (n *Node) watchDisk() {
+	t := time.NewTicker(time.Second)
+	defer t.Stop()
+	for {
+		if low, changed := n.disk.look(); changed {
+			n.diskChanged(low)
+		}
+		select {
+		case <-n.engine.quit:
+			return
+		case <-t.C:
+		}
 	}
+}
+
+func (n *Node) diskChanged(low bool) {
 	if low {
-		c.e.logger.Error("free disk space is below the watermark: commands are refused", "free_bytes", c.disk.free.Load(), "watermark_bytes", c.cfg.DiskWatermark)
+		n.cfg.Logger.Error("free disk space is below the watermark: commands are refused", "free_bytes", n.disk.free.Load(), "watermark_bytes", n.cfg.DiskWatermark)
 	} else {
-		c.e.logger.Info("free disk space is above the watermark again", "free_bytes", c.disk.free.Load())
+		n.cfg.Logger.Info("free disk space is above the watermark again", "free_bytes", n.disk.free.Load())
 	}
-	for _, w := range c.e.workers {
+	for _, w := range n.engine.workers {
 		w.post(func(in *core.Input) { in.Calls = append(in.Calls, func(c *core.Worker) { c.SetDiskLow(low) }) })
 	}
 }

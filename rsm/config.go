@@ -14,6 +14,7 @@ import (
 
 	"github.com/decree-raft/decree/internal/core"
 	"github.com/decree-raft/decree/internal/transport"
+	"github.com/decree-raft/decree/wal"
 )
 
 // Limits bound everything that grows; zero fields take their defaults.
@@ -82,6 +83,8 @@ type Config struct {
 
 	// freeBytes is the system's; tests put a full disk here.
 	freeBytes func(dir string) (uint64, error)
+	// wrapLog, if set, puts a faulty disk in front of the log.
+	wrapLog func(wal.Log) wal.Log
 	// Set by Cluster.
 	listener net.Listener
 	memory   *memoryDisk
@@ -124,8 +127,8 @@ func (c Config) withDefaults() Config {
 			for id := range c.Peers {
 				c.Shards[i].Voters = append(c.Shards[i].Voters, id)
 			}
-			slices.Sort(c.Shards[i].Voters)
 		}
+		c.Shards[i].Voters = slices.Sorted(slices.Values(c.Shards[i].Voters))
 	}
 	return c
 }
@@ -171,6 +174,7 @@ func (c *Config) validate() error {
 		seen[s.ID] = true
 		check(s.Machine != nil, "shard %d has no Machine", s.ID)
 		check(slices.Contains(s.Voters, c.Node), "shard %d is hosted here, but node %d is not among its voters %v", s.ID, c.Node, s.Voters)
+		check(len(slices.Compact(slices.Clone(s.Voters))) == len(s.Voters), "shard %d has a voter twice: %v", s.ID, s.Voters)
 		for _, v := range s.Voters {
 			_, ok := c.Peers[v]
 			check(ok, "voter %d of shard %d is not in Peers", v, s.ID)

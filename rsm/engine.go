@@ -19,7 +19,8 @@ import (
 //	goroutine        how many          owns
 //	worker.run       Config.Workers    the shards of the worker
 //	engine.writeLog  one               the write-ahead log: one fsync for whatever the workers have handed in
-//	engine.clock     one               ticks, beats, the watchdog of the log, the disk's watermark
+//	clock.run        one               ticks, beats, the watchdog of the log
+//	Node.watchDisk   one               the disk's watermark
 //	runQueries       one per batch     a version of the state; more of them when a query runs long
 //	runFlush         one per flush     tables being written
 //	transport's      see there
@@ -77,22 +78,29 @@ func (e *engine) now() core.Now { return core.Now{Mono: e.mono(), Wall: time.Now
 func (e *engine) workerOf(id ShardID) *worker { return e.workers[uint64(id)%uint64(len(e.workers))] }
 
 func (e *engine) run() {
+	e.bg.Add(1)
+	go e.writeLog()
 	for _, w := range e.workers {
 		go w.run()
 	}
-	e.bg.Add(1)
-	go e.writeLog()
 }
 
-// stop ends the goroutines. Writes that the log has not begun are dropped, as a crash would.
-func (e *engine) stop(reason *Error) {
+// stop ends the goroutines and every pending call. Writes that the log has not
+// begun are dropped, as a crash would. It reports whether all has ended: a disk that does
+// not answer, or a query that does not return, is waited for a while only.
+func (e *engine) stop(reason *Error, patience time.Duration) bool {
 	e.once.Do(func() { close(e.quit) })
 	for _, w := range e.workers {
 		<-w.done
-	}
-	e.bg.Wait()
-	for _, w := range e.workers {
 		w.close(reason)
+	}
+	ended := make(chan struct{})
+	go func() { e.bg.Wait(); close(ended) }()
+	select {
+	case <-ended:
+		return true
+	case <-time.After(patience):
+		return false
 	}
 }
 
@@ -152,13 +160,17 @@ func (e *engine) receive(from uint64, frame []byte) {
 		func(q core.Quiesce) {
 			in := &inputs[uint64(q.Shard)%uint64(len(inputs))]
 			in.Quiesces = append(in.Quiesces, q)
+		},
+		func(n core.CommitNote) {
+			in := &inputs[uint64(n.Shard)%uint64(len(inputs))]
+			in.Commits = append(in.Commits, n)
 		})
 	if err != nil {
 		e.logger.Warn("frame refused", "peer", from, "reason", err)
 		return
 	}
 	for i := range inputs {
-		if got := &inputs[i]; len(got.Messages)+len(got.Quiesces) > 0 {
+		if got := &inputs[i]; len(got.Messages)+len(got.Quiesces)+len(got.Commits) > 0 {
 			e.workers[i].postPeer(len(frame), got)
 		}
 	}
@@ -183,6 +195,11 @@ func (e *engine) call(id ShardID, f func(*core.Worker)) error {
 	case <-done:
 		return nil
 	case <-w.done:
+	}
+	select {
+	case <-done: // in the worker's last pass
+		return nil
+	default:
 		return errClosed
 	}
 }
@@ -235,12 +252,13 @@ func (w *worker) postPeer(size int, got *core.Input) {
 		w.peerBytes += size
 		in.Messages = append(in.Messages, got.Messages...)
 		in.Quiesces = append(in.Quiesces, got.Quiesces...)
+		in.Commits = append(in.Commits, got.Commits...)
 	})
 }
 
 // submit hands in a request; the error says that it was not taken.
 func (w *worker) submit(q *core.Request) error {
-	size := 0
+	size := len(q.Query)
 	for _, c := range q.Commands {
 		size += len(c)
 	}
@@ -299,7 +317,7 @@ func emptied(in core.Input) core.Input {
 	clear(in.Flushed)
 	clear(in.Calls)
 	return core.Input{
-		Messages: in.Messages[:0], Quiesces: in.Quiesces[:0], Requests: in.Requests[:0], Written: in.Written[:0],
+		Messages: in.Messages[:0], Quiesces: in.Quiesces[:0], Commits: in.Commits[:0], Requests: in.Requests[:0], Written: in.Written[:0],
 		Flushed: in.Flushed[:0], Unreachable: in.Unreachable[:0], Pinned: in.Pinned[:0], Calls: in.Calls[:0],
 	}
 }
@@ -328,6 +346,10 @@ func (w *worker) Send(to NodeID, shard ShardID, m *raftpb.Message) {
 
 func (w *worker) SendQuiesce(to NodeID, q core.Quiesce) {
 	w.e.transport.Append(uint64(to), 32, func(b []byte) []byte { return core.AppendQuiesce(b, q) })
+}
+
+func (w *worker) SendCommit(to NodeID, n core.CommitNote) {
+	w.e.transport.Append(uint64(to), 48, func(b []byte) []byte { return core.AppendCommit(b, n) })
 }
 
 func (w *worker) Write(wr *core.Write) {

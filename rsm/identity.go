@@ -22,6 +22,8 @@ type identity struct {
 	// Data is drawn when the directory is made. A node that comes back with another one has
 	// lost what it had promised, and its peers refuse it.
 	Data string `json:"data"`
+	// Shards has the voters that each shard was made with.
+	Shards map[ShardID][]NodeID `json:"shards"`
 	// Peers has the Data of every peer that was ever met.
 	Peers map[NodeID]string `json:"peers"`
 }
@@ -80,8 +82,8 @@ func (id *identity) write(dir string) error {
 // its data's name is noted down; from then on, a peer with other data is refused: it could vote a second
 // time in a term, or deny what it had acknowledged.
 func (n *Node) admit(peer uint64, data string) error {
-	n.mu.Lock()
-	defer n.mu.Unlock()
+	n.idMu.Lock()
+	defer n.idMu.Unlock()
 	known, met := n.identity.Peers[NodeID(peer)]
 	switch {
 	case met && known == data:

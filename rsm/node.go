@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"sync"
 	"time"
 
@@ -29,13 +30,15 @@ type Node struct {
 	shards map[ShardID]*Shard
 	disk   *diskMonitor
 
-	mu       sync.Mutex
-	identity *identity // nil in memory
-	started  bool
-	closed   bool
-	failure  *Error // why the node stopped by itself
-	done     chan struct{}
-	metrics  *collector
+	idMu     sync.Mutex
+	identity *identity // guarded by idMu once started; nil in memory
+
+	mu      sync.Mutex
+	started bool
+	closed  bool
+	failure *Error // why the node stopped by itself
+	done    chan struct{}
+	metrics *collector
 }
 
 // minProcs is what GOMAXPROCS is raised to, see Config.KeepGOMAXPROCS.
@@ -83,6 +86,9 @@ func (n *Node) start() (err error) {
 	}
 	undo = append(undo, n.closeData)
 
+	if n.cfg.wrapLog != nil {
+		n.log = n.cfg.wrapLog(n.log)
+	}
 	e := newEngine(n.cfg.Node, n.cfg.Logger, n.log, n.cfg.Workers)
 	e.tick = n.cfg.tick()
 	e.fatal, e.changed, e.stopped = n.fail, n.leaderChanged, n.replicaStopped
@@ -100,9 +106,10 @@ func (n *Node) start() (err error) {
 	if e.transport, err = n.startTransport(); err != nil {
 		return err
 	}
-	e.run()
 	e.bg.Add(1)
+	e.run()
 	go n.newClock().run()
+	go n.watchDisk()
 	for _, w := range e.workers {
 		w.signal() // new shards have something to do
 	}
@@ -119,7 +126,7 @@ func (n *Node) start() (err error) {
 
 func (n *Node) newClock() *clock {
 	return &clock{
-		e: n.engine, cfg: &n.cfg, disk: n.disk, beatTicks: 2,
+		e: n.engine, cfg: &n.cfg, beatTicks: 2,
 		ticksPerLook: max(1, int(time.Second/n.cfg.tick())),
 	}
 }
@@ -168,7 +175,10 @@ func (n *Node) openData() (map[uint64]*wal.ShardLog, error) {
 		return nil, errors.Join(err, log.Close())
 	}
 	n.log, n.store = log, store
-	if err := n.settleIdentity(recovered); err != nil {
+	if err = n.settleIdentity(recovered); err == nil {
+		err = n.settleShards(recovered.Shards)
+	}
+	if err != nil {
 		n.closeData()
 		return nil, err
 	}
@@ -193,6 +203,37 @@ func (n *Node) settleIdentity(recovered *wal.Recovered) error {
 		return fmt.Errorf("%s has data but no node.json, so that it is not known whose it is: restore the file, or remove the data", n.cfg.Dir)
 	}
 	n.identity = newIdentity(n.cfg.Cluster, n.cfg.Node)
+	return n.identity.write(n.cfg.Dir)
+}
+
+// settleShards notes down the initial voters of new shards, before they do anything, and refuses to start if
+// those of a known one have changed: members are never changed by configuration, because
+// two sets of voters can have two majorities.
+func (n *Node) settleShards(recovered map[uint64]*wal.ShardLog) error {
+	hosted, changed := map[uint64]bool{}, false
+	for _, s := range n.cfg.Shards {
+		hosted[uint64(s.ID)] = true
+		known, ok := n.identity.Shards[s.ID]
+		if ok && !slices.Equal(known, s.Voters) {
+			return fmt.Errorf("shard %d was made with the voters %v and is configured with %v: "+
+				"members cannot be changed by configuration; set ShardConfig.Voters (by default all Peers) to what it was", s.ID, known, s.Voters)
+		}
+		if !ok {
+			if n.identity.Shards == nil {
+				n.identity.Shards = map[ShardID][]NodeID{}
+			}
+			n.identity.Shards[s.ID] = s.Voters
+			changed = true
+		}
+	}
+	for id := range recovered {
+		if !hosted[id] {
+			return fmt.Errorf("%s has data of shard %d, which Config.Shards does not name: a node may not leave a shard by configuration", n.cfg.Dir, id)
+		}
+	}
+	if !changed {
+		return nil
+	}
 	return n.identity.write(n.cfg.Dir)
 }
 
@@ -284,6 +325,9 @@ func (n *Node) fail(reason *Error) {
 	}()
 }
 
+// closePatience is how long a stopping node waits for queries, flushes and the log.
+const closePatience = 20 * time.Second
+
 // Close hands leaderships over, ends pending calls and closes the files. It takes
 // about an election timeout at most. What is acknowledged is durable without it.
 func (n *Node) Close() error {
@@ -308,8 +352,15 @@ func (n *Node) shutdown(reason *Error) {
 		return
 	}
 	_ = n.engine.transport.Close()
-	n.engine.stop(reason)
-	n.closeData()
+	patience := closePatience
+	if reason.Kind == ErrBroken {
+		patience = time.Second
+	}
+	if n.engine.stop(reason, patience) {
+		n.closeData()
+	} else {
+		n.cfg.Logger.Error("files are left open: a query, a flush or a write to the log does not end", "waited", patience)
+	}
 	if n.metrics != nil {
 		n.cfg.Metrics.Unregister(n.metrics)
 	}

@@ -39,7 +39,8 @@ type (
 var (
 	// ErrRejected: decided, and the decision was no. Final.
 	ErrRejected = core.ErrRejected
-	// ErrNotProposed: it certainly did not happen. Safe to retry.
+	// ErrNotProposed: this attempt certainly did not happen. Safe to retry; but if an earlier attempt under
+	// the same session number ended with ErrUnknown, only under that number.
 	ErrNotProposed = core.ErrNotProposed
 	// ErrUnknown: it may have happened, or may yet. Retry only under the same session and sequence number.
 	ErrUnknown = core.ErrUnknown

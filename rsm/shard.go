@@ -1,6 +1,7 @@
 package rsm
 
 import (
+	"bytes"
 	"context"
 	"slices"
 	"sync"
@@ -146,12 +147,20 @@ func (s *Shard) Go(r Request) *Call {
 //
 // The error says whether it happened, see ErrRejected, ErrNotProposed, ErrUnknown and
 // ErrBroken. Without a session an unknown outcome stays unknown: use a Client, or keep a session, for exactly-once.
-func (s *Shard) Do(ctx context.Context, r Request) (Result, error) { return s.Go(r).Wait(ctx) }
+func (s *Shard) Do(ctx context.Context, r Request) (Result, error) {
+	// Copies: if ctx ends first, the caller has its memory back and the command goes on.
+	commands := make([][]byte, len(r.Commands))
+	for i, c := range r.Commands {
+		commands[i] = bytes.Clone(c)
+	}
+	r.Commands = commands
+	return s.Go(r).Wait(ctx)
+}
 
 // Submit is Do with one command and no session.
 func (s *Shard) Submit(ctx context.Context, command []byte) (reply []byte, err error) {
 	c := newCall()
-	c.req.Commands = append(c.req.CommandSpace(), command)
+	c.req.Commands = append(c.req.CommandSpace(), bytes.Clone(command))
 	if err := s.start(c).wait(ctx); err != nil {
 		return nil, err
 	}
@@ -171,10 +180,10 @@ func (s *Shard) Read(ctx context.Context, level Level, query []byte) (answer []b
 // ReadAt answers a query at the given level. For AtToken the replica first applies
 // up to token, the Index of an earlier result.
 func (s *Shard) ReadAt(ctx context.Context, level Level, token Index, query []byte) (Result, error) {
-	return s.GoRead(level, token, query).Wait(ctx)
+	return s.GoRead(level, token, bytes.Clone(query)).Wait(ctx)
 }
 
-// GoRead starts a read and does not wait.
+// GoRead starts a read and does not wait. The query must not be changed until the answer is there.
 func (s *Shard) GoRead(level Level, token Index, query []byte) *Call {
 	c := newCall()
 	c.req.Kind, c.req.Level, c.req.Token, c.req.Query = core.KindRead, level, token, query

@@ -257,3 +257,22 @@ func TestDataBehindAnEarlierSegment(t *testing.T) {
 		writeT(t, path, whole)
 	}
 }
+
+// A segment under a wrong name is refused, even if it has no entries yet.
+func TestRenamedSegment(t *testing.T) {
+	w, _ := openT(t, t.TempDir())
+	for i := uint64(1); w.Stats().Segments == 0; i++ {
+		appendT(t, w, Record{Shard: 1, Entries: entriesOf(1, i, i, 900)})
+	}
+	closeT(t, w)
+	dir := filepath.Join(w.opts.Dir, segmentDir)
+	names := segmentsIn(t, w.opts.Dir)
+	if err := os.Rename(filepath.Join(dir, names[1]), filepath.Join(dir, segmentName(1, 77))); err != nil {
+		t.Fatal(err)
+	}
+	_, _, err := Open(Options{Dir: w.opts.Dir, SegmentBytes: tiny})
+	var c *CorruptionError
+	if !errors.As(err, &c) {
+		t.Fatalf("got %v", err)
+	}
+}

@@ -47,13 +47,12 @@ func (r *Replica) promote() {
 		panic(broken(CodeCorruption, nil, "entry %d was committed in this leader's term, but is not its next", r.applied+1))
 	}
 	b := l.inflight[0]
-	l.inflight[0] = nil
-	l.inflight = l.inflight[1:]
-	r.forget(b)
 	if b.seq != r.seq+1 {
-		r.promoteVoid(b)
-		return
+		// Every replica finds it void [G3]. It takes a fault of this program, so this replica had better not go on.
+		r.countVoid(b.index, b.term, b.seq)
+		panic(broken(CodeCorruption, nil, "this leader's own entry %d is void", b.index))
 	}
+	r.forget(b)
 	r.sessions.expire(b.time)
 	for i := range b.decided {
 		if h := b.decided[i].header; h != nil {
@@ -65,15 +64,11 @@ func (r *Replica) promote() {
 	r.applied, r.meta.term = b.index, b.term
 	r.seq, r.time, r.chain = b.seq, b.time, b.chain
 	r.stats.Entries++
-	r.maybeFlush()
+	// Not before here: should anything above panic, stop finds the batch and ends its calls.
+	l.inflight[0] = nil
+	l.inflight = l.inflight[1:]
 	r.answer(b)
-}
-
-// promoteVoid handles an own entry that every replica finds void [G3]. It takes a fault of this program.
-func (r *Replica) promoteVoid(b *batch) {
-	r.countVoid(b.index, b.term, b.seq)
-	r.applied, r.meta.term = b.index, b.term
-	b.fail(r, notProposed(CodeOverwritten, "the entry at index %d is void", b.index))
+	r.maybeFlush()
 }
 
 func (r *Replica) countVoid(index Index, term Term, seq uint64) {
@@ -177,6 +172,11 @@ func (r *Replica) applyEvent(e *Event, digests []byte) {
 	}
 }
 
+// stuffed reports whether a flush is under way and cannot keep up: so much has gathered behind it.
+func (r *Replica) stuffed(times int64) bool {
+	return (r.flushing || r.freezing) && r.state.LayerBytes()+r.log.unflushed > times*r.cfg.Limits.FlushBytes
+}
+
 // maybeFreeze starts a flush when enough has gathered: the state is frozen at the head,
 // and written out when the head is committed.
 func (r *Replica) maybeFreeze() {
@@ -237,10 +237,11 @@ func (r *Replica) flushed(f *FlushDone) {
 // released: a little is written again, much is flushed.
 func (r *Replica) unpin() {
 	defer r.contain()
-	if r.broken != nil || r.writing || r.freezing || r.flushing {
+	if r.writing || r.broken == nil && (r.freezing || r.flushing) {
 		return
 	}
-	if r.log.unflushed > rewriteBytes {
+	// A replica that is out of service does not flush, and must not fill the disk of the others.
+	if r.log.unflushed > rewriteBytes && r.broken == nil {
 		r.freeze()
 		return
 	}

@@ -74,6 +74,9 @@ func (c Config) WithDefaults() Config {
 	return c
 }
 
+// maxFramedEntry keeps an entry with all that is around it below the transport's limit of a frame, 64 MiB.
+const maxFramedEntry = 56 << 20
+
 // Validate reports every field that is out of its range.
 func (c Config) Validate() error {
 	var errs []error
@@ -90,6 +93,7 @@ func (c Config) Validate() error {
 	check(l.MaxCommandBytes > 0 && l.MaxCommandBytes <= l.MaxEntryBytes, "MaxCommandBytes is %d: 1 to MaxEntryBytes (%d)", l.MaxCommandBytes, l.MaxEntryBytes)
 	check(l.MaxEntryBytes <= 32<<20, "MaxEntryBytes is %d: at most %d", l.MaxEntryBytes, 32<<20)
 	check(l.BatchBytes > 0 && l.BatchBytes <= l.MaxEntryBytes, "BatchBytes is %d: 1 to MaxEntryBytes (%d)", l.BatchBytes, l.MaxEntryBytes)
+	check(l.BatchBytes+l.MaxEntryBytes <= maxFramedEntry, "BatchBytes and MaxEntryBytes together are %d: at most %d, so that an entry fits a frame", l.BatchBytes+l.MaxEntryBytes, maxFramedEntry)
 	check(l.PipelineDepth >= 1 && l.PipelineDepth <= 1024, "PipelineDepth is %d: 1 to 1024", l.PipelineDepth)
 	check(l.MaxKeyBytes > 0 && l.MaxKeyBytes <= 64<<10, "MaxKeyBytes is %d: 1 to %d", l.MaxKeyBytes, 64<<10)
 	check(l.MaxValueBytes > 0 && l.MaxValueBytes <= 64<<20, "MaxValueBytes is %d: 1 to %d", l.MaxValueBytes, 64<<20)

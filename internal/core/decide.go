@@ -1,6 +1,8 @@
 package core
 
 import (
+	"bytes"
+	"encoding/binary"
 	"fmt"
 	"runtime/debug"
 
@@ -22,6 +24,8 @@ type leadership struct {
 	}
 	inflight []*batch // proposed and not yet applied, in log order
 	open     *batch   // being decided; not handed to raft yet
+
+	opening, evicting int // sessions, by entries in flight
 
 	transferee   NodeID // leadership is to go there; nothing new is decided meanwhile
 	transferSent bool
@@ -78,7 +82,15 @@ func (b *batch) failRiders(r *Replica, err *Error) {
 		err = &safe
 	}
 	for _, d := range b.riders {
-		r.finish(d.req, Result{}, err)
+		e := err
+		if d.req.Session != 0 {
+			// The number may have been decided at an earlier attempt, as a retry it probably was: that
+			// this attempt was not proposed must not invite a second execution under another number.
+			in := *err
+			in.Kind = ErrUnknown
+			e = &in
+		}
+		r.finish(d.req, Result{}, e)
 	}
 	for _, q := range b.reads {
 		r.finish(q, Result{}, err)
@@ -102,7 +114,7 @@ func (r *Replica) becomeReady() {
 // decideQueue moves requests from the queue into the open batch, as many as it takes.
 func (r *Replica) decideQueue() {
 	l := r.lead
-	if l == nil || !l.ready || l.transferee != 0 {
+	if l == nil || !l.ready || l.transferee != 0 || r.stuffed(4) {
 		return
 	}
 	n := 0
@@ -161,8 +173,11 @@ func (r *Replica) decideOne(q *Request) {
 func (r *Replica) decideOpen(b *batch, q *Request) {
 	o := r.cfg.Sessions
 	h := &requestHeader{flags: flagOpen, ttl: uint64(o.TTL), window: o.Window}
-	if over := len(r.sessions.byID) + r.opening() + 1 - o.Max; over > 0 {
-		h.evicted = r.sessions.victims(over)
+	l := r.lead
+	if over := len(r.sessions.byID) + l.opening - l.evicting + 1 - o.Max; over > 0 {
+		if l.evicting < maxEvicting {
+			h.evicted = r.sessions.victims(over)
+		}
 		if len(h.evicted) < over {
 			b.ride(q, notProposed(CodeOverloaded, "all %d sessions of the shard are in use", o.Max))
 			return
@@ -171,33 +186,24 @@ func (r *Replica) decideOpen(b *batch, q *Request) {
 			r.sessions.byID[id].leaving = true
 		}
 	}
+	l.opening++
+	l.evicting += len(h.evicted)
 	ordinal := len(b.decided)
 	b.buf = h.append(b.buf)
 	b.decided = append(b.decided, decided{req: q, header: h,
 		result: Result{Session: sessionIDAt(b.index, ordinal), Index: b.index}})
 }
 
-// opening counts the sessions that are decided and not yet in the table.
-func (r *Replica) opening() (n int) {
-	count := func(b *batch) {
-		for i := range b.decided {
-			if h := b.decided[i].header; h != nil && h.flags&flagOpen != 0 {
-				n += 1 - len(h.evicted)
-			}
-		}
-	}
-	for _, b := range r.lead.inflight {
-		count(b)
-	}
-	count(r.lead.open)
-	return n
-}
+// maxEvicting sessions may be on their way out at once: they are skipped one by one when the next is looked for.
+const maxEvicting = 256
 
 func (r *Replica) decideClose(b *batch, q *Request) {
-	if r.sessions.byID[q.Session] == nil {
+	s := r.sessions.byID[q.Session]
+	if s == nil || s.leaving {
 		b.ride(q, nil) // closed already: the same outcome
 		return
 	}
+	s.leaving = true
 	h := &requestHeader{flags: flagClose | flagSession, session: q.Session}
 	b.buf = h.append(b.buf)
 	b.decided = append(b.decided, decided{req: q, header: h, result: Result{Index: b.index}})
@@ -215,7 +221,7 @@ func (r *Replica) admit(b *batch, q *Request) bool {
 		return false
 	}
 	s := r.sessions.byID[q.Session]
-	if s == nil || s.leaving || s.inflightUses == 0 && s.expired(b.time) {
+	if s == nil || s.leaving || s.willExpire(b.time) {
 		return refuse(CodeSessionExpired, "session %d is not open: it expired, was evicted or never was; open another. Whether its last commands happened must be read from the state", q.Session)
 	}
 	q.digest = digestOf(q.Commands)
@@ -243,11 +249,17 @@ func (r *Replica) admit(b *batch, q *Request) bool {
 	case q.Acknowledged >= q.Sequence:
 		return refuse(CodeSequenceAcked, "sequence %d of session %d comes with an acknowledgement of itself (%d)", q.Sequence, q.Session, q.Acknowledged)
 	}
+	if s.bytes > maxSessionBytes || r.sessions.bytes > maxSessionsBytes {
+		b.ride(q, notProposed(CodeOverloaded, "the session keeps %d bytes of outcomes, all sessions %d (allowed: %d and %d): acknowledge them",
+			s.bytes, r.sessions.bytes, maxSessionBytes, maxSessionsBytes))
+		return false
+	}
 	if s.inflight == nil {
 		s.inflight = map[uint64]*Request{}
 	}
 	s.inflight[q.Sequence] = q
 	s.inflightUses++
+	s.inflightUsed = b.time
 	return true
 }
 
@@ -307,22 +319,35 @@ func (r *Replica) execute(b *batch, q *Request, res *Result) (events int, reject
 		}
 	}()
 	res.Replies = q.replySpace()
+	replied := 0
 	for _, data := range q.Commands {
 		out, reply, err := r.machine.Decide(r.apply.readView, Command{Data: data, Time: b.time, Rand: r.rand})
 		if err != nil {
-			return 0, rejectionOf(err)
+			return 0, r.boundedRejection(err)
 		}
-		res.Replies = append(res.Replies, reply)
+		// A copy: the machine may have returned memory of the state, or of the command, and the caller may write to it.
+		res.Replies = append(res.Replies, bytes.Clone(reply))
+		replied += len(reply)
 		for _, e := range out {
 			r.applyDecided(b, e)
+			replied += 2 * binary.MaxVarintLen64
 		}
 		events += len(out)
-		if size := len(r.w.scratch) + len(reply); size > r.cfg.Limits.MaxEntryBytes {
+		if size := len(r.w.scratch) + replied; size > r.cfg.Limits.MaxEntryBytes {
 			return 0, &Rejection{Code: CodeEntryTooLarge, Message: fmt.Sprintf(
 				"the decision takes %d bytes, %d are allowed (MaxEntryBytes); split the command", size, r.cfg.Limits.MaxEntryBytes)}
 		}
 	}
 	return events, nil
+}
+
+// boundedRejection is what of the machine's error goes into the log.
+func (r *Replica) boundedRejection(err error) *Rejection {
+	rejection := rejectionOf(err)
+	if size := len(rejection.Code) + len(rejection.Message) + len(rejection.Detail); size > r.cfg.Limits.MaxEntryBytes {
+		return &Rejection{Code: CodeEntryTooLarge, Message: fmt.Sprintf("the machine rejected the command with %d bytes of reasons, %d are allowed (MaxEntryBytes)", size, r.cfg.Limits.MaxEntryBytes)}
+	}
+	return rejection
 }
 
 func (r *Replica) applyDecided(b *batch, data []byte) {
@@ -371,7 +396,6 @@ func (r *Replica) propose() {
 
 func (r *Replica) proposeOpen(l *leadership) {
 	b := l.open
-	l.open = nil
 	b.chain = chainEntry(r.apply.chain, b.seq, b.time)
 	r.apply.chain = b.chain
 	b.end = r.state.Mark()
@@ -381,12 +405,14 @@ func (r *Replica) proposeOpen(l *leadership) {
 	if len(b.reads) > 0 {
 		b.version = r.state.Version()
 	}
+	l.open = nil
+	l.inflight = append(l.inflight, b) // first: should raft panic, stop finds the batch and ends its calls
 	if err := r.rn.Propose(entry); err != nil {
+		l.inflight = l.inflight[:len(l.inflight)-1]
 		r.refused(b, err)
 		return
 	}
 	l.head.index, l.head.seq, l.head.time = b.index, b.seq, b.time
-	l.inflight = append(l.inflight, b)
 }
 
 // refused undoes a batch that raft did not take, before anything else is decided [G4].
@@ -409,10 +435,17 @@ func (r *Replica) forget(b *batch) {
 		if h == nil {
 			continue
 		}
+		if h.flags&flagOpen != 0 && r.lead != nil {
+			r.lead.opening--
+			r.lead.evicting -= len(h.evicted)
+		}
 		for _, id := range h.evicted {
 			if s := r.sessions.byID[id]; s != nil {
 				s.leaving = false
 			}
+		}
+		if s := r.sessions.byID[h.session]; s != nil && h.flags&flagClose != 0 {
+			s.leaving = false
 		}
 		if h.flags != flagSession {
 			continue

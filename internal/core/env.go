@@ -3,6 +3,7 @@ package core
 import (
 	"log/slog"
 	"math/rand/v2"
+	"time"
 
 	"go.etcd.io/etcd/raft/v3/raftpb"
 
@@ -18,6 +19,8 @@ type Env interface {
 	Send(to NodeID, shard ShardID, m *raftpb.Message)
 	// SendQuiesce queues the proposal to let a shard rest, see quiesce.go.
 	SendQuiesce(to NodeID, q Quiesce)
+	// SendCommit queues a leader's word of what is committed, see read.go.
+	SendCommit(to NodeID, n CommitNote)
 	// Write hands over records that must become durable together, in the order of
 	// the calls. When they are, the write comes back in Input.Written.
 	Write(w *Write)
@@ -64,10 +67,21 @@ type Quiesce struct {
 	Last  Index
 }
 
+// CommitNote is a leader's word of what is committed. Raft's heartbeats do not tell: theirs is bounded by
+// what the follower has.
+type CommitNote struct {
+	From   NodeID
+	Shard  ShardID
+	Term   Term
+	Commit Index
+	Age    time.Duration // since the leader last heard from a quorum
+}
+
 // Input is what has arrived since the last pass. The worker does not keep it.
 type Input struct {
 	Messages    []Message
 	Quiesces    []Quiesce
+	Commits     []CommitNote
 	Requests    []*Request
 	Written     []*Write
 	Flushed     []*FlushDone

@@ -12,7 +12,8 @@ var (
 	// ErrRejected: the command was decided, the decision was no, and that is
 	// final: a retry under the same session number gets the same answer.
 	ErrRejected = errors.New("rejected")
-	// ErrNotProposed: it certainly did not happen and never will. Safe to retry, under any number.
+	// ErrNotProposed: this attempt certainly did not happen and never will. Safe to retry; but if an earlier attempt
+	// under the same session number ended with ErrUnknown, only under that number.
 	ErrNotProposed = errors.New("not proposed")
 	// ErrUnknown: it may have happened, or may yet. Retry only under the same session and sequence number.
 	ErrUnknown = errors.New("outcome unknown")
@@ -120,6 +121,11 @@ func Reject(code Code, format string, args ...any) error {
 func rejectionOf(err error) *Rejection {
 	var r *Rejection
 	if errors.As(err, &r) {
+		switch r.Code {
+		case CodeSessionExpired, CodeSequenceReused, CodeSequenceAcked, CodeSequenceTooHigh:
+			// Clients act on these, so they may only be the library's.
+			return &Rejection{Code: CodeMachineError, Message: r.Error(), Detail: r.Detail}
+		}
 		return r
 	}
 	return &Rejection{Code: CodeMachineError, Message: err.Error()}

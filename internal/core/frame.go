@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"time"
 
 	"go.etcd.io/etcd/raft/v3/raftpb"
 )
@@ -15,12 +16,14 @@ import (
 //	  raft:    shard (varint), length (varint), raftpb.Message
 //	  quiesce: shard, term, last index (varints)
 //	  beat:    nothing
+//	  commit:  shard, term, commit index, age in ns (varints)
 //
 // The transport's own header has the version and the checksum.
 const (
 	itemRaft    = 1
 	itemQuiesce = 2
 	itemBeat    = 3
+	itemCommit  = 4
 )
 
 // AppendMessage appends a raft message to a frame.
@@ -50,6 +53,15 @@ func AppendQuiesce(b []byte, q Quiesce) []byte {
 	return binary.AppendUvarint(b, uint64(q.Last))
 }
 
+// AppendCommit appends a leader's word of what is committed.
+func AppendCommit(b []byte, n CommitNote) []byte {
+	b = append(b, itemCommit)
+	b = binary.AppendUvarint(b, uint64(n.Shard))
+	b = binary.AppendUvarint(b, uint64(n.Term))
+	b = binary.AppendUvarint(b, uint64(n.Commit))
+	return binary.AppendUvarint(b, uint64(max(0, n.Age)))
+}
+
 // AppendBeat appends a sign of life.
 func AppendBeat(b []byte) []byte { return append(b, itemBeat) }
 
@@ -59,7 +71,7 @@ var ErrFrame = errors.New("frame is malformed")
 // DecodeFrame takes a frame apart that node from sent to node to. What is
 // wrong with it is an error, and then nothing of it may be used.
 // Messages share no memory with the frame.
-func DecodeFrame(from, to NodeID, frame []byte, message func(Message), quiesce func(Quiesce)) error {
+func DecodeFrame(from, to NodeID, frame []byte, message func(Message), quiesce func(Quiesce), commit func(CommitNote)) error {
 	r := reader{b: frame}
 	for len(r.b) > 0 {
 		switch kind := r.byte("kind"); kind {
@@ -80,6 +92,12 @@ func DecodeFrame(from, to NodeID, frame []byte, message func(Message), quiesce f
 			q := Quiesce{From: from, Shard: ShardID(r.uvarint("shard")), Term: Term(r.uvarint("term")), Last: Index(r.uvarint("last"))}
 			if r.err == nil {
 				quiesce(q)
+			}
+		case itemCommit:
+			n := CommitNote{From: from, Shard: ShardID(r.uvarint("shard")), Term: Term(r.uvarint("term")),
+				Commit: Index(r.uvarint("commit")), Age: time.Duration(r.uvarint("age"))}
+			if r.err == nil {
+				commit(n)
 			}
 		case itemBeat:
 		default:

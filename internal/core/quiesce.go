@@ -80,8 +80,8 @@ func (r *Replica) wakeFor(m *raftpb.Message) {
 	if m.Type != raftpb.MsgHeartbeat && m.Type != raftpb.MsgHeartbeatResp {
 		r.idleTicks = 0
 	}
-	if !r.quiet {
-		return
+	if !r.quiet || m.Type == raftpb.MsgHeartbeatResp {
+		return // the answer to the last heartbeat before the rest
 	}
 	r.wake()
 	if campaigns := m.Type == raftpb.MsgPreVote || m.Type == raftpb.MsgVote; campaigns && NodeID(m.From) == r.leader {

@@ -1,8 +1,10 @@
 package core
 
 import (
+	"bytes"
 	"encoding/binary"
 	"fmt"
+	"math"
 	"runtime/debug"
 	"slices"
 	"sync/atomic"
@@ -145,20 +147,44 @@ func (r *Replica) appliedVersion() *state.Version {
 	return r.state.Version()
 }
 
-// age bounds how old the applied state may be: the time since this replica
-// last heard from the leader, or, leading, from a quorum. On one that hears from
-// nobody it grows; that its last message told all is assumed within a tick.
+// age bounds how old the applied state may be. A leader's is the time since it heard from a quorum. A follower's is
+// the time since it had applied everything that its leader said was committed, plus the leader's age then; while the
+// shard rests, which both agreed to with nothing outstanding, since the leader's node was heard. What the
+// network takes from the leader to here is not known, and not in it.
 func (r *Replica) age() time.Duration {
 	now := r.w.now.Mono
 	if r.lead != nil {
 		return time.Duration(now - r.quorumHeard(now))
 	}
-	if r.leader == 0 {
-		return time.Duration(now - r.w.lastLed[r.shard])
+	r.catchUpNote()
+	at := r.currentAt
+	if r.quiet && r.leader != 0 {
+		at = max(at, r.w.env.LastHeard(r.leader))
 	}
-	heard := r.w.env.LastHeard(r.leader)
-	r.w.lastLed[r.shard] = heard
-	return time.Duration(now - heard)
+	if at == 0 {
+		return math.MaxInt64
+	}
+	return time.Duration(now - at)
+}
+
+// hearCommit takes the leader's word of what is committed.
+func (r *Replica) hearCommit(n CommitNote) {
+	if r.broken != nil || n.From != r.leader || n.Term != r.raftTerm {
+		return
+	}
+	r.catchUpNote()
+	if r.note.Term == n.Term && r.note.Commit > r.applied {
+		return // one at a time, or a replica that is always a little behind would never know how far
+	}
+	r.note, r.noteAt = n, r.w.now.Mono-int64(n.Age)
+	r.catchUpNote()
+}
+
+// catchUpNote sees whether what the leader spoke of has been applied.
+func (r *Replica) catchUpNote() {
+	if r.noteAt != 0 && r.applied >= r.note.Commit {
+		r.currentAt = max(r.currentAt, r.noteAt)
+	}
 }
 
 // quorumHeard returns the latest time since when a quorum, this node included, was heard from.
@@ -235,5 +261,5 @@ func (b *QueryBatch) answer(q *Request) (answer []byte, err error) {
 	if err != nil {
 		return nil, rejectionOf(err)
 	}
-	return answer, nil
+	return bytes.Clone(answer), nil // it may be memory of the state, and the caller may write to it
 }

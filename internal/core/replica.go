@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"runtime/debug"
+	"slices"
 	"strings"
 
 	"go.etcd.io/etcd/raft/v3"
@@ -59,6 +60,9 @@ type Replica struct {
 
 	quiet     bool
 	idleTicks int
+	note      CommitNote // the leader's last word that is not applied yet
+	noteAt    int64
+	currentAt int64 // monotonic ns as of when this replica, following, had applied all that was committed; 0: never
 
 	touched bool // is on the worker's list for this pass
 	broken  *Error
@@ -81,6 +85,7 @@ type Stats struct {
 	MachinePanics uint64 // contained in Decide, Query or the leader's Apply
 	Refused       uint64 // calls turned away by a limit
 	Flushes       uint64
+	Strange       uint64 // messages from peers that were not acceptable
 }
 
 func newReplica(w *Worker, id ShardID, d Deps) (*Replica, error) {
@@ -176,7 +181,7 @@ func (r *Replica) process() {
 	r.promoteCommitted()
 	r.decideQueue()
 	for range 16 { // bounded: each round consumes what raft had ready
-		if r.writing {
+		if r.writing || r.stuffed(8) && r.lead == nil {
 			break
 		}
 		r.propose()
@@ -186,6 +191,7 @@ func (r *Replica) process() {
 		r.takeReady()
 		r.observe()
 		r.promoteCommitted()
+		r.decideQueue()
 	}
 	r.settleOrphans()
 	r.serveReads()
@@ -260,6 +266,7 @@ func (r *Replica) observe() {
 	}
 	if term != r.raftTerm || leader != r.leader || role != r.role {
 		r.reads.reset()
+		r.wake()
 		r.w.env.Changed(r.shard, leader, term)
 	}
 	r.role, r.raftTerm, r.leader = role, term, leader
@@ -320,21 +327,26 @@ func (r *Replica) takeReady() {
 	r.takeReadStates(rd.ReadStates)
 	// What is committed may be applied now where this node has it on disk already. (With a
 	// single voter, and on followers, it may be part of this very write: etcd#14370.)
-	r.applyCommitted(r.durable(rd.CommittedEntries))
+	r.applyCommitted(r.durable(rd))
 }
 
-func (r *Replica) durable(entries []raftpb.Entry) []raftpb.Entry {
-	n := len(entries)
-	for n > 0 && entries[n-1].Index > r.log.last() {
+// durable returns the committed entries of a Ready that are on disk before its write. An index alone does not tell:
+// at those that are being written, the disk may have another term's entries still.
+func (r *Replica) durable(rd raft.Ready) []raftpb.Entry {
+	last, n := r.log.last(), len(rd.CommittedEntries)
+	if len(rd.Entries) > 0 {
+		last = min(last, rd.Entries[0].Index-1)
+	}
+	for n > 0 && rd.CommittedEntries[n-1].Index > last {
 		n--
 	}
-	return entries[:n]
+	return rd.CommittedEntries[:n]
 }
 
 // written continues after the outstanding Ready has become durable.
 func (r *Replica) written() {
 	defer r.contain()
-	if r.broken != nil || !r.writing {
+	if !r.writing {
 		return
 	}
 	rd := r.ready
@@ -344,6 +356,9 @@ func (r *Replica) written() {
 	}
 	if !raft.IsEmptyHardState(rd.HardState) {
 		r.log.hard = rd.HardState
+	}
+	if r.broken != nil {
+		return // the log is kept for unpin
 	}
 	r.sendAll(r.held)
 	r.held = r.held[:0]
@@ -372,8 +387,14 @@ func (r *Replica) sendAll(messages []raftpb.Message) {
 }
 
 func (r *Replica) send(m *raftpb.Message) {
-	if m.To != uint64(r.cfg.Node) && m.To != 0 {
+	// raft would pass on a ReadIndex that reached it when it no longer led, under the name
+	// of who asked. The peer would refuse that; who asked asks again.
+	ours := m.From == uint64(r.cfg.Node)
+	if ours && m.To != uint64(r.cfg.Node) && m.To != 0 {
 		r.w.env.Send(NodeID(m.To), r.shard, m)
+		if m.Type == raftpb.MsgHeartbeat && r.lead != nil && r.lead.ready {
+			r.w.env.SendCommit(NodeID(m.To), CommitNote{Shard: r.shard, Term: r.lead.term, Commit: Index(r.rn.BasicStatus().Commit), Age: r.age()})
+		}
 	}
 }
 
@@ -383,9 +404,29 @@ func (r *Replica) step(m *Message) {
 	if r.broken != nil {
 		return
 	}
+	if !r.acceptable(m) {
+		r.stats.Strange++
+		return
+	}
 	r.wakeFor(&m.Raft)
 	// What raft refuses (an unknown sender, an answer to a former term) is not an error of ours.
 	_ = r.rn.Step(m.Raft)
+}
+
+// acceptable lets through what a voter of this shard may have to say, and
+// what raft can take: it trusts its callers, and we do not trust the network.
+func (r *Replica) acceptable(m *Message) bool {
+	if !slices.Contains(r.voters, m.From) {
+		return false
+	}
+	switch m.Raft.Type {
+	case raftpb.MsgApp, raftpb.MsgAppResp, raftpb.MsgHeartbeat, raftpb.MsgHeartbeatResp, raftpb.MsgTimeoutNow,
+		raftpb.MsgVote, raftpb.MsgVoteResp, raftpb.MsgPreVote, raftpb.MsgPreVoteResp:
+		return true
+	case raftpb.MsgReadIndex, raftpb.MsgReadIndexResp:
+		return len(m.Raft.Entries) == 1 && len(m.Raft.Entries[0].Data) == 8
+	}
+	return false // proposals, which are never forwarded; snapshots, which there are not yet; what only a node tells itself
 }
 
 // finish hands a request back.

@@ -93,7 +93,8 @@ type Result struct {
 	Session SessionID
 	// Index is the position of the outcome: the token for a Session read that must see it.
 	Index Index
-	// Age bounds how old a Stale answer may be, as far as this replica knows.
+	// Age bounds how old a Stale answer may be, as far as this replica knows;
+	// math.MaxInt64 if it knows nothing.
 	Age time.Duration
 }
 

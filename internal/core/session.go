@@ -37,13 +37,15 @@ type session struct {
 	// Its length is a power of two and grows up to the window.
 	ring []outcome
 
+	bytes      int      // of the outcomes in ring, roughly
 	prev, next *session // by last use, oldest first
 	dirty      bool
 
 	// Leader only: what has been decided and is not committed.
 	inflight     map[uint64]*Request
 	inflightUses int
-	leaving      bool // its eviction is in flight
+	inflightUsed Timestamp // entry time of the latest of them
+	leaving      bool      // its end is in flight: closed or evicted
 }
 
 func (s *session) slot(seq uint64) *outcome { return &s.ring[seq&uint64(len(s.ring)-1)] }
@@ -65,6 +67,9 @@ func (s *session) acknowledge(upTo uint64) {
 	}
 	for seq := s.acked + 1; seq <= min(upTo, s.acked+uint64(len(s.ring))); seq++ {
 		o := s.slot(seq)
+		if o.known {
+			s.bytes -= len(o.data) + outcomeOverhead
+		}
 		o.known = false
 		if cap(o.data) > 4<<10 {
 			o.data = nil // do not let one large reply stay for ever
@@ -79,6 +84,10 @@ func (s *session) record(seq, digest uint64, index Index, data []byte) {
 	}
 	s.grow(seq)
 	o := s.slot(seq)
+	if o.known {
+		return
+	}
+	s.bytes += len(data) + outcomeOverhead
 	o.known, o.digest, o.index = true, digest, index
 	o.data = append(o.data[:0], data...)
 }
@@ -99,12 +108,20 @@ func (s *session) grow(seq uint64) {
 	}
 }
 
+// Outcomes that nobody acknowledges are bounded, per session and per shard; beyond that, commands wait.
+const (
+	outcomeOverhead  = 64
+	maxSessionBytes  = 32 << 20
+	maxSessionsBytes = 512 << 20
+)
+
 // sessionTable holds all sessions of a shard.
 type sessionTable struct {
 	byID    map[SessionID]*session
 	oldest  *session
 	newest  *session
 	uses    uint64
+	bytes   int // of all outcomes
 	dirty   []*session
 	removed []SessionID // since the last flush
 }
@@ -163,6 +180,7 @@ func (t *sessionTable) remove(id SessionID) {
 		return
 	}
 	delete(t.byID, id)
+	t.bytes -= s.bytes
 	t.unlink(s)
 	t.removed = append(t.removed, id)
 }
@@ -176,6 +194,15 @@ func (t *sessionTable) expire(now Timestamp) {
 }
 
 func (s *session) expired(now Timestamp) bool { return int64(now-s.used) > s.ttl }
+
+// willExpire: when an entry of this time comes to be applied, after what is in flight, it will expire the session first.
+func (s *session) willExpire(at Timestamp) bool {
+	used := s.used
+	if s.inflightUses > 0 {
+		used = max(used, s.inflightUsed)
+	}
+	return int64(at-used) > s.ttl
+}
 
 // victims returns n sessions to evict, the longest unused first, sparing those with commands in flight.
 func (t *sessionTable) victims(n int) (ids []SessionID) {
@@ -203,11 +230,14 @@ func (t *sessionTable) apply(h *requestHeader, now Timestamp, index Index, ordin
 	if h.flags&flagSession == 0 {
 		return
 	}
-	// Missing cannot be: the leader saw it, at this entry's time.
+	// Missing only if the clock jumped by more than a TTL between two entries in flight, or the session
+	// was closed in between: then a retry is refused, as of any session that is gone.
 	if s := t.byID[h.session]; s != nil {
 		t.touch(s, now)
+		before := s.bytes
 		s.acknowledge(h.acked)
 		s.record(h.seq, h.digest, index, h.outcome)
+		t.bytes += s.bytes - before
 	}
 }
 
@@ -321,6 +351,7 @@ func loadSessions(from *state.Shard) (*sessionTable, error) {
 		t.byID[s.id] = s
 		t.pushNewest(s)
 		t.uses = max(t.uses, s.place)
+		t.bytes += s.bytes
 	}
 	return t, nil
 }

@@ -22,7 +22,6 @@ type Worker struct {
 	touched  []*Replica // in this pass
 	out      *Write     // of this pass
 	peers    map[NodeID]bool
-	lastLed  map[ShardID]int64
 	diskLow  bool
 
 	scratch []byte // events of the request being decided
@@ -31,7 +30,7 @@ type Worker struct {
 
 // NewWorker returns a worker without shards. The config must be valid.
 func NewWorker(cfg Config, env Env, now Now) *Worker {
-	return &Worker{cfg: cfg, env: env, now: now, replicas: map[ShardID]*Replica{}, peers: map[NodeID]bool{}, lastLed: map[ShardID]int64{}}
+	return &Worker{cfg: cfg, env: env, now: now, replicas: map[ShardID]*Replica{}, peers: map[NodeID]bool{}}
 }
 
 // AddShard starts a replica. What it has to send or write goes out with the next Pass.
@@ -81,6 +80,11 @@ func (w *Worker) Pass(now Now, in *Input) {
 	for _, q := range in.Quiesces {
 		if r := w.replicas[q.Shard]; r != nil {
 			r.agreeToQuiesce(q)
+		}
+	}
+	for _, n := range in.Commits {
+		if r := w.replicas[n.Shard]; r != nil {
+			r.hearCommit(n)
 		}
 	}
 	for _, p := range in.Unreachable {
@@ -153,7 +157,7 @@ func (r *Replica) refuses(q *Request) error {
 		return e
 	case q.Kind == KindRead:
 		return nil
-	case r.w.diskLow && !q.MakesRoom:
+	case r.w.diskLow && !q.MakesRoom && q.Kind != KindCloseSession:
 		e := notProposed(CodeDiskLow, "node %d is low on disk space: commands are refused until there is more, reads go on", r.cfg.Node)
 		e.RetryAfter = time.Second
 		return e

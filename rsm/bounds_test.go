@@ -1,0 +1,238 @@
+package rsm
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"runtime"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/decree-raft/decree/internal/core"
+)
+
+func heap() uint64 {
+	runtime.GC()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return m.HeapAlloc
+}
+
+// A flood without a quorum to commit it: calls beyond the bound are refused by name, memory stays, and every call ends.
+func TestFloodIsBounded(t *testing.T) {
+	c := startCluster(t, "", counters{}, func(cfg *Config) {
+		cfg.Limits = Limits{MaxQueuedRequests: 500, MaxQueuedBytes: 4 << 20}
+		cfg.ElectionTimeout = 2 * time.Second // leadership lasts long enough to be flooded
+	})
+	n := leaderOf(t, c, 1)
+	for id := NodeID(1); id <= 3; id++ {
+		if id != n.ID() {
+			c.Cut(n.ID(), id)
+		}
+	}
+	before := heap()
+	var taken, refused int
+	var calls []*Call
+	for i := range 20000 {
+		calls = append(calls, n.Shard(1).Go(Request{Commands: [][]byte{make([]byte, 1000)}}))
+		if i%500 == 499 {
+			if _, err := n.Shard(1).Status(); err != nil { // let the worker see them
+				t.Fatal(err)
+			}
+		}
+	}
+	if grown := int64(heap()) - int64(before); grown > 100<<20 {
+		t.Errorf("the heap grew by %d MiB", grown>>20)
+	}
+	for _, call := range calls {
+		_, err := call.Wait(within(t))
+		switch {
+		case errors.Is(err, ErrNotProposed) && errors.Is(err, &Error{Code: core.CodeOverloaded}):
+			refused++
+		case errors.Is(err, ErrUnknown), errors.Is(err, ErrNotProposed):
+			taken++
+		default:
+			t.Fatalf("a call ended with %v", err)
+		}
+	}
+	if taken > 1500 || refused < 15000 {
+		t.Errorf("%d calls were held, %d refused: want about 500 held", taken, refused)
+	}
+}
+
+// A dead peer costs memory up to its bounds, and catches up from the journal when it is back.
+func TestDeadPeer(t *testing.T) {
+	c := startCluster(t, t.TempDir(), counters{}, func(cfg *Config) {
+		cfg.Limits.FlushBytes, cfg.Limits.LogCacheBytes = 256<<10, 64<<10
+	})
+	followers(t, c, 3)
+	c.Kill(3)
+	l := startLoad(t, c, 1, 32)
+	eventually(t, "some history", func() bool { return l.total() > 2000 })
+	before := heap()
+	eventually(t, "much more history", func() bool { return l.total() > 12000 })
+	if grown := int64(heap()) - int64(before); grown > 64<<20 {
+		t.Errorf("the heap grew by %d MiB while a peer was dead", grown>>20)
+	}
+	st, err := leaderOf(t, c, 1).Shard(1).Status()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if st.Flushed < 100 {
+		t.Fatalf("flushed up to %d only: nothing has to come from the journal", st.Flushed)
+	}
+	if err := c.Restart(3); err != nil {
+		t.Fatal(err)
+	}
+	l.finish(t)
+	sameHashes(t, c, 1)
+	l.check(t, c, 1)
+}
+
+// Idle shards rest: no messages but the beats, whatever their number; and they wake for a command and for a leader's death.
+func TestIdleShardsRest(t *testing.T) {
+	const shards = 200
+	var configs []ShardConfig
+	for id := ShardID(1); id <= shards; id++ {
+		configs = append(configs, ShardConfig{ID: id, Machine: counters{}})
+	}
+	c, err := StartCluster(ClusterConfig{Shards: configs, Configure: func(cfg *Config) {
+		quick(cfg)
+		cfg.QuiesceAfter = 200 * time.Millisecond
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = c.Close() })
+	allQuiet := func() bool {
+		for _, n := range c.Nodes() {
+			st, err := n.Status()
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, s := range st.Shards {
+				if !s.Quiet {
+					return false
+				}
+			}
+		}
+		return true
+	}
+	eventually(t, "all shards rest", allQuiet)
+	sent := func() (items uint64) {
+		for _, n := range c.Nodes() {
+			for _, p := range n.engine.transport.Stats() {
+				items += p.SentItems
+			}
+		}
+		return items
+	}
+	before := sent()
+	time.Sleep(500 * time.Millisecond) // ten heartbeats and more of 200 shards would be thousands
+	if items := sent() - before; items > 400 {
+		t.Errorf("%d resting shards sent %d messages in half a second", shards, items)
+	}
+	for id := ShardID(1); id <= shards; id++ {
+		if _, err := c.Client(id).Submit(within(t), []byte("a")); err != nil {
+			t.Fatalf("shard %d does not wake: %v", id, err)
+		}
+	}
+	eventually(t, "all shards rest again", allQuiet)
+	dead := leaderOf(t, c, 1).ID()
+	c.Kill(dead)
+	var wg sync.WaitGroup
+	for id := ShardID(1); id <= shards; id++ {
+		wg.Go(func() {
+			if _, err := c.Client(id).Submit(within(t), []byte("a")); err != nil {
+				t.Errorf("shard %d does not wake after its leader's death: %v", id, err)
+			}
+		})
+	}
+	wg.Wait()
+}
+
+// A shard that is hardly ever written does not keep the log's segments: they stay few, while another shard fills many.
+func TestColdShardDoesNotPinTheLog(t *testing.T) {
+	if testing.Short() {
+		t.Skip("writes several segments")
+	}
+	c := startCluster(t, t.TempDir(), counters{}, func(cfg *Config) {
+		cfg.LogSegments = 2
+		cfg.Limits.FlushBytes = 4 << 20
+	})
+	if _, err := c.Client(2).Submit(within(t), []byte("cold")); err != nil {
+		t.Fatal(err)
+	}
+	s := leaderOf(t, c, 1).Shard(1)
+	ctx := within(t)
+	key := make([]byte, 3000)
+	for i := range 8 {
+		copy(key, fmt.Appendf(nil, "%d", i))
+		var calls []*Call
+		for range 8000 {
+			calls = append(calls, s.Go(Request{Commands: [][]byte{key}}))
+		}
+		for _, call := range calls {
+			if _, err := call.Wait(ctx); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	eventually(t, "segments are released", func() bool {
+		for _, n := range c.Nodes() {
+			if _, err := c.Client(1).Submit(context.Background(), []byte("a")); err != nil { // segments go with an append
+				t.Fatal(err)
+			}
+			if segments, _ := n.log.Size(); segments > 3 {
+				return false
+			}
+		}
+		return true
+	})
+	for id := NodeID(1); id <= 3; id++ {
+		c.Kill(id)
+	}
+	for id := NodeID(1); id <= 3; id++ {
+		if err := c.Restart(id); err != nil {
+			t.Fatal(err)
+		}
+	}
+	answer, err := c.Client(2).Read(within(t), Linearizable, []byte("cold"))
+	if n := sum(t, answer, err); n != 1 {
+		t.Errorf("the cold shard has %d after its segment went, want 1", n)
+	}
+	sameHashes(t, c, 1)
+}
+
+func TestMetrics(t *testing.T) {
+	registry := prometheus.NewRegistry()
+	c := startCluster(t, "", counters{}, func(cfg *Config) { cfg.Metrics = registry })
+	if _, err := c.Client(1).Submit(within(t), []byte("a")); err != nil {
+		t.Fatal(err)
+	}
+	families, err := registry.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := map[string]float64{}
+	for _, f := range families {
+		if f.GetHelp() == "" {
+			t.Errorf("%s has no help text", f.GetName())
+		}
+		for _, m := range f.Metric {
+			got[f.GetName()] += m.GetCounter().GetValue() + m.GetGauge().GetValue()
+		}
+	}
+	if got["decree_shard_leader"] != 2 {
+		t.Errorf("%v shards are led, want 2", got["decree_shard_leader"])
+	}
+	if got["decree_shard_commands_total"] < 2 { // the session's opening is one
+		t.Errorf("%v commands counted", got["decree_shard_commands_total"])
+	}
+	if got["decree_node_peer_connected"] == 0 || got["decree_node_wal_fsyncs_total"] == 0 {
+		t.Errorf("nothing counted of peers or log: %v", got)
+	}
+}
