@@ -176,7 +176,7 @@ func (n *Node) openData() (map[uint64]*wal.ShardLog, error) {
 	}
 	n.log, n.store = log, store
 	if err = n.settleIdentity(recovered); err == nil {
-		err = n.settleShards(recovered.Shards)
+		err = n.settleShards()
 	}
 	if err != nil {
 		n.closeData()
@@ -209,10 +209,10 @@ func (n *Node) settleIdentity(recovered *wal.Recovered) error {
 // settleShards notes down the initial voters of new shards, before they do anything, and refuses to start if
 // those of a known one have changed: members are never changed by configuration, because
 // two sets of voters can have two majorities.
-func (n *Node) settleShards(recovered map[uint64]*wal.ShardLog) error {
-	hosted, changed := map[uint64]bool{}, false
+func (n *Node) settleShards() error {
+	hosted, changed := map[ShardID]bool{}, false
 	for _, s := range n.cfg.Shards {
-		hosted[uint64(s.ID)] = true
+		hosted[s.ID] = true
 		known, ok := n.identity.Shards[s.ID]
 		if ok && !slices.Equal(known, s.Voters) {
 			return fmt.Errorf("shard %d was made with the voters %v and is configured with %v: "+
@@ -226,7 +226,7 @@ func (n *Node) settleShards(recovered map[uint64]*wal.ShardLog) error {
 			changed = true
 		}
 	}
-	for id := range recovered {
+	for id := range n.identity.Shards {
 		if !hosted[id] {
 			return fmt.Errorf("%s has data of shard %d, which Config.Shards does not name: a node may not leave a shard by configuration", n.cfg.Dir, id)
 		}

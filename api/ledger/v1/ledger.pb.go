@@ -292,16 +292,252 @@ func (x *Account) GetTime() int64 {
 	return 0
 }
 
+// Session makes a request exactly-once: a retry under the same numbers gets
+// the first answer, whoever leads by then. It is optional, because ids already keep anything from being
+// booked twice: without a session a retry may be answered "exists" where the lost answer was "created".
+type Session struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Id    uint64                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	// Sequence of the request within the session, from 1; a new request takes the next number.
+	Sequence uint64 `protobuf:"varint,2,opt,name=sequence,proto3" json:"sequence,omitempty"`
+	// Acknowledged: the answers up to this sequence have arrived and need not be kept.
+	Acknowledged  uint64 `protobuf:"varint,3,opt,name=acknowledged,proto3" json:"acknowledged,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Session) Reset() {
+	*x = Session{}
+	mi := &file_ledger_v1_ledger_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Session) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Session) ProtoMessage() {}
+
+func (x *Session) ProtoReflect() protoreflect.Message {
+	mi := &file_ledger_v1_ledger_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Session.ProtoReflect.Descriptor instead.
+func (*Session) Descriptor() ([]byte, []int) {
+	return file_ledger_v1_ledger_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *Session) GetId() uint64 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *Session) GetSequence() uint64 {
+	if x != nil {
+		return x.Sequence
+	}
+	return 0
+}
+
+func (x *Session) GetAcknowledged() uint64 {
+	if x != nil {
+		return x.Acknowledged
+	}
+	return 0
+}
+
+type OpenSessionRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *OpenSessionRequest) Reset() {
+	*x = OpenSessionRequest{}
+	mi := &file_ledger_v1_ledger_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OpenSessionRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OpenSessionRequest) ProtoMessage() {}
+
+func (x *OpenSessionRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_ledger_v1_ledger_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OpenSessionRequest.ProtoReflect.Descriptor instead.
+func (*OpenSessionRequest) Descriptor() ([]byte, []int) {
+	return file_ledger_v1_ledger_proto_rawDescGZIP(), []int{3}
+}
+
+type OpenSessionResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            uint64                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *OpenSessionResponse) Reset() {
+	*x = OpenSessionResponse{}
+	mi := &file_ledger_v1_ledger_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OpenSessionResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OpenSessionResponse) ProtoMessage() {}
+
+func (x *OpenSessionResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_ledger_v1_ledger_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OpenSessionResponse.ProtoReflect.Descriptor instead.
+func (*OpenSessionResponse) Descriptor() ([]byte, []int) {
+	return file_ledger_v1_ledger_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *OpenSessionResponse) GetId() uint64 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+// ErrorDetail stands in the details of every gRPC error, and is the body of every HTTP error.
+type ErrorDetail struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Kind says whether it happened: "rejected" (decided, no), "not_proposed" (certainly not, try again),
+	// "unknown" (it may have: try again under the same session or ids), "broken" (ask another node).
+	Kind string `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
+	// Code of the machine or the library: "not_leader", "bad_command".
+	Code    string `protobuf:"bytes,2,opt,name=code,proto3" json:"code,omitempty"`
+	Message string `protobuf:"bytes,3,opt,name=message,proto3" json:"message,omitempty"`
+	// Leader, as far as the node that was asked knows; 0 is none.
+	Leader uint64 `protobuf:"varint,4,opt,name=leader,proto3" json:"leader,omitempty"`
+	// API address of the leader, if it is known.
+	LeaderApi     string `protobuf:"bytes,5,opt,name=leader_api,json=leaderApi,proto3" json:"leader_api,omitempty"`
+	RetryAfterMs  uint32 `protobuf:"varint,6,opt,name=retry_after_ms,json=retryAfterMs,proto3" json:"retry_after_ms,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ErrorDetail) Reset() {
+	*x = ErrorDetail{}
+	mi := &file_ledger_v1_ledger_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ErrorDetail) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ErrorDetail) ProtoMessage() {}
+
+func (x *ErrorDetail) ProtoReflect() protoreflect.Message {
+	mi := &file_ledger_v1_ledger_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ErrorDetail.ProtoReflect.Descriptor instead.
+func (*ErrorDetail) Descriptor() ([]byte, []int) {
+	return file_ledger_v1_ledger_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *ErrorDetail) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *ErrorDetail) GetCode() string {
+	if x != nil {
+		return x.Code
+	}
+	return ""
+}
+
+func (x *ErrorDetail) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
+func (x *ErrorDetail) GetLeader() uint64 {
+	if x != nil {
+		return x.Leader
+	}
+	return 0
+}
+
+func (x *ErrorDetail) GetLeaderApi() string {
+	if x != nil {
+		return x.LeaderApi
+	}
+	return ""
+}
+
+func (x *ErrorDetail) GetRetryAfterMs() uint32 {
+	if x != nil {
+		return x.RetryAfterMs
+	}
+	return 0
+}
+
 type CreateAccountsRequest struct {
 	state         protoimpl.MessageState        `protogen:"open.v1"`
 	Items         []*CreateAccountsRequest_Item `protobuf:"bytes,1,rep,name=items,proto3" json:"items,omitempty"`
+	Session       *Session                      `protobuf:"bytes,2,opt,name=session,proto3" json:"session,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *CreateAccountsRequest) Reset() {
 	*x = CreateAccountsRequest{}
-	mi := &file_ledger_v1_ledger_proto_msgTypes[2]
+	mi := &file_ledger_v1_ledger_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -313,7 +549,7 @@ func (x *CreateAccountsRequest) String() string {
 func (*CreateAccountsRequest) ProtoMessage() {}
 
 func (x *CreateAccountsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_ledger_v1_ledger_proto_msgTypes[2]
+	mi := &file_ledger_v1_ledger_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -326,12 +562,19 @@ func (x *CreateAccountsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateAccountsRequest.ProtoReflect.Descriptor instead.
 func (*CreateAccountsRequest) Descriptor() ([]byte, []int) {
-	return file_ledger_v1_ledger_proto_rawDescGZIP(), []int{2}
+	return file_ledger_v1_ledger_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *CreateAccountsRequest) GetItems() []*CreateAccountsRequest_Item {
 	if x != nil {
 		return x.Items
+	}
+	return nil
+}
+
+func (x *CreateAccountsRequest) GetSession() *Session {
+	if x != nil {
+		return x.Session
 	}
 	return nil
 }
@@ -347,7 +590,7 @@ type CreateAccountsResponse struct {
 
 func (x *CreateAccountsResponse) Reset() {
 	*x = CreateAccountsResponse{}
-	mi := &file_ledger_v1_ledger_proto_msgTypes[3]
+	mi := &file_ledger_v1_ledger_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -359,7 +602,7 @@ func (x *CreateAccountsResponse) String() string {
 func (*CreateAccountsResponse) ProtoMessage() {}
 
 func (x *CreateAccountsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_ledger_v1_ledger_proto_msgTypes[3]
+	mi := &file_ledger_v1_ledger_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -372,7 +615,7 @@ func (x *CreateAccountsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateAccountsResponse.ProtoReflect.Descriptor instead.
 func (*CreateAccountsResponse) Descriptor() ([]byte, []int) {
-	return file_ledger_v1_ledger_proto_rawDescGZIP(), []int{3}
+	return file_ledger_v1_ledger_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *CreateAccountsResponse) GetResults() []*Result {
@@ -402,7 +645,7 @@ type Result struct {
 
 func (x *Result) Reset() {
 	*x = Result{}
-	mi := &file_ledger_v1_ledger_proto_msgTypes[4]
+	mi := &file_ledger_v1_ledger_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -414,7 +657,7 @@ func (x *Result) String() string {
 func (*Result) ProtoMessage() {}
 
 func (x *Result) ProtoReflect() protoreflect.Message {
-	mi := &file_ledger_v1_ledger_proto_msgTypes[4]
+	mi := &file_ledger_v1_ledger_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -427,7 +670,7 @@ func (x *Result) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Result.ProtoReflect.Descriptor instead.
 func (*Result) Descriptor() ([]byte, []int) {
-	return file_ledger_v1_ledger_proto_rawDescGZIP(), []int{4}
+	return file_ledger_v1_ledger_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Result) GetCode() string {
@@ -458,7 +701,7 @@ type Leg struct {
 
 func (x *Leg) Reset() {
 	*x = Leg{}
-	mi := &file_ledger_v1_ledger_proto_msgTypes[5]
+	mi := &file_ledger_v1_ledger_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -470,7 +713,7 @@ func (x *Leg) String() string {
 func (*Leg) ProtoMessage() {}
 
 func (x *Leg) ProtoReflect() protoreflect.Message {
-	mi := &file_ledger_v1_ledger_proto_msgTypes[5]
+	mi := &file_ledger_v1_ledger_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -483,7 +726,7 @@ func (x *Leg) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Leg.ProtoReflect.Descriptor instead.
 func (*Leg) Descriptor() ([]byte, []int) {
-	return file_ledger_v1_ledger_proto_rawDescGZIP(), []int{5}
+	return file_ledger_v1_ledger_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Leg) GetAccount() string {
@@ -554,7 +797,7 @@ type Entry struct {
 
 func (x *Entry) Reset() {
 	*x = Entry{}
-	mi := &file_ledger_v1_ledger_proto_msgTypes[6]
+	mi := &file_ledger_v1_ledger_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -566,7 +809,7 @@ func (x *Entry) String() string {
 func (*Entry) ProtoMessage() {}
 
 func (x *Entry) ProtoReflect() protoreflect.Message {
-	mi := &file_ledger_v1_ledger_proto_msgTypes[6]
+	mi := &file_ledger_v1_ledger_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -579,7 +822,7 @@ func (x *Entry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Entry.ProtoReflect.Descriptor instead.
 func (*Entry) Descriptor() ([]byte, []int) {
-	return file_ledger_v1_ledger_proto_rawDescGZIP(), []int{6}
+	return file_ledger_v1_ledger_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Entry) GetId() string {
@@ -697,13 +940,14 @@ func (x *Entry) GetExpiresAt() int64 {
 type PostEntriesRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Entries       []*Entry               `protobuf:"bytes,1,rep,name=entries,proto3" json:"entries,omitempty"`
+	Session       *Session               `protobuf:"bytes,2,opt,name=session,proto3" json:"session,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *PostEntriesRequest) Reset() {
 	*x = PostEntriesRequest{}
-	mi := &file_ledger_v1_ledger_proto_msgTypes[7]
+	mi := &file_ledger_v1_ledger_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -715,7 +959,7 @@ func (x *PostEntriesRequest) String() string {
 func (*PostEntriesRequest) ProtoMessage() {}
 
 func (x *PostEntriesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_ledger_v1_ledger_proto_msgTypes[7]
+	mi := &file_ledger_v1_ledger_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -728,12 +972,19 @@ func (x *PostEntriesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PostEntriesRequest.ProtoReflect.Descriptor instead.
 func (*PostEntriesRequest) Descriptor() ([]byte, []int) {
-	return file_ledger_v1_ledger_proto_rawDescGZIP(), []int{7}
+	return file_ledger_v1_ledger_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *PostEntriesRequest) GetEntries() []*Entry {
 	if x != nil {
 		return x.Entries
+	}
+	return nil
+}
+
+func (x *PostEntriesRequest) GetSession() *Session {
+	if x != nil {
+		return x.Session
 	}
 	return nil
 }
@@ -749,7 +1000,7 @@ type PostEntriesResponse struct {
 
 func (x *PostEntriesResponse) Reset() {
 	*x = PostEntriesResponse{}
-	mi := &file_ledger_v1_ledger_proto_msgTypes[8]
+	mi := &file_ledger_v1_ledger_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -761,7 +1012,7 @@ func (x *PostEntriesResponse) String() string {
 func (*PostEntriesResponse) ProtoMessage() {}
 
 func (x *PostEntriesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_ledger_v1_ledger_proto_msgTypes[8]
+	mi := &file_ledger_v1_ledger_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -774,7 +1025,7 @@ func (x *PostEntriesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PostEntriesResponse.ProtoReflect.Descriptor instead.
 func (*PostEntriesResponse) Descriptor() ([]byte, []int) {
-	return file_ledger_v1_ledger_proto_rawDescGZIP(), []int{8}
+	return file_ledger_v1_ledger_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *PostEntriesResponse) GetResults() []*Result {
@@ -801,7 +1052,7 @@ type GetAccountsRequest struct {
 
 func (x *GetAccountsRequest) Reset() {
 	*x = GetAccountsRequest{}
-	mi := &file_ledger_v1_ledger_proto_msgTypes[9]
+	mi := &file_ledger_v1_ledger_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -813,7 +1064,7 @@ func (x *GetAccountsRequest) String() string {
 func (*GetAccountsRequest) ProtoMessage() {}
 
 func (x *GetAccountsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_ledger_v1_ledger_proto_msgTypes[9]
+	mi := &file_ledger_v1_ledger_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -826,7 +1077,7 @@ func (x *GetAccountsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetAccountsRequest.ProtoReflect.Descriptor instead.
 func (*GetAccountsRequest) Descriptor() ([]byte, []int) {
-	return file_ledger_v1_ledger_proto_rawDescGZIP(), []int{9}
+	return file_ledger_v1_ledger_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *GetAccountsRequest) GetIds() []string {
@@ -852,7 +1103,7 @@ type GetAccountsResponse struct {
 
 func (x *GetAccountsResponse) Reset() {
 	*x = GetAccountsResponse{}
-	mi := &file_ledger_v1_ledger_proto_msgTypes[10]
+	mi := &file_ledger_v1_ledger_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -864,7 +1115,7 @@ func (x *GetAccountsResponse) String() string {
 func (*GetAccountsResponse) ProtoMessage() {}
 
 func (x *GetAccountsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_ledger_v1_ledger_proto_msgTypes[10]
+	mi := &file_ledger_v1_ledger_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -877,7 +1128,7 @@ func (x *GetAccountsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetAccountsResponse.ProtoReflect.Descriptor instead.
 func (*GetAccountsResponse) Descriptor() ([]byte, []int) {
-	return file_ledger_v1_ledger_proto_rawDescGZIP(), []int{10}
+	return file_ledger_v1_ledger_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *GetAccountsResponse) GetAccounts() []*Account {
@@ -901,7 +1152,7 @@ type ListAccountsRequest struct {
 
 func (x *ListAccountsRequest) Reset() {
 	*x = ListAccountsRequest{}
-	mi := &file_ledger_v1_ledger_proto_msgTypes[11]
+	mi := &file_ledger_v1_ledger_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -913,7 +1164,7 @@ func (x *ListAccountsRequest) String() string {
 func (*ListAccountsRequest) ProtoMessage() {}
 
 func (x *ListAccountsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_ledger_v1_ledger_proto_msgTypes[11]
+	mi := &file_ledger_v1_ledger_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -926,7 +1177,7 @@ func (x *ListAccountsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAccountsRequest.ProtoReflect.Descriptor instead.
 func (*ListAccountsRequest) Descriptor() ([]byte, []int) {
-	return file_ledger_v1_ledger_proto_rawDescGZIP(), []int{11}
+	return file_ledger_v1_ledger_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ListAccountsRequest) GetNamePrefix() string {
@@ -968,7 +1219,7 @@ type ListAccountsResponse struct {
 
 func (x *ListAccountsResponse) Reset() {
 	*x = ListAccountsResponse{}
-	mi := &file_ledger_v1_ledger_proto_msgTypes[12]
+	mi := &file_ledger_v1_ledger_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -980,7 +1231,7 @@ func (x *ListAccountsResponse) String() string {
 func (*ListAccountsResponse) ProtoMessage() {}
 
 func (x *ListAccountsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_ledger_v1_ledger_proto_msgTypes[12]
+	mi := &file_ledger_v1_ledger_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -993,7 +1244,7 @@ func (x *ListAccountsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAccountsResponse.ProtoReflect.Descriptor instead.
 func (*ListAccountsResponse) Descriptor() ([]byte, []int) {
-	return file_ledger_v1_ledger_proto_rawDescGZIP(), []int{12}
+	return file_ledger_v1_ledger_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ListAccountsResponse) GetAccounts() []*Account {
@@ -1020,7 +1271,7 @@ type GetEntriesRequest struct {
 
 func (x *GetEntriesRequest) Reset() {
 	*x = GetEntriesRequest{}
-	mi := &file_ledger_v1_ledger_proto_msgTypes[13]
+	mi := &file_ledger_v1_ledger_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1032,7 +1283,7 @@ func (x *GetEntriesRequest) String() string {
 func (*GetEntriesRequest) ProtoMessage() {}
 
 func (x *GetEntriesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_ledger_v1_ledger_proto_msgTypes[13]
+	mi := &file_ledger_v1_ledger_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1045,7 +1296,7 @@ func (x *GetEntriesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetEntriesRequest.ProtoReflect.Descriptor instead.
 func (*GetEntriesRequest) Descriptor() ([]byte, []int) {
-	return file_ledger_v1_ledger_proto_rawDescGZIP(), []int{13}
+	return file_ledger_v1_ledger_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *GetEntriesRequest) GetIds() []string {
@@ -1071,7 +1322,7 @@ type GetEntriesResponse struct {
 
 func (x *GetEntriesResponse) Reset() {
 	*x = GetEntriesResponse{}
-	mi := &file_ledger_v1_ledger_proto_msgTypes[14]
+	mi := &file_ledger_v1_ledger_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1083,7 +1334,7 @@ func (x *GetEntriesResponse) String() string {
 func (*GetEntriesResponse) ProtoMessage() {}
 
 func (x *GetEntriesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_ledger_v1_ledger_proto_msgTypes[14]
+	mi := &file_ledger_v1_ledger_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1096,7 +1347,7 @@ func (x *GetEntriesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetEntriesResponse.ProtoReflect.Descriptor instead.
 func (*GetEntriesResponse) Descriptor() ([]byte, []int) {
-	return file_ledger_v1_ledger_proto_rawDescGZIP(), []int{14}
+	return file_ledger_v1_ledger_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *GetEntriesResponse) GetEntries() []*Entry {
@@ -1120,7 +1371,7 @@ type GetStatementRequest struct {
 
 func (x *GetStatementRequest) Reset() {
 	*x = GetStatementRequest{}
-	mi := &file_ledger_v1_ledger_proto_msgTypes[15]
+	mi := &file_ledger_v1_ledger_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1132,7 +1383,7 @@ func (x *GetStatementRequest) String() string {
 func (*GetStatementRequest) ProtoMessage() {}
 
 func (x *GetStatementRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_ledger_v1_ledger_proto_msgTypes[15]
+	mi := &file_ledger_v1_ledger_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1145,7 +1396,7 @@ func (x *GetStatementRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatementRequest.ProtoReflect.Descriptor instead.
 func (*GetStatementRequest) Descriptor() ([]byte, []int) {
-	return file_ledger_v1_ledger_proto_rawDescGZIP(), []int{15}
+	return file_ledger_v1_ledger_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *GetStatementRequest) GetAccount() string {
@@ -1199,7 +1450,7 @@ type StatementRow struct {
 
 func (x *StatementRow) Reset() {
 	*x = StatementRow{}
-	mi := &file_ledger_v1_ledger_proto_msgTypes[16]
+	mi := &file_ledger_v1_ledger_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1211,7 +1462,7 @@ func (x *StatementRow) String() string {
 func (*StatementRow) ProtoMessage() {}
 
 func (x *StatementRow) ProtoReflect() protoreflect.Message {
-	mi := &file_ledger_v1_ledger_proto_msgTypes[16]
+	mi := &file_ledger_v1_ledger_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1224,7 +1475,7 @@ func (x *StatementRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatementRow.ProtoReflect.Descriptor instead.
 func (*StatementRow) Descriptor() ([]byte, []int) {
-	return file_ledger_v1_ledger_proto_rawDescGZIP(), []int{16}
+	return file_ledger_v1_ledger_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *StatementRow) GetRow() uint64 {
@@ -1310,7 +1561,7 @@ type GetStatementResponse struct {
 
 func (x *GetStatementResponse) Reset() {
 	*x = GetStatementResponse{}
-	mi := &file_ledger_v1_ledger_proto_msgTypes[17]
+	mi := &file_ledger_v1_ledger_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1322,7 +1573,7 @@ func (x *GetStatementResponse) String() string {
 func (*GetStatementResponse) ProtoMessage() {}
 
 func (x *GetStatementResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_ledger_v1_ledger_proto_msgTypes[17]
+	mi := &file_ledger_v1_ledger_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1335,7 +1586,7 @@ func (x *GetStatementResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatementResponse.ProtoReflect.Descriptor instead.
 func (*GetStatementResponse) Descriptor() ([]byte, []int) {
-	return file_ledger_v1_ledger_proto_rawDescGZIP(), []int{17}
+	return file_ledger_v1_ledger_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *GetStatementResponse) GetAccount() *Account {
@@ -1367,7 +1618,7 @@ type AuditRequest struct {
 
 func (x *AuditRequest) Reset() {
 	*x = AuditRequest{}
-	mi := &file_ledger_v1_ledger_proto_msgTypes[18]
+	mi := &file_ledger_v1_ledger_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1379,7 +1630,7 @@ func (x *AuditRequest) String() string {
 func (*AuditRequest) ProtoMessage() {}
 
 func (x *AuditRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_ledger_v1_ledger_proto_msgTypes[18]
+	mi := &file_ledger_v1_ledger_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1392,7 +1643,7 @@ func (x *AuditRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditRequest.ProtoReflect.Descriptor instead.
 func (*AuditRequest) Descriptor() ([]byte, []int) {
-	return file_ledger_v1_ledger_proto_rawDescGZIP(), []int{18}
+	return file_ledger_v1_ledger_proto_rawDescGZIP(), []int{22}
 }
 
 type AssetTotal struct {
@@ -1411,7 +1662,7 @@ type AssetTotal struct {
 
 func (x *AssetTotal) Reset() {
 	*x = AssetTotal{}
-	mi := &file_ledger_v1_ledger_proto_msgTypes[19]
+	mi := &file_ledger_v1_ledger_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1423,7 +1674,7 @@ func (x *AssetTotal) String() string {
 func (*AssetTotal) ProtoMessage() {}
 
 func (x *AssetTotal) ProtoReflect() protoreflect.Message {
-	mi := &file_ledger_v1_ledger_proto_msgTypes[19]
+	mi := &file_ledger_v1_ledger_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1436,7 +1687,7 @@ func (x *AssetTotal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AssetTotal.ProtoReflect.Descriptor instead.
 func (*AssetTotal) Descriptor() ([]byte, []int) {
-	return file_ledger_v1_ledger_proto_rawDescGZIP(), []int{19}
+	return file_ledger_v1_ledger_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *AssetTotal) GetAsset() string {
@@ -1511,7 +1762,7 @@ type AuditResponse struct {
 
 func (x *AuditResponse) Reset() {
 	*x = AuditResponse{}
-	mi := &file_ledger_v1_ledger_proto_msgTypes[20]
+	mi := &file_ledger_v1_ledger_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1523,7 +1774,7 @@ func (x *AuditResponse) String() string {
 func (*AuditResponse) ProtoMessage() {}
 
 func (x *AuditResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_ledger_v1_ledger_proto_msgTypes[20]
+	mi := &file_ledger_v1_ledger_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1536,7 +1787,7 @@ func (x *AuditResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditResponse.ProtoReflect.Descriptor instead.
 func (*AuditResponse) Descriptor() ([]byte, []int) {
-	return file_ledger_v1_ledger_proto_rawDescGZIP(), []int{20}
+	return file_ledger_v1_ledger_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *AuditResponse) GetAccounts() uint64 {
@@ -1624,7 +1875,7 @@ type GetStatusRequest struct {
 
 func (x *GetStatusRequest) Reset() {
 	*x = GetStatusRequest{}
-	mi := &file_ledger_v1_ledger_proto_msgTypes[21]
+	mi := &file_ledger_v1_ledger_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1636,7 +1887,7 @@ func (x *GetStatusRequest) String() string {
 func (*GetStatusRequest) ProtoMessage() {}
 
 func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_ledger_v1_ledger_proto_msgTypes[21]
+	mi := &file_ledger_v1_ledger_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1649,7 +1900,7 @@ func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatusRequest.ProtoReflect.Descriptor instead.
 func (*GetStatusRequest) Descriptor() ([]byte, []int) {
-	return file_ledger_v1_ledger_proto_rawDescGZIP(), []int{21}
+	return file_ledger_v1_ledger_proto_rawDescGZIP(), []int{25}
 }
 
 type GetStatusResponse struct {
@@ -1658,17 +1909,19 @@ type GetStatusResponse struct {
 	// Leader as this node knows it; 0 is none.
 	Leader uint64 `protobuf:"varint,2,opt,name=leader,proto3" json:"leader,omitempty"`
 	// API address of the leader, if this node knows it.
-	LeaderApi     string `protobuf:"bytes,3,opt,name=leader_api,json=leaderApi,proto3" json:"leader_api,omitempty"`
-	Term          uint64 `protobuf:"varint,4,opt,name=term,proto3" json:"term,omitempty"`
-	Applied       uint64 `protobuf:"varint,5,opt,name=applied,proto3" json:"applied,omitempty"`
-	StateHash     string `protobuf:"bytes,6,opt,name=state_hash,json=stateHash,proto3" json:"state_hash,omitempty"`
+	LeaderApi string `protobuf:"bytes,3,opt,name=leader_api,json=leaderApi,proto3" json:"leader_api,omitempty"`
+	Term      uint64 `protobuf:"varint,4,opt,name=term,proto3" json:"term,omitempty"`
+	Applied   uint64 `protobuf:"varint,5,opt,name=applied,proto3" json:"applied,omitempty"`
+	StateHash string `protobuf:"bytes,6,opt,name=state_hash,json=stateHash,proto3" json:"state_hash,omitempty"`
+	// Role: "leader", "follower", "candidate", "pre-candidate" or "stopped".
+	Role          string `protobuf:"bytes,7,opt,name=role,proto3" json:"role,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *GetStatusResponse) Reset() {
 	*x = GetStatusResponse{}
-	mi := &file_ledger_v1_ledger_proto_msgTypes[22]
+	mi := &file_ledger_v1_ledger_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1680,7 +1933,7 @@ func (x *GetStatusResponse) String() string {
 func (*GetStatusResponse) ProtoMessage() {}
 
 func (x *GetStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_ledger_v1_ledger_proto_msgTypes[22]
+	mi := &file_ledger_v1_ledger_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1693,7 +1946,7 @@ func (x *GetStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatusResponse.ProtoReflect.Descriptor instead.
 func (*GetStatusResponse) Descriptor() ([]byte, []int) {
-	return file_ledger_v1_ledger_proto_rawDescGZIP(), []int{22}
+	return file_ledger_v1_ledger_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *GetStatusResponse) GetNode() uint64 {
@@ -1738,6 +1991,13 @@ func (x *GetStatusResponse) GetStateHash() string {
 	return ""
 }
 
+func (x *GetStatusResponse) GetRole() string {
+	if x != nil {
+		return x.Role
+	}
+	return ""
+}
+
 // Query is what the replicated machine is asked. Not part of the public service.
 type Query struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1756,7 +2016,7 @@ type Query struct {
 
 func (x *Query) Reset() {
 	*x = Query{}
-	mi := &file_ledger_v1_ledger_proto_msgTypes[23]
+	mi := &file_ledger_v1_ledger_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1768,7 +2028,7 @@ func (x *Query) String() string {
 func (*Query) ProtoMessage() {}
 
 func (x *Query) ProtoReflect() protoreflect.Message {
-	mi := &file_ledger_v1_ledger_proto_msgTypes[23]
+	mi := &file_ledger_v1_ledger_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1781,7 +2041,7 @@ func (x *Query) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Query.ProtoReflect.Descriptor instead.
 func (*Query) Descriptor() ([]byte, []int) {
-	return file_ledger_v1_ledger_proto_rawDescGZIP(), []int{23}
+	return file_ledger_v1_ledger_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Query) GetQuery() isQuery_Query {
@@ -1903,7 +2163,7 @@ type Answer struct {
 
 func (x *Answer) Reset() {
 	*x = Answer{}
-	mi := &file_ledger_v1_ledger_proto_msgTypes[24]
+	mi := &file_ledger_v1_ledger_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1915,7 +2175,7 @@ func (x *Answer) String() string {
 func (*Answer) ProtoMessage() {}
 
 func (x *Answer) ProtoReflect() protoreflect.Message {
-	mi := &file_ledger_v1_ledger_proto_msgTypes[24]
+	mi := &file_ledger_v1_ledger_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1928,7 +2188,7 @@ func (x *Answer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Answer.ProtoReflect.Descriptor instead.
 func (*Answer) Descriptor() ([]byte, []int) {
-	return file_ledger_v1_ledger_proto_rawDescGZIP(), []int{24}
+	return file_ledger_v1_ledger_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Answer) GetAnswer() isAnswer_Answer {
@@ -2041,7 +2301,7 @@ type DueRequest struct {
 
 func (x *DueRequest) Reset() {
 	*x = DueRequest{}
-	mi := &file_ledger_v1_ledger_proto_msgTypes[25]
+	mi := &file_ledger_v1_ledger_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2053,7 +2313,7 @@ func (x *DueRequest) String() string {
 func (*DueRequest) ProtoMessage() {}
 
 func (x *DueRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_ledger_v1_ledger_proto_msgTypes[25]
+	mi := &file_ledger_v1_ledger_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2066,7 +2326,7 @@ func (x *DueRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DueRequest.ProtoReflect.Descriptor instead.
 func (*DueRequest) Descriptor() ([]byte, []int) {
-	return file_ledger_v1_ledger_proto_rawDescGZIP(), []int{25}
+	return file_ledger_v1_ledger_proto_rawDescGZIP(), []int{29}
 }
 
 type DueResponse struct {
@@ -2079,7 +2339,7 @@ type DueResponse struct {
 
 func (x *DueResponse) Reset() {
 	*x = DueResponse{}
-	mi := &file_ledger_v1_ledger_proto_msgTypes[26]
+	mi := &file_ledger_v1_ledger_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2091,7 +2351,7 @@ func (x *DueResponse) String() string {
 func (*DueResponse) ProtoMessage() {}
 
 func (x *DueResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_ledger_v1_ledger_proto_msgTypes[26]
+	mi := &file_ledger_v1_ledger_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2104,7 +2364,7 @@ func (x *DueResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DueResponse.ProtoReflect.Descriptor instead.
 func (*DueResponse) Descriptor() ([]byte, []int) {
-	return file_ledger_v1_ledger_proto_rawDescGZIP(), []int{26}
+	return file_ledger_v1_ledger_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *DueResponse) GetNextExpiry() int64 {
@@ -2125,7 +2385,7 @@ type CreateAccountsRequest_Item struct {
 
 func (x *CreateAccountsRequest_Item) Reset() {
 	*x = CreateAccountsRequest_Item{}
-	mi := &file_ledger_v1_ledger_proto_msgTypes[27]
+	mi := &file_ledger_v1_ledger_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2137,7 +2397,7 @@ func (x *CreateAccountsRequest_Item) String() string {
 func (*CreateAccountsRequest_Item) ProtoMessage() {}
 
 func (x *CreateAccountsRequest_Item) ProtoReflect() protoreflect.Message {
-	mi := &file_ledger_v1_ledger_proto_msgTypes[27]
+	mi := &file_ledger_v1_ledger_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2150,7 +2410,7 @@ func (x *CreateAccountsRequest_Item) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateAccountsRequest_Item.ProtoReflect.Descriptor instead.
 func (*CreateAccountsRequest_Item) Descriptor() ([]byte, []int) {
-	return file_ledger_v1_ledger_proto_rawDescGZIP(), []int{2, 0}
+	return file_ledger_v1_ledger_proto_rawDescGZIP(), []int{6, 0}
 }
 
 func (x *CreateAccountsRequest_Item) GetAccount() *Account {
@@ -2190,9 +2450,25 @@ const file_ledger_v1_ledger_proto_rawDesc = "" +
 	"\bbalances\x18\n" +
 	" \x01(\v2\x13.ledger.v1.BalancesR\bbalances\x12\x12\n" +
 	"\x04rows\x18\v \x01(\x04R\x04rows\x12\x12\n" +
-	"\x04time\x18\f \x01(\x03R\x04time\"\xa2\x01\n" +
+	"\x04time\x18\f \x01(\x03R\x04time\"Y\n" +
+	"\aSession\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x1a\n" +
+	"\bsequence\x18\x02 \x01(\x04R\bsequence\x12\"\n" +
+	"\facknowledged\x18\x03 \x01(\x04R\facknowledged\"\x14\n" +
+	"\x12OpenSessionRequest\"%\n" +
+	"\x13OpenSessionResponse\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\x04R\x02id\"\xac\x01\n" +
+	"\vErrorDetail\x12\x12\n" +
+	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x12\n" +
+	"\x04code\x18\x02 \x01(\tR\x04code\x12\x18\n" +
+	"\amessage\x18\x03 \x01(\tR\amessage\x12\x16\n" +
+	"\x06leader\x18\x04 \x01(\x04R\x06leader\x12\x1d\n" +
+	"\n" +
+	"leader_api\x18\x05 \x01(\tR\tleaderApi\x12$\n" +
+	"\x0eretry_after_ms\x18\x06 \x01(\rR\fretryAfterMs\"\xd0\x01\n" +
 	"\x15CreateAccountsRequest\x12;\n" +
-	"\x05items\x18\x01 \x03(\v2%.ledger.v1.CreateAccountsRequest.ItemR\x05items\x1aL\n" +
+	"\x05items\x18\x01 \x03(\v2%.ledger.v1.CreateAccountsRequest.ItemR\x05items\x12,\n" +
+	"\asession\x18\x02 \x01(\v2\x12.ledger.v1.SessionR\asession\x1aL\n" +
 	"\x04Item\x12,\n" +
 	"\aaccount\x18\x01 \x01(\v2\x12.ledger.v1.AccountR\aaccount\x12\x16\n" +
 	"\x06linked\x18\x02 \x01(\bR\x06linked\"Y\n" +
@@ -2227,9 +2503,10 @@ const file_ledger_v1_ledger_proto_rawDesc = "" +
 	"\vresolved_by\x18\x0f \x01(\tR\n" +
 	"resolvedBy\x12\x1d\n" +
 	"\n" +
-	"expires_at\x18\x10 \x01(\x03R\texpiresAt\"@\n" +
+	"expires_at\x18\x10 \x01(\x03R\texpiresAt\"n\n" +
 	"\x12PostEntriesRequest\x12*\n" +
-	"\aentries\x18\x01 \x03(\v2\x10.ledger.v1.EntryR\aentries\"V\n" +
+	"\aentries\x18\x01 \x03(\v2\x10.ledger.v1.EntryR\aentries\x12,\n" +
+	"\asession\x18\x02 \x01(\v2\x12.ledger.v1.SessionR\asession\"V\n" +
 	"\x13PostEntriesResponse\x12+\n" +
 	"\aresults\x18\x01 \x03(\v2\x11.ledger.v1.ResultR\aresults\x12\x12\n" +
 	"\x04time\x18\x02 \x01(\x03R\x04time\"`\n" +
@@ -2301,7 +2578,7 @@ const file_ledger_v1_ledger_proto_rawDesc = "" +
 	" \x01(\x04R\aapplied\x12\x1d\n" +
 	"\n" +
 	"state_hash\x18\v \x01(\tR\tstateHash\"\x12\n" +
-	"\x10GetStatusRequest\"\xab\x01\n" +
+	"\x10GetStatusRequest\"\xbf\x01\n" +
 	"\x11GetStatusResponse\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\x04R\x04node\x12\x16\n" +
 	"\x06leader\x18\x02 \x01(\x04R\x06leader\x12\x1d\n" +
@@ -2310,7 +2587,8 @@ const file_ledger_v1_ledger_proto_rawDesc = "" +
 	"\x04term\x18\x04 \x01(\x04R\x04term\x12\x18\n" +
 	"\aapplied\x18\x05 \x01(\x04R\aapplied\x12\x1d\n" +
 	"\n" +
-	"state_hash\x18\x06 \x01(\tR\tstateHash\"\xff\x02\n" +
+	"state_hash\x18\x06 \x01(\tR\tstateHash\x12\x12\n" +
+	"\x04role\x18\a \x01(\tR\x04role\"\xff\x02\n" +
 	"\x05Query\x12B\n" +
 	"\fget_accounts\x18\x01 \x01(\v2\x1d.ledger.v1.GetAccountsRequestH\x00R\vgetAccounts\x12E\n" +
 	"\rlist_accounts\x18\x02 \x01(\v2\x1e.ledger.v1.ListAccountsRequestH\x00R\flistAccounts\x12?\n" +
@@ -2337,8 +2615,9 @@ const file_ledger_v1_ledger_proto_rawDesc = "" +
 	"\vConsistency\x12\x1b\n" +
 	"\x17CONSISTENCY_UNSPECIFIED\x10\x00\x12\x1c\n" +
 	"\x18CONSISTENCY_LINEARIZABLE\x10\x01\x12\x15\n" +
-	"\x11CONSISTENCY_STALE\x10\x022\xf3\x04\n" +
-	"\rLedgerService\x12U\n" +
+	"\x11CONSISTENCY_STALE\x10\x022\xc1\x05\n" +
+	"\rLedgerService\x12L\n" +
+	"\vOpenSession\x12\x1d.ledger.v1.OpenSessionRequest\x1a\x1e.ledger.v1.OpenSessionResponse\x12U\n" +
 	"\x0eCreateAccounts\x12 .ledger.v1.CreateAccountsRequest\x1a!.ledger.v1.CreateAccountsResponse\x12L\n" +
 	"\vPostEntries\x12\x1d.ledger.v1.PostEntriesRequest\x1a\x1e.ledger.v1.PostEntriesResponse\x12L\n" +
 	"\vGetAccounts\x12\x1d.ledger.v1.GetAccountsRequest\x1a\x1e.ledger.v1.GetAccountsResponse\x12O\n" +
@@ -2362,89 +2641,97 @@ func file_ledger_v1_ledger_proto_rawDescGZIP() []byte {
 }
 
 var file_ledger_v1_ledger_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_ledger_v1_ledger_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
+var file_ledger_v1_ledger_proto_msgTypes = make([]protoimpl.MessageInfo, 32)
 var file_ledger_v1_ledger_proto_goTypes = []any{
 	(Consistency)(0),                   // 0: ledger.v1.Consistency
 	(*Balances)(nil),                   // 1: ledger.v1.Balances
 	(*Account)(nil),                    // 2: ledger.v1.Account
-	(*CreateAccountsRequest)(nil),      // 3: ledger.v1.CreateAccountsRequest
-	(*CreateAccountsResponse)(nil),     // 4: ledger.v1.CreateAccountsResponse
-	(*Result)(nil),                     // 5: ledger.v1.Result
-	(*Leg)(nil),                        // 6: ledger.v1.Leg
-	(*Entry)(nil),                      // 7: ledger.v1.Entry
-	(*PostEntriesRequest)(nil),         // 8: ledger.v1.PostEntriesRequest
-	(*PostEntriesResponse)(nil),        // 9: ledger.v1.PostEntriesResponse
-	(*GetAccountsRequest)(nil),         // 10: ledger.v1.GetAccountsRequest
-	(*GetAccountsResponse)(nil),        // 11: ledger.v1.GetAccountsResponse
-	(*ListAccountsRequest)(nil),        // 12: ledger.v1.ListAccountsRequest
-	(*ListAccountsResponse)(nil),       // 13: ledger.v1.ListAccountsResponse
-	(*GetEntriesRequest)(nil),          // 14: ledger.v1.GetEntriesRequest
-	(*GetEntriesResponse)(nil),         // 15: ledger.v1.GetEntriesResponse
-	(*GetStatementRequest)(nil),        // 16: ledger.v1.GetStatementRequest
-	(*StatementRow)(nil),               // 17: ledger.v1.StatementRow
-	(*GetStatementResponse)(nil),       // 18: ledger.v1.GetStatementResponse
-	(*AuditRequest)(nil),               // 19: ledger.v1.AuditRequest
-	(*AssetTotal)(nil),                 // 20: ledger.v1.AssetTotal
-	(*AuditResponse)(nil),              // 21: ledger.v1.AuditResponse
-	(*GetStatusRequest)(nil),           // 22: ledger.v1.GetStatusRequest
-	(*GetStatusResponse)(nil),          // 23: ledger.v1.GetStatusResponse
-	(*Query)(nil),                      // 24: ledger.v1.Query
-	(*Answer)(nil),                     // 25: ledger.v1.Answer
-	(*DueRequest)(nil),                 // 26: ledger.v1.DueRequest
-	(*DueResponse)(nil),                // 27: ledger.v1.DueResponse
-	(*CreateAccountsRequest_Item)(nil), // 28: ledger.v1.CreateAccountsRequest.Item
+	(*Session)(nil),                    // 3: ledger.v1.Session
+	(*OpenSessionRequest)(nil),         // 4: ledger.v1.OpenSessionRequest
+	(*OpenSessionResponse)(nil),        // 5: ledger.v1.OpenSessionResponse
+	(*ErrorDetail)(nil),                // 6: ledger.v1.ErrorDetail
+	(*CreateAccountsRequest)(nil),      // 7: ledger.v1.CreateAccountsRequest
+	(*CreateAccountsResponse)(nil),     // 8: ledger.v1.CreateAccountsResponse
+	(*Result)(nil),                     // 9: ledger.v1.Result
+	(*Leg)(nil),                        // 10: ledger.v1.Leg
+	(*Entry)(nil),                      // 11: ledger.v1.Entry
+	(*PostEntriesRequest)(nil),         // 12: ledger.v1.PostEntriesRequest
+	(*PostEntriesResponse)(nil),        // 13: ledger.v1.PostEntriesResponse
+	(*GetAccountsRequest)(nil),         // 14: ledger.v1.GetAccountsRequest
+	(*GetAccountsResponse)(nil),        // 15: ledger.v1.GetAccountsResponse
+	(*ListAccountsRequest)(nil),        // 16: ledger.v1.ListAccountsRequest
+	(*ListAccountsResponse)(nil),       // 17: ledger.v1.ListAccountsResponse
+	(*GetEntriesRequest)(nil),          // 18: ledger.v1.GetEntriesRequest
+	(*GetEntriesResponse)(nil),         // 19: ledger.v1.GetEntriesResponse
+	(*GetStatementRequest)(nil),        // 20: ledger.v1.GetStatementRequest
+	(*StatementRow)(nil),               // 21: ledger.v1.StatementRow
+	(*GetStatementResponse)(nil),       // 22: ledger.v1.GetStatementResponse
+	(*AuditRequest)(nil),               // 23: ledger.v1.AuditRequest
+	(*AssetTotal)(nil),                 // 24: ledger.v1.AssetTotal
+	(*AuditResponse)(nil),              // 25: ledger.v1.AuditResponse
+	(*GetStatusRequest)(nil),           // 26: ledger.v1.GetStatusRequest
+	(*GetStatusResponse)(nil),          // 27: ledger.v1.GetStatusResponse
+	(*Query)(nil),                      // 28: ledger.v1.Query
+	(*Answer)(nil),                     // 29: ledger.v1.Answer
+	(*DueRequest)(nil),                 // 30: ledger.v1.DueRequest
+	(*DueResponse)(nil),                // 31: ledger.v1.DueResponse
+	(*CreateAccountsRequest_Item)(nil), // 32: ledger.v1.CreateAccountsRequest.Item
 }
 var file_ledger_v1_ledger_proto_depIdxs = []int32{
 	1,  // 0: ledger.v1.Account.balances:type_name -> ledger.v1.Balances
-	28, // 1: ledger.v1.CreateAccountsRequest.items:type_name -> ledger.v1.CreateAccountsRequest.Item
-	5,  // 2: ledger.v1.CreateAccountsResponse.results:type_name -> ledger.v1.Result
-	6,  // 3: ledger.v1.Entry.legs:type_name -> ledger.v1.Leg
-	7,  // 4: ledger.v1.PostEntriesRequest.entries:type_name -> ledger.v1.Entry
-	5,  // 5: ledger.v1.PostEntriesResponse.results:type_name -> ledger.v1.Result
-	0,  // 6: ledger.v1.GetAccountsRequest.consistency:type_name -> ledger.v1.Consistency
-	2,  // 7: ledger.v1.GetAccountsResponse.accounts:type_name -> ledger.v1.Account
-	0,  // 8: ledger.v1.ListAccountsRequest.consistency:type_name -> ledger.v1.Consistency
-	2,  // 9: ledger.v1.ListAccountsResponse.accounts:type_name -> ledger.v1.Account
-	0,  // 10: ledger.v1.GetEntriesRequest.consistency:type_name -> ledger.v1.Consistency
-	7,  // 11: ledger.v1.GetEntriesResponse.entries:type_name -> ledger.v1.Entry
-	0,  // 12: ledger.v1.GetStatementRequest.consistency:type_name -> ledger.v1.Consistency
-	2,  // 13: ledger.v1.GetStatementResponse.account:type_name -> ledger.v1.Account
-	17, // 14: ledger.v1.GetStatementResponse.rows:type_name -> ledger.v1.StatementRow
-	20, // 15: ledger.v1.AuditResponse.assets:type_name -> ledger.v1.AssetTotal
-	10, // 16: ledger.v1.Query.get_accounts:type_name -> ledger.v1.GetAccountsRequest
-	12, // 17: ledger.v1.Query.list_accounts:type_name -> ledger.v1.ListAccountsRequest
-	14, // 18: ledger.v1.Query.get_entries:type_name -> ledger.v1.GetEntriesRequest
-	16, // 19: ledger.v1.Query.get_statement:type_name -> ledger.v1.GetStatementRequest
-	19, // 20: ledger.v1.Query.audit:type_name -> ledger.v1.AuditRequest
-	26, // 21: ledger.v1.Query.due:type_name -> ledger.v1.DueRequest
-	11, // 22: ledger.v1.Answer.get_accounts:type_name -> ledger.v1.GetAccountsResponse
-	13, // 23: ledger.v1.Answer.list_accounts:type_name -> ledger.v1.ListAccountsResponse
-	15, // 24: ledger.v1.Answer.get_entries:type_name -> ledger.v1.GetEntriesResponse
-	18, // 25: ledger.v1.Answer.get_statement:type_name -> ledger.v1.GetStatementResponse
-	21, // 26: ledger.v1.Answer.audit:type_name -> ledger.v1.AuditResponse
-	27, // 27: ledger.v1.Answer.due:type_name -> ledger.v1.DueResponse
-	2,  // 28: ledger.v1.CreateAccountsRequest.Item.account:type_name -> ledger.v1.Account
-	3,  // 29: ledger.v1.LedgerService.CreateAccounts:input_type -> ledger.v1.CreateAccountsRequest
-	8,  // 30: ledger.v1.LedgerService.PostEntries:input_type -> ledger.v1.PostEntriesRequest
-	10, // 31: ledger.v1.LedgerService.GetAccounts:input_type -> ledger.v1.GetAccountsRequest
-	12, // 32: ledger.v1.LedgerService.ListAccounts:input_type -> ledger.v1.ListAccountsRequest
-	14, // 33: ledger.v1.LedgerService.GetEntries:input_type -> ledger.v1.GetEntriesRequest
-	16, // 34: ledger.v1.LedgerService.GetStatement:input_type -> ledger.v1.GetStatementRequest
-	19, // 35: ledger.v1.LedgerService.Audit:input_type -> ledger.v1.AuditRequest
-	22, // 36: ledger.v1.LedgerService.GetStatus:input_type -> ledger.v1.GetStatusRequest
-	4,  // 37: ledger.v1.LedgerService.CreateAccounts:output_type -> ledger.v1.CreateAccountsResponse
-	9,  // 38: ledger.v1.LedgerService.PostEntries:output_type -> ledger.v1.PostEntriesResponse
-	11, // 39: ledger.v1.LedgerService.GetAccounts:output_type -> ledger.v1.GetAccountsResponse
-	13, // 40: ledger.v1.LedgerService.ListAccounts:output_type -> ledger.v1.ListAccountsResponse
-	15, // 41: ledger.v1.LedgerService.GetEntries:output_type -> ledger.v1.GetEntriesResponse
-	18, // 42: ledger.v1.LedgerService.GetStatement:output_type -> ledger.v1.GetStatementResponse
-	21, // 43: ledger.v1.LedgerService.Audit:output_type -> ledger.v1.AuditResponse
-	23, // 44: ledger.v1.LedgerService.GetStatus:output_type -> ledger.v1.GetStatusResponse
-	37, // [37:45] is the sub-list for method output_type
-	29, // [29:37] is the sub-list for method input_type
-	29, // [29:29] is the sub-list for extension type_name
-	29, // [29:29] is the sub-list for extension extendee
-	0,  // [0:29] is the sub-list for field type_name
+	32, // 1: ledger.v1.CreateAccountsRequest.items:type_name -> ledger.v1.CreateAccountsRequest.Item
+	3,  // 2: ledger.v1.CreateAccountsRequest.session:type_name -> ledger.v1.Session
+	9,  // 3: ledger.v1.CreateAccountsResponse.results:type_name -> ledger.v1.Result
+	10, // 4: ledger.v1.Entry.legs:type_name -> ledger.v1.Leg
+	11, // 5: ledger.v1.PostEntriesRequest.entries:type_name -> ledger.v1.Entry
+	3,  // 6: ledger.v1.PostEntriesRequest.session:type_name -> ledger.v1.Session
+	9,  // 7: ledger.v1.PostEntriesResponse.results:type_name -> ledger.v1.Result
+	0,  // 8: ledger.v1.GetAccountsRequest.consistency:type_name -> ledger.v1.Consistency
+	2,  // 9: ledger.v1.GetAccountsResponse.accounts:type_name -> ledger.v1.Account
+	0,  // 10: ledger.v1.ListAccountsRequest.consistency:type_name -> ledger.v1.Consistency
+	2,  // 11: ledger.v1.ListAccountsResponse.accounts:type_name -> ledger.v1.Account
+	0,  // 12: ledger.v1.GetEntriesRequest.consistency:type_name -> ledger.v1.Consistency
+	11, // 13: ledger.v1.GetEntriesResponse.entries:type_name -> ledger.v1.Entry
+	0,  // 14: ledger.v1.GetStatementRequest.consistency:type_name -> ledger.v1.Consistency
+	2,  // 15: ledger.v1.GetStatementResponse.account:type_name -> ledger.v1.Account
+	21, // 16: ledger.v1.GetStatementResponse.rows:type_name -> ledger.v1.StatementRow
+	24, // 17: ledger.v1.AuditResponse.assets:type_name -> ledger.v1.AssetTotal
+	14, // 18: ledger.v1.Query.get_accounts:type_name -> ledger.v1.GetAccountsRequest
+	16, // 19: ledger.v1.Query.list_accounts:type_name -> ledger.v1.ListAccountsRequest
+	18, // 20: ledger.v1.Query.get_entries:type_name -> ledger.v1.GetEntriesRequest
+	20, // 21: ledger.v1.Query.get_statement:type_name -> ledger.v1.GetStatementRequest
+	23, // 22: ledger.v1.Query.audit:type_name -> ledger.v1.AuditRequest
+	30, // 23: ledger.v1.Query.due:type_name -> ledger.v1.DueRequest
+	15, // 24: ledger.v1.Answer.get_accounts:type_name -> ledger.v1.GetAccountsResponse
+	17, // 25: ledger.v1.Answer.list_accounts:type_name -> ledger.v1.ListAccountsResponse
+	19, // 26: ledger.v1.Answer.get_entries:type_name -> ledger.v1.GetEntriesResponse
+	22, // 27: ledger.v1.Answer.get_statement:type_name -> ledger.v1.GetStatementResponse
+	25, // 28: ledger.v1.Answer.audit:type_name -> ledger.v1.AuditResponse
+	31, // 29: ledger.v1.Answer.due:type_name -> ledger.v1.DueResponse
+	2,  // 30: ledger.v1.CreateAccountsRequest.Item.account:type_name -> ledger.v1.Account
+	4,  // 31: ledger.v1.LedgerService.OpenSession:input_type -> ledger.v1.OpenSessionRequest
+	7,  // 32: ledger.v1.LedgerService.CreateAccounts:input_type -> ledger.v1.CreateAccountsRequest
+	12, // 33: ledger.v1.LedgerService.PostEntries:input_type -> ledger.v1.PostEntriesRequest
+	14, // 34: ledger.v1.LedgerService.GetAccounts:input_type -> ledger.v1.GetAccountsRequest
+	16, // 35: ledger.v1.LedgerService.ListAccounts:input_type -> ledger.v1.ListAccountsRequest
+	18, // 36: ledger.v1.LedgerService.GetEntries:input_type -> ledger.v1.GetEntriesRequest
+	20, // 37: ledger.v1.LedgerService.GetStatement:input_type -> ledger.v1.GetStatementRequest
+	23, // 38: ledger.v1.LedgerService.Audit:input_type -> ledger.v1.AuditRequest
+	26, // 39: ledger.v1.LedgerService.GetStatus:input_type -> ledger.v1.GetStatusRequest
+	5,  // 40: ledger.v1.LedgerService.OpenSession:output_type -> ledger.v1.OpenSessionResponse
+	8,  // 41: ledger.v1.LedgerService.CreateAccounts:output_type -> ledger.v1.CreateAccountsResponse
+	13, // 42: ledger.v1.LedgerService.PostEntries:output_type -> ledger.v1.PostEntriesResponse
+	15, // 43: ledger.v1.LedgerService.GetAccounts:output_type -> ledger.v1.GetAccountsResponse
+	17, // 44: ledger.v1.LedgerService.ListAccounts:output_type -> ledger.v1.ListAccountsResponse
+	19, // 45: ledger.v1.LedgerService.GetEntries:output_type -> ledger.v1.GetEntriesResponse
+	22, // 46: ledger.v1.LedgerService.GetStatement:output_type -> ledger.v1.GetStatementResponse
+	25, // 47: ledger.v1.LedgerService.Audit:output_type -> ledger.v1.AuditResponse
+	27, // 48: ledger.v1.LedgerService.GetStatus:output_type -> ledger.v1.GetStatusResponse
+	40, // [40:49] is the sub-list for method output_type
+	31, // [31:40] is the sub-list for method input_type
+	31, // [31:31] is the sub-list for extension type_name
+	31, // [31:31] is the sub-list for extension extendee
+	0,  // [0:31] is the sub-list for field type_name
 }
 
 func init() { file_ledger_v1_ledger_proto_init() }
@@ -2452,7 +2739,7 @@ func file_ledger_v1_ledger_proto_init() {
 	if File_ledger_v1_ledger_proto != nil {
 		return
 	}
-	file_ledger_v1_ledger_proto_msgTypes[23].OneofWrappers = []any{
+	file_ledger_v1_ledger_proto_msgTypes[27].OneofWrappers = []any{
 		(*Query_GetAccounts)(nil),
 		(*Query_ListAccounts)(nil),
 		(*Query_GetEntries)(nil),
@@ -2460,7 +2747,7 @@ func file_ledger_v1_ledger_proto_init() {
 		(*Query_Audit)(nil),
 		(*Query_Due)(nil),
 	}
-	file_ledger_v1_ledger_proto_msgTypes[24].OneofWrappers = []any{
+	file_ledger_v1_ledger_proto_msgTypes[28].OneofWrappers = []any{
 		(*Answer_GetAccounts)(nil),
 		(*Answer_ListAccounts)(nil),
 		(*Answer_GetEntries)(nil),
@@ -2474,7 +2761,7 @@ func file_ledger_v1_ledger_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_ledger_v1_ledger_proto_rawDesc), len(file_ledger_v1_ledger_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   28,
+			NumMessages:   32,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -31,6 +31,7 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
+	LedgerService_OpenSession_FullMethodName    = "/ledger.v1.LedgerService/OpenSession"
 	LedgerService_CreateAccounts_FullMethodName = "/ledger.v1.LedgerService/CreateAccounts"
 	LedgerService_PostEntries_FullMethodName    = "/ledger.v1.LedgerService/PostEntries"
 	LedgerService_GetAccounts_FullMethodName    = "/ledger.v1.LedgerService/GetAccounts"
@@ -45,6 +46,8 @@ const (
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 type LedgerServiceClient interface {
+	// OpenSession opens an exactly-once window: see Session. Leader only.
+	OpenSession(ctx context.Context, in *OpenSessionRequest, opts ...grpc.CallOption) (*OpenSessionResponse, error)
 	// CreateAccounts opens accounts. Each has its own outcome; linked ones share theirs.
 	CreateAccounts(ctx context.Context, in *CreateAccountsRequest, opts ...grpc.CallOption) (*CreateAccountsResponse, error)
 	// PostEntries records entries. Each has its own outcome; linked ones share theirs.
@@ -69,6 +72,16 @@ type ledgerServiceClient struct {
 
 func NewLedgerServiceClient(cc grpc.ClientConnInterface) LedgerServiceClient {
 	return &ledgerServiceClient{cc}
+}
+
+func (c *ledgerServiceClient) OpenSession(ctx context.Context, in *OpenSessionRequest, opts ...grpc.CallOption) (*OpenSessionResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(OpenSessionResponse)
+	err := c.cc.Invoke(ctx, LedgerService_OpenSession_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
 }
 
 func (c *ledgerServiceClient) CreateAccounts(ctx context.Context, in *CreateAccountsRequest, opts ...grpc.CallOption) (*CreateAccountsResponse, error) {
@@ -155,6 +168,8 @@ func (c *ledgerServiceClient) GetStatus(ctx context.Context, in *GetStatusReques
 // All implementations must embed UnimplementedLedgerServiceServer
 // for forward compatibility.
 type LedgerServiceServer interface {
+	// OpenSession opens an exactly-once window: see Session. Leader only.
+	OpenSession(context.Context, *OpenSessionRequest) (*OpenSessionResponse, error)
 	// CreateAccounts opens accounts. Each has its own outcome; linked ones share theirs.
 	CreateAccounts(context.Context, *CreateAccountsRequest) (*CreateAccountsResponse, error)
 	// PostEntries records entries. Each has its own outcome; linked ones share theirs.
@@ -181,6 +196,9 @@ type LedgerServiceServer interface {
 // pointer dereference when methods are called.
 type UnimplementedLedgerServiceServer struct{}
 
+func (UnimplementedLedgerServiceServer) OpenSession(context.Context, *OpenSessionRequest) (*OpenSessionResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method OpenSession not implemented")
+}
 func (UnimplementedLedgerServiceServer) CreateAccounts(context.Context, *CreateAccountsRequest) (*CreateAccountsResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method CreateAccounts not implemented")
 }
@@ -224,6 +242,24 @@ func RegisterLedgerServiceServer(s grpc.ServiceRegistrar, srv LedgerServiceServe
 		t.testEmbeddedByValue()
 	}
 	s.RegisterService(&LedgerService_ServiceDesc, srv)
+}
+
+func _LedgerService_OpenSession_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(OpenSessionRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(LedgerServiceServer).OpenSession(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: LedgerService_OpenSession_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(LedgerServiceServer).OpenSession(ctx, req.(*OpenSessionRequest))
+	}
+	return interceptor(ctx, in, info, handler)
 }
 
 func _LedgerService_CreateAccounts_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
@@ -377,6 +413,10 @@ var LedgerService_ServiceDesc = grpc.ServiceDesc{
 	ServiceName: "ledger.v1.LedgerService",
 	HandlerType: (*LedgerServiceServer)(nil),
 	Methods: []grpc.MethodDesc{
+		{
+			MethodName: "OpenSession",
+			Handler:    _LedgerService_OpenSession_Handler,
+		},
 		{
 			MethodName: "CreateAccounts",
 			Handler:    _LedgerService_CreateAccounts_Handler,

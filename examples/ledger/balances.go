@@ -1,0 +1,86 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"text/tabwriter"
+	"time"
+
+	"github.com/decree-raft/decree/examples/ledger/book"
+	"github.com/decree-raft/decree/examples/ledger/client"
+	"github.com/decree-raft/decree/examples/ledger/hledger"
+)
+
+func runBalances(ctx context.Context, c console, args []string) error {
+	f := newFlags(c, "balances", "")
+	api := apiFlag(f)
+	prefix := f.String("prefix", "", "only accounts whose name begins with this")
+	format := f.String("O", "table", "`format`: table, or csv as `hledger balance --flat -N --layout=bare -O csv` writes it")
+	all := f.Bool("all", false, "in the table, show accounts with nothing on them too")
+	timeout := f.Duration("timeout", time.Minute, "for the whole command")
+	if err := parse(f, args, 0); err != nil {
+		return err
+	}
+	if *format != "table" && *format != "csv" {
+		fmt.Fprintf(c.err, "-O is %q, not table or csv\n", *format)
+		return errUsage
+	}
+	from, err := client.Dial(splitAddresses(*api)...)
+	if err != nil {
+		return err
+	}
+	defer from.Close()
+	ctx, cancel := context.WithTimeout(ctx, *timeout)
+	defer cancel()
+	accounts, err := from.Accounts(ctx, *prefix)
+	if err != nil {
+		return err
+	}
+	if *format == "csv" {
+		return hledger.WriteBalances(c.out, balancesOf(accounts))
+	}
+	return writeTable(c, accounts, *all)
+}
+
+func balancesOf(accounts []book.AccountState) []hledger.Balance {
+	balances := make([]hledger.Balance, len(accounts))
+	for i, a := range accounts {
+		balances[i] = hledger.Balance{Account: displayName(a), Commodity: a.Asset, Net: a.Net(), Scale: a.Scale}
+	}
+	return balances
+}
+
+// displayName is what an account without a name is called.
+func displayName(a book.AccountState) string {
+	if a.Name == "" {
+		return a.ID.String()
+	}
+	return a.Name
+}
+
+// writeTable shows what is posted, and what is pending on either side.
+func writeTable(c console, accounts []book.AccountState, all bool) error {
+	pending := make(map[string][2]book.Net)
+	balances := balancesOf(accounts)
+	for i, a := range accounts {
+		pending[balances[i].Account+"\x00"+a.Asset] = [2]book.Net{{Magnitude: a.DebitsPending}, {Magnitude: a.CreditsPending}}
+	}
+	hledger.SortBalances(balances)
+	w := tabwriter.NewWriter(c.out, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, "account\tcommodity\tbalance\tpending debits\tpending credits")
+	for _, b := range balances {
+		p := pending[b.Account+"\x00"+b.Commodity]
+		if !all && b.Net.Magnitude.IsZero() && p == ([2]book.Net{}) {
+			continue
+		}
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", b.Account, b.Commodity, b, orBlank(p[0], b.Scale), orBlank(p[1], b.Scale))
+	}
+	return w.Flush()
+}
+
+func orBlank(n book.Net, scale uint8) string {
+	if n.Magnitude.IsZero() {
+		return ""
+	}
+	return book.FormatScaled(n, scale)
+}

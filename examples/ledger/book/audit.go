@@ -1,0 +1,373 @@
+package book
+
+import (
+	"bytes"
+	"encoding/binary"
+	"fmt"
+	"hash/maphash"
+	"maps"
+	"slices"
+
+	ledgerv1 "github.com/decree-raft/decree/api/ledger/v1"
+	"github.com/decree-raft/decree/rsm"
+)
+
+// maxViolations is how many violations a report spells out.
+const maxViolations = 100
+
+// Report is what an audit found.
+type Report struct {
+	Accounts, Entries, Pending, Burnt, Rows uint64
+	Assets                                  []AssetTotal // by asset code
+	Violations                              []string     // at most maxViolations of them
+	ViolationCount                          uint64
+}
+
+// AssetTotal adds up the accounts of one asset. Totals are decimal, as they may be over 128 bits.
+type AssetTotal struct {
+	Asset    string
+	Scale    uint8
+	Accounts uint64
+
+	DebitsPending, DebitsPosted, CreditsPending, CreditsPosted string
+}
+
+// Audit recomputes everything that the state says twice, from the entries up,
+// and believes none of it:
+//
+//   - every entry balances per asset, and stands under its own id;
+//   - an account's posted totals are the sums of the legs that were posted to it,
+//     its pending totals those of the entries that are still pending;
+//   - its statement has one row for each posted leg, without gaps, with the running totals;
+//   - no account is beyond what its flags allow; closed is who was opened so or has a pending closing leg;
+//   - per asset, debits equal credits, posted and pending, and all accounts have its scale;
+//   - a pending entry is resolved by what claims to have resolved it, and stands in the expiry index while it can expire.
+//
+// It reads the whole state once, in the order of its keys, and keeps a few hundred bytes for each account.
+func Audit(v rsm.View) (report *Report) {
+	report = new(Report)
+	a := &auditor{v: v, report: report, accounts: make(map[ID]*audited), seed: maphash.MakeSeed()}
+	defer func() {
+		if r := recover(); r != nil { // by a lookup that met damage
+			a.violation("the audit could not go on: %v", r)
+		}
+	}()
+	a.readAccounts()
+	a.readEntries()
+	a.readRows()
+	a.readExpiries()
+	a.judgeAccounts()
+	a.sumAssets()
+	return report
+}
+
+type auditor struct {
+	v        rsm.View
+	report   *Report
+	accounts map[ID]*audited
+	expiring uint64 // pending entries with a timeout
+	seed     maphash.Seed
+}
+
+// audited is what the audit knows of one account: what the state says, and what the entries say.
+type audited struct {
+	stated account
+	sum    Balances
+	legs   uint64 // posted to it
+	rows   uint64
+	closed bool
+	// legSum and rowSum add up a hash of each posted leg and of each row. Equal
+	// sums mean equal sets: the statement shows what the entries say, without a lookup for every row.
+	legSum, rowSum uint64
+}
+
+// posting is what a leg and its row have in common.
+type posting struct {
+	entry           ID
+	leg             uint8
+	debits, credits Uint128 // one of them is the amount, the other zero
+}
+
+func (a *auditor) violation(format string, args ...any) {
+	if a.report.ViolationCount++; len(a.report.Violations) < maxViolations {
+		a.report.Violations = append(a.report.Violations, fmt.Sprintf(format, args...))
+	}
+}
+
+func scanKind(v rsm.View, kind byte) func(func(k, v []byte) bool) {
+	return v.Scan([]byte{kind}, []byte{kind + 1})
+}
+
+func (a *auditor) readAccounts() {
+	for key, value := range scanKind(a.v, keyInfo) {
+		id := ID(key[1:])
+		opened, err := decodeInfo(value)
+		if err != nil || opened.ID != id {
+			a.violation("account %v: what it was opened as is damaged: %v", id, err)
+			continue
+		}
+		a.accounts[id] = &audited{closed: opened.Flags&Closed != 0}
+		a.report.Accounts++
+	}
+	for key, value := range scanKind(a.v, keyAccount) {
+		id := ID(key[1:])
+		stated, err := decodeAccount(value)
+		switch known := a.accounts[id]; {
+		case err != nil:
+			a.violation("account %v: %v", id, err)
+		case known == nil:
+			a.violation("account %v has balances but was never opened", id)
+		default:
+			stated.asset = bytes.Clone(stated.asset)
+			known.stated = stated
+		}
+	}
+}
+
+func (a *auditor) readEntries() {
+	for key, value := range scanKind(a.v, keyEntry) {
+		id := ID(key[1:])
+		record, err := decodeEntryRecord(value)
+		if err != nil {
+			a.violation("entry %v: %v", id, err)
+			continue
+		}
+		if record.burnt() {
+			a.report.Burnt++
+			continue
+		}
+		var e Entry
+		if err := record.decode(&e); err != nil || e.ID != id {
+			a.violation("entry %v is damaged: %v", id, err)
+			continue
+		}
+		a.report.Entries++
+		a.addEntry(&e)
+	}
+}
+
+func (a *auditor) addEntry(e *Entry) {
+	sums := make(map[string]*assetSum)
+	status := a.statusOf(e)
+	for i := range e.Legs {
+		l := &e.Legs[i]
+		acct := a.accounts[l.Account]
+		if acct == nil {
+			a.violation("entry %v books to account %v, which does not exist", e.ID, l.Account)
+			return
+		}
+		asset := string(acct.stated.asset)
+		if sums[asset] == nil {
+			sums[asset] = new(assetSum)
+		}
+		sum := &sums[asset].debits
+		if l.Side == Credit {
+			sum = &sums[asset].credits
+		}
+		sum.add(l.Amount)
+		a.addLeg(e, i, acct, status)
+	}
+	for asset, sum := range sums {
+		if sum.debits != sum.credits {
+			a.violation("entry %v: debits of %v and credits of %v in %s", e.ID, sum.debits, sum.credits, asset)
+		}
+	}
+}
+
+// addLeg books a leg in the audit's own accounts.
+func (a *auditor) addLeg(e *Entry, i int, acct *audited, status PendingStatus) {
+	l := &e.Legs[i]
+	mine := account{Balances: acct.sum}
+	total := mine.posted(l.Side)
+	switch {
+	case e.Flags&VoidPending != 0:
+		return
+	case e.Flags&Pending == 0:
+		acct.legs++
+		p := posting{entry: e.ID, leg: uint8(i)}
+		if l.Side == Debit {
+			p.debits = l.Amount
+		} else {
+			p.credits = l.Amount
+		}
+		acct.legSum += maphash.Comparable(a.seed, p)
+	case status == StillPending:
+		total = mine.pending(l.Side)
+		acct.closed = acct.closed || l.Closing
+	default:
+		return
+	}
+	*total, _ = total.Add(l.Amount) // an overflow shows as a difference; an audit does not panic
+	acct.sum = mine.Balances
+}
+
+// statusOf returns the status of a pending entry, and checks it against what resolved it.
+func (a *auditor) statusOf(e *Entry) PendingStatus {
+	if e.Flags&(PostPending|VoidPending) != 0 {
+		if p, ok := LookupEntry(a.v, e.PendingID); !ok || p.ResolvedBy != e.ID || p.Status != resolvedStatus(e.Flags) {
+			a.violation("entry %v resolves %v, which says otherwise", e.ID, e.PendingID)
+		}
+	}
+	if e.Flags&Pending == 0 {
+		return NotPending
+	}
+	p, _ := LookupEntry(a.v, e.ID)
+	switch {
+	case p.Status == StillPending:
+		if a.report.Pending++; p.ExpiresAt != 0 {
+			a.expiring++
+		}
+	case p.Status == Expired:
+		if p.ExpiresAt == 0 {
+			a.violation("entry %v expired without a timeout", e.ID)
+		}
+	default:
+		if by, ok := LookupEntry(a.v, p.ResolvedBy); !ok || by.PendingID != e.ID {
+			a.violation("entry %v was %v by %v, which says otherwise", e.ID, p.Status, p.ResolvedBy)
+		}
+	}
+	return p.Status
+}
+
+func (a *auditor) readRows() {
+	var at ID
+	var before row
+	for key, value := range scanKind(a.v, keyRow) {
+		id, number := ID(key[1:17]), binary.BigEndian.Uint64(key[17:])
+		acct := a.accounts[id]
+		w, err := decodeRow(value)
+		if err != nil || acct == nil {
+			a.violation("row %d of account %v is damaged: %v", number, id, err)
+			continue
+		}
+		if id != at {
+			at, before = id, row{}
+		}
+		a.report.Rows++
+		if acct.rows++; acct.rows != number {
+			a.violation("account %v: row %d stands at place %d of the statement", id, number, acct.rows)
+		}
+		p := posting{entry: w.entry, leg: w.leg}
+		p.debits, _ = w.debitsPosted.Sub(before.debitsPosted)
+		p.credits, _ = w.creditsPosted.Sub(before.creditsPosted)
+		acct.rowSum += maphash.Comparable(a.seed, p)
+		before = w
+	}
+}
+
+// explain finds the rows of an account's statement that are not what their entries say.
+func (a *auditor) explain(id ID) {
+	var before Row
+	for _, r := range Statement(a.v, id, 0, maxViolations) {
+		debits, credits := r.Amount, Uint128{}
+		if r.Side == Credit {
+			debits, credits = credits, debits
+		}
+		debits, _ = debits.Add(before.DebitsPosted)
+		credits, _ = credits.Add(before.CreditsPosted)
+		if debits != r.DebitsPosted || credits != r.CreditsPosted {
+			a.violation("account %v: row %d shows totals of %v and %v, its legs say %v and %v",
+				id, r.Number, r.DebitsPosted, r.CreditsPosted, debits, credits)
+		}
+		before = r
+	}
+}
+
+func (a *auditor) readExpiries() {
+	var found uint64
+	for key := range scanKind(a.v, keyExpiry) {
+		found++
+		at, id := rsm.Timestamp(binary.BigEndian.Uint64(key[1:])), ID(key[9:])
+		if e, ok := LookupEntry(a.v, id); !ok || e.Status != StillPending || e.ExpiresAt != at {
+			a.violation("entry %v stands among the expiring ones and does not expire", id)
+		}
+	}
+	if found != a.expiring {
+		a.violation("%d pending entries have a timeout, %d are listed to expire", a.expiring, found)
+	}
+}
+
+func (a *auditor) judgeAccounts() {
+	for _, id := range slices.SortedFunc(maps.Keys(a.accounts), func(x, y ID) int { return bytes.Compare(x[:], y[:]) }) {
+		acct := a.accounts[id]
+		s := &acct.stated
+		if s.Balances != acct.sum {
+			a.violation("account %v states %+v, its entries say %+v", id, s.Balances, acct.sum)
+		}
+		if s.rows != acct.legs || acct.rows != acct.legs {
+			a.violation("account %v has %d posted legs, counts %d, and its statement has %d rows", id, acct.legs, s.rows, acct.rows)
+		}
+		if acct.legSum != acct.rowSum {
+			a.violation("account %v: its statement does not show what was posted to it", id)
+			a.explain(id)
+		}
+		if closed := s.flags&Closed != 0; closed != acct.closed {
+			a.violation("account %v: closed is %v, its entries say %v", id, closed, acct.closed)
+		}
+		if s.flags&DebitsMustNotExceedCredits != 0 && s.exceeds(Debit) {
+			a.violation("account %v: its debits exceed its credits", id)
+		}
+		if s.flags&CreditsMustNotExceedDebits != 0 && s.exceeds(Credit) {
+			a.violation("account %v: its credits exceed its debits", id)
+		}
+	}
+}
+
+// assetAudit adds up the accounts of an asset.
+type assetAudit struct {
+	scale                                                      uint8
+	accounts                                                   uint64
+	debitsPending, debitsPosted, creditsPending, creditsPosted sum192
+}
+
+func (a *auditor) sumAssets() {
+	sums := make(map[string]*assetAudit)
+	for key, value := range scanKind(a.v, keyAsset) {
+		scale, err := decodeScale(value)
+		if err != nil {
+			a.violation("asset %q: %v", key[1:], err)
+		}
+		sums[string(key[1:])] = &assetAudit{scale: scale}
+	}
+	for id, acct := range a.accounts {
+		s := &acct.stated
+		sum := sums[string(s.asset)]
+		if sum == nil || sum.scale != s.scale {
+			a.violation("account %v: its asset %q has no scale, or another", id, s.asset)
+			continue
+		}
+		sum.accounts++
+		sum.debitsPending.add(s.DebitsPending)
+		sum.debitsPosted.add(s.DebitsPosted)
+		sum.creditsPending.add(s.CreditsPending)
+		sum.creditsPosted.add(s.CreditsPosted)
+	}
+	for _, asset := range slices.Sorted(maps.Keys(sums)) {
+		t := sums[asset]
+		if t.debitsPosted != t.creditsPosted || t.debitsPending != t.creditsPending {
+			a.violation("%s does not balance: posted %v and %v, pending %v and %v",
+				asset, t.debitsPosted, t.creditsPosted, t.debitsPending, t.creditsPending)
+		}
+		a.report.Assets = append(a.report.Assets, AssetTotal{
+			Asset: asset, Scale: t.scale, Accounts: t.accounts,
+			DebitsPending: t.debitsPending.String(), DebitsPosted: t.debitsPosted.String(),
+			CreditsPending: t.creditsPending.String(), CreditsPosted: t.creditsPosted.String(),
+		})
+	}
+}
+
+// Proto returns the report as the public API shows it.
+func (r *Report) Proto() *ledgerv1.AuditResponse {
+	m := &ledgerv1.AuditResponse{
+		Accounts: r.Accounts, Entries: r.Entries, Pending: r.Pending, Burnt: r.Burnt, Rows: r.Rows,
+		Violations: r.Violations, ViolationCount: r.ViolationCount,
+	}
+	for _, t := range r.Assets {
+		m.Assets = append(m.Assets, &ledgerv1.AssetTotal{
+			Asset: t.Asset, Scale: uint32(t.Scale), Accounts: t.Accounts,
+			DebitsPending: t.DebitsPending, DebitsPosted: t.DebitsPosted,
+			CreditsPending: t.CreditsPending, CreditsPosted: t.CreditsPosted,
+		})
+	}
+	return m
+}

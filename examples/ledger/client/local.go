@@ -1,0 +1,67 @@
+package client
+
+import (
+	"context"
+	"fmt"
+
+	"google.golang.org/protobuf/proto"
+
+	ledgerv1 "github.com/decree-raft/decree/api/ledger/v1"
+	"github.com/decree-raft/decree/examples/ledger/book"
+	"github.com/decree-raft/decree/rsm"
+)
+
+// Submitter is what Local calls: an *rsm.Client, or an *rsm.Shard that leads.
+type Submitter interface {
+	Submit(ctx context.Context, command []byte) (reply []byte, err error)
+	Read(ctx context.Context, level rsm.Level, query []byte) (answer []byte, err error)
+}
+
+// Local calls a ledger that is embedded in this process.
+type Local struct{ To Submitter }
+
+// CreateAccounts opens accounts in one command. See book.Machine for the outcomes.
+func (c Local) CreateAccounts(ctx context.Context, accounts ...book.Account) ([]book.Outcome, error) {
+	command, err := book.AppendCreateAccounts(nil, accounts...)
+	if err != nil {
+		return nil, err
+	}
+	return c.submit(ctx, command)
+}
+
+// PostEntries records entries in one command. See book.Machine for the outcomes.
+func (c Local) PostEntries(ctx context.Context, entries ...book.Entry) ([]book.Outcome, error) {
+	command, err := book.AppendPostEntries(nil, entries...)
+	if err != nil {
+		return nil, err
+	}
+	return c.submit(ctx, command)
+}
+
+func (c Local) submit(ctx context.Context, command []byte) ([]book.Outcome, error) {
+	data, err := c.To.Submit(ctx, command)
+	if err != nil {
+		return nil, err
+	}
+	reply, err := book.ParseReply(data)
+	return reply.Outcomes, err
+}
+
+// Accounts returns all accounts whose name begins with prefix.
+func (c Local) Accounts(ctx context.Context, prefix string) ([]book.AccountState, error) {
+	return allAccounts(prefix, func(m *ledgerv1.ListAccountsRequest) (*ledgerv1.ListAccountsResponse, error) {
+		q, err := proto.Marshal(&ledgerv1.Query{Query: &ledgerv1.Query_ListAccounts{ListAccounts: m}})
+		if err != nil {
+			return nil, err
+		}
+		data, err := c.To.Read(ctx, rsm.Linearizable, q)
+		if err != nil {
+			return nil, err
+		}
+		a := new(ledgerv1.Answer)
+		if err := proto.Unmarshal(data, a); err != nil {
+			return nil, fmt.Errorf("the answer does not parse: %w", err)
+		}
+		return a.GetListAccounts(), nil
+	})
+}

@@ -1,0 +1,329 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	ledgerv1 "github.com/decree-raft/decree/api/ledger/v1"
+	"github.com/decree-raft/decree/rsm"
+)
+
+// ledgerCommand runs the binary's main function, and returns what it wrote.
+func ledgerCommand(t *testing.T, stdin string, args ...string) (code int, stdout, stderr string) {
+	t.Helper()
+	var out, errs bytes.Buffer
+	code = run(t.Context(), console{strings.NewReader(stdin), &out, &errs}, args)
+	return code, out.String(), errs.String()
+}
+
+// testCluster is three served nodes on ports of their own.
+type testCluster struct {
+	t       *testing.T
+	config  serveConfig
+	dir     string
+	nodes   map[rsm.NodeID]*servedNode
+	stopped map[rsm.NodeID]chan error
+	cancel  map[rsm.NodeID]context.CancelFunc
+}
+
+func newTestCluster(t *testing.T) *testCluster {
+	t.Helper()
+	c := &testCluster{t: t, dir: t.TempDir(), config: defaultServeConfig(),
+		nodes: map[rsm.NodeID]*servedNode{}, stopped: map[rsm.NodeID]chan error{}, cancel: map[rsm.NodeID]context.CancelFunc{}}
+	c.config.Peers, c.config.API, c.config.HTTP = freePorts(t), freePorts(t), freePorts(t)
+	for id := range c.config.Peers {
+		c.start(id)
+	}
+	t.Cleanup(func() {
+		for id := range c.nodes {
+			c.stop(id)
+		}
+	})
+	return c
+}
+
+func freePorts(t *testing.T) addresses {
+	t.Helper()
+	a := make(addresses)
+	for id := rsm.NodeID(1); id <= 3; id++ {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+		a[id] = l.Addr().String()
+	}
+	return a
+}
+
+func (c *testCluster) start(id rsm.NodeID) {
+	c.t.Helper()
+	cfg := c.config
+	cfg.Node, cfg.Dir = id, filepath.Join(c.dir, fmt.Sprint(id))
+	n, err := startNode(cfg, slog.New(slog.DiscardHandler))
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	stopped := make(chan error, 1)
+	go func() { stopped <- n.run(ctx) }()
+	c.nodes[id], c.stopped[id], c.cancel[id] = n, stopped, cancel
+}
+
+// stop stops a node in order, as a signal does.
+func (c *testCluster) stop(id rsm.NodeID) {
+	c.t.Helper()
+	c.cancel[id]()
+	if err := <-c.stopped[id]; err != nil {
+		c.t.Errorf("node %d: %v", id, err)
+	}
+	delete(c.nodes, id)
+}
+
+// kill stops a node as kill -9 does, as far as the other nodes can tell.
+func (c *testCluster) kill(id rsm.NodeID) {
+	c.t.Helper()
+	n := c.nodes[id]
+	n.node.Kill()
+	n.grpc.Stop()
+	if err := <-c.stopped[id]; err == nil {
+		c.t.Errorf("node %d was killed, and ended well", id)
+	}
+	delete(c.nodes, id)
+}
+
+func (c *testCluster) leader() rsm.NodeID {
+	c.t.Helper()
+	for _, n := range c.nodes {
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		defer cancel()
+		if err := n.node.Shard(shardID).WaitReady(ctx); err != nil {
+			c.t.Fatal(err)
+		}
+		return n.node.Shard(shardID).Leader()
+	}
+	c.t.Fatal("no node runs")
+	return 0
+}
+
+func (c *testCluster) api() string {
+	var all []string
+	for id := rsm.NodeID(1); id <= 3; id++ {
+		all = append(all, c.config.API[id])
+	}
+	return "-api=" + strings.Join(all, ",")
+}
+
+// TestServedCluster runs what the README shows: import, balances, load, a leader that dies, verify.
+func TestServedCluster(t *testing.T) {
+	c := newTestCluster(t)
+	for _, want := range []string{"36 accounts opened, 0 were there; 137 entries booked, 0 were there", "0 accounts opened, 36 were there; 0 entries booked, 137 were there"} {
+		if code, out, errs := ledgerCommand(t, "", "import", c.api(), "testdata/sample.csv"); code != 0 || !strings.HasPrefix(out, want) {
+			t.Fatalf("import: %d %s%s", code, out, errs)
+		}
+	}
+	if code, out, errs := ledgerCommand(t, "", "balances", c.api(), "-O", "csv"); code != 0 || out != string(sampleBalances) {
+		t.Errorf("balances: %d %s%s", code, out, errs)
+	}
+	if code, out, errs := ledgerCommand(t, "", "balances", c.api(), "-prefix", "Assets:W", "-all"); code != 0 || strings.Count(out, "\n") != 2 || !strings.Contains(out, "0.000000000000000000") {
+		t.Errorf("balances: %d %s%s", code, out, errs)
+	}
+
+	loaded := make(chan string, 1)
+	go func() {
+		code, out, errs := ledgerCommand(t, "", "load", c.api(), "-duration", "2s", "-clients", "16", "-accounts", "50", "-batch", "3")
+		loaded <- fmt.Sprint(code, "\n", out, errs)
+	}()
+	leader := c.leader()
+	c.kill(leader)
+	if out := <-loaded; !strings.HasPrefix(out, "0\n") || !strings.Contains(out, "p99.9") {
+		t.Errorf("load: %s", out)
+	}
+	if code, out, _ := ledgerCommand(t, "", "verify", c.api(), "-timeout", "1s"); code != 1 {
+		t.Errorf("verify with a node down: %d %s", code, out)
+	}
+	c.start(leader)
+	if code, out, errs := ledgerCommand(t, "", "verify", c.api()); code != 0 || !strings.Contains(out, "Every invariant holds") {
+		t.Errorf("verify: %d %s%s", code, out, errs)
+	}
+}
+
+func TestImportNamesWhatIsWrong(t *testing.T) {
+	c := newTestCluster(t)
+	text := "txnidx,date,description,account,amount,commodity\n" +
+		"1,2025-01-31,sound,Assets:A,5.00,EUR\n1,2025-01-31,sound,Assets:B,-5.00,EUR\n" +
+		"2,2025-01-31,wrong,Assets:A,5.0o,EUR\n2,2025-01-31,wrong,Assets:B,-5.00,EUR\n" +
+		"3,2025-01-31,sound,Assets:A,1.00,EUR\n3,2025-01-31,sound,Assets:B,-1.00,EUR\n"
+	code, out, errs := ledgerCommand(t, text, "import", c.api(), "-")
+	if code != 1 || !strings.Contains(out, "2 entries booked, 0 were there; 1 transactions refused") || !strings.Contains(errs, `-: line 4: the amount is in "o", the commodity is "EUR"`) {
+		t.Errorf("%d %s%s", code, out, errs)
+	}
+	if code, out, _ := ledgerCommand(t, "", "balances", c.api(), "-O=csv"); code != 0 || out != "\"account\",\"commodity\",\"balance\"\n\"Assets:A\",\"EUR\",\"6.00\"\n\"Assets:B\",\"EUR\",\"-6.00\"\n" {
+		t.Errorf("%d %s", code, out)
+	}
+	// More decimals than the ledger has by now.
+	text = "txnidx,date,description,account,amount,commodity\n1,2025-01-31,finer,Assets:A,0.001,EUR\n1,2025-01-31,finer,Assets:B,-0.001,EUR\n"
+	if code, _, errs := ledgerCommand(t, text, "import", c.api(), "-"); code != 1 || !strings.Contains(errs, "line 2: EUR has 2 decimals in the ledger") {
+		t.Errorf("%d %s", code, errs)
+	}
+	if code, _, errs := ledgerCommand(t, "no header", "import", c.api(), "-"); code != 1 || !strings.Contains(errs, "line 1 has no column") {
+		t.Errorf("%d %s", code, errs)
+	}
+}
+
+func TestDemo(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes seconds")
+	}
+	code, out, errs := ledgerCommand(t, "", "demo", "-json", "-duration", "3s", "-clients", "8", "-accounts", "20")
+	var got struct {
+		OK       bool
+		Failover struct {
+			Killed      uint64
+			NoAnswersMS float64 `json:"no_answers_ms"`
+		}
+		Replicas []replica
+	}
+	if err := json.Unmarshal([]byte(out), &got); err != nil {
+		t.Fatalf("%v: %s%s", err, out, errs)
+	}
+	if code != 0 || !got.OK || len(got.Replicas) != 3 || got.Failover.Killed == 0 || got.Failover.NoAnswersMS <= 0 || strings.Count(out, "\n") != 1 {
+		t.Errorf("%d %s%s", code, out, errs)
+	}
+}
+
+// What does not hold must show: a summary with a failure ends with 1.
+func TestJudge(t *testing.T) {
+	good := func(node uint64) *ledgerv1.AuditResponse {
+		return &ledgerv1.AuditResponse{Node: node, Applied: 7, StateHash: "abc", Assets: []*ledgerv1.AssetTotal{{Asset: "EUR", Scale: 2, DebitsPosted: "1050", DebitsPending: "0"}}}
+	}
+	other := good(2)
+	other.StateHash = "abd"
+	bad := good(2)
+	bad.Violations, bad.ViolationCount = []string{"x"}, 1
+	for i, c := range []struct {
+		reports []*ledgerv1.AuditResponse
+		want    error
+	}{{[]*ledgerv1.AuditResponse{good(1), good(2)}, nil}, {[]*ledgerv1.AuditResponse{good(1), other}, errNotAll}, {[]*ledgerv1.AuditResponse{good(1), bad}, errNotAll}} {
+		var out bytes.Buffer
+		if err := judge(console{out: &out, err: &out}, c.reports); !errors.Is(err, c.want) {
+			t.Errorf("%d: %v, want %v: %s", i, err, c.want, out.String())
+		}
+		if !strings.Contains(out.String(), "10.50") {
+			t.Errorf("%d: %s", i, out.String())
+		}
+	}
+}
+
+func TestAuditTogether(t *testing.T) {
+	// The second replica is behind at first, and then the first one has moved on.
+	positions := [][]uint64{{5, 6, 7}, {4, 6, 7}}
+	asked := make([]int, 2)
+	reports, err := auditTogether(t.Context(), 2, func(_ context.Context, i int) (*ledgerv1.AuditResponse, error) {
+		at := positions[i][min(asked[i], 2)]
+		asked[i]++
+		return &ledgerv1.AuditResponse{Applied: at}, nil
+	})
+	if err != nil || reports[0].Applied != reports[1].Applied {
+		t.Errorf("%v, %v", reports, err)
+	}
+	if _, err := auditTogether(t.Context(), 2, func(_ context.Context, i int) (*ledgerv1.AuditResponse, error) {
+		return nil, fmt.Errorf("node %d", i)
+	}); err == nil {
+		t.Error("an error was lost")
+	}
+}
+
+func TestUsage(t *testing.T) {
+	for _, c := range []struct {
+		args []string
+		code int
+		text string // in either output
+	}{
+		{nil, 2, "ledger demo"},
+		{[]string{"help"}, 0, "ledger demo"},
+		{[]string{"-h"}, 0, "ledger demo"},
+		{[]string{"nonsense"}, 2, `no command "nonsense"`},
+		{[]string{"demo", "-help"}, 0, "-duration"},
+		{[]string{"demo", "-duration", "1s"}, 2, "out of range"},
+		{[]string{"demo", "x"}, 2, "takes 0 arguments"},
+		{[]string{"load", "-clients", "0"}, 2, "out of range"},
+		{[]string{"load", "-nonsense"}, 2, "-nonsense"},
+		{[]string{"import"}, 2, "takes 1 arguments"},
+		{[]string{"import", "-decimal-mark", "x", "-"}, 2, "-decimal-mark"},
+		{[]string{"import", "no-such-file"}, 1, "no-such-file"},
+		{[]string{"balances", "-O", "xml"}, 2, "-O is"},
+		{[]string{"balances", "-api", ""}, 1, "no addresses"},
+		{[]string{"verify", "-api", ""}, 1, "no addresses"},
+		{[]string{"load", "-api", ""}, 1, "no addresses"},
+		{[]string{"serve"}, 1, "-node is missing"},
+		{[]string{"serve", "-node", "4"}, 1, "has no address for node 4"},
+		{[]string{"serve", "-node", "1", "-peers", "1"}, 2, "id=host:port"},
+		{[]string{"serve", "-node", "1", "-peers", "1=a:1,1=b:1"}, 2, "twice"},
+		{[]string{"serve", "-node", "1", "-api", "1=nowhere"}, 1, "-api: address of node 1"},
+		{[]string{"serve", "-config", "no-such-file"}, 1, "no-such-file"},
+	} {
+		code, out, errs := ledgerCommand(t, "", c.args...)
+		if code != c.code || !strings.Contains(out+errs, c.text) {
+			t.Errorf("ledger %v: %d %s%s, want %d and %q", c.args, code, out, errs, c.code, c.text)
+		}
+	}
+}
+
+func TestServeConfig(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "ledger.json")
+	write := func(text string) {
+		t.Helper()
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	quiet := console{err: io.Discard}
+	write(`{"cluster": "mine", "node": 2, "peers": {"2": "h:1"}, "api": {"2": "h:2"}, "election_timeout": "2s"}`)
+	cfg, err := parseServe(quiet, []string{"-config", file, "-cluster", "other", "-http", "2=h:3"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := fmt.Sprint(cfg); got != "{other 2 ledger-data/2 2=h:1 2=h:2 2=h:3 2000000000}" {
+		t.Errorf("got %s", got)
+	}
+	for _, text := range []string{"{", `{"nodes": 3}`, `{"node": 1, "election_timeout": "soon"}`} {
+		write(text)
+		if _, err := parseServe(quiet, []string{"-config", file}); err == nil {
+			t.Errorf("%s was taken", text)
+		}
+	}
+	cfg, err = parseServe(quiet, []string{"-node", "3"})
+	if err != nil || cfg.API[3] != "127.0.0.1:7203" || len(cfg.Peers) != 3 || cfg.API.String() != "1=127.0.0.1:7201,2=127.0.0.1:7202,3=127.0.0.1:7203" {
+		t.Errorf("defaults: %v, %v", cfg, err)
+	}
+	if defaultAPI != strings.Join([]string{cfg.API[1], cfg.API[2], cfg.API[3]}, ",") {
+		t.Error("clients look elsewhere than where nodes serve by default")
+	}
+}
+
+func TestStartNodeLeavesNothingBehind(t *testing.T) {
+	cfg := defaultServeConfig()
+	cfg.Peers, cfg.API, cfg.HTTP = freePorts(t), freePorts(t), freePorts(t)
+	cfg.Node, cfg.Dir = 1, filepath.Join(t.TempDir(), "x")
+	if err := os.WriteFile(cfg.Dir, nil, 0o600); err != nil { // a file where the directory would be
+		t.Fatal(err)
+	}
+	for range 2 { // the second time, the ports are free again
+		_, err := startNode(cfg, slog.New(slog.DiscardHandler))
+		if err == nil || strings.Contains(err.Error(), "in use") {
+			t.Fatalf("startNode: %v", err)
+		}
+	}
+}
