@@ -50,7 +50,11 @@ type engine struct {
 }
 
 // peer is what the engine knows of another node.
-type peer struct{ heard atomic.Int64 }
+type peer struct {
+	heard  atomic.Int64
+	mu     sync.Mutex
+	inputs []core.Input // per worker; scratch of receive
+}
 
 type logWrite struct {
 	from  *worker
@@ -151,7 +155,12 @@ func (e *engine) receive(from uint64, frame []byte) {
 		return
 	}
 	p.heard.Store(e.mono())
-	inputs := make([]core.Input, len(e.workers))
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.inputs == nil {
+		p.inputs = make([]core.Input, len(e.workers))
+	}
+	inputs := p.inputs
 	err := core.DecodeFrame(NodeID(from), e.node, frame,
 		func(m core.Message) {
 			in := &inputs[uint64(m.Shard)%uint64(len(inputs))]
@@ -167,12 +176,13 @@ func (e *engine) receive(from uint64, frame []byte) {
 		})
 	if err != nil {
 		e.logger.Warn("frame refused", "peer", from, "reason", err)
-		return
 	}
 	for i := range inputs {
-		if got := &inputs[i]; len(got.Messages)+len(got.Quiesces)+len(got.Commits) > 0 {
+		got := &inputs[i]
+		if err == nil && len(got.Messages)+len(got.Quiesces)+len(got.Commits) > 0 {
 			e.workers[i].postPeer(len(frame), got)
 		}
+		*got = emptied(*got)
 	}
 }
 
