@@ -1,10 +1,12 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/decree-raft/decree/examples/ledger/book"
@@ -96,7 +98,9 @@ func importBook(ctx context.Context, to ledger, in io.Reader, options hledger.Op
 	}
 	booking := journal.Book(existing)
 	result := &imported{Refused: journal.Malformed + booking.Refused}
-	for _, p := range append(journal.Problems, booking.Problems...) {
+	problems := append(journal.Problems, booking.Problems...)
+	slices.SortStableFunc(problems, func(a, b hledger.Problem) int { return cmp.Compare(a.Line, b.Line) })
+	for _, p := range problems {
 		result.problems = append(result.problems, p.Error())
 	}
 	for accounts := booking.Accounts; len(accounts) > 0; {

@@ -207,6 +207,25 @@ func TestResolvedWithinOneCommand(t *testing.T) {
 	l.audit()
 }
 
+// A command lets at most MaxExpiries expire; what a failed chain let expire does not count.
+func TestExpiriesAreBounded(t *testing.T) {
+	l := standard(t)
+	const n = MaxExpiries + 10
+	l.post(entry(50, debit(1, n), credit(7, n)))
+	for i := range n {
+		wantCodes(t, l.post(entry(100+i, debit(7, 1), credit(2, 1)).with(Pending).within(5)), Created)
+	}
+	l.wait(5 * time.Second)
+	all := func(number int) Entry { return entry(number, debit(7, n), credit(2, n)) }
+	wantCodes(t, l.post(
+		all(60).with(Linked), entry(61, debit(1, 1), credit(2, 1)), // looks for more once, and gives up
+		all(62), all(63), // take the MaxExpiries that the chain gave back, and no more
+	), ExceedsCredits, LinkedEventFailed, ExceedsCredits, ExceedsCredits)
+	wantBalances(t, l, 7, n-MaxExpiries, 0, 0, n)
+	wantCodes(t, l.post(all(64)), Created) // the next command takes the rest
+	l.audit()
+}
+
 func TestClosing(t *testing.T) {
 	l := standard(t)
 	closing := func(n int, account int) Entry {

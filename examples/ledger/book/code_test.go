@@ -127,6 +127,9 @@ var entryCases = []struct {
 	{LegsDoNotBalance, 0, func(l *ledger) []Outcome { // 2^128 - 1 + 2 is 1 modulo 2^128
 		return l.post(entry(50, Leg{Account: id(1), Amount: MaxUint128}, debit(2, 2), credit(3, 1)))
 	}},
+	{LegsDoNotBalance, 0, func(l *ledger) []Outcome { // equal in the low 64 bits only
+		return l.post(entry(50, Leg{Account: id(1), Amount: Uint128{1, 5}}, credit(2, 5)))
+	}},
 	{LegsDoNotBalance, 0, func(l *ledger) []Outcome { // part of each leg, but not the same
 		l.post(entry(49, debit(1, 5), credit(2, 5)).with(Pending))
 		return l.post(entry(50, debit(1, 4), credit(2, 3)).with(PostPending).of(49))

@@ -1,7 +1,9 @@
 package server
 
 import (
+	"bytes"
 	"encoding/base64"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -79,13 +81,18 @@ func (s *Server) handle(mux *http.ServeMux, pattern string, f func(*http.Request
 
 func (s *Server) write(w http.ResponseWriter, code int, m proto.Message) {
 	data, err := jsonOut.Marshal(m)
+	var body bytes.Buffer
+	if err == nil {
+		err = json.Compact(&body, data) // protojson varies its spaces from build to build
+	}
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusInternalServerError)
 		return
 	}
+	body.WriteByte('\n')
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(code)
-	if _, err := w.Write(append(data, '\n')); err != nil {
+	if _, err := w.Write(body.Bytes()); err != nil {
 		s.cfg.Logger.Debug("the client went away", "reason", err)
 	}
 }

@@ -1,0 +1,45 @@
+// Package book is double-entry accounting as a replicated state machine.
+//
+// Machine has the three functions that the library runs; Append* and Parse*
+// make its commands and read its replies and events; the Lookup functions, Statement
+// and Audit read its state. Nothing here does I/O, knows of a network, reads a clock or a random source, or starts a
+// goroutine. What an item of a command must satisfy, and in which order it is
+// checked, is written down in the README beside this package's directory.
+//
+// # How an entry travels
+//
+//	command --Decide--> draft: the view, and over it what the items before have done
+//	                      |  each item: created, or the first of its checks that fails
+//	                      v
+//	        events: the item's own bytes --Apply--> accounts, statement rows, the entry
+//
+// Decide does the arithmetic once to find out whether the entry can be booked; Apply does it
+// again on every replica, out of the same four movements of an account (state.go),
+// and panics where Decide would have refused.
+//
+// # State
+//
+// Numbers are big endian, so that keys sort like what they hold.
+//
+//	key                              value                             written
+//	'a' account id                   balances, flags, asset, rows      by every entry
+//	'i' account id                   time (8), account event           once
+//	'n' name 0 asset 0 account id    nothing                           once
+//	'c' asset                        version, scale                    once
+//	'e' entry id                     time (8), entry or burnt event    once
+//	'p' entry id                     status of a pending entry         twice at most
+//	's' account id, row number (8)   entry, leg, totals after it       once
+//	'x' expiry (8), entry id         nothing                           once, then deleted
+//
+// A two-leg entry writes five values: two accounts, two rows, the entry. The balances of an account stand
+// apart from its name and other constants, which would have to be written again with every entry.
+//
+// # Formats
+//
+// Every command, event, reply and value begins with a kind or a version; the byte tables stand at the functions
+// that write them (event.go, command.go, state.go). Each thing has exactly one
+// encoding: numbers without leading zeros, absent fields for zeros, no trailing bytes. Decoders refuse all
+// else, and are fuzzed. Checksums are the library's: it hashes every change of the state and covers every entry of the log.
+//
+// Events live for ever: testdata/events-v1.txt holds those of version 1, and a test applies them.
+package book
