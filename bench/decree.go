@@ -6,6 +6,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/decree-raft/decree/examples/ledger/book"
 	"github.com/decree-raft/decree/rsm"
 )
 
@@ -16,6 +17,7 @@ var decreeMachines = []machine{noop, kv, ledger}
 type decreeCluster struct {
 	cluster *rsm.Cluster
 	leaders []atomic.Pointer[rsm.Shard]
+	stamp   bool // commands need ids of their own
 }
 
 func startDecree(ctx context.Context, o options) (System, error) {
@@ -34,7 +36,7 @@ func startDecree(ctx context.Context, o options) (System, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &decreeCluster{cluster: cluster, leaders: make([]atomic.Pointer[rsm.Shard], o.Shards)}
+	c := &decreeCluster{cluster: cluster, leaders: make([]atomic.Pointer[rsm.Shard], o.Shards), stamp: o.Machine == ledger}
 	for shard := range o.Shards {
 		if err := c.findLeader(ctx, shard); err != nil {
 			return nil, errors.Join(err, cluster.Close())
@@ -62,6 +64,9 @@ func (c *decreeCluster) follow(ctx context.Context, shard int, err error) error 
 }
 
 func (c *decreeCluster) Write(ctx context.Context, shard int, command []byte) error {
+	if c.stamp {
+		command = stamped(command)
+	}
 	for {
 		_, err := c.leaders[shard].Load().Submit(ctx, command)
 		if err == nil {
@@ -74,6 +79,9 @@ func (c *decreeCluster) Write(ctx context.Context, shard int, command []byte) er
 }
 
 func (c *decreeCluster) StartWrite(ctx context.Context, shard int, command []byte) (func(context.Context) error, error) {
+	if c.stamp {
+		command = stamped(command)
+	}
 	call := c.leaders[shard].Load().Go(rsm.Request{Commands: [][]byte{command}})
 	return func(ctx context.Context) error {
 		_, err := call.Wait(ctx)
@@ -111,6 +119,8 @@ func decreeMachine(m machine) rsm.Machine {
 	switch m {
 	case kv:
 		return decreeKV{}
+	case ledger:
+		return book.Machine{}
 	default:
 		return decreeNoop{}
 	}

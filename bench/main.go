@@ -21,7 +21,7 @@ import (
 // report goes by the names: decree, dragonboat for the defaults, and dragonboat-something for its other configurations.
 func contenders() []contender {
 	return []contender{
-		{name: "decree", about: "this library, with its defaults", machines: decreeMachines, start: startDecree},
+		{name: "decree", about: "this library, with its defaults", machines: decreeMachines, start: startDecree, workload: decreeWorkload},
 		{name: "dragonboat", about: "tan, a log per shard, 16 step workers", machines: dragonboatMachines, start: startDragonboat(tanLog)},
 		{name: "dragonboat-best", about: "tan, a log per step worker, 16 step workers", machines: dragonboatMachines, start: startDragonboat(tanMuxLog)},
 		{name: "dragonboat-best-one", about: "one pebble, one step worker", machines: dragonboatMachines, start: startDragonboat(onePebble)},

@@ -48,7 +48,7 @@ func (h *Shard) Freeze() bool {
 func (h *Shard) Unfreeze() {
 	assert(h.scans == 0, "unfreeze during a scan")
 	assert(h.frozen != nil && h.job == nil, "unfreeze without a frozen layer, or during a flush")
-	assert(h.active.tree.Len() == 0, "unfreeze over a layer with writes")
+	assert(len(h.active.index) == 0, "unfreeze over a layer with writes")
 	h.active, h.frozen = h.frozen, nil
 }
 
@@ -60,7 +60,7 @@ func (h *Shard) Flush(f Flush) *FlushJob {
 	assert(h.undo.len() == 0 || h.undo.base >= h.freezeMark, "flush of writes that may be rolled back")
 	assert(f.Index >= h.meta.index, "the flushed index goes back")
 	j := &FlushJob{store: h.store, shard: h.id, first: !h.durable, sessions: slices.Clone(f.Sessions)}
-	j.tree = h.frozen.tree.Copy()
+	j.layer = h.frozen // written no more from here on
 	slices.SortFunc(j.sessions, func(a, b KV) int { return bytes.Compare(a.Key, b.Key) })
 	for i := 1; i < len(j.sessions); i++ {
 		assert(!bytes.Equal(j.sessions[i-1].Key, j.sessions[i].Key), "a session is flushed twice")
@@ -109,8 +109,8 @@ func (j *FlushJob) addJournal(entries []JournalEntry, below uint64) {
 type FlushJob struct {
 	store          *Store
 	shard          uint64
-	first          bool  // nothing is durable yet: tombstones have nothing to hide
-	tree           *tree // a copy that is this job's alone
+	first          bool // nothing is durable yet: tombstones have nothing to hide
+	layer          *layer
 	meta           meta
 	dropLo, dropHi uint64 // journal [lo, hi) to be deleted
 	journal        []JournalEntry
@@ -176,10 +176,9 @@ func (j *FlushJob) build(b *tableBuilder) error {
 }
 
 func (j *FlushJob) buildData(b *tableBuilder) error {
-	it := j.tree.Iter()
-	for ok := it.First(); ok; ok = it.Next() {
-		key := append(prefix(b.key[:0], j.shard, kindData), it.Key()...)
-		v, ok := it.Value().value()
+	for _, c := range j.layer.sorted() {
+		key := append(prefix(b.key[:0], j.shard, kindData), c.key...)
+		v, ok := c.e.value()
 		var err error
 		switch {
 		case ok:
@@ -236,7 +235,7 @@ func (j *FlushJob) buildJournal(b *tableBuilder) error {
 func (h *Shard) Flushed(j *FlushJob) {
 	assert(h.scans == 0, "flushed during a scan")
 	assert(j == h.job && j.done.Load(), "flushed with a job that is not this shard's or has not succeeded")
-	h.clean = j.tree
+	h.clean = &layer{index: j.layer.index} // without the tree, which nobody asks any more
 	h.frozen, h.job = nil, nil
 	h.durable, h.meta, h.base = true, j.meta, nil
 }

@@ -1,6 +1,8 @@
 package state
 
 import (
+	"slices"
+	"strings"
 	"unsafe"
 
 	"github.com/tidwall/btree"
@@ -36,52 +38,115 @@ func lookupKey(key []byte) string { return unsafe.String(unsafe.SliceData(key), 
 // keyBytes aliases a stored key for a reader, which must not write to it.
 func keyBytes(key string) []byte { return unsafe.Slice(unsafe.StringData(key), len(key)) }
 
-// ownedPair copies key and value into one allocation. Overwriting a key then
-// costs one allocation too: the new key replaces the old one in the tree, so
-// that the old pair can go.
-func ownedPair(key, value []byte) (string, entry) {
-	buf := make([]byte, len(key)+len(value))
-	copy(buf, key)
-	copy(buf[len(key):], value)
-	return lookupKey(buf[:len(key)]), valueEntry(buf[len(key):])
-}
+// owned copies a value that a layer is to keep.
+func owned(value []byte) entry { return valueEntry(append(make([]byte, 0, len(value)), value...)) }
 
 type tree = btree.Map[string, entry]
 
-// entryOverhead is what a pair costs beside its bytes: 32 in the tree, slack
-// in its nodes, rounding by the allocator.
-const entryOverhead = 64
+// entryOverhead is what a pair costs beside its bytes: its cell, 32 in the tree, slots and
+// slack in map and nodes, rounding by the allocator.
+const entryOverhead = 128
 
 func entryBytes(key string, e entry) int64 {
 	return int64(len(key)) + int64(max(e.n, 0)) + entryOverhead
 }
 
+// cell is a key of a layer with its present value.
+type cell struct {
+	key   string
+	e     entry
+	fresh bool // Invariant: set if and only if the cell is in the layer's list of fresh ones
+}
+
 // layer is one ordered map of what was written since some flush.
+//
+// Order is needed by scans, versions and flushes; reads and writes of single keys are far more frequent,
+// and a tree makes each of them compare a dozen keys that are not in the processor's cache: a third of all time under
+// a load of ledger entries. So a hash index has the truth, and the tree is brought up to date when order is asked for.
 type layer struct {
-	tree  *tree
+	index map[string]*cell
+	fresh []*cell // whose value the tree does not have yet
+	tree  *tree   // complete after sync only
 	bytes int64
 }
 
-func newLayer() *layer { return &layer{tree: new(tree)} }
+func newLayer() *layer { return &layer{index: map[string]*cell{}, tree: new(tree)} }
 
-// put stores e under key, which must be owned, and returns what was there.
-func (l *layer) put(key string, e entry) entry {
-	l.bytes += entryBytes(key, e)
-	prev, had := l.tree.Set(key, e)
-	if !had {
-		return absent()
+func (l *layer) get(key string) (entry, bool) {
+	if c := l.index[key]; c != nil {
+		return c.e, true
 	}
-	l.bytes -= entryBytes(key, prev)
-	return prev
+	return entry{}, false
+}
+
+// put stores e, which must be owned, under key, which is copied if it is new.
+// It returns the layer's own key, and what was there.
+func (l *layer) put(key []byte, e entry) (string, entry) {
+	c, prev := l.index[lookupKey(key)], absent()
+	if c == nil {
+		c = &cell{key: string(key)}
+		l.index[c.key] = c
+	} else {
+		prev = c.e
+		l.bytes -= entryBytes(c.key, prev)
+	}
+	c.e = e
+	l.bytes += entryBytes(c.key, e)
+	if !c.fresh {
+		c.fresh = true
+		l.fresh = append(l.fresh, c)
+	}
+	return c.key, prev
 }
 
 // restore puts prev, as put returned it, back under key.
 func (l *layer) restore(key string, prev entry) {
-	if !prev.isAbsent() {
-		l.put(key, prev)
+	l.sync()
+	c := l.index[key]
+	assert(c != nil, "undo of a key that is not in its layer")
+	l.bytes -= entryBytes(key, c.e)
+	if prev.isAbsent() {
+		delete(l.index, key)
+		l.tree.Delete(key)
 		return
 	}
-	e, had := l.tree.Delete(key)
-	assert(had, "undo of a key that is not in its layer")
-	l.bytes -= entryBytes(key, e)
+	c.e = prev
+	l.tree.Set(key, prev)
+	l.bytes += entryBytes(key, prev)
+}
+
+// sync completes the tree and returns it. Insertions in order find their place in the cache.
+func (l *layer) sync() *tree {
+	if len(l.fresh) > 16 {
+		sortCells(l.fresh)
+	}
+	for i, c := range l.fresh {
+		l.tree.Set(c.key, c.e)
+		c.fresh = false
+		l.fresh[i] = nil
+	}
+	l.fresh = l.fresh[:0]
+	return l.tree
+}
+
+// keyed is what a cell holds.
+type keyed struct {
+	key string
+	e   entry
+}
+
+// sorted returns all pairs in the order of their keys. It only reads the layer, and so may
+// run beside readers once nothing is written to the layer any more.
+func (l *layer) sorted() []keyed {
+	// By value: sorting pointers to cells would miss the cache twice as often.
+	pairs := make([]keyed, 0, len(l.index))
+	for _, c := range l.index {
+		pairs = append(pairs, keyed{c.key, c.e})
+	}
+	slices.SortFunc(pairs, func(a, b keyed) int { return strings.Compare(a.key, b.key) })
+	return pairs
+}
+
+func sortCells(cells []*cell) {
+	slices.SortFunc(cells, func(a, b *cell) int { return strings.Compare(a.key, b.key) })
 }

@@ -91,7 +91,7 @@ func (m *model) rollback() {
 	if m.frozen && to < m.frozenMark {
 		m.frozenMark, m.frozenState = to, maps.Clone(m.head)
 	}
-	if m.frozen && m.job == nil && m.h.active.tree.Len() == 0 && m.r.IntN(2) == 0 {
+	if m.frozen && m.job == nil && len(m.h.active.index) == 0 && m.r.IntN(2) == 0 {
 		m.h.Unfreeze()
 		m.frozen = false
 	}
@@ -238,8 +238,8 @@ func (m *model) step() {
 		m.journal()
 	default:
 		m.check(sameView(m.h, m.head))
-		if m.h.LayerBytes() < 0 || (m.h.LayerBytes() == 0) != (m.h.active.tree.Len() == 0) {
-			m.t.Fatalf("layer of %d keys and %d bytes", m.h.active.tree.Len(), m.h.LayerBytes())
+		if m.h.LayerBytes() < 0 || (m.h.LayerBytes() == 0) != (len(m.h.active.index) == 0) {
+			m.t.Fatalf("layer of %d keys and %d bytes", len(m.h.active.index), m.h.LayerBytes())
 		}
 	}
 }

@@ -32,7 +32,9 @@ func (s *Store) pebbleOptions(cache *pebble.Cache) *pebble.Options {
 		FormatMajorVersion: pebble.FormatValueSeparation,
 		// A flush adds at most one sublevel to L0, and only over its own
 		// shard's keys, so the depth seen by a read is that of one shard.
-		L0CompactionThreshold:       2,
+		L0CompactionThreshold:       8,
+		L0StopWritesThreshold:       1 << 10,
+		LBaseMaxBytes:               256 << 20,
 		CompactionConcurrencyRange:  func() (lower, upper int) { return 1, 1 },
 		DisableAutomaticCompactions: s.opts.DisableCompactions,
 		DisableTableStats:           s.opts.DisableCompactions,

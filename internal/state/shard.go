@@ -49,7 +49,7 @@ type Shard struct {
 	// Reads look into active, frozen, clean, pebble, in this order.
 	active *layer // written since the last Freeze
 	frozen *layer // being flushed; nil if no flush is under way
-	clean  *tree  // the last flushed layer: the same as in pebble, but cheaper to read; may be nil at any time
+	clean  *layer // the last flushed one: the same as in pebble, but cheaper to read, and never written; may be nil at any time
 
 	undo       undoLog
 	freezeMark Mark // writes at places before it went to frozen, if there is one
@@ -102,16 +102,11 @@ func (h *Shard) DropClean() { h.clean = nil }
 // which keeps its memory.
 func (h *Shard) Get(key []byte) ([]byte, bool) {
 	k := lookupKey(key)
-	if e, ok := h.active.tree.Get(k); ok {
-		return e.value()
-	}
-	if h.frozen != nil {
-		if e, ok := h.frozen.tree.Get(k); ok {
-			return e.value()
+	for _, l := range [...]*layer{h.active, h.frozen, h.clean} {
+		if l == nil {
+			continue
 		}
-	}
-	if h.clean != nil {
-		if e, ok := h.clean.Get(k); ok {
+		if e, ok := l.get(k); ok {
 			return e.value()
 		}
 	}
@@ -153,9 +148,9 @@ func (h *Shard) scan(start, end []byte, backward bool) iter.Seq2[[]byte, []byte]
 		h.scans++
 		defer func() { h.scans-- }()
 		s := scan{shard: h.id, start: start, end: end, backward: backward}
-		s.layers[0] = h.active.tree
+		s.layers[0] = h.active.sync()
 		if h.frozen != nil {
-			s.layers[1] = h.frozen.tree
+			s.layers[1] = h.frozen.sync()
 		}
 		if h.durable {
 			s.reader = h.store.db
@@ -173,7 +168,7 @@ func (h *Shard) Set(key, value []byte) {
 	if len(value) > h.limits.MaxValueBytes {
 		panic(&LimitError{"value", len(value), h.limits.MaxValueBytes, keyPrefix(key)})
 	}
-	h.write(ownedPair(key, value))
+	h.write(key, owned(value))
 }
 
 // Delete removes key, which need not exist.
@@ -181,13 +176,13 @@ func (h *Shard) Delete(key []byte) {
 	if len(key) > h.limits.MaxKeyBytes {
 		return // it cannot exist
 	}
-	h.write(string(key), tombstone())
+	h.write(key, tombstone())
 }
 
-func (h *Shard) write(key string, e entry) {
+func (h *Shard) write(key []byte, e entry) {
 	assert(h.scans == 0, "write during a scan")
-	prev := h.active.put(key, e)
+	k, prev := h.active.put(key, e)
 	if h.undo.on {
-		h.undo.push(key, prev)
+		h.undo.push(k, prev)
 	}
 }

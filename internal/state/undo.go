@@ -1,7 +1,5 @@
 package state
 
-import "strings"
-
 // Mark is a place in a shard's undo log: the number of writes recorded before
 // it. Marks grow; a rollback goes back to an earlier one, whose successors
 // are then given out again.
@@ -74,9 +72,7 @@ func (h *Shard) Mark() Mark { return h.undo.end() }
 func (h *Shard) Rollback(to Mark) {
 	assert(h.scans == 0, "rollback during a scan")
 	h.undo.undo(to, func(at Mark, r *undoRec) {
-		// The key shares memory with the value that is undone. Rollbacks are
-		// rare; a copy lets that value go.
-		h.layerAt(at).restore(strings.Clone(r.key), r.prev)
+		h.layerAt(at).restore(r.key, r.prev)
 	})
 	h.undo.truncate(to)
 	// What is written from here on has places from to on, and goes to the active layer.

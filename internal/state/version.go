@@ -39,7 +39,7 @@ type Version struct {
 	store  *Store
 	shard  uint64
 	layers [2]*tree // newest first, nil if none
-	clean  *tree
+	clean  *layer
 	base   *base // nil if nothing was durable
 	closed atomic.Bool
 }
@@ -47,9 +47,9 @@ type Version struct {
 // Version returns the head as it is now. The cost does not depend on its size.
 func (h *Shard) Version() *Version {
 	v := &Version{store: h.store, shard: h.id, clean: h.clean}
-	v.layers[0] = h.active.tree.Copy()
+	v.layers[0] = h.active.sync().Copy()
 	if h.frozen != nil {
-		v.layers[1] = h.frozen.tree.Copy()
+		v.layers[1] = h.frozen.sync().Copy()
 	}
 	if h.durable {
 		v.base = h.acquireBase()
@@ -102,11 +102,16 @@ func (v *Version) Close() {
 func (v *Version) Get(key []byte) ([]byte, bool) {
 	assert(!v.closed.Load(), "read of a closed version")
 	k := lookupKey(key)
-	for _, t := range [...]*tree{v.layers[0], v.layers[1], v.clean} {
+	for _, t := range v.layers {
 		if t == nil {
 			continue
 		}
 		if e, ok := t.Get(k); ok {
+			return e.value()
+		}
+	}
+	if v.clean != nil {
+		if e, ok := v.clean.get(k); ok {
 			return e.value()
 		}
 	}
