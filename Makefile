@@ -11,7 +11,7 @@ GEN_GRPC := $(BIN)/protoc-gen-go-grpc-v1.6.2
 FUZZTIME ?= 20s
 SEEDS ?= 1000
 
-.PHONY: help demo test race fuzz sim bench lint proto proto-check ci clean
+.PHONY: help demo test race fuzz sim mutants bench lint proto proto-check ci clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,6 +30,9 @@ fuzz: ## every fuzz target for FUZZTIME (20s) each
 	  for f in $$(go test -list '^Fuzz' $$pkg | grep '^Fuzz' || true); do \
 	    echo "== $$pkg $$f"; go test -run '^$$' -fuzz "^$$f$$" -fuzztime $(FUZZTIME) $$pkg; \
 	  done; done
+
+mutants: ## the faults that are built in on purpose: the simulator must find each
+	go test -tags mutants ./internal/sim -run TestMutants -count=1 -v -timeout 10m
 
 sim: ## SEEDS (1000) simulated clusters; SEED=n replays one with its trace
 	go test ./internal/sim -run 'TestSim$$' -count=1 -v -timeout 20m $(if $(SEED),-sim.seed=$(SEED),-sim.seeds=$(SEEDS))
@@ -50,7 +53,7 @@ proto-check: proto ## fail if the generated code is not what is checked in
 	@test -z "$$(git status --porcelain -- api)" || { git status --porcelain -- api; git diff --stat -- api; echo 'run make proto and commit the result'; exit 1; }
 
 ci: ## everything that must hold before a change lands: under 25 minutes on two cores
-	@set -e; for step in lint proto-check test race sim demo; do \
+	@set -e; for step in lint proto-check test race sim mutants demo; do \
 	  echo "== $$step"; start=$$SECONDS; $(MAKE) --no-print-directory $$step; echo "== $$step ok in $$((SECONDS - start)) s"; \
 	done
 

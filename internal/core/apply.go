@@ -35,6 +35,12 @@ func (r *Replica) promoteCommitted() {
 		return
 	}
 	upTo := Index(min(r.rn.BasicStatus().Commit, r.log.last()))
+	if mutated("promote-before-commit") {
+		upTo = Index(r.log.last())
+	}
+	if mutated("promote-before-sync") {
+		upTo = Index(r.rn.BasicStatus().Commit)
+	}
 	for r.lead == l && len(l.inflight) > 0 && l.inflight[0].index <= upTo {
 		r.promote()
 	}
@@ -122,7 +128,7 @@ func (r *Replica) applyDecision(index Index, term Term, data []byte) bool {
 	if rd.err != nil {
 		panic(broken(CodeCorruption, rd.err, "entry %d", index))
 	}
-	if h.term != term || h.seq != r.seq+1 {
+	if (h.term != term || h.seq != r.seq+1) && !mutated("no-void-check") {
 		r.countVoid(index, term, h.seq)
 		return false
 	}
@@ -152,7 +158,7 @@ func (r *Replica) applyDecision(index Index, term Term, data []byte) bool {
 	r.seq, r.time = h.seq, h.time
 	r.chain = chainEntry(r.apply.chain, h.seq, h.time)
 	r.apply.chain = r.chain
-	if r.chain != h.chain {
+	if r.chain != h.chain && !mutated("no-hash-check") {
 		panic(broken(CodeDivergence, nil, "after entry %d the state hash is %016x here and %016x on the leader, "+
 			"although every key of the entry agrees: the replicas differed before", index, r.chain, h.chain))
 	}
@@ -164,7 +170,7 @@ func (r *Replica) applyEvent(e *Event, digests []byte) {
 	r.applying = e
 	r.machine.Apply(&r.apply, *e)
 	r.applying = nil
-	if m := r.apply.mismatch; m != nil {
+	if m := r.apply.mismatch; m != nil && !mutated("no-hash-check") {
 		panic(broken(CodeDivergence, nil, "the event at %v %v", e.Position, m))
 	}
 	if n := len(r.apply.expected) / 2; n > 0 {
@@ -206,11 +212,14 @@ func (r *Replica) freeze() {
 // maybeFlush hands the frozen state out for writing at the moment when exactly it is applied:
 // sessions, journal and applied index of that moment go with it, atomically [G9].
 func (r *Replica) maybeFlush() {
-	if !r.freezing || r.applied != r.freezeAt {
+	if !r.freezing || r.applied != r.freezeAt && !mutated("flush-early") {
 		return
 	}
 	r.freezing, r.flushing = false, true
 	f := state.Flush{Index: uint64(r.applied), Meta: r.meta.encode(), Sessions: r.sessions.flushed()}
+	if mutated("flush-without-sessions") {
+		f.Sessions = nil
+	}
 	for _, e := range r.log.slice(r.log.flushed+1, uint64(r.applied)) {
 		f.Journal = append(f.Journal, state.JournalEntry{Index: e.Index, Term: e.Term, Type: uint8(e.Type), Data: e.Data})
 	}

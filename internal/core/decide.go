@@ -145,8 +145,7 @@ func (r *Replica) openBatch() *batch {
 	if l.open == nil {
 		l.open = &batch{
 			term: l.term, index: l.head.index + 1, seq: l.head.seq + 1,
-			// The next leader's clock may be behind; an entry's never is.
-			time:  max(Timestamp(r.w.now.Wall), l.head.time+1),
+			time:  r.entryTime(),
 			start: r.state.Mark(), startChain: r.apply.chain,
 			buf: make([]byte, entryHeaderMax, r.w.bufferHint()),
 		}
@@ -154,10 +153,24 @@ func (r *Replica) openBatch() *batch {
 	return l.open
 }
 
+// entryTime: the next leader's clock may be behind; an entry's never is.
+func (r *Replica) entryTime() Timestamp {
+	if mutated("time-goes-back") {
+		return Timestamp(r.w.now.Wall)
+	}
+	return max(Timestamp(r.w.now.Wall), r.lead.head.time+1)
+}
+
 func (r *Replica) decideOne(q *Request) {
 	b := r.openBatch()
 	switch q.Kind {
 	case KindRead:
+		if l := r.lead; mutated("read-joins-inflight") && len(l.inflight) > 0 {
+			b = l.inflight[len(l.inflight)-1]
+			if b.version == nil {
+				b.version = r.state.CommittedVersion(b.end)
+			}
+		}
 		b.reads = append(b.reads, q)
 	case KindOpenSession:
 		r.decideOpen(b, q)
@@ -175,10 +188,11 @@ func (r *Replica) decideOpen(b *batch, q *Request) {
 	h := &requestHeader{flags: flagOpen, ttl: uint64(o.TTL), window: o.Window}
 	l := r.lead
 	if over := len(r.sessions.byID) + l.opening - l.evicting + 1 - o.Max; over > 0 {
+		expiring := 0
 		if l.evicting < maxEvicting {
-			h.evicted = r.sessions.victims(over)
+			h.evicted, expiring = r.sessions.victims(over, b.time)
 		}
-		if len(h.evicted) < over {
+		if len(h.evicted)+expiring < over {
 			b.ride(q, notProposed(CodeOverloaded, "all %d sessions of the shard are in use", o.Max))
 			return
 		}
@@ -203,7 +217,7 @@ func (r *Replica) decideClose(b *batch, q *Request) {
 		b.ride(q, nil) // closed already: the same outcome
 		return
 	}
-	s.leaving = true
+	s.leaving = !mutated("close-only-applied")
 	h := &requestHeader{flags: flagClose | flagSession, session: q.Session}
 	b.buf = h.append(b.buf)
 	b.decided = append(b.decided, decided{req: q, header: h, result: Result{Index: b.index}})
@@ -225,7 +239,7 @@ func (r *Replica) admit(b *batch, q *Request) bool {
 		return refuse(CodeSessionExpired, "session %d is not open: it expired, was evicted or never was; open another. Whether its last commands happened must be read from the state", q.Session)
 	}
 	q.digest = digestOf(q.Commands)
-	if first := s.inflight[q.Sequence]; first != nil {
+	if first := s.inflight[q.Sequence]; first != nil && !mutated("no-inflight-dedup") {
 		if first.digest != q.digest {
 			return refuse(CodeSequenceReused, "sequence %d of session %d is in use for another command", q.Sequence, q.Session)
 		}
@@ -234,16 +248,16 @@ func (r *Replica) admit(b *batch, q *Request) bool {
 		r.stats.Duplicates++
 		return false
 	}
-	if o := s.lookup(q.Sequence); o != nil {
-		if o.digest != q.digest {
+	if o := s.lookup(q.Sequence); o != nil && !mutated("no-dedup") {
+		if o.digest != q.digest && !mutated("no-digest") {
 			return refuse(CodeSequenceReused, "sequence %d of session %d was used for another command", q.Sequence, q.Session)
 		}
 		r.rideOutcome(b, q, o)
 		return false
 	}
-	switch {
-	case q.Sequence <= s.acked:
-		return refuse(CodeSequenceAcked, "sequence %d of session %d was acknowledged (up to %d); its outcome is gone", q.Sequence, q.Session, s.acked)
+	switch acked := s.willBeAcked(); {
+	case q.Sequence <= acked && !mutated("no-ack-window"):
+		return refuse(CodeSequenceAcked, "sequence %d of session %d was acknowledged (up to %d); its outcome is gone", q.Sequence, q.Session, acked)
 	case q.Sequence > max(s.acked, q.Acknowledged)+s.window:
 		return refuse(CodeSequenceTooHigh, "sequence %d of session %d is more than %d beyond what was acknowledged (%d)", q.Sequence, q.Session, s.window, max(s.acked, q.Acknowledged))
 	case q.Acknowledged >= q.Sequence:
@@ -257,6 +271,7 @@ func (r *Replica) admit(b *batch, q *Request) bool {
 	if s.inflight == nil {
 		s.inflight = map[uint64]*Request{}
 	}
+	s.inflightAcked = max(s.willBeAcked(), q.Acknowledged)
 	s.inflight[q.Sequence] = q
 	s.inflightUses++
 	s.inflightUsed = b.time
@@ -299,6 +314,11 @@ func (r *Replica) decideCommands(b *batch, q *Request) {
 		kept := h
 		d.header = &kept
 	}
+	if rejection != nil && mutated("early-rejection") {
+		d.result.Index = r.applied
+		r.finish(q, d.result, d.err)
+		return
+	}
 	b.buf = h.append(b.buf)
 	b.buf = append(b.buf, r.w.scratch...)
 	b.decided = append(b.decided, d)
@@ -321,7 +341,7 @@ func (r *Replica) execute(b *batch, q *Request, res *Result) (events int, reject
 	res.Replies = q.replySpace()
 	replied := 0
 	for _, data := range q.Commands {
-		out, reply, err := r.machine.Decide(r.apply.readView, Command{Data: data, Time: b.time, Rand: r.rand})
+		out, reply, err := r.decide(Command{Data: data, Time: b.time, Rand: r.rand})
 		if err != nil {
 			return 0, r.boundedRejection(err)
 		}
@@ -348,6 +368,16 @@ func (r *Replica) boundedRejection(err error) *Rejection {
 		return &Rejection{Code: CodeEntryTooLarge, Message: fmt.Sprintf("the machine rejected the command with %d bytes of reasons, %d are allowed (MaxEntryBytes)", size, r.cfg.Limits.MaxEntryBytes)}
 	}
 	return rejection
+}
+
+// decide asks the machine, on the speculative state [G2].
+func (r *Replica) decide(c Command) (events [][]byte, reply []byte, err error) {
+	if mutated("decide-on-committed") {
+		v := r.appliedVersion()
+		defer v.Close()
+		return r.machine.Decide(v, c)
+	}
+	return r.machine.Decide(r.apply.readView, c)
 }
 
 func (r *Replica) applyDecided(b *batch, data []byte) {
@@ -417,7 +447,9 @@ func (r *Replica) proposeOpen(l *leadership) {
 
 // refused undoes a batch that raft did not take, before anything else is decided [G4].
 func (r *Replica) refused(b *batch, err error) {
-	r.rollback(b.start, b.startChain)
+	if !mutated("no-rollback-when-refused") {
+		r.rollback(b.start, b.startChain)
+	}
 	r.forget(b)
 	b.fail(r, notProposed(CodeTransfer, "raft did not take the entry: %v", err))
 }
@@ -466,7 +498,9 @@ func (r *Replica) stepDown(leader NodeID) {
 	if !l.ready {
 		return
 	}
-	r.rollback(r.committed, r.chain)
+	if !mutated("no-rollback") {
+		r.rollback(r.committed, r.chain)
+	}
 	r.state.Release(r.state.Mark())
 	r.state.SetUndo(false)
 	if r.freezing {
@@ -510,8 +544,14 @@ func (r *Replica) settle(index Index, term Term, void bool) {
 // settleOrphans ends what is left at the end of the pass in which leadership went.
 func (r *Replica) settleOrphans() {
 	for _, b := range r.orphans {
+		if mutated("forget-pending") {
+			continue
+		}
 		e := unknown(CodeLeadershipLost, "leadership of shard %d went while the entry at index %d was under way; it may yet be committed", r.shard, b.index)
 		e.Leader = r.leader
+		if mutated("unknown-as-not-proposed") {
+			e.Kind = ErrNotProposed
+		}
 		b.fail(r, e)
 	}
 	r.orphans = nil

@@ -72,6 +72,9 @@ func (r *Replica) agreeToQuiesce(q Quiesce) {
 
 // wake ends the rest.
 func (r *Replica) wake() {
+	if mutated("no-wake") {
+		return
+	}
 	r.quiet = false
 	r.idleTicks = 0
 }

@@ -33,6 +33,9 @@ type readQueue struct {
 
 // reset forgets the round under way: an answer from another term or leader proves nothing (etcd#20418).
 func (q *readQueue) reset() {
+	if mutated("no-read-reset") {
+		return
+	}
 	q.wanted = append(q.asked, q.wanted...)
 	q.asked, q.context = nil, 0
 }
@@ -106,6 +109,9 @@ func (r *Replica) askReadIndex() {
 	q := &r.reads
 	q.attempts++
 	q.context = r.rand.Uint64() | 1
+	if mutated("same-read-context") {
+		q.context = 1
+	}
 	q.askedAt = r.w.now.Mono
 	r.rn.ReadIndex(binary.LittleEndian.AppendUint64(nil, q.context))
 	r.touch() // the round starts with a Ready

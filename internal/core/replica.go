@@ -1,6 +1,7 @@
 package core
 
 import (
+	"context"
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
@@ -256,12 +257,15 @@ func (r *Replica) stop(err *Error) {
 func (r *Replica) observe() {
 	st := r.rn.BasicStatus()
 	role, term, leader := st.RaftState, Term(st.Term), NodeID(st.Lead)
-	if r.lead != nil && (role != raft.StateLeader || term != r.lead.term) {
+	if r.lead != nil && (role != raft.StateLeader || term != r.lead.term && !mutated("compare-roles")) {
 		// Terms are compared, not roles: a leader that lost and won again between two looks has lost [G4].
 		r.stepDown(leader)
 	}
 	if role == raft.StateLeader && r.lead == nil {
 		r.lead = &leadership{term: term}
+		if mutated("decide-before-own-entry") {
+			r.becomeReady()
+		}
 		r.logger.Info("leader", "term", uint64(term))
 	}
 	if term != r.raftTerm || leader != r.leader || role != r.role {
@@ -316,7 +320,7 @@ func (r *Replica) takeReady() {
 	// A leader may replicate while it writes; everything else says "I have it", or "I vote", and waits.
 	for i := range rd.Messages {
 		m := &rd.Messages[i]
-		if r.lead != nil && !promised && (m.Type == raftpb.MsgApp || m.Type == raftpb.MsgHeartbeat) {
+		if r.lead != nil && !promised && (m.Type == raftpb.MsgApp || m.Type == raftpb.MsgHeartbeat) || mutated("send-before-sync") {
 			r.send(m)
 		} else {
 			r.held = append(r.held, *m)
@@ -334,7 +338,10 @@ func (r *Replica) takeReady() {
 // at those that are being written, the disk may have another term's entries still.
 func (r *Replica) durable(rd raft.Ready) []raftpb.Entry {
 	last, n := r.log.last(), len(rd.CommittedEntries)
-	if len(rd.Entries) > 0 {
+	if mutated("apply-before-sync") {
+		last = 1 << 62
+	}
+	if len(rd.Entries) > 0 && !mutated("apply-before-sync") && !mutated("durable-by-index") {
 		last = min(last, rd.Entries[0].Index-1)
 	}
 	for n > 0 && rd.CommittedEntries[n-1].Index > last {
@@ -371,6 +378,9 @@ func record(shard ShardID, hard raftpb.HardState, entries []raftpb.Entry) wal.Re
 		Shard:     uint64(shard),
 		HardState: wal.HardState{Term: hard.Term, Vote: hard.Vote, Commit: hard.Commit},
 	}
+	if mutated("forget-vote") {
+		rec.HardState.Vote = 0
+	}
 	if len(entries) > 0 {
 		rec.Entries = make([]wal.Entry, len(entries))
 		for i, e := range entries {
@@ -389,7 +399,7 @@ func (r *Replica) sendAll(messages []raftpb.Message) {
 func (r *Replica) send(m *raftpb.Message) {
 	// raft would pass on a ReadIndex that reached it when it no longer led, under the name
 	// of who asked. The peer would refuse that; who asked asks again.
-	ours := m.From == uint64(r.cfg.Node)
+	ours := m.From == uint64(r.cfg.Node) || mutated("forward-read-index")
 	if ours && m.To != uint64(r.cfg.Node) && m.To != 0 {
 		r.w.env.Send(NodeID(m.To), r.shard, m)
 		if m.Type == raftpb.MsgHeartbeat && r.lead != nil && r.lead.ready {
@@ -455,7 +465,7 @@ func (l raftLogger) Panic(v ...any)                 { panic(fmt.Sprint(v...)) }
 func (l raftLogger) Panicf(format string, v ...any) { panic(fmt.Sprintf(format, v...)) }
 
 func (l raftLogger) infof(format string, v ...any) {
-	if l.l.Enabled(nil, slog.LevelDebug) { //nolint:staticcheck // the handler needs no context
+	if l.l.Enabled(context.Background(), slog.LevelDebug) {
 		l.l.Debug(fmt.Sprintf(format, v...))
 	}
 }

@@ -42,10 +42,11 @@ type session struct {
 	dirty      bool
 
 	// Leader only: what has been decided and is not committed.
-	inflight     map[uint64]*Request
-	inflightUses int
-	inflightUsed Timestamp // entry time of the latest of them
-	leaving      bool      // its end is in flight: closed or evicted
+	inflight      map[uint64]*Request
+	inflightUses  int
+	inflightUsed  Timestamp // entry time of the latest of them
+	inflightAcked uint64    // the highest acknowledgement that came with them
+	leaving       bool      // its end is in flight: closed or evicted
 }
 
 func (s *session) slot(seq uint64) *outcome { return &s.ring[seq&uint64(len(s.ring)-1)] }
@@ -188,6 +189,9 @@ func (t *sessionTable) remove(id SessionID) {
 // expire removes what has not been used for its time to live. It runs first when an
 // entry is applied, so that every replica forgets the same at the same place.
 func (t *sessionTable) expire(now Timestamp) {
+	if mutated("no-expiry") {
+		return
+	}
 	for s := t.oldest; s != nil && s.expired(now); s = t.oldest {
 		t.remove(s.id)
 	}
@@ -198,20 +202,37 @@ func (s *session) expired(now Timestamp) bool { return int64(now-s.used) > s.ttl
 // willExpire: when an entry of this time comes to be applied, after what is in flight, it will expire the session first.
 func (s *session) willExpire(at Timestamp) bool {
 	used := s.used
+	if s.inflightUses > 0 && mutated("no-expiry-in-flight") {
+		return false
+	}
 	if s.inflightUses > 0 {
 		used = max(used, s.inflightUsed)
 	}
 	return int64(at-used) > s.ttl
 }
 
-// victims returns n sessions to evict, the longest unused first, sparing those with commands in flight.
-func (t *sessionTable) victims(n int) (ids []SessionID) {
-	for s := t.oldest; s != nil && len(ids) < n; s = s.next {
-		if s.inflightUses == 0 && !s.leaving {
+// willBeAcked is what is acknowledged when an entry decided now comes to be applied.
+func (s *session) willBeAcked() uint64 {
+	if s.inflightUses == 0 || mutated("ack-only-applied") {
+		return s.acked
+	}
+	return max(s.acked, s.inflightAcked)
+}
+
+// victims returns up to n sessions to evict by an entry of this time, the longest unused first, sparing those
+// with commands in flight. Those that the entry will expire anyway are counted instead: evicting
+// them too would make room for one session twice.
+func (t *sessionTable) victims(n int, at Timestamp) (ids []SessionID, expiring int) {
+	for s := t.oldest; s != nil && len(ids)+expiring < n; s = s.next {
+		switch {
+		case s.leaving:
+		case s.willExpire(at) && !mutated("evict-expired"):
+			expiring++
+		case s.inflightUses == 0:
 			ids = append(ids, s.id)
 		}
 	}
-	return ids
+	return ids, expiring
 }
 
 // apply brings the table forward by one request of an applied entry.

@@ -133,6 +133,10 @@ func (w *Worker) accept(q *Request) {
 		r.wake() // the others are answered from what is here
 	}
 	r.touch()
+	if mutated("local-read") && r.lead != nil && q.Kind == KindRead && q.Level == Linearizable {
+		r.reads.due = append(r.reads.due, q)
+		return
+	}
 	if q.Kind == KindRead && q.Level != Linearizable {
 		r.addRead(q)
 		return

@@ -1,0 +1,12 @@
+//go:build mutants
+
+package core
+
+import "strings"
+
+// Mutant names the faults that this build has, separated by spaces.
+var Mutant string
+
+func mutated(fault string) bool {
+	return Mutant != "" && (Mutant == fault || strings.Contains(" "+Mutant+" ", " "+fault+" "))
+}

@@ -1,0 +1,377 @@
+package sim
+
+import (
+	"bytes"
+	"errors"
+	"math/rand/v2"
+
+	"github.com/cespare/xxhash/v2"
+	"go.etcd.io/etcd/raft/v3/raftpb"
+
+	"github.com/decree-raft/decree/internal/core"
+)
+
+// checker holds every rule that a run must keep; see the package's doc for the list.
+type checker struct {
+	s       *sim
+	rng     *rand.Rand
+	shards  [shardCount + 1]*oracle // shards[0] is none
+	ops     []*operation            // ops[i] has number i+1
+	ids     []*operation            // ids[i] is of the command with id i+1
+	digests map[uint64]command      // of requests with one command
+	keys    uint16                  // keys below it may have been used
+	leaders map[leaderKey]core.NodeID
+	latest  [shardCount + 1]core.NodeID // who was last seen to lead
+}
+
+type leaderKey struct {
+	shard core.ShardID
+	term  core.Term
+}
+
+// keysAtOnce are in use at a time. After a while others follow, so that the history of each stays short enough to judge.
+const (
+	keysAtOnce   = 4
+	commandsEach = 60
+	// commandsPerBank counts those of the registers too.
+	commandsPerBank = 250
+	maxMemory       = 16 << 20
+)
+
+func newChecker(s *sim) *checker {
+	c := &checker{s: s, rng: stream(s.seed, 5), digests: map[uint64]command{}, leaders: map[leaderKey]core.NodeID{}}
+	for id := core.ShardID(1); id <= shardCount; id++ {
+		c.shards[id] = newOracle(c, id)
+	}
+	return c
+}
+
+func (c *checker) newOperation(cl *client) *operation {
+	o := &operation{num: uint64(len(c.ops) + 1), client: cl}
+	c.ops = append(c.ops, o)
+	return o
+}
+
+func (c *checker) newID(o *operation) uint64 {
+	c.ids = append(c.ids, o)
+	return uint64(len(c.ids))
+}
+
+func (c *checker) byID(id uint64) *operation { return c.ids[id-1] }
+
+func (c *checker) someKey(r *rand.Rand) uint16 {
+	k := uint16(len(c.ids)/(keysAtOnce*commandsEach)*keysAtOnce + r.IntN(keysAtOnce))
+	c.keys = max(c.keys, k+2)
+	return k
+}
+
+// someBank returns the first account of the bank in use.
+func (c *checker) someBank() uint16 {
+	k := uint16(len(c.ids) / commandsPerBank * accounts)
+	c.keys = max(c.keys, k+accounts)
+	return k
+}
+
+func (c *checker) someLeader(id core.ShardID) core.NodeID { return c.latest[id] }
+
+// promise checks that what a message says is true after a crash as well: votes and
+// acknowledgements may leave only when they are on disk. A later term on disk is as good: what this one
+// promised was kept until that one ended it.
+func (c *checker) promise(n *node, id core.ShardID, m *raftpb.Message) {
+	disk := n.disk.shadow[id]
+	ok := true
+	switch m.Type {
+	case raftpb.MsgVote:
+		ok = disk.hard.Term > m.Term || disk.hard.Term == m.Term && disk.hard.Vote == uint64(n.id)
+	case raftpb.MsgVoteResp:
+		ok = m.Reject || disk.hard.Term > m.Term || disk.hard.Term == m.Term && disk.hard.Vote == m.To
+	case raftpb.MsgAppResp:
+		ok = m.Reject || disk.hard.Term > m.Term || disk.hard.Term == m.Term && uint64(len(disk.entries)) >= m.Index
+	}
+	if !ok {
+		c.s.fail("promise", "node %d sends %v of term %d, index %d to %d, while its disk has %+v and %d entries of shard %d",
+			n.id, m.Type, m.Term, m.Index, m.To, disk.hard, len(disk.entries), id)
+	}
+}
+
+// stopped: no replica may go out of service, unless a machine is at fault.
+func (c *checker) stopped(n *node, id core.ShardID, err *core.Error) {
+	if c.s.opts.Nondeterministic && err.Code == core.CodeDivergence {
+		c.s.stats.Stopped++
+		c.s.end()
+		return
+	}
+	c.s.fail("stopped", "shard %d on node %d: %v", id, n.id, err)
+}
+
+// restarted checks what an incarnation starts with.
+func (c *checker) restarted(w *worker) {
+	for _, id := range w.shards {
+		w.n.applied[id], w.n.counted[id] = 0, core.Stats{}
+	}
+	c.observe(w)
+	for _, id := range w.shards {
+		c.compareState(w, id)
+	}
+}
+
+// observe checks a worker's shards after a pass.
+func (c *checker) observe(w *worker) {
+	for _, id := range w.shards {
+		st, _ := w.core.Status(id)
+		if st.Err != nil {
+			continue // see stopped
+		}
+		c.observeLeader(w.n, &st)
+		c.observeApplied(w.n, &st)
+		before := &w.n.counted[id]
+		c.s.stats.Rollbacks += st.Stats.Rollbacks - before.Rollbacks
+		c.s.stats.Duplicates += st.Stats.Duplicates - before.Duplicates
+		*before = st.Stats
+		l := &c.s.swarm.core.Limits
+		if st.Queued < 0 || st.Queued > l.MaxQueuedRequests || st.Inflight > l.PipelineDepth || st.Memory > maxMemory {
+			c.s.fail("bounds", "shard %d on node %d: %d calls pending, %d entries in flight, %d bytes", id, w.n.id, st.Queued, st.Inflight, st.Memory)
+		}
+		if st.Stats.Voids > 0 {
+			c.s.fail("void", "shard %d on node %d found a void entry", id, w.n.id)
+		}
+		if c.rng.IntN(200) == 0 && c.s.failure == nil {
+			c.compareState(w, id)
+		}
+	}
+}
+
+func (c *checker) observeLeader(n *node, st *core.Status) {
+	if st.Role != "leader" {
+		return
+	}
+	k := leaderKey{st.Shard, st.Term}
+	if was, ok := c.leaders[k]; ok && was != n.id {
+		c.s.fail("one-leader", "shard %d: node %d and node %d both lead term %d", st.Shard, was, n.id, st.Term)
+	} else if !ok {
+		c.leaders[k] = n.id
+		c.s.stats.Leaders++
+	}
+	c.latest[st.Shard] = n.id
+}
+
+// observeApplied checks the entries that a replica has applied since the last look, and where they have brought it.
+func (c *checker) observeApplied(n *node, st *core.Status) {
+	o, disk := c.shards[st.Shard], n.disk.shadow[st.Shard]
+	was := n.applied[st.Shard]
+	if st.Applied < was {
+		c.s.fail("applied", "shard %d on node %d went back from %d to %d", st.Shard, n.id, was, st.Applied)
+		return
+	}
+	for i := was + 1; i <= st.Applied && c.s.failure == nil; i++ {
+		e, ok := disk.at(i)
+		if !ok {
+			c.s.fail("durability", "shard %d on node %d applied entry %d, which is not on its disk", st.Shard, n.id, i)
+			return
+		}
+		if i > o.last() {
+			c.majority(st.Shard, i, e)
+			o.learn(e)
+		} else if known := o.after(i); known.term != e.term || known.hash != e.hash {
+			c.s.fail("committed-changed", "shard %d on node %d applied another entry %d (term %d) than was committed (term %d)",
+				st.Shard, n.id, i, e.term, known.term)
+		}
+	}
+	n.applied[st.Shard] = st.Applied
+	if c.s.failure != nil {
+		return
+	}
+	if st.Applied > was {
+		c.s.trace.event(evApplied, n.id, uint64(st.Shard), uint64(st.Applied), st.Hash, uint64(st.Term))
+	}
+	at := o.after(st.Applied)
+	if st.Hash != at.chain || st.Sequence != at.seq || int64(st.Time) != at.time || st.Sessions != at.sessions {
+		c.s.fail("hash", "shard %d on node %d at %d: hash %x, sequence %d, time %d, %d sessions; the log says %x, %d, %d, %d", st.Shard, n.id,
+			st.Applied, st.Hash, st.Sequence, st.Time, st.Sessions, at.chain, at.seq, at.time, at.sessions)
+	}
+}
+
+// majority: what anybody applies must already be on more than half of the disks.
+func (c *checker) majority(id core.ShardID, i core.Index, e shadowEntry) {
+	on := 0
+	for _, n := range c.s.nodes {
+		if other, ok := n.disk.shadow[id].at(i); ok && other.term == e.term && other.hash == e.hash {
+			on++
+		}
+	}
+	if 2*on <= len(c.s.nodes) {
+		c.s.fail("durability", "shard %d: entry %d is applied, and on the disks of %d nodes of %d", id, i, on, len(c.s.nodes))
+	}
+}
+
+// compareState compares all of a replica's state with the model's.
+func (c *checker) compareState(w *worker, id core.ShardID) {
+	v, at, _, ok := w.core.Version(id)
+	if !ok {
+		return
+	}
+	defer v.Close()
+	got, _ := (&machine{}).Query(v, query(queryAll)) // never fails
+	if want := c.shards[id].answer(queryAll, at); !bytes.Equal(got, want) {
+		c.s.fail("state", "shard %d on node %d at %d: %x, want %x", id, w.n.id, at, got, want)
+	}
+}
+
+// answer checks what a node has answered.
+func (c *checker) answer(a *attempt) {
+	o, res, v := a.op, &a.req.Result, a.verdict()
+	if a.answers > 1 {
+		c.s.fail("answers", "%v was answered %d times", o, a.answers)
+		return
+	}
+	if code := a.code(); code != "" {
+		c.s.stats.Codes[code]++
+	}
+	switch v {
+	case notProposed:
+		c.s.stats.NotProposed++
+		if o.committed != 0 && !o.mayHappen() {
+			c.s.fail("not-proposed", "%v was told %v, and is in entry %d", o, a.req.Err, o.committed)
+		}
+		return
+	case unknownOutcome:
+		c.s.stats.Unknown++
+		return
+	case refused:
+		c.s.stats.Refused++
+		c.refusal(a)
+		return
+	case happened, rejected:
+	}
+	if applied := a.node.applied[o.shard]; res.Index > applied || res.Index == 0 && o.kind != core.KindRead {
+		c.s.fail("too-early", "%v was answered from index %d, node %d has applied %d", o, res.Index, a.node.id, applied)
+		return
+	}
+	if o.answered == 0 {
+		o.answered = c.s.now
+	}
+	switch o.kind {
+	case core.KindRead:
+		c.read(a)
+	case core.KindCommand:
+		c.command(a)
+	case core.KindOpenSession:
+		if v == happened && !c.shards[o.shard].sessions[res.Session].isOpen(o.floor+1) && c.shards[o.shard].sessions[res.Session] == nil {
+			c.s.fail("sessions", "%v: session %d is not in the log", o, res.Session)
+		}
+	case core.KindCloseSession:
+		if s := c.shards[o.shard].sessions[o.session.id]; s.isOpen(res.Index) {
+			c.s.fail("sessions", "%v: closed at %d, and open there", o, res.Index)
+		}
+	}
+}
+
+func (c *checker) read(a *attempt) {
+	o, res := a.op, &a.req.Result
+	c.s.stats.Reads++
+	if a.req.Err != nil {
+		c.s.fail("read", "%v: %v", o, a.req.Err)
+		return
+	}
+	want := core.Index(0)
+	switch o.level {
+	case core.Linearizable, core.ReadIndex:
+		want = a.floor
+	case core.Session:
+		want = o.token
+	case core.Stale:
+		if res.Age < 0 {
+			c.s.fail("read", "%v: %v old", o, res.Age)
+		}
+	}
+	if res.Index < want {
+		c.s.fail("stale-read", "%v was answered from index %d, and had to see %d", o, res.Index, want)
+	}
+	if model := c.shards[o.shard].answer(o.key, res.Index); !bytes.Equal(model, res.Answer) {
+		c.s.fail("read", "%v at index %d: %x, want %x", o, res.Index, res.Answer, model)
+	}
+}
+
+// command checks the outcome of a command against the log.
+func (c *checker) command(a *attempt) {
+	o, res := a.op, &a.req.Result
+	or := c.shards[o.shard]
+	var rejection *core.Rejection
+	errors.As(a.req.Err, &rejection)
+	if rejection == nil {
+		c.s.stats.Acked++
+	} else {
+		c.s.stats.Rejected++
+	}
+	if res.Index <= o.floor {
+		c.s.fail("real-time", "%v is at index %d, and was asked when %d was committed", o, res.Index, o.floor)
+	}
+	told := logOutcome{replies: res.Replies}
+	if rejection != nil {
+		told = logOutcome{code: rejection.Code, detail: rejection.Detail}
+	}
+	switch {
+	case o.session != nil:
+		s := or.sessions[o.session.id]
+		if s == nil || s.done[o.seq] == nil || s.done[o.seq].index != res.Index || !s.done[o.seq].outcome.same(told) {
+			c.s.fail("outcome", "%v was told %v at index %d, which is not in the log so", o, told, res.Index)
+		}
+	case rejection == nil:
+		if o.committed != res.Index {
+			c.s.fail("outcome", "%v was acknowledged at index %d; it is in entry %d", o, res.Index, o.committed)
+		}
+	case rejection.Code == codeMismatch || rejection.Code == codeShort:
+		if len(o.cmds) == 1 && !or.sawAt(o.cmds[0].key, res.Index, decodeValue(rejection.Detail)) {
+			c.s.fail("decision", "%v was rejected at index %d on value %x, which was never there", o, res.Index, rejection.Detail)
+		}
+	}
+	if rejection != nil && o.committed != 0 {
+		c.s.fail("outcome", "%v was rejected, and is in entry %d", o, o.committed)
+	}
+	if rejection == nil && o.committed == res.Index {
+		for i, r := range res.Replies {
+			if len(res.Replies) != len(o.values) || decodeValue(r) != o.values[i] {
+				c.s.fail("outcome", "%v was told %x, the log says %d", o, res.Replies, o.values)
+			}
+		}
+	}
+}
+
+// refusal checks that a command was refused for what its session was at the position of the answer.
+func (c *checker) refusal(a *attempt) {
+	o, at := a.op, a.req.Result.Index
+	or := c.shards[o.shard]
+	if at > a.node.applied[o.shard] {
+		c.s.fail("too-early", "%v was refused at index %d, node %d has applied %d", o, at, a.node.id, a.node.applied[o.shard])
+		return
+	}
+	if at <= a.floor {
+		c.s.fail("real-time", "%v was refused at index %d, and was asked when %d was committed", o, at, a.floor)
+	}
+	s := or.sessions[o.session.id]
+	switch a.code() {
+	case core.CodeSessionExpired:
+		if s.isOpen(at) {
+			c.s.fail("refusal", "%v: the session is open at index %d", o, at)
+		}
+	case core.CodeSequenceReused:
+		if d := s.done[o.seq]; d == nil || d.index > at || d.digest == digestOf(o.encoded) {
+			c.s.fail("refusal", "%v: the number was not used for another command", o)
+		}
+	case core.CodeSequenceAcked:
+		if o.seq > s.acked && o.seq > a.req.Acknowledged {
+			c.s.fail("refusal", "%v: %d were acknowledged", o, s.acked)
+		}
+	}
+	if o.committed != 0 && !o.mayHappen() {
+		c.s.fail("not-proposed", "%v was refused (%v), and is in entry %d", o, a.req.Err, o.committed)
+	}
+}
+
+// digestOf is that of a request with one command; 0 fits no other.
+func digestOf(encoded [][]byte) uint64 {
+	if len(encoded) == 1 {
+		return xxhash.Sum64(encoded[0])
+	}
+	return 0
+}

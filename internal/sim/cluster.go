@@ -1,0 +1,423 @@
+package sim
+
+import (
+	"math/rand/v2"
+
+	"go.etcd.io/etcd/raft/v3/raftpb"
+
+	"github.com/decree-raft/decree/internal/core"
+	"github.com/decree-raft/decree/internal/state"
+)
+
+// node is what rsm.Node, its engine and its clock are in production. One struct stands
+// for all incarnations: gen counts them, and what an earlier one has begun is ignored.
+type node struct {
+	s    *sim
+	id   core.NodeID
+	rng  *rand.Rand
+	disk *disk
+
+	up      bool
+	gen     uint64
+	store   *state.Store
+	shards  []*state.Shard
+	workers []*worker
+	heard   []int64 // by peer
+	frames  [][]byte
+	flushes []*flush // begun and not known to be durable
+	queries []*core.QueryBatch
+	applied [shardCount + 1]core.Index // as the checker saw it
+	counted [shardCount + 1]core.Stats
+	ticks   int
+	rate    int64 // ns of a tick on this node
+
+	skew           int64 // of the wall clock
+	paused         int64 // until when
+	crashAfterPass bool
+	diskLow        bool
+}
+
+// worker is a core.Worker with its mailbox and its Env.
+type worker struct {
+	n      *node
+	num    int
+	gen    uint64
+	core   *core.Worker
+	in     core.Input
+	waits  bool // a pass is due
+	shards []core.ShardID
+}
+
+type flush struct {
+	w    *worker
+	done *core.FlushDone
+}
+
+var _ core.Env = (*worker)(nil)
+
+func newNode(s *sim, id core.NodeID) *node {
+	n := &node{s: s, id: id, rng: stream(s.seed, 100+uint64(id))}
+	n.disk = newDisk(n)
+	n.rate = int64(s.swarm.tick) * (90 + n.rng.Int64N(21)) / 100
+	n.skew = n.rng.Int64N(20*second) - 10*second
+	return n
+}
+
+// mono starts where no difference of times can be negative.
+func (n *node) mono() int64 { return n.s.now + 3600*second }
+
+func (n *node) time() core.Now {
+	return core.Now{Mono: n.mono(), Wall: 1_700_000_000*second + n.s.now + n.skew}
+}
+
+// after runs f unless this incarnation has ended by then.
+func (n *node) after(d int64, f func()) {
+	gen := n.gen
+	n.s.after(d, func() {
+		if n.up && n.gen == gen {
+			f()
+		}
+	})
+}
+
+func (n *node) voters() (all []core.NodeID) {
+	for i := range n.s.swarm.nodes {
+		all = append(all, core.NodeID(i+1))
+	}
+	return all
+}
+
+// start opens what the disk holds and joins the others.
+func (n *node) start() {
+	n.gen++
+	n.up = true
+	n.s.stats.Restarts++
+	n.s.trace.event(evStart, n.id, n.gen, 0, 0, 0)
+	n.paused, n.crashAfterPass, n.diskLow, n.ticks = 0, false, false, 0
+	n.heard = make([]int64, n.s.swarm.nodes+1)
+	for i := range n.heard {
+		n.heard[i] = n.mono()
+	}
+	n.frames = make([][]byte, n.s.swarm.nodes+1)
+	if err := n.open(); err != nil {
+		n.s.fail("restart", "node %d does not come back: %v", n.id, err)
+		return
+	}
+	for _, w := range n.workers {
+		n.s.check.restarted(w)
+		w.wake()
+	}
+	n.after(n.rng.Int64N(n.rate), n.tick)
+}
+
+func (n *node) open() error {
+	rec, err := n.disk.reopen()
+	if err != nil {
+		return err
+	}
+	n.store, err = state.Open(state.Options{
+		Dir: "state", FS: n.disk.fs, Cache: n.s.cache, Logger: n.s.logger, DisableCompactions: true,
+		OnFatal: func(err error) { n.s.fail("state", "the store of node %d: %v", n.id, err) },
+	})
+	if err != nil {
+		return err
+	}
+	cfg := n.s.swarm.core
+	cfg.Node = n.id
+	if err := cfg.Validate(); err != nil {
+		return err
+	}
+	n.workers, n.shards = nil, nil
+	for i := range n.s.swarm.workers {
+		w := &worker{n: n, num: i, gen: n.gen}
+		w.core = core.NewWorker(cfg, w, n.time())
+		n.workers = append(n.workers, w)
+	}
+	for id := core.ShardID(1); id <= shardCount; id++ {
+		st, err := n.store.Shard(uint64(id), state.Limits{MaxKeyBytes: cfg.Limits.MaxKeyBytes, MaxValueBytes: cfg.Limits.MaxValueBytes})
+		if err != nil {
+			return err
+		}
+		n.shards = append(n.shards, st)
+		d := core.Deps{
+			Machine: n.machine(), State: st, Voters: n.voters(), Rand: stream(n.rng.Uint64(), uint64(id)),
+			Logger: n.s.logger.With("node", uint64(n.id)),
+		}
+		if l := rec.Shards[uint64(id)]; l != nil {
+			d.Log = *l
+		}
+		w := n.workerOf(id)
+		w.shards = append(w.shards, id)
+		if err := w.core.AddShard(id, d); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (n *node) machine() core.Machine {
+	if n.s.opts.Nondeterministic && n.id == 1 {
+		// Not while it leads: what a leader does is right by definition, and all others would stop.
+		return &machine{nondeterministic: func() bool { return n.s.check.someLeader(registers) != n.id && n.rng.IntN(200) == 0 }}
+	}
+	return &machine{}
+}
+
+func (n *node) workerOf(id core.ShardID) *worker { return n.workers[int(id)%len(n.workers)] }
+
+// crash ends the incarnation as a power cut does: nothing is said to anybody.
+func (n *node) crash() {
+	n.s.stats.Crashes++
+	n.s.trace.event(evCrash, n.id, n.gen, 0, 0, 0)
+	n.up = false
+	n.crashFlushes()
+	n.disk.crash()
+	n.release()
+}
+
+// crashFlushes lets some of the flushes under way have become durable.
+func (n *node) crashFlushes() {
+	lost, durable := 0, 0
+	for _, f := range n.flushes {
+		if n.rng.IntN(2) == 0 {
+			lost++
+			continue
+		}
+		durable++
+		if err := f.done.Job.Run(); err != nil {
+			n.s.fail("state", "flush on node %d: %v", n.id, err)
+		}
+	}
+	if len(n.flushes) > 0 {
+		n.s.trace.event(evFlushLost, n.id, uint64(lost), uint64(durable), 0, 0)
+	}
+	n.flushes = nil
+}
+
+// stop ends the incarnation in order: everybody who waits gets an answer.
+func (n *node) stop(reason *core.Error) {
+	n.s.trace.event(evStop, n.id, n.gen, 0, 0, 0)
+	for _, w := range n.workers {
+		for _, q := range w.in.Requests { // that no pass has seen, see rsm's worker.close
+			q.Err = reason
+			q.Done(q)
+		}
+		w.in = core.Input{}
+		w.core.Stop(reason)
+	}
+	n.up = false
+	n.crashFlushes()
+	n.disk.crash()
+	n.release()
+}
+
+// release gives back the memory of an incarnation that has ended.
+func (n *node) release() {
+	for _, w := range n.workers {
+		w.core.Stop(&core.Error{Kind: core.ErrUnknown, Code: core.CodeClosed, Message: "crashed"}) // closes versions; answers go nowhere
+	}
+	for _, b := range n.queries {
+		for b.RunOne() {
+			continue
+		}
+	}
+	n.queries = nil
+	for _, st := range n.shards {
+		st.Close()
+	}
+	if err := n.store.Close(); err != nil {
+		n.s.fail("state", "closing the store of node %d: %v", n.id, err)
+	}
+	n.workers, n.shards = nil, nil
+}
+
+// end is called when the run is over.
+func (n *node) end() {
+	if n.up && n.store != nil {
+		n.up = false
+		n.release()
+	}
+}
+
+// tick is rsm's clock.
+func (n *node) tick() {
+	n.after(n.rate, n.tick)
+	for _, w := range n.workers {
+		w.post(func(in *core.Input) { in.Ticks = min(in.Ticks+1, 2) })
+	}
+	if n.isPaused() {
+		return
+	}
+	n.ticks++
+	if n.ticks%2 == 0 {
+		for p := range n.frames {
+			if p != 0 && core.NodeID(p) != n.id {
+				n.frames[p] = core.AppendBeat(n.frames[p])
+			}
+		}
+		n.sendFrames(len(n.frames))
+	}
+	if segments, _ := n.disk.log.Size(); segments > n.s.swarm.logSegments && n.ticks%10 == 0 {
+		for _, pin := range n.disk.log.Pinned() {
+			n.pin(core.ShardID(pin.Shard))
+		}
+	}
+}
+
+func (n *node) pin(id core.ShardID) {
+	n.workerOf(id).post(func(in *core.Input) { in.Pinned = append(in.Pinned, id) })
+}
+
+func (n *node) unreachable(p core.NodeID) {
+	for _, w := range n.workers {
+		w.post(func(in *core.Input) { in.Unreachable = append(in.Unreachable, p) })
+	}
+}
+
+func (n *node) isPaused() bool { return n.s.now < n.paused }
+
+// arrive takes a frame from the network. A paused process reads it when it goes on, before or after its first pass.
+func (n *node) arrive(from core.NodeID, frame []byte, hash uint64) {
+	if !n.up {
+		return
+	}
+	if n.isPaused() {
+		n.after(n.paused-n.s.now+exp(n.rng, n.s.swarm.passDelay), func() { n.receive(from, frame, hash) })
+		return
+	}
+	n.receive(from, frame, hash)
+}
+
+func (n *node) receive(from core.NodeID, frame []byte, hash uint64) {
+	n.s.trace.event(evFrameGot, n.id, uint64(from), hash, uint64(len(frame)), 0)
+	n.heard[from] = n.mono()
+	err := core.DecodeFrame(from, n.id, frame,
+		func(m core.Message) {
+			n.workerOf(m.Shard).post(func(in *core.Input) { in.Messages = append(in.Messages, m) })
+		},
+		func(q core.Quiesce) {
+			n.workerOf(q.Shard).post(func(in *core.Input) { in.Quiesces = append(in.Quiesces, q) })
+		},
+		func(c core.CommitNote) {
+			n.workerOf(c.Shard).post(func(in *core.Input) { in.Commits = append(in.Commits, c) })
+		})
+	if err != nil {
+		n.s.fail("frame", "from node %d to node %d: %v", from, n.id, err)
+	}
+}
+
+// sendFrames sends what has gathered for the first peers only, if upTo says so: a process can die between two.
+func (n *node) sendFrames(upTo int) {
+	for p, frame := range n.frames {
+		if len(frame) > 0 {
+			n.frames[p] = nil
+			if p < upTo {
+				n.s.net.send(n.id, core.NodeID(p), frame)
+			}
+		}
+	}
+}
+
+// post adds to the next pass's input.
+func (w *worker) post(add func(*core.Input)) {
+	add(&w.in)
+	w.wake()
+}
+
+func (w *worker) wake() {
+	if !w.waits {
+		w.waits = true
+		w.n.after(exp(w.n.rng, w.n.s.swarm.passDelay), w.pass)
+	}
+}
+
+func (w *worker) pass() {
+	n := w.n
+	if n.isPaused() {
+		n.after(n.paused-n.s.now+exp(n.rng, n.s.swarm.passDelay), w.pass)
+		return
+	}
+	w.waits = false
+	in := w.in
+	w.in = core.Input{}
+	n.s.trace.event(evPass, n.id, uint64(w.num), uint64(len(in.Messages)), uint64(len(in.Requests)), uint64(len(in.Written)))
+	w.core.Pass(n.time(), &in)
+	n.s.check.observe(w)
+	if n.crashAfterPass {
+		n.sendFrames(1 + n.rng.IntN(len(n.frames)))
+		n.s.takeAnswers()
+		n.s.faults.crash(n)
+		return
+	}
+	n.sendFrames(len(n.frames))
+}
+
+// The core's Env.
+
+func (w *worker) Send(to core.NodeID, shard core.ShardID, m *raftpb.Message) {
+	w.n.s.check.promise(w.n, shard, m)
+	w.n.s.trace.message(shard, m)
+	w.n.frames[to] = core.AppendMessage(w.n.frames[to], shard, m)
+}
+
+func (w *worker) SendQuiesce(to core.NodeID, q core.Quiesce) {
+	w.n.frames[to] = core.AppendQuiesce(w.n.frames[to], q)
+}
+
+func (w *worker) SendCommit(to core.NodeID, c core.CommitNote) {
+	w.n.frames[to] = core.AppendCommit(w.n.frames[to], c)
+}
+
+func (w *worker) Write(wr *core.Write) { w.n.disk.add(w, wr) }
+
+// Query runs at once, or long after: the state goes on, the version may not.
+func (w *worker) Query(b *core.QueryBatch) {
+	n := w.n
+	if !chance(n.rng, n.s.swarm.longQueries) {
+		for b.RunOne() {
+			continue
+		}
+		return
+	}
+	n.queries = append(n.queries, b)
+	n.after(exp(n.rng, 50*millisecond), func() {
+		for b.RunOne() {
+			continue
+		}
+	})
+}
+
+func (w *worker) Flush(f *core.FlushDone) {
+	n := w.n
+	took := exp(n.rng, n.s.swarm.flush)
+	n.s.trace.event(evFlush, n.id, uint64(f.Shard), uint64(took/microsecond), 0, 0)
+	entry := &flush{w, f}
+	n.flushes = append(n.flushes, entry)
+	n.after(took, func() {
+		f.Err = f.Job.Run()
+		for i := range n.flushes {
+			if n.flushes[i] == entry {
+				n.flushes = append(n.flushes[:i:i], n.flushes[i+1:]...)
+				break
+			}
+		}
+		w.post(func(in *core.Input) { in.Flushed = append(in.Flushed, f) })
+	})
+}
+
+func (w *worker) Flushed(shard core.ShardID, index core.Index) {
+	w.n.s.stats.Flushes++
+	w.n.s.trace.event(evFlushed, w.n.id, uint64(shard), uint64(index), 0, 0)
+	w.n.disk.log.Flushed(uint64(shard), uint64(index))
+}
+
+func (w *worker) LastHeard(p core.NodeID) int64 { return w.n.heard[p] }
+
+func (w *worker) Changed(shard core.ShardID, leader core.NodeID, term core.Term) {
+	w.n.s.trace.event(evLeader, w.n.id, uint64(shard), uint64(leader), uint64(term), 0)
+}
+
+func (w *worker) Stopped(shard core.ShardID, err *core.Error) {
+	w.n.s.trace.event(evStopped, w.n.id, uint64(shard), 0, 0, 0)
+	w.n.s.check.stopped(w.n, shard, err)
+}

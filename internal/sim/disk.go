@@ -1,0 +1,169 @@
+package sim
+
+import (
+	"errors"
+
+	"github.com/cespare/xxhash/v2"
+	"github.com/cockroachdb/pebble/v2/vfs"
+
+	"github.com/decree-raft/decree/internal/core"
+	"github.com/decree-raft/decree/wal"
+)
+
+// disk outlives the node's incarnations: the write-ahead log, and the file system under the state store.
+//
+// A write of the log is one payload with a checksum: a crash while it is under way leaves all of it or
+// nothing. Which writes share a payload is decided as in rsm's engine: whatever has come while the disk was busy.
+type disk struct {
+	n   *node
+	log *wal.Memory
+	fs  *vfs.MemFS
+
+	queue   []logWrite
+	writing []logWrite // under way
+	slow    int        // faults that make it slow
+
+	// shadow is what was made durable, kept apart from what wal.Memory says: one per shard.
+	shadow map[core.ShardID]*shadowLog
+}
+
+type logWrite struct {
+	w     *worker
+	write *core.Write
+}
+
+// shadowLog is a shard's log as a disk must have it.
+type shadowLog struct {
+	hard    wal.HardState
+	entries []shadowEntry // entries[i] has index i+1
+}
+
+type shadowEntry struct {
+	term uint64
+	hash uint64
+	data []byte
+}
+
+func newDisk(n *node) *disk {
+	d := &disk{n: n, log: wal.NewMemory(), fs: vfs.NewCrashableMem(), shadow: map[core.ShardID]*shadowLog{}}
+	for id := core.ShardID(1); id <= shardCount; id++ {
+		d.shadow[id] = &shadowLog{}
+	}
+	return d
+}
+
+func (d *disk) add(w *worker, write *core.Write) {
+	d.queue = append(d.queue, logWrite{w, write})
+	if len(d.writing) == 0 {
+		d.begin()
+	}
+}
+
+func (d *disk) begin() {
+	s := d.n.s
+	d.writing, d.queue = d.queue, nil
+	took := s.swarm.fsync.draw(d.n.rng)
+	if s.calm {
+		took = min(took, 5*millisecond)
+	} else if d.slow > 0 {
+		took = 50*millisecond + exp(d.n.rng, 200*millisecond)
+	}
+	s.trace.event(evSync, d.n.id, uint64(len(d.writing)), uint64(took/microsecond), 0, 0)
+	d.n.after(took, d.done)
+}
+
+// done makes the write under way durable and says so.
+func (d *disk) done() {
+	if err := d.append(); err != nil {
+		d.n.s.fail("wal", "append on node %d: %v", d.n.id, err)
+		return
+	}
+	for _, lw := range d.writing {
+		lw.w.post(func(in *core.Input) { in.Written = append(in.Written, lw.write) })
+	}
+	d.writing = nil
+	if len(d.queue) > 0 {
+		d.begin()
+	}
+}
+
+func (d *disk) append() error {
+	var records []wal.Record
+	for _, lw := range d.writing {
+		records = append(records, lw.write.Records...)
+	}
+	if err := d.log.Append(records); err != nil {
+		return err
+	}
+	for i := range records {
+		d.shadow[core.ShardID(records[i].Shard)].add(&records[i])
+	}
+	_, size := d.log.Size()
+	d.n.s.trace.event(evSynced, d.n.id, uint64(len(records)), uint64(size), 0, 0)
+	return nil
+}
+
+func (l *shadowLog) add(r *wal.Record) {
+	if !r.HardState.IsZero() {
+		l.hard = r.HardState
+	}
+	if len(r.Entries) == 0 {
+		return
+	}
+	l.entries = l.entries[:r.Entries[0].Index-1]
+	for _, e := range r.Entries {
+		l.entries = append(l.entries, shadowEntry{term: e.Term, hash: xxhash.Sum64(e.Data), data: e.Data})
+	}
+}
+
+func (l *shadowLog) at(i core.Index) (shadowEntry, bool) {
+	if i == 0 || int(i) > len(l.entries) {
+		return shadowEntry{}, false
+	}
+	return l.entries[i-1], true
+}
+
+// crash loses what was not durable. The write under way may have been, although nobody was told.
+func (d *disk) crash() {
+	happened := uint64(0)
+	if len(d.writing) > 0 && d.n.rng.IntN(2) == 0 {
+		if err := d.append(); err != nil {
+			d.n.s.fail("wal", "append on node %d: %v", d.n.id, err)
+		}
+		happened = uint64(len(d.writing))
+	}
+	if lost := len(d.writing) + len(d.queue) - int(happened); lost > 0 {
+		d.n.s.stats.WritesLost += lost
+		d.n.s.trace.event(evSyncLost, d.n.id, uint64(lost), happened, 0, 0)
+	}
+	d.writing, d.queue = nil, nil
+	d.fs = d.fs.CrashClone(vfs.CrashCloneCfg{})
+}
+
+// reopen returns what a restart finds in the log, compared with what must be there.
+func (d *disk) reopen() (*wal.Recovered, error) {
+	log, rec, err := d.log.Reopen()
+	if err != nil {
+		return nil, err
+	}
+	d.n.s.stats.SegmentsReleased += int(d.log.Stats().Released)
+	d.log = log
+	for id, shadow := range d.shadow {
+		l := rec.Shards[uint64(id)]
+		if l == nil {
+			l = &wal.ShardLog{}
+		}
+		if l.HardState != shadow.hard {
+			return nil, errors.New("the log came back with another hard state")
+		}
+		for _, e := range l.Entries {
+			if s, ok := shadow.at(core.Index(e.Index)); !ok || s.term != e.Term || s.hash != xxhash.Sum64(e.Data) {
+				return nil, errors.New("the log came back with other entries")
+			}
+		}
+		if n := len(l.Entries); n > 0 && int(l.Entries[n-1].Index) != len(shadow.entries) {
+			return nil, errors.New("the log came back shorter or longer")
+		}
+	}
+	return rec, nil
+}

@@ -1,0 +1,40 @@
+// Package sim runs a whole cluster in one goroutine, in virtual time, under one seed.
+//
+// It drives the very code of production: core.Worker, the state store on
+// pebble (on a file system in memory), the log's encoding (wal.Memory) and the
+// frames between nodes. What it replaces is rsm's shell: goroutines, clock, network and
+// disk. Everything that happens is an event of one queue; whatever is left to chance is drawn from the seed. So a
+// seed is a run, to the byte: the hash of its trace is the same on every machine.
+//
+//	Run            the queue, and the phases: chaos, then calm, then the verdict
+//	swarm.go       what a seed draws: sizes, limits, and which faults, how often
+//	cluster.go     a node: what rsm's engine and clock do, step by step
+//	disk.go        the log's disk: an fsync takes time, and a crash loses what it had not done
+//	network.go     frames that are lost, late, doubled, out of order, cut off
+//	faults.go      who breaks what, when
+//	clients.go     who asks, and asks again
+//	machine.go     two machines whose every decision can be checked
+//	oracle.go      the log as committed, replayed by a model that shares no code with the core
+//	check.go       what must hold after every step, for every answer, and at the end
+//
+// # What is checked
+//
+// At once: a committed entry never changes, and is on disk on a majority when
+// the first replica applies it; each decision was made on exactly the state that the log gives; every (session, sequence)
+// at most once; one leader per term; equal hashes at equal positions, over restarts
+// too; nothing is promised before it is durable; an answer is what the log says at its
+// position, and its position is not before what was answered before the question; "not proposed" means never.
+// At the end: everything that was asked has ended, the cluster works and agrees. The history
+// of each key is for an outside judge (porcupine, in the tests).
+//
+// The simulator itself is tested by mutants: go test -tags mutants -run TestMutants puts faults into the core, one
+// after the other, and fails if one of them is not found.
+//
+// # Why it is deterministic
+//
+// There is one goroutine. Pebble has its own, but these only move files: compactions and
+// table statistics are off, a flush is run to its end within one event, and what a
+// crash leaves is exactly what was synced. The one global source of randomness below
+// us, etcd raft's for election timeouts, is seeded anew for each run (raftrand.go); so
+// runs in one process must not overlap.
+package sim

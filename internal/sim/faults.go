@@ -1,0 +1,281 @@
+package sim
+
+import (
+	"math/rand/v2"
+
+	"github.com/decree-raft/decree/internal/core"
+)
+
+// The kinds of faults that come and go. Those of the network that are always there while it is not calm (loss,
+// delay, duplicates, disorder) are in network.go; slow fsyncs and passes are in swarm.go.
+const (
+	faultCrash = iota
+	faultCrashAll
+	faultStop
+	faultPause
+	faultClock
+	faultTransfer
+	faultIsolate
+	faultHalves
+	faultOneWay
+	faultBridge
+	faultFlap
+	faultSlowDisk
+	faultDiskError
+	faultDiskLow
+	faultPin
+	faultUnreachable
+	faultSleepyLeader
+	faultKinds
+)
+
+var faultNames = [faultKinds]string{
+	"crash", "crash-all", "stop", "pause", "clock", "transfer", "isolate", "halves", "one-way", "bridge", "flap",
+	"slow-disk", "disk-error", "disk-low", "pin", "unreachable", "sleepy-leader",
+}
+
+// faultMeans are the mean times between two faults of a kind, when the seed has it.
+var faultMeans = [faultKinds]int64{
+	faultCrash: 400 * millisecond, faultCrashAll: 1500 * millisecond, faultStop: 600 * millisecond,
+	faultPause: 300 * millisecond, faultClock: 100 * millisecond, faultTransfer: 200 * millisecond,
+	faultIsolate: 400 * millisecond, faultHalves: 600 * millisecond, faultOneWay: 300 * millisecond,
+	faultBridge: 600 * millisecond, faultFlap: 500 * millisecond, faultSlowDisk: 500 * millisecond,
+	faultDiskError: 800 * millisecond, faultDiskLow: 500 * millisecond, faultPin: 50 * millisecond,
+	faultUnreachable: 100 * millisecond, faultSleepyLeader: 500 * millisecond,
+}
+
+// longestPause keeps a pause from outlasting the calm phase's patience.
+const longestPause = 2 * second
+
+type faults struct {
+	s      *sim
+	r      *rand.Rand
+	active []*activeFault
+}
+
+// activeFault is one that lasts. It heals after its time, or when calm begins.
+type activeFault struct {
+	heal   func()
+	healed bool
+}
+
+func newFaults(s *sim, r *rand.Rand) *faults {
+	f := &faults{s: s, r: r}
+	for kind, mean := range s.swarm.every {
+		if mean > 0 {
+			f.schedule(kind, mean)
+		}
+	}
+	return f
+}
+
+func (f *faults) schedule(kind int, mean int64) {
+	f.s.after(exp(f.r, mean), func() {
+		if !f.s.calm {
+			f.inject(kind)
+			f.schedule(kind, mean)
+		}
+	})
+}
+
+func (f *faults) inject(kind int) {
+	s, n := f.s, f.victim()
+	s.stats.Faults[kind]++
+	s.trace.event(evFault, n.id, uint64(kind), 0, 0, 0)
+	s.trace.note("fault %s", faultNames[kind])
+	switch kind {
+	case faultCrash:
+		if n.up && f.r.IntN(2) == 0 {
+			n.crashAfterPass = true
+		} else {
+			f.crash(n)
+		}
+	case faultCrashAll:
+		for _, n := range s.nodes {
+			f.crash(n)
+		}
+	case faultStop, faultDiskError:
+		f.stop(n, kind == faultDiskError)
+	case faultPause:
+		n.paused = s.now + min(exp(f.r, s.swarm.last), longestPause)
+	case faultSleepyLeader:
+		f.sleepyLeader(n)
+	case faultClock:
+		n.skew += pick[int64](f.r, -200, -10, -1, 1, 10, 60, 200) * (second + f.r.Int64N(second))
+	case faultTransfer:
+		f.transfer(n)
+	case faultSlowDisk:
+		n.disk.slow++
+		f.lasts(func() { n.disk.slow-- })
+	case faultDiskLow:
+		f.diskLow(n)
+	case faultPin:
+		if n.up {
+			n.pin(core.ShardID(1 + f.r.IntN(shardCount)))
+		}
+	case faultUnreachable:
+		if n.up {
+			n.unreachable(core.NodeID(1 + f.r.IntN(len(s.nodes))))
+		}
+	default:
+		f.partition(kind, n)
+	}
+}
+
+// victim is any node, or more likely one that leads.
+func (f *faults) victim() *node {
+	if f.r.IntN(2) == 0 {
+		if id := f.s.check.someLeader(core.ShardID(1 + f.r.IntN(shardCount))); id != 0 {
+			return f.s.node(id)
+		}
+	}
+	return f.s.nodes[f.r.IntN(len(f.s.nodes))]
+}
+
+// lasts has a fault healed after a while.
+func (f *faults) lasts(heal func()) { f.lastsUntil(f.s.now+exp(f.r, f.s.swarm.last), heal) }
+
+func (f *faults) lastsUntil(t int64, heal func()) {
+	a := &activeFault{heal: heal}
+	f.active = append(f.active, a)
+	f.s.at(t, func() { f.end(a) })
+}
+
+func (f *faults) end(a *activeFault) {
+	if a.healed {
+		return
+	}
+	a.healed = true
+	a.heal()
+	for i := range f.active {
+		if f.active[i] == a {
+			f.active = append(f.active[:i:i], f.active[i+1:]...)
+			break
+		}
+	}
+}
+
+func (f *faults) crash(n *node) {
+	if n.up {
+		n.crash()
+		f.restart(n)
+	}
+}
+
+func (f *faults) restart(n *node) {
+	gen := n.gen
+	f.s.after(exp(f.r, f.s.swarm.last), func() {
+		if !n.up && n.gen == gen {
+			n.start()
+		}
+	})
+}
+
+func (f *faults) stop(n *node, diskError bool) {
+	if !n.up {
+		return
+	}
+	if diskError {
+		n.stop(&core.Error{Kind: core.ErrBroken, Code: core.CodeStorage, Message: "the write-ahead log could not be written"})
+	} else {
+		n.stop(&core.Error{Kind: core.ErrNotProposed, Code: core.CodeClosed, Message: "the node is closed"})
+	}
+	f.restart(n)
+}
+
+// sleepyLeader lets a node sleep, cuts it off a little later, and until after it has woken: as a leader of
+// the past, with the last answers of its followers and new requests waiting for it (etcd#20418).
+func (f *faults) sleepyLeader(n *node) {
+	s := f.s
+	n.paused = s.now + min(3*int64(s.swarm.core.ElectionTicks)*n.rate+exp(f.r, s.swarm.last), longestPause)
+	heal := n.paused + exp(f.r, s.swarm.last)
+	s.after(exp(f.r, 2*(s.swarm.net.mean+s.swarm.fsync.mean)), func() {
+		for _, other := range s.nodes {
+			if other != n && !s.calm {
+				f.lastsUntil(heal, s.net.block(other.id, n.id))
+			}
+		}
+	})
+}
+
+func (f *faults) transfer(n *node) {
+	to := core.NodeID(1 + f.r.IntN(len(f.s.nodes)))
+	id := core.ShardID(1 + f.r.IntN(shardCount))
+	if n.up {
+		w := n.workerOf(id)
+		w.post(func(in *core.Input) {
+			in.Calls = append(in.Calls, func(c *core.Worker) { _ = c.Transfer(id, to) }) // a refusal is fine
+		})
+	}
+}
+
+func (f *faults) diskLow(n *node) {
+	set := func(low bool) {
+		n.diskLow = low
+		if n.up {
+			for _, w := range n.workers {
+				w.post(func(in *core.Input) { in.Calls = append(in.Calls, func(c *core.Worker) { c.SetDiskLow(low) }) })
+			}
+		}
+	}
+	set(true)
+	f.lasts(func() { set(false) })
+}
+
+// partition cuts directions of the network.
+func (f *faults) partition(kind int, n *node) {
+	nodes := f.s.nodes
+	other := nodes[f.r.IntN(len(nodes))]
+	cut := func(pairs func(a, b *node) bool) {
+		for _, a := range nodes {
+			for _, b := range nodes {
+				if a != b && pairs(a, b) {
+					f.lasts(f.s.net.block(a.id, b.id)) // each direction heals at its own time
+				}
+			}
+		}
+	}
+	switch kind {
+	case faultIsolate:
+		cut(func(a, b *node) bool { return a == n || b == n })
+	case faultHalves:
+		side := make([]bool, len(nodes)+1)
+		for i := range side {
+			side[i] = f.r.IntN(2) == 0
+		}
+		cut(func(a, b *node) bool { return side[a.id] != side[b.id] })
+	case faultOneWay:
+		if f.r.IntN(2) == 0 {
+			cut(func(a, b *node) bool { return a == n })
+		} else {
+			cut(func(a, b *node) bool { return b == n })
+		}
+	case faultBridge: // n sees everybody, the others see nobody else
+		cut(func(a, b *node) bool { return a != n && b != n })
+	case faultFlap:
+		f.flap(n, other, 2+f.r.IntN(8))
+	}
+}
+
+// flap cuts the link between two nodes again and again.
+func (f *faults) flap(a, b *node, times int) {
+	if a == b || times == 0 || f.s.calm {
+		return
+	}
+	one, two := f.s.net.block(a.id, b.id), f.s.net.block(b.id, a.id)
+	f.lasts(func() { one(); two() })
+	f.s.after(exp(f.r, 2*f.s.swarm.last), func() { f.flap(a, b, times-1) })
+}
+
+// calm ends all faults and brings every node back.
+func (f *faults) calm() {
+	for len(f.active) > 0 {
+		f.end(f.active[0])
+	}
+	for _, n := range f.s.nodes {
+		n.crashAfterPass = false
+		if !n.up {
+			n.start()
+		}
+	}
+}

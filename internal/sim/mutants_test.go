@@ -1,0 +1,98 @@
+//go:build mutants
+
+package sim
+
+import (
+	"flag"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/decree-raft/decree/internal/core"
+)
+
+// Each fault of the core that internal/core's mutant_on.go knows must be found, within these bounds.
+var (
+	mutantFlag  = flag.String("sim.mutant", "", "the only mutant to run")
+	mutantSeeds = flag.Uint64("sim.mutant.seeds", 2000, "seeds per mutant, at most")
+	mutantTime  = flag.Duration("sim.mutant.time", time.Minute, "time per mutant, at most")
+)
+
+type mutant struct {
+	guarantee string
+	faults    string // of the core, together
+	opts      Options
+	from      uint64 // where to begin, for what few seeds find; 0: at 1
+	survives  string // why the simulator cannot find it; "" if it must
+}
+
+var mutants = []mutant{
+	{guarantee: "G1", faults: "decide-before-own-entry"},
+	{guarantee: "G2", faults: "decide-on-committed"},
+	{guarantee: "G4", faults: "no-rollback"},
+	{guarantee: "G4", faults: "compare-roles", survives: "nobody can tell: to win again takes a vote, a vote a write, and a look comes before it"},
+	{guarantee: "G4", faults: "no-rollback-when-refused", survives: "raft refuses nothing: the core asks first"},
+	{guarantee: "G3 G4", faults: "no-rollback compare-roles no-void-check"},
+	{guarantee: "G5", faults: "promote-before-commit"},
+	{guarantee: "G5", faults: "early-rejection"},
+	{guarantee: "G6", faults: "unknown-as-not-proposed"},
+	{guarantee: "G6", faults: "forget-pending"},
+	{guarantee: "G7", faults: "local-read"},
+	{guarantee: "G7", faults: "read-joins-inflight", from: 1001},
+	{guarantee: "G7", faults: "same-read-context"},
+	{guarantee: "G7", faults: "no-read-reset"},
+	{guarantee: "G8", faults: "send-before-sync"},
+	{guarantee: "G8", faults: "forget-vote"},
+	{guarantee: "G8", faults: "apply-before-sync"},
+	{guarantee: "G8", faults: "promote-before-sync"},
+	{guarantee: "G9", faults: "flush-early"},
+	{guarantee: "G9", faults: "flush-without-sessions"},
+	{guarantee: "sessions", faults: "no-dedup"},
+	{guarantee: "sessions", faults: "no-inflight-dedup"},
+	{guarantee: "sessions", faults: "no-digest"},
+	{guarantee: "sessions", faults: "no-ack-window"},
+	{guarantee: "time", faults: "time-goes-back"},
+	{guarantee: "rest", faults: "no-wake"},
+	{guarantee: "divergence", faults: "no-hash-check", opts: Options{Nondeterministic: true}},
+	// What the simulator has found, see docs/bugs.md: it must find it again.
+	{guarantee: "bug", faults: "durable-by-index"},
+	{guarantee: "bug", faults: "forward-read-index"},
+	{guarantee: "bug", faults: "close-only-applied"},
+	{guarantee: "bug", faults: "no-expiry-in-flight"},
+	{guarantee: "bug", faults: "ack-only-applied"},
+	{guarantee: "bug", faults: "evict-expired", from: 11801},
+}
+
+func TestMutants(t *testing.T) {
+	defer func() { core.Mutant = "" }()
+	var table strings.Builder
+	for _, m := range mutants {
+		if *mutantFlag != "" && *mutantFlag != m.faults {
+			continue
+		}
+		core.Mutant = m.faults
+		started := time.Now()
+		first := max(m.from, 1)
+		seed := first
+		var f *Failure
+		seeds := *mutantSeeds
+		if m.survives != "" {
+			seeds = min(seeds, 200)
+		}
+		for ; f == nil && seed < first+seeds && time.Since(started) < *mutantTime; seed++ {
+			f = runJudged(seed, m.opts).Failure
+		}
+		took := time.Since(started).Round(time.Millisecond)
+		if f == nil {
+			fmt.Fprintf(&table, "%-10s %-45s survived %d seeds, %v %s\n", m.guarantee, m.faults, seed-first, took, m.survives)
+			if m.survives == "" {
+				t.Errorf("mutant %q lives after %d seeds", m.faults, seed-first)
+			}
+			continue
+		}
+		message, _, _ := strings.Cut(f.Message, "\n")
+		fmt.Fprintf(&table, "%-10s %-45s seed %-5d (%d tried) %-8v %-18s %.110s\n", m.guarantee, m.faults, seed-1, seed-first, took, f.Rule, message)
+	}
+	t.Logf("mutants:\n%s", table.String())
+}

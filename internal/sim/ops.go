@@ -1,0 +1,178 @@
+package sim
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/decree-raft/decree/internal/core"
+)
+
+// An operation is what a client wants; an attempt is one request for it to one node.
+type operation struct {
+	num     uint64
+	client  *client
+	shard   core.ShardID
+	kind    core.Kind
+	level   core.Level
+	key     uint16 // of a read
+	bank    uint16 // the first account of the bank in use
+	token   core.Index
+	session *clientSession // or nil
+	seq     uint64
+	rogue   bool // uses a number that belongs to another command
+	cmds    []command
+	encoded [][]byte
+
+	attempts []*attempt
+	deadline int64
+	done     bool
+	then     func() // when it is over for the client
+	// What the client was told, if it is final.
+	answer *attempt
+
+	// For the judge: from the first time that a node was asked to the first answer that a node gave.
+	asked, answered int64      // 0: never
+	floor           core.Index // the highest position known to be committed when it was first asked
+	committed       core.Index
+	ordinal         int     // among the operations of that entry
+	committedAt     int64   // when the first replica applied it
+	values          []int64 // of its events
+}
+
+func (o *operation) String() string {
+	switch o.kind {
+	case core.KindRead:
+		return fmt.Sprintf("op %d: %v read of key %d of shard %d", o.num, o.level, o.key, o.shard)
+	case core.KindOpenSession, core.KindCloseSession:
+		return fmt.Sprintf("op %d: session of shard %d", o.num, o.shard)
+	}
+	s := fmt.Sprintf("op %d: %v on shard %d", o.num, o.cmds, o.shard)
+	if o.session != nil {
+		s += fmt.Sprintf(" as %d of session %d", o.seq, o.session.id)
+	}
+	return s
+}
+
+// mayHappen: some attempt has not been told for certain that it did not happen and never will.
+func (o *operation) mayHappen() bool {
+	for _, a := range o.attempts {
+		if a.mayHappen() {
+			return true
+		}
+	}
+	return false
+}
+
+type attempt struct {
+	op   *operation
+	num  int
+	node *node
+	gen  uint64
+	req  core.Request
+
+	given   bool // to the node
+	givenAt int64
+	floor   core.Index // the highest position known to be committed when it was given
+	answers int        // from the node; must not exceed 1
+	at      int64      // of the answer
+	heard   bool       // the client has the answer, or has stopped waiting for it
+}
+
+// verdict is the first question that an answer answers: did it happen?
+type verdict uint8
+
+const (
+	happened verdict = iota
+	rejected
+	refused // by the session's rules: this attempt was not executed
+	notProposed
+	unknownOutcome
+)
+
+func verdictOf(err error) verdict {
+	var r *core.Rejection
+	switch {
+	case err == nil:
+		return happened
+	case errors.As(err, &r):
+		switch r.Code {
+		case core.CodeSessionExpired, core.CodeSequenceAcked, core.CodeSequenceReused, core.CodeSequenceTooHigh:
+			return refused
+		}
+		return rejected
+	case errors.Is(err, core.ErrNotProposed):
+		return notProposed
+	}
+	return unknownOutcome
+}
+
+func (a *attempt) verdict() verdict { return verdictOf(a.req.Err) }
+
+func (a *attempt) mayHappen() bool {
+	if !a.given {
+		return false
+	}
+	if a.answers == 0 {
+		return true
+	}
+	v := a.verdict()
+	return v != notProposed && v != refused
+}
+
+func (a *attempt) code() core.Code {
+	var r *core.Rejection
+	var e *core.Error
+	switch {
+	case errors.As(a.req.Err, &r):
+		return r.Code
+	case errors.As(a.req.Err, &e):
+		return e.Code
+	}
+	return ""
+}
+
+// give hands the attempt's request to its node, as it is now.
+func (a *attempt) give() {
+	o, s := a.op, a.op.client.s
+	a.gen, a.given = a.node.gen, true
+	a.floor = s.check.shards[o.shard].last()
+	a.givenAt = s.now
+	if o.asked == 0 {
+		o.asked, o.floor = s.now, a.floor
+	}
+	q := &a.req
+	q.Kind, q.Shard, q.Level, q.Token = o.kind, o.shard, o.level, o.token
+	switch o.kind {
+	case core.KindRead:
+		q.Query = query(o.key)
+	case core.KindCommand:
+		q.Commands = append(q.CommandSpace(), o.encoded...)
+	case core.KindOpenSession, core.KindCloseSession:
+	}
+	if o.session != nil {
+		q.Session, q.Sequence = o.session.id, o.seq
+	}
+	n, gen := a.node, a.gen
+	q.Done = func(*core.Request) {
+		if n.up && n.gen == gen { // else the process died first
+			a.answers++
+			s.answers = append(s.answers, a)
+		}
+	}
+	s.trace.event(evSubmit, n.id, uint64(o.shard), o.num, uint64(a.num), uint64(o.kind))
+	s.trace.note("%v (attempt %d, acknowledges %d)", o, a.num, q.Acknowledged)
+	n.workerOf(o.shard).post(func(in *core.Input) { in.Requests = append(in.Requests, q) })
+}
+
+// takeAnswers checks what has been answered in this event, and sends it on to the clients.
+func (s *sim) takeAnswers() {
+	for len(s.answers) > 0 {
+		a := s.answers[0]
+		s.answers = s.answers[1:]
+		a.at = s.now
+		s.trace.event(evAnswer, a.node.id, uint64(a.op.shard), a.op.num, uint64(a.num), uint64(a.verdict()))
+		s.trace.note("op %d attempt %d: index %d, %x %x, %v", a.op.num, a.num, a.req.Result.Index, a.req.Result.Replies, a.req.Result.Answer, a.req.Err)
+		s.check.answer(a)
+		a.op.client.replyUnderWay(a)
+	}
+}

@@ -1,0 +1,139 @@
+package sim
+
+import (
+	"time"
+
+	"github.com/decree-raft/decree/internal/core"
+)
+
+// After the chaos comes calm: nothing fails any more, and within a bound everything that was asked must
+// have ended, the cluster must answer, and all replicas must agree.
+
+const (
+	patienceInCalm = 10 * time.Second
+	lookEvery      = 50 * millisecond
+)
+
+func (s *sim) beCalm() {
+	s.calm = true
+	s.phase(1)
+	s.faults.calm()
+	for _, o := range s.check.ops {
+		if !o.done && (o.session != nil || o.kind != core.KindCommand) {
+			o.deadline = 1 << 62 // now it must come to an end by itself
+		}
+	}
+	s.waitFor("everything pending ends", s.settled, func() {
+		s.phase(2)
+		probes := s.probe()
+		s.waitFor("new calls succeed", func() bool { return s.settled() && probes() }, func() {
+			s.phase(3)
+			s.waitFor("the replicas agree", s.agreed, s.end)
+		})
+	})
+}
+
+func (s *sim) phase(n uint64) { s.trace.event(evPhase, 0, n, 0, 0, 0) }
+
+// waitFor looks until it is so, and fails when it takes too long.
+func (s *sim) waitFor(that string, isSo func() bool, then func()) {
+	deadline := s.now + int64(patienceInCalm)
+	var look func()
+	look = func() {
+		switch {
+		case isSo():
+			then()
+		case s.now > deadline:
+			s.fail("liveness", "%v without faults, and not so: %s (%s)", patienceInCalm, that, s.whatIsMissing())
+		default:
+			s.after(lookEvery, look)
+		}
+	}
+	look()
+}
+
+// settled: no client waits, and every call that a living node was given has been answered.
+func (s *sim) settled() bool { return s.unsettled() == nil }
+
+func (s *sim) unsettled() *operation {
+	for _, o := range s.check.ops {
+		for _, a := range o.attempts {
+			if a.given && a.answers == 0 && a.node.gen == a.gen {
+				return o
+			}
+		}
+		if !o.done {
+			return o
+		}
+	}
+	return nil
+}
+
+// probe asks for one of everything, of every shard, until there is an answer; the
+// function that it returns tells whether all of it has been answered.
+func (s *sim) probe() func() bool {
+	c := &client{s: s, r: stream(s.seed, 300), num: len(s.clients), useSessions: true}
+	unanswered := 0
+	var ask func(id core.ShardID, prepare func(*operation), then func())
+	ask = func(id core.ShardID, prepare func(*operation), then func()) {
+		unanswered++
+		o := s.check.newOperation(c)
+		o.shard, o.bank = id, s.check.someBank()
+		prepare(o)
+		c.start(o, func() {
+			if o.answer != nil {
+				then()
+				unanswered--
+				return
+			}
+			// An operation of its own each time: it may have no session, and then must not be asked for twice.
+			s.after(exp(c.r, 5*millisecond), func() { ask(id, prepare, then); unanswered-- })
+		})
+	}
+	nothing := func() {}
+	for id := core.ShardID(1); id <= shardCount; id++ {
+		c.guess[id] = 1
+		ask(id, func(o *operation) { o.kind = core.KindOpenSession }, func() {
+			for _, level := range []core.Level{core.Linearizable, core.ReadIndex, core.Session} {
+				ask(id, func(o *operation) { o.kind, o.level, o.key, o.token = core.KindRead, level, queryAll, c.token[id] }, nothing)
+			}
+			ask(id, func(o *operation) {
+				o.kind = core.KindCommand
+				c.drawCommands(o)
+				if c.sessions[id] != nil {
+					c.number(o, c.sessions[id])
+				}
+			}, nothing)
+		})
+	}
+	return func() bool { return unanswered == 0 }
+}
+
+// agreed: every replica has applied all that anybody has, and holds nothing back.
+func (s *sim) agreed() bool {
+	for _, n := range s.nodes {
+		for _, w := range n.workers {
+			for _, id := range w.shards {
+				st, _ := w.core.Status(id)
+				if st.Applied != s.check.shards[id].last() || st.Queued != 0 || st.Inflight != 0 {
+					return false
+				}
+			}
+		}
+	}
+	for _, n := range s.nodes {
+		for _, w := range n.workers {
+			for _, id := range w.shards {
+				s.check.compareState(w, id)
+			}
+		}
+	}
+	return true
+}
+
+func (s *sim) whatIsMissing() string {
+	if o := s.unsettled(); o != nil {
+		return o.String()
+	}
+	return "see the trace"
+}

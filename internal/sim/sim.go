@@ -1,0 +1,243 @@
+package sim
+
+import (
+	"fmt"
+	"io"
+	"log/slog"
+	"math/rand/v2"
+	"runtime/debug"
+	"strings"
+	"time"
+
+	"github.com/decree-raft/decree/internal/core"
+	"github.com/decree-raft/decree/internal/state"
+)
+
+// Options are what a run takes beside its seed.
+type Options struct {
+	Trace io.Writer // gets the run for people to read; nil for none
+	// Nondeterministic makes Apply differ on one node now and then. The core must find it out.
+	Nondeterministic bool
+	// MaxEvents ends a run that does not end; 0 means a bound that no sound run reaches.
+	MaxEvents uint64
+}
+
+// Failure is the first rule that a run broke.
+type Failure struct {
+	Rule    string // short and stable: which checker
+	Message string
+	At      time.Duration // virtual
+}
+
+func (f *Failure) Error() string { return fmt.Sprintf("%s at %v: %s", f.Rule, f.At, f.Message) }
+
+// Result is a run.
+type Result struct {
+	Seed    uint64
+	Hash    uint64 // of the trace
+	Events  uint64
+	Virtual time.Duration
+	Failure *Failure // nil: all is well
+	History History
+	Stats   Stats
+}
+
+// Stats tell whether the run did anything worth checking.
+type Stats struct {
+	Nodes, Restarts, Crashes, Stopped    int
+	Faults                               [faultKinds]int
+	Leaders, Entries, Flushes            int // entries: of both shards, as committed
+	Rollbacks, Duplicates                uint64
+	SegmentsReleased, WritesLost         int
+	FramesLost                           int
+	Acked, Rejected, Refused             int
+	NotProposed, Unknown, Reads, Retries int
+	Codes                                map[core.Code]int // of errors
+}
+
+// sim is one run. All of it belongs to one goroutine.
+type sim struct {
+	opts   Options
+	seed   uint64
+	swarm  swarm
+	now    int64 // virtual ns
+	queue  eventQueue
+	seq    uint64
+	trace  *trace
+	rng    *rand.Rand // of what is in no component of its own
+	logger *slog.Logger
+	cache  *state.Cache
+
+	nodes   []*node // nodes[i] has id i+1
+	net     *network
+	faults  *faults
+	clients []*client
+	check   *checker
+	answers []*attempt // that came in this event and are still to be checked
+
+	calm    bool // no more faults
+	failure *Failure
+	stats   Stats
+}
+
+// Run runs one seed to its end. Runs in one process must not overlap.
+func Run(seed uint64, opts Options) *Result {
+	if opts.MaxEvents == 0 {
+		opts.MaxEvents = 5_000_000
+	}
+	seedRaft(seed)
+	s := &sim{opts: opts, seed: seed, rng: stream(seed, 1), logger: slog.New(slog.DiscardHandler)}
+	s.trace = newTrace(&s.now, opts.Trace)
+	if opts.Trace != nil {
+		s.logger = slog.New(slog.NewTextHandler(logWriter{s.trace}, &slog.HandlerOptions{Level: slog.LevelDebug, ReplaceAttr: dropTime}))
+	}
+	s.swarm = drawSwarm(stream(seed, 2))
+	s.trace.note("seed %d: %+v", seed, s.swarm)
+	s.stats.Nodes, s.stats.Codes = s.swarm.nodes, map[core.Code]int{}
+	s.cache = state.NewCache(256 << 10)
+	defer s.cache.Close()
+	s.check = newChecker(s)
+	s.run()
+	for _, n := range s.nodes {
+		n.end()
+	}
+	r := &Result{Seed: seed, Hash: s.trace.hash.Sum64(), Events: s.trace.events, Virtual: time.Duration(s.now), Failure: s.failure, Stats: s.stats}
+	r.History = s.check.history()
+	for _, o := range s.check.shards[1:] {
+		r.Stats.Entries += len(o.entries)
+	}
+	return r
+}
+
+// stream is an independent source for each part, so that a change in one does not shift all the others.
+func stream(seed, part uint64) *rand.Rand { return rand.New(rand.NewPCG(seed, part)) }
+
+func (s *sim) run() {
+	defer func() {
+		if p := recover(); p != nil {
+			s.fail("panic", "%v\n%s", p, debug.Stack())
+		}
+	}()
+	s.net = newNetwork(s, stream(s.seed, 3))
+	for i := range s.swarm.nodes {
+		s.nodes = append(s.nodes, newNode(s, core.NodeID(i+1)))
+	}
+	for _, n := range s.nodes {
+		n.start()
+	}
+	s.faults = newFaults(s, stream(s.seed, 4))
+	s.startClients()
+	s.at(int64(s.swarm.chaos), func() { s.beCalm() })
+	for s.failure == nil {
+		e, ok := s.queue.pop()
+		if !ok {
+			s.fail("harness", "nothing is left to happen")
+			return
+		}
+		s.now = e.at
+		if e.run == nil { // the end
+			return
+		}
+		e.run()
+		s.takeAnswers()
+		if s.trace.events > s.opts.MaxEvents {
+			s.fail("harness", "more than %d events", s.opts.MaxEvents)
+		}
+	}
+}
+
+// fail records the first broken rule; the run ends with this event.
+func (s *sim) fail(rule, format string, args ...any) {
+	if s.failure != nil {
+		return
+	}
+	s.failure = &Failure{Rule: rule, Message: fmt.Sprintf(format, args...), At: time.Duration(s.now)}
+	s.trace.note("FAILURE %v", s.failure)
+}
+
+func (s *sim) node(id core.NodeID) *node { return s.nodes[id-1] }
+
+// at has f run at a time; events of the same time run in the order in which they were given.
+func (s *sim) at(t int64, f func()) {
+	s.seq++
+	s.queue.push(event{at: max(t, s.now), seq: s.seq, run: f})
+}
+
+func (s *sim) after(d int64, f func()) { s.at(s.now+d, f) }
+
+// end lets the run end here, with success unless a rule was broken.
+func (s *sim) end() {
+	s.queue.events = nil
+	s.seq++
+	s.queue.push(event{at: s.now, seq: s.seq})
+}
+
+type event struct {
+	at  int64
+	seq uint64
+	run func()
+}
+
+func (e *event) before(o *event) bool { return e.at < o.at || e.at == o.at && e.seq < o.seq }
+
+// eventQueue is a binary heap.
+type eventQueue struct{ events []event }
+
+func (q *eventQueue) push(e event) {
+	q.events = append(q.events, e)
+	i := len(q.events) - 1
+	for i > 0 {
+		up := (i - 1) / 2
+		if !q.events[i].before(&q.events[up]) {
+			break
+		}
+		q.events[i], q.events[up] = q.events[up], q.events[i]
+		i = up
+	}
+}
+
+func (q *eventQueue) pop() (e event, ok bool) {
+	n := len(q.events)
+	if n == 0 {
+		return e, false
+	}
+	e = q.events[0]
+	q.events[0] = q.events[n-1]
+	q.events[n-1] = event{}
+	q.events = q.events[:n-1]
+	for i, n := 0, n-1; ; {
+		next := i
+		for _, c := range [2]int{2*i + 1, 2*i + 2} {
+			if c < n && q.events[c].before(&q.events[next]) {
+				next = c
+			}
+		}
+		if next == i {
+			return e, true
+		}
+		q.events[i], q.events[next] = q.events[next], q.events[i]
+		i = next
+	}
+}
+
+// exp draws an exponential with the given mean, capped at twenty times of it.
+func exp(r *rand.Rand, mean int64) int64 {
+	return int64(min(r.ExpFloat64(), 20) * float64(mean))
+}
+
+func chance(r *rand.Rand, p float64) bool { return p > 0 && r.Float64() < p }
+
+// logWriter puts the core's own messages into the trace.
+type logWriter struct{ t *trace }
+
+func (w logWriter) Write(b []byte) (int, error) {
+	w.t.note("log: %s", strings.TrimSpace(string(b)))
+	return len(b), nil
+}
+
+func dropTime(_ []string, a slog.Attr) slog.Attr {
+	if a.Key == slog.TimeKey {
+		return slog.Attr{}
+	}
+	return a
+}

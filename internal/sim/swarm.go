@@ -1,0 +1,111 @@
+package sim
+
+import (
+	"math/rand/v2"
+	"time"
+
+	"github.com/decree-raft/decree/internal/core"
+)
+
+const (
+	shardCount    = 2
+	registers     = core.ShardID(1)
+	bank          = core.ShardID(2)
+	maxValueBytes = 8 << 10
+)
+
+// swarm is what a seed draws: each run is a system of its own, with some faults and not others. Drawing all
+// faults always would hide what needs one of them alone, for long (swarm testing).
+type swarm struct {
+	nodes, workers int
+	tick           time.Duration
+	core           core.Config
+	logSegments    int
+	chaos          time.Duration
+
+	passDelay int64 // mean ns from an input to the pass that takes it
+	fsync     latency
+	flush     int64
+	net       latency
+	ordered   bool // frames of a link do not overtake each other, and none is doubled
+	loss, dup float64
+
+	every [faultKinds]int64 // mean ns between two faults of a kind, 0: never
+	last  int64             // mean ns that a fault lasts
+
+	clients, width    int
+	think             int64
+	pad               int     // bytes of large commands
+	padChance         float64 // of a command to be large
+	sessions          float64 // share of clients that use sessions
+	patience          int64   // of a client with one attempt
+	clientLoss        float64 // of a request or a reply between client and node
+	idleEvery, idleOf int64   // phases in which nobody asks
+	longQueries       float64
+}
+
+// latency is a mean with a heavy tail.
+type latency struct {
+	mean, tail int64
+	tailChance float64
+}
+
+func (l latency) draw(r *rand.Rand) int64 {
+	if chance(r, l.tailChance) {
+		return exp(r, l.tail)
+	}
+	return exp(r, l.mean)
+}
+
+const (
+	microsecond = int64(time.Microsecond)
+	millisecond = int64(time.Millisecond)
+	second      = int64(time.Second)
+)
+
+func pick[T any](r *rand.Rand, of ...T) T { return of[r.IntN(len(of))] }
+
+func drawSwarm(r *rand.Rand) swarm {
+	s := swarm{
+		nodes: pick(r, 1, 3, 3, 3, 3, 3, 3, 5), workers: 1 + r.IntN(2),
+		tick:        pick[time.Duration](r, 5, 10, 20) * time.Millisecond,
+		logSegments: 2, chaos: time.Duration(1500+r.IntN(3500)) * time.Millisecond,
+		passDelay: pick[int64](r, 5, 50, 500) * microsecond,
+		fsync:     latency{pick[int64](r, 20, 200, 2000) * microsecond, pick[int64](r, 10, 100) * millisecond, pick(r, 0, 0.01, 0.05)},
+		flush:     pick[int64](r, 1, 10, 100) * millisecond,
+		net:       latency{pick[int64](r, 50, 300, 2000) * microsecond, pick[int64](r, 10, 100, 400) * millisecond, pick(r, 0, 0, 0.01, 0.05)},
+		ordered:   r.IntN(2) == 0,
+		loss:      pick(r, 0, 0, 0.01, 0.1), dup: pick(r, 0, 0, 0.02, 0.2),
+		last:    pick[int64](r, 50, 200, 600) * millisecond,
+		clients: 2 + r.IntN(7), width: 1 + r.IntN(5),
+		think: pick[int64](r, 1, 5, 30) * millisecond / 2,
+		pad:   pick(r, 200, 2000, 6000), padChance: pick(r, 0, 0.1, 0.6),
+		sessions: pick(r, 0, 0.5, 0.7, 1), patience: pick[int64](r, 50, 200, 800) * millisecond,
+		clientLoss: pick(r, 0, 0.02, 0.1), longQueries: pick(r, 0, 0.1),
+	}
+	if r.IntN(3) == 0 {
+		s.idleEvery, s.idleOf = 500*millisecond, 700*millisecond
+	}
+	s.core = drawCore(r, s.tick)
+	for k := range s.every {
+		if r.IntN(4) == 0 {
+			s.every[k] = faultMeans[k] * pick[int64](r, 1, 2, 6)
+		}
+	}
+	return s
+}
+
+func drawCore(r *rand.Rand, tick time.Duration) core.Config {
+	election := 8 + r.IntN(9)
+	c := core.Config{
+		Tick: tick, HeartbeatTicks: 2, ElectionTicks: election, QuiesceTicks: pick(r, -1, election, 3*election),
+		Limits: core.Limits{
+			MaxCommandBytes: 8 << 10, MaxEntryBytes: 64 << 10, MaxKeyBytes: 64, MaxValueBytes: maxValueBytes,
+			BatchBytes: pick(r, 1, 500, 60<<10), PipelineDepth: pick(r, 1, 2, 4, 16),
+			MaxQueuedRequests: pick(r, 4, 64, 4096), MaxQueuedBytes: 1 << 20,
+			FlushBytes: pick[int64](r, 64<<10, 128<<10, 1<<20), LogCacheBytes: pick[int64](r, 1, 8<<10, 1<<20),
+		},
+		Sessions: core.SessionOptions{TTL: time.Minute, Window: pick[uint64](r, 2, 8, 64), Max: pick(r, 3, 8, 100)},
+	}
+	return c.WithDefaults()
+}
