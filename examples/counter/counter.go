@@ -34,7 +34,9 @@ func (counter) Decide(v rsm.View, c rsm.Command) (events [][]byte, reply []byte,
 
 func (counter) Apply(s rsm.State, e rsm.Event) { s.Set([]byte("value"), e.Data) }
 
-func (counter) Query(v rsm.View, _ []byte) ([]byte, error) { return []byte(strconv.Itoa(value(v))), nil }
+func (counter) Query(v rsm.View, _ []byte) ([]byte, error) {
+	return []byte(strconv.Itoa(value(v))), nil
+}
 
 func main() {
 	cluster, err := rsm.StartCluster(rsm.ClusterConfig{Shards: []rsm.ShardConfig{{ID: 1, Machine: counter{}}}})
