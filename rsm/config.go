@@ -101,6 +101,9 @@ type ShardConfig struct {
 	Voters []NodeID
 }
 
+// nodeFlushBytes is what all shards of a node together keep in memory, by default, before they flush.
+const nodeFlushBytes = 512 << 20
+
 func orDefault[T comparable](v *T, d T) {
 	var zero T
 	if *v == zero {
@@ -118,6 +121,10 @@ func (c Config) withDefaults() Config {
 	orDefault(&c.LogSegments, 8)
 	orDefault(&c.DiskWatermark, 256<<20)
 	orDefault(&c.FsyncStall, 10*time.Second)
+	if c.Limits.FlushBytes == 0 {
+		// Memory is the node's: many shards share what a few would take.
+		c.Limits.FlushBytes = min(32<<20, max(1<<20, nodeFlushBytes/int64(max(1, len(c.Shards)))))
+	}
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.NewTextHandler(io.Discard, &slog.HandlerOptions{Level: slog.LevelError + 100}))
 	}

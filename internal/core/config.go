@@ -23,7 +23,8 @@ type Limits struct {
 	// MaxQueuedRequests and MaxQueuedBytes bound, per shard, the calls that are pending on this node.
 	// Beyond them calls end with CodeOverloaded. Default 65,536 and 64 MiB.
 	MaxQueuedRequests, MaxQueuedBytes int
-	// FlushBytes is how much of a shard's state and log is kept in memory before it is flushed. Default 32 MiB.
+	// FlushBytes is how much of a shard's state and log is kept in memory before it is flushed. Default 32 MiB,
+	// on a node of many shards 512 MiB shared among them, but at least 1 MiB.
 	FlushBytes int64
 	// LogCacheBytes of flushed log stay in memory for followers that are a little behind. Default 4 MiB.
 	LogCacheBytes int64
