@@ -3,6 +3,7 @@ package rsm
 import (
 	"context"
 	"errors"
+	"fmt"
 	"sync"
 	"time"
 
@@ -71,8 +72,8 @@ func (c *Client) SubmitAll(ctx context.Context, commands ...[]byte) ([][]byte, e
 		}
 		c.forgetSession(id)
 		if inDoubt {
-			return nil, &Error{Kind: ErrUnknown, Code: core.CodeSessionExpired, Cause: err,
-				Message: "the session ended while the outcome was unknown: read from the state whether it happened"}
+			return nil, &Error{Kind: ErrUnknown, Code: core.CodeSessionExpired,
+				Message: "the session ended while the outcome was unknown: read from the state whether it happened (" + err.Error() + ")"}
 		}
 	}
 }
@@ -157,7 +158,8 @@ func (c *Client) retryWith(ctx context.Context, inDoubt *bool, try func() error)
 		if *inDoubt {
 			kind = ErrUnknown
 		}
-		return &Error{Kind: kind, Code: core.CodeCancelled, Message: "no final answer in time", Cause: errors.Join(ctx.Err(), last)}
+		// The last error goes in as words: as a cause, its kind would match too.
+		return &Error{Kind: kind, Code: core.CodeCancelled, Message: fmt.Sprintf("no final answer in time; the last was: %v", last), Cause: ctx.Err()}
 	}
 }
 

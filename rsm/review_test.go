@@ -348,4 +348,12 @@ func TestClientPausesBetweenHints(t *testing.T) {
 	if !errors.Is(err, ErrNotProposed) || attempts > 400 {
 		t.Errorf("%d attempts in 100ms, %v", attempts, err)
 	}
+	// In doubt once, in doubt to the end, whatever the last attempt said.
+	inDoubt = true
+	ctx, cancel = context.WithTimeout(context.Background(), 10*time.Millisecond)
+	defer cancel()
+	err = client.retryWith(ctx, &inDoubt, func() error { return errUnreachable })
+	if !errors.Is(err, ErrUnknown) || errors.Is(err, ErrNotProposed) {
+		t.Errorf("an error of two kinds, or of the wrong one: %v", err)
+	}
 }

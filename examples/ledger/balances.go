@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"slices"
 	"text/tabwriter"
 	"time"
 
@@ -60,20 +61,23 @@ func displayName(a book.AccountState) string {
 
 // writeTable shows what is posted, and what is pending on either side.
 func writeTable(c console, accounts []book.AccountState, all bool) error {
-	pending := make(map[string][2]book.Net)
-	balances := balancesOf(accounts)
-	for i, a := range accounts {
-		pending[balances[i].Account+"\x00"+a.Asset] = [2]book.Net{{Magnitude: a.DebitsPending}, {Magnitude: a.CreditsPending}}
+	// By account, not by name: two accounts may have the same.
+	type line struct {
+		hledger.Balance
+		debits, credits book.Net // pending
 	}
-	hledger.SortBalances(balances)
+	var lines []line
+	for i, b := range balancesOf(accounts) {
+		lines = append(lines, line{b, book.Net{Magnitude: accounts[i].DebitsPending}, book.Net{Magnitude: accounts[i].CreditsPending}})
+	}
+	slices.SortStableFunc(lines, func(a, b line) int { return hledger.CompareBalances(a.Balance, b.Balance) })
 	w := tabwriter.NewWriter(c.out, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "account\tcommodity\tbalance\tpending debits\tpending credits")
-	for _, b := range balances {
-		p := pending[b.Account+"\x00"+b.Commodity]
-		if !all && b.Net.Magnitude.IsZero() && p == ([2]book.Net{}) {
+	for _, l := range lines {
+		if !all && l.Net.Magnitude.IsZero() && l.debits.Magnitude.IsZero() && l.credits.Magnitude.IsZero() {
 			continue
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", b.Account, b.Commodity, b, orBlank(p[0], b.Scale), orBlank(p[1], b.Scale))
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", l.Account, l.Commodity, l.Balance, orBlank(l.debits, l.Scale), orBlank(l.credits, l.Scale))
 	}
 	return w.Flush()
 }

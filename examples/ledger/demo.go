@@ -120,11 +120,11 @@ func (d *demonstration) hold(ok bool, format string, args ...any) {
 // importSample imports the sample book twice: the second time changes nothing.
 func (d *demonstration) importSample(ctx context.Context) error {
 	to := client.Local{To: d.cluster.Client(shardID)}
-	first, err := importBook(ctx, to, bytes.NewReader(sampleBook), hledger.Options{})
+	first, err := importBook(ctx, to, bytes.NewReader(sampleBook), hledger.Options{}, nil)
 	if err != nil {
 		return err
 	}
-	second, err := importBook(ctx, to, bytes.NewReader(sampleBook), hledger.Options{})
+	second, err := importBook(ctx, to, bytes.NewReader(sampleBook), hledger.Options{}, nil)
 	if err != nil {
 		return err
 	}
@@ -242,6 +242,7 @@ func (d *demonstration) verify(ctx context.Context, l *load) error {
 		d.summary.Replicas = append(d.summary.Replicas, replicaOf(r))
 		d.hold(r.GetViolationCount() == 0, "node %d: %d violations: %q", r.GetNode(), r.GetViolationCount(), r.GetViolations())
 		d.hold(r.GetStateHash() == reports[0].GetStateHash(), "nodes %d and %d have different states", reports[0].GetNode(), r.GetNode())
+		d.hold(r.GetContentHash() == reports[0].GetContentHash(), "nodes %d and %d hold different bytes", reports[0].GetNode(), r.GetNode())
 		d.hold(r.GetEntries() == d.summary.Booked, "node %d has %d entries, %d were acknowledged", r.GetNode(), r.GetEntries(), d.summary.Booked)
 		d.hold(r.GetBurnt() <= d.summary.Refused, "node %d has %d burnt ids, %d entries were refused", r.GetNode(), r.GetBurnt(), d.summary.Refused)
 	}

@@ -7,6 +7,8 @@ import (
 	"io"
 	"os"
 	"slices"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/decree-raft/decree/examples/ledger/book"
@@ -34,6 +36,7 @@ func runImport(ctx context.Context, c console, args []string) error {
 		"Importing a file again changes nothing.")
 	api := apiFlag(f)
 	mark := f.String("decimal-mark", "", "`mark` of all amounts, . or , (default: found out for each commodity)")
+	scale := f.String("scale", "", "`decimals` of commodities that the ledger does not have yet, as EUR=2,BTC=8 (default: as many as the file has).\nThey stay as they are: a later file cannot have more")
 	timeout := f.Duration("timeout", 5*time.Minute, "for the whole import")
 	if err := parse(f, args, 1); err != nil {
 		return err
@@ -45,6 +48,11 @@ func runImport(ctx context.Context, c console, args []string) error {
 		options.DecimalMark = (*mark)[0]
 	default:
 		fmt.Fprintf(c.err, "-decimal-mark is %q, not . or ,\n", *mark)
+		return errUsage
+	}
+	wanted, err := parseScales(*scale)
+	if err != nil {
+		fmt.Fprintln(c.err, err)
 		return errUsage
 	}
 	in, err := openInput(c, f.Arg(0))
@@ -59,18 +67,38 @@ func runImport(ctx context.Context, c console, args []string) error {
 	defer to.Close()
 	ctx, cancel := context.WithTimeout(ctx, *timeout)
 	defer cancel()
-	result, err := importBook(ctx, to, in, options)
-	if err != nil {
+	result, err := importBook(ctx, to, in, options, wanted)
+	if result == nil {
 		return err
 	}
 	for _, p := range result.problems {
 		fmt.Fprintf(c.err, "%s: %s\n", f.Arg(0), p)
 	}
 	fmt.Fprintln(c.out, result)
+	if err != nil {
+		return fmt.Errorf("the import broke off; import the file again to go on: %w", err)
+	}
 	if result.Refused > 0 || len(result.problems) > 0 {
 		return fmt.Errorf("%d transactions were not booked", result.Refused)
 	}
 	return nil
+}
+
+// parseScales reads "EUR=2,BTC=8".
+func parseScales(text string) (map[string]uint8, error) {
+	scales := make(map[string]uint8)
+	if text == "" {
+		return scales, nil
+	}
+	for part := range strings.SplitSeq(text, ",") {
+		commodity, digits, ok := strings.Cut(strings.TrimSpace(part), "=")
+		n, err := strconv.ParseUint(digits, 10, 8)
+		if !ok || err != nil || commodity == "" || n > book.MaxScale {
+			return nil, fmt.Errorf("-scale: %q is not a commodity with a number of decimals up to %d, as EUR=2", part, book.MaxScale)
+		}
+		scales[commodity] = uint8(n)
+	}
+	return scales, nil
 }
 
 func openInput(c console, name string) (io.ReadCloser, error) {
@@ -85,9 +113,9 @@ func (i *imported) String() string {
 		i.Accounts, i.AccountsExisted, i.Entries, i.EntriesExisted, i.Refused)
 }
 
-// importBook books a file. The error is for an import that could not be
-// finished; what is wrong with single transactions stands in the result.
-func importBook(ctx context.Context, to ledger, in io.Reader, options hledger.Options) (*imported, error) {
+// importBook books a file. Wanted are the scales of assets that are not there yet. The error is for an import that could not be
+// finished; what is wrong with single transactions stands in the result, which tells how far it came.
+func importBook(ctx context.Context, to ledger, in io.Reader, options hledger.Options, wanted map[string]uint8) (*imported, error) {
 	journal, err := hledger.Read(in, options)
 	if err != nil {
 		return nil, err
@@ -95,6 +123,12 @@ func importBook(ctx context.Context, to ledger, in io.Reader, options hledger.Op
 	existing, err := scales(ctx, to)
 	if err != nil {
 		return nil, fmt.Errorf("asking for the scales of the assets: %w", err)
+	}
+	for commodity, scale := range wanted {
+		if has, ok := existing[commodity]; ok && has != scale {
+			return nil, fmt.Errorf("%s has %d decimals in the ledger, which cannot be changed to %d", commodity, has, scale)
+		}
+		existing[commodity] = scale
 	}
 	booking := journal.Book(existing)
 	result := &imported{Refused: journal.Malformed + booking.Refused}
@@ -106,14 +140,14 @@ func importBook(ctx context.Context, to ledger, in io.Reader, options hledger.Op
 	for accounts := booking.Accounts; len(accounts) > 0; {
 		n := min(importBatch, len(accounts))
 		if err := result.open(ctx, to, accounts[:n]); err != nil {
-			return nil, err
+			return result, err
 		}
 		accounts = accounts[n:]
 	}
 	for entries := booking.Entries; len(entries) > 0; {
 		n := min(importBatch, len(entries))
 		if err := result.post(ctx, to, entries[:n]); err != nil {
-			return nil, err
+			return result, err
 		}
 		entries = entries[n:]
 	}

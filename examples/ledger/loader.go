@@ -282,7 +282,7 @@ func (p *poster) post(ctx context.Context, entries []book.Entry) ([]book.Outcome
 		switch o.Code {
 		case book.Created, book.Exists: // it exists if the session of the first attempt was lost
 			p.load.booked.Add(1)
-		case book.ExceedsCredits, book.LinkedEventFailed, book.IDAlreadyFailed:
+		case book.ExceedsCredits, book.LinkedEventFailed, book.IDAlreadyFailed, book.ExpiriesOutstanding:
 			p.load.refused.Add(1)
 		default:
 			return nil, fmt.Errorf("entry %v: %v (leg %d), which a load never deserves", entries[i].ID, o.Code, o.Leg)

@@ -16,6 +16,8 @@ import (
 	"time"
 
 	ledgerv1 "github.com/decree-raft/decree/api/ledger/v1"
+	"github.com/decree-raft/decree/examples/ledger/book"
+	"github.com/decree-raft/decree/examples/ledger/hledger"
 	"github.com/decree-raft/decree/rsm"
 )
 
@@ -172,6 +174,17 @@ func TestImportNamesWhatIsWrong(t *testing.T) {
 	if code, out, _ := ledgerCommand(t, "", "balances", c.api(), "-O=csv"); code != 0 || out != "\"account\",\"commodity\",\"balance\"\n\"Assets:A\",\"EUR\",\"6.00\"\n\"Assets:B\",\"EUR\",\"-6.00\"\n" {
 		t.Errorf("%d %s", code, out)
 	}
+	// Decimals that are to be had from the first file on.
+	text = "txnidx,date,description,account,amount,commodity\n1,2025-01-31,d,Assets:A,5,GBP\n1,2025-01-31,d,Assets:B,-5,GBP\n"
+	if code, out, errs := ledgerCommand(t, text, "import", c.api(), "-scale", "GBP=4", "-"); code != 0 {
+		t.Errorf("%d %s%s", code, out, errs)
+	}
+	if code, out, _ := ledgerCommand(t, "", "balances", c.api(), "-O=csv"); code != 0 || !strings.Contains(out, `"Assets:A","GBP","5.0000"`) {
+		t.Errorf("%d %s", code, out)
+	}
+	if code, _, errs := ledgerCommand(t, text, "import", c.api(), "-scale", "GBP=2", "-"); code != 1 || !strings.Contains(errs, "GBP has 4 decimals in the ledger") {
+		t.Errorf("%d %s", code, errs)
+	}
 	// More decimals than the ledger has by now.
 	text = "txnidx,date,description,account,amount,commodity\n1,2025-01-31,finer,Assets:A,0.001,EUR\n1,2025-01-31,finer,Assets:B,-0.001,EUR\n"
 	if code, _, errs := ledgerCommand(t, text, "import", c.api(), "-"); code != 1 || !strings.Contains(errs, "line 2: EUR has 2 decimals in the ledger") {
@@ -212,10 +225,13 @@ func TestJudge(t *testing.T) {
 	other.StateHash = "abd"
 	bad := good(2)
 	bad.Violations, bad.ViolationCount = []string{"x"}, 1
+	bytes2 := good(2)
+	bytes2.ContentHash = "01"
 	for i, c := range []struct {
 		reports []*ledgerv1.AuditResponse
 		want    error
-	}{{[]*ledgerv1.AuditResponse{good(1), good(2)}, nil}, {[]*ledgerv1.AuditResponse{good(1), other}, errNotAll}, {[]*ledgerv1.AuditResponse{good(1), bad}, errNotAll}} {
+	}{{[]*ledgerv1.AuditResponse{good(1), bytes2}, errNotAll}, {[]*ledgerv1.AuditResponse{good(1), good(1)}, errNotAll},
+		{[]*ledgerv1.AuditResponse{good(1), good(2)}, nil}, {[]*ledgerv1.AuditResponse{good(1), other}, errNotAll}, {[]*ledgerv1.AuditResponse{good(1), bad}, errNotAll}} {
 		var out bytes.Buffer
 		if err := judge(console{out: &out, err: &out}, c.reports); !errors.Is(err, c.want) {
 			t.Errorf("%d: %v, want %v: %s", i, err, c.want, out.String())
@@ -265,6 +281,9 @@ func TestUsage(t *testing.T) {
 		{[]string{"import", "no-such-file"}, 1, "no-such-file"},
 		{[]string{"balances", "-O", "xml"}, 2, "-O is"},
 		{[]string{"balances", "-api", ""}, 1, "no addresses"},
+		{[]string{"verify", "-api", "a:1,b:1,a:1"}, 2, "-api names a:1 twice"},
+		{[]string{"import", "-scale", "EUR", "-"}, 2, "-scale"},
+		{[]string{"import", "-scale", "EUR=31", "-"}, 2, "-scale"},
 		{[]string{"verify", "-api", ""}, 1, "no addresses"},
 		{[]string{"load", "-api", ""}, 1, "no addresses"},
 		{[]string{"serve"}, 1, "-node is missing"},
@@ -325,5 +344,41 @@ func TestStartNodeLeavesNothingBehind(t *testing.T) {
 		if err == nil || strings.Contains(err.Error(), "in use") {
 			t.Fatalf("startNode: %v", err)
 		}
+	}
+}
+
+// halfLedger opens accounts and books nothing.
+type halfLedger struct{}
+
+func (halfLedger) Accounts(context.Context, string) ([]book.AccountState, error) { return nil, nil }
+
+func (halfLedger) CreateAccounts(_ context.Context, accounts ...book.Account) ([]book.Outcome, error) {
+	return make([]book.Outcome, len(accounts)), nil
+}
+
+func (halfLedger) PostEntries(context.Context, ...book.Entry) ([]book.Outcome, error) {
+	return nil, errors.New("broken off")
+}
+
+// An import that breaks off still tells what it found and how far it came.
+func TestImportThatBreaksOff(t *testing.T) {
+	text := "txnidx,date,description,account,amount,commodity\n" +
+		"1,2025-01-31,d,A,5,EUR\n1,2025-01-31,d,B,-5,EUR\n2,2025-01-31,d,A,x,EUR\n"
+	result, err := importBook(t.Context(), halfLedger{}, strings.NewReader(text), hledger.Options{}, map[string]uint8{"EUR": 2})
+	if err == nil || result == nil || result.Accounts != 2 || result.Refused != 1 || len(result.problems) != 1 {
+		t.Errorf("%+v, %v", result, err)
+	}
+}
+
+// Two accounts of one name have each their own pending amounts.
+func TestTableOfSameNames(t *testing.T) {
+	var out bytes.Buffer
+	accounts := make([]book.AccountState, 2)
+	for i := range accounts {
+		accounts[i].ID, accounts[i].Name, accounts[i].Asset = book.ID{byte(i + 1)}, "A", "EUR"
+		accounts[i].DebitsPending = book.U64(uint64(11 * (i + 1)))
+	}
+	if err := writeTable(console{out: &out}, accounts, false); err != nil || !strings.Contains(out.String(), "11") || !strings.Contains(out.String(), "22") {
+		t.Errorf("%v\n%s", err, out.String())
 	}
 }

@@ -14,16 +14,21 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/health"
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/reflection"
 
 	ledgerv1 "github.com/decree-raft/decree/api/ledger/v1"
 	"github.com/decree-raft/decree/examples/ledger/book"
+	"github.com/decree-raft/decree/examples/ledger/client"
 	"github.com/decree-raft/decree/examples/ledger/server"
 	"github.com/decree-raft/decree/rsm"
 )
 
 // pulseInterval is how promptly the balances of expired entries are released.
 const pulseInterval = time.Second
+
+// maxStreams bounds the calls of one gRPC connection that are at work at once.
+const maxStreams = 2048
 
 // stopPatience is how long calls under way may take when the node stops.
 const stopPatience = 2 * time.Second
@@ -70,14 +75,18 @@ func startNode(cfg serveConfig, log *slog.Logger) (*servedNode, error) {
 	n.service = server.New(server.Config{
 		Node: cfg.Node, Replica: n.node.Shard(shardID), API: cfg.API, HTTP: cfg.HTTP, Logger: log,
 	})
-	n.grpc = grpc.NewServer(grpc.MaxRecvMsgSize(server.MaxBodyBytes))
+	n.grpc = grpc.NewServer(grpc.MaxRecvMsgSize(server.MaxBodyBytes),
+		grpc.MaxConcurrentStreams(maxStreams),
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: time.Minute, Timeout: 10 * time.Second}),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: client.KeepaliveTime / 2, PermitWithoutStream: true}))
 	ledgerv1.RegisterLedgerServiceServer(n.grpc, n.service)
 	healthv1.RegisterHealthServer(n.grpc, health.NewServer())
 	reflection.Register(n.grpc)
 	mux := http.NewServeMux()
 	mux.Handle("/v1/", n.service.HTTP())
 	mux.Handle("GET /metrics", promhttp.HandlerFor(metrics, promhttp.HandlerOpts{}))
-	n.http = &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second}
+	n.http = &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second,
+		ReadTimeout: 30 * time.Second, WriteTimeout: 2 * time.Minute, IdleTimeout: 2 * time.Minute} // an audit takes its time
 	return n, nil
 }
 

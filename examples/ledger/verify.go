@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"text/tabwriter"
 	"time"
 
@@ -23,6 +24,10 @@ func runVerify(ctx context.Context, c console, args []string) error {
 		return err
 	}
 	addresses := splitAddresses(*api)
+	if i := duplicate(addresses); i >= 0 {
+		fmt.Fprintf(c.err, "-api names %s twice\n", addresses[i])
+		return errUsage
+	}
 	from, err := client.Dial(addresses...)
 	if err != nil {
 		return err
@@ -41,6 +46,16 @@ func runVerify(ctx context.Context, c console, args []string) error {
 		return err
 	}
 	return judge(c, reports)
+}
+
+// duplicate returns the index of an address that stands there before, or -1.
+func duplicate(addresses []string) int {
+	for i, a := range addresses {
+		if slices.Contains(addresses[:i], a) {
+			return i
+		}
+	}
+	return -1
 }
 
 // auditTogether audits n replicas, until all are at the same position of the log.
@@ -113,6 +128,7 @@ func judge(c console, reports []*ledgerv1.AuditResponse) error {
 		return err
 	}
 	sound := true
+	nodes := make(map[uint64]bool)
 	for _, r := range reports {
 		for _, v := range r.GetViolations() {
 			fmt.Fprintf(c.err, "node %d: %s\n", r.GetNode(), v)
@@ -124,11 +140,21 @@ func judge(c console, reports []*ledgerv1.AuditResponse) error {
 			sound = false
 			fmt.Fprintf(c.err, "nodes %d and %d have different states at position %d\n", reports[0].GetNode(), r.GetNode(), r.GetApplied())
 		}
+		if r.GetContentHash() != reports[0].GetContentHash() {
+			sound = false
+			fmt.Fprintf(c.err, "nodes %d and %d hold different bytes at position %d: content hashes %s and %s\n",
+				reports[0].GetNode(), r.GetNode(), r.GetApplied(), reports[0].GetContentHash(), r.GetContentHash())
+		}
+		if nodes[r.GetNode()] {
+			sound = false
+			fmt.Fprintf(c.err, "node %d answered at two addresses: another node was not audited\n", r.GetNode())
+		}
+		nodes[r.GetNode()] = true
 	}
 	if !sound {
 		return errNotAll
 	}
-	fmt.Fprintln(c.out, "\nEvery invariant holds on every node, and all have the same state.")
+	fmt.Fprintf(c.out, "\nEvery invariant holds on every node of the %d that were asked, and all have the same state.\n", len(nodes))
 	return nil
 }
 

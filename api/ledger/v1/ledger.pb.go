@@ -1753,9 +1753,12 @@ type AuditResponse struct {
 	Violations     []string `protobuf:"bytes,7,rep,name=violations,proto3" json:"violations,omitempty"`
 	ViolationCount uint64   `protobuf:"varint,8,opt,name=violation_count,json=violationCount,proto3" json:"violation_count,omitempty"`
 	// Node that was audited, and the log index and state hash it had applied.
-	Node          uint64 `protobuf:"varint,9,opt,name=node,proto3" json:"node,omitempty"`
-	Applied       uint64 `protobuf:"varint,10,opt,name=applied,proto3" json:"applied,omitempty"`
-	StateHash     string `protobuf:"bytes,11,opt,name=state_hash,json=stateHash,proto3" json:"state_hash,omitempty"`
+	Node    uint64 `protobuf:"varint,9,opt,name=node,proto3" json:"node,omitempty"`
+	Applied uint64 `protobuf:"varint,10,opt,name=applied,proto3" json:"applied,omitempty"`
+	// State hash: of all changes up to applied, as they were made.
+	StateHash string `protobuf:"bytes,11,opt,name=state_hash,json=stateHash,proto3" json:"state_hash,omitempty"`
+	// Content hash: of every key and value as the audit read them. Nodes at the same position have the same.
+	ContentHash   string `protobuf:"bytes,12,opt,name=content_hash,json=contentHash,proto3" json:"content_hash,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1863,6 +1866,13 @@ func (x *AuditResponse) GetApplied() uint64 {
 func (x *AuditResponse) GetStateHash() string {
 	if x != nil {
 		return x.StateHash
+	}
+	return ""
+}
+
+func (x *AuditResponse) GetContentHash() string {
+	if x != nil {
+		return x.ContentHash
 	}
 	return ""
 }
@@ -2561,7 +2571,7 @@ const file_ledger_v1_ledger_proto_rawDesc = "" +
 	"\x0edebits_pending\x18\x04 \x01(\tR\rdebitsPending\x12#\n" +
 	"\rdebits_posted\x18\x05 \x01(\tR\fdebitsPosted\x12'\n" +
 	"\x0fcredits_pending\x18\x06 \x01(\tR\x0ecreditsPending\x12%\n" +
-	"\x0ecredits_posted\x18\a \x01(\tR\rcreditsPosted\"\xce\x02\n" +
+	"\x0ecredits_posted\x18\a \x01(\tR\rcreditsPosted\"\xf1\x02\n" +
 	"\rAuditResponse\x12\x1a\n" +
 	"\baccounts\x18\x01 \x01(\x04R\baccounts\x12\x18\n" +
 	"\aentries\x18\x02 \x01(\x04R\aentries\x12\x18\n" +
@@ -2577,7 +2587,8 @@ const file_ledger_v1_ledger_proto_rawDesc = "" +
 	"\aapplied\x18\n" +
 	" \x01(\x04R\aapplied\x12\x1d\n" +
 	"\n" +
-	"state_hash\x18\v \x01(\tR\tstateHash\"\x12\n" +
+	"state_hash\x18\v \x01(\tR\tstateHash\x12!\n" +
+	"\fcontent_hash\x18\f \x01(\tR\vcontentHash\"\x12\n" +
 	"\x10GetStatusRequest\"\xbf\x01\n" +
 	"\x11GetStatusResponse\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\x04R\x04node\x12\x16\n" +

@@ -2,7 +2,9 @@ package book
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"encoding/binary"
+	"encoding/hex"
 	"fmt"
 	"hash/maphash"
 	"maps"
@@ -21,6 +23,7 @@ type Report struct {
 	Assets                                  []AssetTotal // by asset code
 	Violations                              []string     // at most maxViolations of them
 	ViolationCount                          uint64
+	ContentHash                             [16]byte // of all keys and values: the same on every replica at the same position
 }
 
 // AssetTotal adds up the accounts of one asset. Totals are decimal, as they may be over 128 bits.
@@ -41,9 +44,12 @@ type AssetTotal struct {
 //   - its statement has one row for each posted leg, without gaps, with the running totals;
 //   - no account is beyond what its flags allow; closed is who was opened so or has a pending closing leg;
 //   - per asset, debits equal credits, posted and pending, and all accounts have its scale;
-//   - a pending entry is resolved by what claims to have resolved it, and stands in the expiry index while it can expire.
+//   - a pending entry is resolved by what claims to have resolved it, in its accounts and for no more than it reserved,
+//     expires when its timeout says, and stands in the expiry index while it can;
+//   - what an account was opened as, what it stands as and the list of names agree; a burnt id is its own.
 //
-// It reads the whole state once, in the order of its keys, and keeps a few hundred bytes for each account.
+// It reads the whole state in the order of its keys, once to judge it and once for the ContentHash, and keeps a few
+// hundred bytes for each account.
 func Audit(v rsm.View) (report *Report) {
 	report = new(Report)
 	a := &auditor{v: v, report: report, accounts: make(map[ID]*audited), seed: maphash.MakeSeed()}
@@ -52,8 +58,11 @@ func Audit(v rsm.View) (report *Report) {
 			a.violation("the audit could not go on: %v", r)
 		}
 	}()
+	a.hashContent()
 	a.readAccounts()
+	a.readNames()
 	a.readEntries()
+	a.readStatuses()
 	a.readRows()
 	a.readExpiries()
 	a.judgeAccounts()
@@ -66,12 +75,15 @@ type auditor struct {
 	report   *Report
 	accounts map[ID]*audited
 	expiring uint64 // pending entries with a timeout
+	twoPhase uint64 // entries that are or were pending
+	nameSum  uint64 // of the hashes of the keys that the accounts' names should have
 	seed     maphash.Seed
 }
 
 // audited is what the audit knows of one account: what the state says, and what the entries say.
 type audited struct {
 	stated account
+	opened account // flags, scale and asset alone
 	sum    Balances
 	legs   uint64 // posted to it
 	rows   uint64
@@ -106,7 +118,9 @@ func (a *auditor) readAccounts() {
 			a.violation("account %v: what it was opened as is damaged: %v", id, err)
 			continue
 		}
-		a.accounts[id] = &audited{closed: opened.Flags&Closed != 0}
+		a.accounts[id] = &audited{closed: opened.Flags&Closed != 0,
+			opened: account{flags: opened.Flags, scale: opened.Scale, asset: []byte(opened.Asset)}}
+		a.nameSum += maphash.Bytes(a.seed, nameKey(&opened.Account))
 		a.report.Accounts++
 	}
 	for key, value := range scanKind(a.v, keyAccount) {
@@ -124,6 +138,44 @@ func (a *auditor) readAccounts() {
 	}
 }
 
+// hashContent folds in every key and value as it lies there. The state's own hash is of the changes as they were
+// made, and says nothing about bytes that changed by themselves since.
+func (a *auditor) hashContent() {
+	h := sha256.New()
+	var lengths [8]byte
+	for key, value := range a.v.Scan(nil, nil) {
+		binary.BigEndian.PutUint32(lengths[:], uint32(len(key)))
+		binary.BigEndian.PutUint32(lengths[4:], uint32(len(value)))
+		h.Write(lengths[:])
+		h.Write(key)
+		h.Write(value)
+	}
+	copy(a.report.ContentHash[:], h.Sum(nil))
+}
+
+// readNames checks that the list of names has each account, as it was opened, and nothing else.
+func (a *auditor) readNames() {
+	var found, sum uint64
+	for key := range scanKind(a.v, keyName) {
+		found++
+		sum += maphash.Bytes(a.seed, key)
+	}
+	if found != a.report.Accounts || sum != a.nameSum {
+		a.violation("the list of names has %d accounts, %d were opened; or their names differ", found, a.report.Accounts)
+	}
+}
+
+// readStatuses checks that only entries that were pending have a status.
+func (a *auditor) readStatuses() {
+	var found uint64
+	for range scanKind(a.v, keyPending) {
+		found++
+	}
+	if found != a.twoPhase {
+		a.violation("%d entries are or were pending, %d have a status", a.twoPhase, found)
+	}
+}
+
 func (a *auditor) readEntries() {
 	for key, value := range scanKind(a.v, keyEntry) {
 		id := ID(key[1:])
@@ -133,6 +185,12 @@ func (a *auditor) readEntries() {
 			continue
 		}
 		if record.burnt() {
+			r := reader{b: record.event}
+			r.header(kindBurnt)
+			burnt := r.id()
+			if why := Code(r.u8()); r.end() != nil || burnt != id || !why.Passing() {
+				a.violation("burnt id %v is damaged", id)
+			}
 			a.report.Burnt++
 			continue
 		}
@@ -206,12 +264,18 @@ func (a *auditor) statusOf(e *Entry) PendingStatus {
 	if e.Flags&(PostPending|VoidPending) != 0 {
 		if p, ok := LookupEntry(a.v, e.PendingID); !ok || p.ResolvedBy != e.ID || p.Status != resolvedStatus(e.Flags) {
 			a.violation("entry %v resolves %v, which says otherwise", e.ID, e.PendingID)
+		} else if !settles(e, &p.Entry) {
+			a.violation("entry %v resolves %v in other legs or for more than it reserved", e.ID, e.PendingID)
 		}
 	}
 	if e.Flags&Pending == 0 {
 		return NotPending
 	}
+	a.twoPhase++
 	p, _ := LookupEntry(a.v, e.ID)
+	if expires, out := expiryOf(e, p.Time); out.Code != Created || expires != p.ExpiresAt {
+		a.violation("entry %v of time %d and a timeout of %d s expires at %d", e.ID, p.Time, e.Timeout, p.ExpiresAt)
+	}
 	switch {
 	case p.Status == StillPending:
 		if a.report.Pending++; p.ExpiresAt != 0 {
@@ -227,6 +291,21 @@ func (a *auditor) statusOf(e *Entry) PendingStatus {
 		}
 	}
 	return p.Status
+}
+
+// settles reports whether the legs of e are those of the pending entry p, with amounts that e may take.
+func settles(e, p *Entry) bool {
+	if len(e.Legs) != len(p.Legs) {
+		return false
+	}
+	for i := range e.Legs {
+		mine, theirs := &e.Legs[i], &p.Legs[i]
+		order := mine.Amount.Cmp(theirs.Amount)
+		if mine.Account != theirs.Account || mine.Side != theirs.Side || order > 0 || order < 0 && e.Flags&VoidPending != 0 {
+			return false
+		}
+	}
+	return true
 }
 
 func (a *auditor) readRows() {
@@ -291,6 +370,10 @@ func (a *auditor) judgeAccounts() {
 	for _, id := range slices.SortedFunc(maps.Keys(a.accounts), func(x, y ID) int { return bytes.Compare(x[:], y[:]) }) {
 		acct := a.accounts[id]
 		s := &acct.stated
+		if o := &acct.opened; !bytes.Equal(s.asset, o.asset) || s.scale != o.scale || s.flags&^Closed != o.flags&^Closed {
+			a.violation("account %v was opened in %q with scale %d and flags %b, and stands in %q with %d and %b",
+				id, o.asset, o.scale, o.flags, s.asset, s.scale, s.flags)
+		}
 		if s.Balances != acct.sum {
 			a.violation("account %v states %+v, its entries say %+v", id, s.Balances, acct.sum)
 		}
@@ -360,7 +443,7 @@ func (a *auditor) sumAssets() {
 func (r *Report) Proto() *ledgerv1.AuditResponse {
 	m := &ledgerv1.AuditResponse{
 		Accounts: r.Accounts, Entries: r.Entries, Pending: r.Pending, Burnt: r.Burnt, Rows: r.Rows,
-		Violations: r.Violations, ViolationCount: r.ViolationCount,
+		Violations: r.Violations, ViolationCount: r.ViolationCount, ContentHash: hex.EncodeToString(r.ContentHash[:]),
 	}
 	for _, t := range r.Assets {
 		m.Assets = append(m.Assets, &ledgerv1.AssetTotal{

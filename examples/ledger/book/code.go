@@ -91,6 +91,10 @@ const (
 	NameMustBeUTF8
 	AssetHasDifferentScale // an earlier account of this asset has another scale
 
+	// ExpiriesOutstanding: the entry fails for what is pending, and more of that is due than one command lets expire.
+	// It does not burn the id, as nobody can tell yet whether the entry is to fail: send it again.
+	ExpiriesOutstanding
+
 	codeCount // not a code
 )
 
@@ -166,6 +170,7 @@ var codeNames = [codeCount]string{
 	NameTooLong:                       "name_too_long",
 	NameMustBeUTF8:                    "name_must_be_utf8",
 	AssetHasDifferentScale:            "asset_has_different_scale",
+	ExpiriesOutstanding:               "expiries_outstanding",
 }
 
 // String returns the code's name.

@@ -174,6 +174,14 @@ var entryCases = []struct {
 		return l.post(entry(50).with(VoidPending).of(49))
 	}},
 
+	{ExpiriesOutstanding, 1, func(l *ledger) []Outcome {
+		l.post(entry(1000, debit(1, 100), credit(7, 100)))
+		for i := range MaxExpiries + 1 {
+			l.post(entry(100+i, debit(7, 1), credit(2, 1)).with(Pending).within(1))
+		}
+		l.wait(time.Second)
+		return l.post(entry(50, debit(7, 100), credit(2, 100)))
+	}},
 	{DebitAccountAlreadyClosed, 1, func(l *ledger) []Outcome { return l.post(entry(50, debit(9, 5), credit(2, 5))) }},
 	{CreditAccountAlreadyClosed, 2, func(l *ledger) []Outcome { return l.post(entry(50, debit(1, 5), credit(9, 5))) }},
 	{OverflowsDebitsPending, 1, overflow(Pending, Debit, Pending)},
@@ -339,7 +347,7 @@ func TestCodesNeverChange(t *testing.T) {
 		credit_account_already_closed overflows_debits_pending overflows_credits_pending overflows_debits_posted
 		overflows_credits_posted overflows_debits overflows_credits overflows_timeout exceeds_credits exceeds_debits
 		asset_must_not_be_empty asset_too_long asset_must_be_utf8 scale_too_large name_too_long name_must_be_utf8
-		asset_has_different_scale`)
+		asset_has_different_scale expiries_outstanding`)
 	if len(golden) != int(codeCount) {
 		t.Fatalf("%d codes, the table has %d", codeCount, len(golden))
 	}

@@ -27,7 +27,7 @@ type draft struct {
 	undo     []undo
 
 	events   [][]byte
-	expiries int // events of this command that are expiries
+	expiries int // how many this command has let expire, those of failed chains included: it is their work that is bounded
 	// last says that no item follows: what only later items could ask for need not be noted.
 	last bool
 
@@ -66,7 +66,7 @@ const (
 )
 
 // mark is a point to go back to.
-type mark struct{ undo, events, expiries int }
+type mark struct{ undo, events int }
 
 // drafts keeps the memory of finished drafts. A command of one entry would otherwise
 // allocate a kilobyte or two, which at 100,000 commands a second is most of the garbage of a node.
@@ -181,7 +181,7 @@ func (d *draft) setPending(id ID, p pendingState) {
 	d.pendings[id] = p
 }
 
-func (d *draft) mark() mark { return mark{len(d.undo), len(d.events), d.expiries} }
+func (d *draft) mark() mark { return mark{len(d.undo), len(d.events)} }
 
 // rollback takes back everything since the mark.
 func (d *draft) rollback(m mark) {
@@ -201,5 +201,5 @@ func (d *draft) rollback(m mark) {
 			}
 		}
 	}
-	d.undo, d.events, d.expiries = d.undo[:m.undo], d.events[:m.events], m.expiries
+	d.undo, d.events = d.undo[:m.undo], d.events[:m.events]
 }

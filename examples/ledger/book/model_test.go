@@ -100,6 +100,7 @@ func (m *model) chain(entries []Entry) []Outcome {
 			continue
 		}
 		if len(entries) > 1 || entries[0].Flags&Linked != 0 {
+			before.expired = m.expired
 			*m = *before
 			for j := range out {
 				if j != i {
@@ -132,14 +133,19 @@ func (m *model) one(e Entry) Outcome {
 			l := e.Legs[out.Leg-1]
 			blocked = m.accounts[l.Account].totals[l.Side][1].Sign() != 0
 		}
-		if !blocked || m.expire() == 0 {
+		if !blocked {
+			return out
+		}
+		if n, more := m.expire(); n == 0 && more {
+			return Outcome{ExpiriesOutstanding, out.Leg}
+		} else if n == 0 {
 			return out
 		}
 	}
 }
 
 // expire lets due entries expire, the earliest first.
-func (m *model) expire() int {
+func (m *model) expire() (n int, more bool) {
 	var due []*modelEntry
 	for _, e := range m.entries {
 		if e.status == StillPending && e.expires != 0 && e.expires <= m.now {
@@ -152,12 +158,13 @@ func (m *model) expire() int {
 		}
 		return due[i].ID.String() < due[j].ID.String()
 	})
-	due = due[:min(len(due), 64-m.expired)]
+	n = min(len(due), 64-m.expired)
+	due, more = due[:n], len(due) > n
 	for _, e := range due {
 		m.release(e, Expired)
 	}
-	m.expired += len(due)
-	return len(due)
+	m.expired += n
+	return n, more
 }
 
 func (m *model) release(p *modelEntry, as PendingStatus) {

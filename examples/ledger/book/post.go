@@ -41,7 +41,13 @@ func (d *draft) postEntry(e *Entry, event []byte) Outcome {
 		// A reservation whose time is over must not stand in anybody's way,
 		// even if no pulse has released it yet. The scan for due ones
 		// is not free, so it is made only for an entry that would fail without it.
-		if !d.mayBeBlocked(e, out) || d.expireDue() == 0 {
+		if !d.mayBeBlocked(e, out) {
+			return out
+		}
+		switch n, more := d.expireDue(); {
+		case n == 0 && more:
+			return Outcome{ExpiriesOutstanding, out.Leg}
+		case n == 0:
 			return out
 		}
 	}

@@ -187,19 +187,21 @@ func (d *draft) mayBeBlocked(e *Entry, out Outcome) bool {
 }
 
 // expireDue lets pending entries expire whose time is over, the earliest
-// first, and returns how many. A command lets no more than MaxExpiries expire.
-func (d *draft) expireDue() int {
+// first, and returns how many, and whether more are due. A command lets no more than MaxExpiries expire, which
+// bounds its work.
+func (d *draft) expireDue() (n int, more bool) {
 	var due [MaxExpiries]ID
-	n, room := 0, MaxExpiries-d.expiries
+	room := MaxExpiries - d.expiries
 	var bound [9]byte
 	bound[0] = keyExpiry
 	binary.BigEndian.PutUint64(bound[1:], uint64(d.now)+1)
 	for key := range d.view.Scan([]byte{keyExpiry}, bound[:]) {
-		if n == room {
-			break
-		}
 		id := ID(key[9:])
 		if p, ok := d.pendings[id]; !ok || p.status == StillPending { // not resolved by an item before
+			if n == room {
+				more = true
+				break
+			}
 			due[n] = id
 			n++
 		}
@@ -207,7 +209,7 @@ func (d *draft) expireDue() int {
 	for _, id := range due[:n] {
 		d.expire(id)
 	}
-	return n
+	return n, more
 }
 
 func (d *draft) expire(id ID) {

@@ -6,12 +6,16 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/status"
 
 	ledgerv1 "github.com/decree-raft/decree/api/ledger/v1"
@@ -19,14 +23,30 @@ import (
 	"github.com/decree-raft/decree/rsm"
 )
 
-// maxPending is how many commands of one Remote wait for their answers at once: well within a session's window.
-const maxPending = 1024
+// KeepaliveTime is how often a Remote asks a connection whose calls are silent if it still lives. Servers must permit it.
+const KeepaliveTime = 10 * time.Second
+
+const (
+	// maxPending is how many commands of one Remote wait for their answers at once.
+	maxPending = 1024
+	// maxUnacknowledged is how far the numbers given out may be ahead of the first one whose outcome
+	// is not known: the window of a session.
+	maxUnacknowledged = 4096
+	// attemptPatience bounds one attempt. A node that is frozen, or cut off without a word, is not waited for longer.
+	attemptPatience = 2 * time.Second
+	// patience bounds a call whose context has no deadline.
+	patience = time.Minute
+)
 
 // Remote calls the ledger's nodes over gRPC. It follows the leader by the hints
-// that the nodes give, and asks again, under the same session number, until it knows the outcome or its context ends. Any
-// number of goroutines may use one Remote.
+// that the nodes give, and asks again, under the same session number, until it knows the outcome or its context ends, which
+// without a deadline it does after a minute. Any number of goroutines may use one Remote.
+//
+// An error that is rsm.ErrNotProposed says that nothing was booked, by none of the attempts. After an rsm.ErrUnknown, send
+// the same ids again.
 type Remote struct {
-	slots chan struct{} // one for each command that waits
+	slots   chan struct{} // one for each command that waits
+	attempt time.Duration // how long one attempt may take
 
 	mu    sync.Mutex
 	nodes []*node
@@ -54,7 +74,7 @@ func Dial(addresses ...string) (*Remote, error) {
 	if len(addresses) == 0 {
 		return nil, errors.New("no addresses: name at least one node")
 	}
-	c := &Remote{slots: make(chan struct{}, maxPending)}
+	c := &Remote{slots: make(chan struct{}, maxPending), attempt: attemptPatience}
 	c.arrived = make(map[uint64]bool)
 	for _, a := range addresses {
 		if _, err := c.add(a); err != nil {
@@ -72,6 +92,7 @@ func (c *Remote) add(address string) (int, error) {
 	}
 	conn, err := grpc.NewClient(address,
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: KeepaliveTime, Timeout: attemptPatience}),
 		// A node that was restarted shall be found soon.
 		grpc.WithConnectParams(grpc.ConnectParams{MinConnectTimeout: time.Second,
 			Backoff: backoff.Config{BaseDelay: 20 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: 500 * time.Millisecond}}))
@@ -99,8 +120,9 @@ func (c *Remote) CreateAccounts(ctx context.Context, accounts ...book.Account) (
 	for i := range accounts {
 		m.Items[i] = &ledgerv1.CreateAccountsRequest_Item{Account: accounts[i].Proto(), Linked: accounts[i].Linked}
 	}
+	linked := slices.ContainsFunc(accounts, func(a book.Account) bool { return a.Linked })
 	var results []*ledgerv1.Result
-	err := c.submit(ctx, func(rpc ledgerv1.LedgerServiceClient, s *ledgerv1.Session) error {
+	err := c.submit(ctx, linked, func(ctx context.Context, rpc ledgerv1.LedgerServiceClient, s *ledgerv1.Session) error {
 		m.Session = s
 		r, err := rpc.CreateAccounts(ctx, m)
 		results = r.GetResults()
@@ -109,7 +131,7 @@ func (c *Remote) CreateAccounts(ctx context.Context, accounts ...book.Account) (
 	if err != nil {
 		return nil, err
 	}
-	return book.OutcomesFromProto(results)
+	return outcomesOf(results, len(accounts))
 }
 
 // PostEntries records entries in one command. See book.Machine for the outcomes.
@@ -118,8 +140,9 @@ func (c *Remote) PostEntries(ctx context.Context, entries ...book.Entry) ([]book
 	for i := range entries {
 		m.Entries[i] = entries[i].Proto()
 	}
+	linked := slices.ContainsFunc(entries, func(e book.Entry) bool { return e.Flags&book.Linked != 0 })
 	var results []*ledgerv1.Result
-	err := c.submit(ctx, func(rpc ledgerv1.LedgerServiceClient, s *ledgerv1.Session) error {
+	err := c.submit(ctx, linked, func(ctx context.Context, rpc ledgerv1.LedgerServiceClient, s *ledgerv1.Session) error {
 		m.Session = s
 		r, err := rpc.PostEntries(ctx, m)
 		results = r.GetResults()
@@ -128,13 +151,32 @@ func (c *Remote) PostEntries(ctx context.Context, entries ...book.Entry) ([]book
 	if err != nil {
 		return nil, err
 	}
-	return book.OutcomesFromProto(results)
+	return outcomesOf(results, len(entries))
+}
+
+// outcomesOf checks that there is an outcome for each of n items.
+func outcomesOf(results []*ledgerv1.Result, n int) ([]book.Outcome, error) {
+	outcomes, err := book.OutcomesFromProto(results)
+	if err == nil {
+		err = checkCount(len(outcomes), n)
+	}
+	return outcomes, err
+}
+
+func checkCount(outcomes, items int) error {
+	if outcomes != items {
+		return &rsm.Error{Kind: rsm.ErrUnknown, Code: "bad_answer", Message: fmt.Sprintf("%d outcomes for %d items", outcomes, items)}
+	}
+	return nil
 }
 
 // Accounts returns all accounts whose name begins with prefix.
 func (c *Remote) Accounts(ctx context.Context, prefix string) ([]book.AccountState, error) {
+	ctx, cancel := patient(ctx)
+	defer cancel()
 	return allAccounts(prefix, func(m *ledgerv1.ListAccountsRequest) (page *ledgerv1.ListAccountsResponse, err error) {
-		err = c.retry(ctx, func(rpc ledgerv1.LedgerServiceClient) error {
+		inDoubt := false
+		err = c.retry(ctx, &inDoubt, func(ctx context.Context, rpc ledgerv1.LedgerServiceClient) error {
 			page, err = rpc.ListAccounts(ctx, m)
 			return err
 		})
@@ -178,43 +220,99 @@ func (c *Remote) Audit(ctx context.Context, address string) (*ledgerv1.AuditResp
 	return m, callError(err)
 }
 
-// submit calls f under the next number of the session.
-func (c *Remote) submit(ctx context.Context, f func(ledgerv1.LedgerServiceClient, *ledgerv1.Session) error) error {
+// submit calls f under the next number of the session. linked says that items of the command are.
+func (c *Remote) submit(ctx context.Context, linked bool, f func(context.Context, ledgerv1.LedgerServiceClient, *ledgerv1.Session) error) error {
+	ctx, cancel := patient(ctx)
+	defer cancel()
 	select {
 	case c.slots <- struct{}{}:
 		defer func() { <-c.slots }()
 	case <-ctx.Done():
 		return &rsm.Error{Kind: rsm.ErrNotProposed, Code: codeCancelled, Message: "too many commands of this client wait", Cause: ctx.Err()}
 	}
+	inDoubt := false  // an attempt ended, and nobody knows if it was booked
+	doubtful := false // in an earlier session
 	for {
 		id, sequence, err := c.begin(ctx)
-		if err != nil {
+		if err == nil {
+			err = c.retry(ctx, &inDoubt, func(ctx context.Context, rpc ledgerv1.LedgerServiceClient) error {
+				return f(ctx, rpc, &ledgerv1.Session{Id: id, Sequence: sequence, Acknowledged: c.acknowledged(id, sequence)})
+			})
+			c.finish(id, sequence)
+		}
+		expired := errors.Is(err, errSessionExpired)
+		switch {
+		case err == nil:
+			return nil
+		case expired && !(inDoubt && linked):
+			// The session is gone, and with it what it knew. Ids still keep anything from being booked twice: ask
+			// again in a new one; what did happen is answered "exists".
+			c.forget(id)
+			doubtful = inDoubt
+		case inDoubt && (expired || doubtful || !errors.Is(err, rsm.ErrRejected)):
+			// What is said about this attempt says nothing about one in an earlier session. Nor can a chain
+			// that may be booked be asked for in a new one: its entries would exist, which fails it.
+			if expired {
+				c.forget(id)
+			}
+			return withKind(err, rsm.ErrUnknown)
+		default:
 			return err
 		}
-		err = c.retry(ctx, func(rpc ledgerv1.LedgerServiceClient) error {
-			return f(rpc, &ledgerv1.Session{Id: id, Sequence: sequence, Acknowledged: c.acknowledged(id, sequence)})
-		})
-		c.finish(id, sequence)
-		if !errors.Is(err, errSessionExpired) {
-			return err
-		}
-		// The session is gone, and with it what it knew. Ids still keep anything from being booked twice: ask
-		// again in a new one; what did happen is answered "exists".
-		c.forget(id)
 	}
 }
 
-var errSessionExpired = &rsm.Rejection{Code: "session_expired"}
+// patient gives a context without a deadline one.
+func patient(ctx context.Context) (context.Context, context.CancelFunc) {
+	if _, has := ctx.Deadline(); has {
+		return ctx, func() {}
+	}
+	return context.WithTimeout(ctx, patience)
+}
+
+// withKind is err, saying of whether it happened what kind says, and nothing else.
+func withKind(err, kind error) error {
+	if err == nil {
+		return nil
+	}
+	changed := &rsm.Error{Kind: kind, Message: err.Error()}
+	var e *rsm.Error
+	var rejection *rsm.Rejection
+	switch {
+	case errors.As(err, &e) && e.Kind == kind:
+		return err
+	case errors.As(err, &e):
+		changed.Code, changed.Message, changed.Leader, changed.RetryAfter = e.Code, e.Message, e.Leader, e.RetryAfter
+		if e.Cause != nil {
+			changed.Cause = errors.New(e.Cause.Error()) // without its kind
+		}
+	case errors.As(err, &rejection):
+		changed.Code, changed.Message = rejection.Code, rejection.Message
+	}
+	return changed
+}
+
+var (
+	errSessionExpired  = &rsm.Rejection{Code: "session_expired"}
+	errSequenceTooHigh = &rsm.Rejection{Code: "sequence_too_high"}
+)
 
 // begin returns the session, opened if there is none, and the next number.
 func (c *Remote) begin(ctx context.Context) (id, sequence uint64, err error) {
-	for {
+	for attempt := 0; ; attempt++ {
 		c.mu.Lock()
-		if c.id != 0 {
+		if c.id != 0 && c.last-c.acked < maxUnacknowledged {
 			c.last++
 			id, sequence = c.id, c.last
 			c.mu.Unlock()
 			return id, sequence, nil
+		}
+		if c.id != 0 { // one command is slow, and the window begins with it
+			c.mu.Unlock()
+			if pause(ctx, attempt) != nil {
+				return 0, 0, &rsm.Error{Kind: rsm.ErrNotProposed, Code: codeCancelled, Message: "too many commands of this client wait for an earlier one", Cause: ctx.Err()}
+			}
+			continue
 		}
 		if wait := c.opening; wait != nil {
 			c.mu.Unlock()
@@ -235,7 +333,8 @@ func (c *Remote) begin(ctx context.Context) (id, sequence uint64, err error) {
 
 func (c *Remote) open(ctx context.Context) error {
 	var m *ledgerv1.OpenSessionResponse
-	err := c.retry(ctx, func(rpc ledgerv1.LedgerServiceClient) (err error) {
+	ignored := false
+	err := c.retry(ctx, &ignored, func(ctx context.Context, rpc ledgerv1.LedgerServiceClient) (err error) {
 		m, err = rpc.OpenSession(ctx, new(ledgerv1.OpenSessionRequest))
 		return err
 	})
@@ -247,7 +346,8 @@ func (c *Remote) open(ctx context.Context) error {
 		c.id, c.last, c.acked = m.GetId(), 0, 0
 		clear(c.arrived)
 	}
-	return err
+	// Whether a session was opened does not matter: it expires. The command, which this is about, was not proposed.
+	return withKind(err, rsm.ErrNotProposed)
 }
 
 func (c *Remote) forget(id uint64) {
@@ -281,31 +381,45 @@ func (c *Remote) finish(id, sequence uint64) {
 	}
 }
 
-// retry calls f on the node that is believed to lead, until it gives a final answer or ctx ends.
-func (c *Remote) retry(ctx context.Context, f func(ledgerv1.LedgerServiceClient) error) error {
-	inDoubt := false
+// retry calls f on the node that is believed to lead, until it gives a final answer or ctx ends. inDoubt is
+// set when an attempt ends that may have happened.
+func (c *Remote) retry(ctx context.Context, inDoubt *bool, f func(context.Context, ledgerv1.LedgerServiceClient) error) error {
 	for attempt := 0; ; attempt++ {
 		c.mu.Lock()
 		used := c.guess
 		n := c.nodes[used]
 		c.mu.Unlock()
-		err := callError(f(n.rpc))
-		if err == nil || errors.Is(err, rsm.ErrRejected) {
+		err := c.once(ctx, n, f)
+		switch {
+		case errors.Is(err, errSequenceTooHigh): // the window is full: the outcomes of others make room
+		case err == nil, errors.Is(err, rsm.ErrRejected), permanent(err) && !*inDoubt:
 			return err
+		default:
+			*inDoubt = *inDoubt || !errors.Is(err, rsm.ErrNotProposed)
 		}
-		inDoubt = inDoubt || !errors.Is(err, rsm.ErrNotProposed)
-		if c.follow(used, err) && ctx.Err() == nil {
+		if c.follow(used, err) && attempt%4 != 3 && ctx.Err() == nil { // nodes may point at each other
 			continue
 		}
 		if pause(ctx, attempt) == nil {
 			continue
 		}
 		kind := rsm.ErrNotProposed
-		if inDoubt {
+		if *inDoubt {
 			kind = rsm.ErrUnknown
 		}
-		return &rsm.Error{Kind: kind, Code: codeCancelled, Message: "no final answer in time", Cause: errors.Join(ctx.Err(), err)}
+		return &rsm.Error{Kind: kind, Code: codeCancelled, Message: "no final answer in time", Cause: errors.Join(ctx.Err(), errors.New(err.Error()))} // the text of err, not its kind
 	}
+}
+
+func (c *Remote) once(ctx context.Context, n *node, f func(context.Context, ledgerv1.LedgerServiceClient) error) error {
+	ctx, cancel := context.WithTimeout(ctx, c.attempt)
+	defer cancel()
+	return callError(f(ctx, n.rpc))
+}
+
+// permanent reports whether asking again would not help.
+func permanent(err error) bool {
+	return errors.Is(err, &rsm.Error{Code: codeTooLarge}) || errors.Is(err, &rsm.Error{Code: codeUnsendable})
 }
 
 // follow takes the hint of an error, which is worth an attempt at once, or else turns to the next node.
@@ -314,6 +428,9 @@ func (c *Remote) follow(used int, err error) (hinted bool) {
 	defer c.mu.Unlock()
 	if c.guess != used {
 		return false // another call has turned already
+	}
+	if errors.Is(err, rsm.ErrRejected) {
+		return false // the right node
 	}
 	var e *remoteError
 	if errors.As(err, &e) && e.leaderAPI != "" {
@@ -351,6 +468,23 @@ func callError(err error) error {
 			return fromDetail(d, err)
 		}
 	}
+	if unsendable(st) {
+		return &rsm.Error{Kind: rsm.ErrNotProposed, Code: codeUnsendable, Message: st.Message(), Cause: err}
+	}
 	// No word from a server: the request may have arrived, or may not.
 	return &rsm.Error{Kind: rsm.ErrUnknown, Code: "unreachable", Message: st.Message(), Cause: err}
+}
+
+// unsendable reports whether it is gRPC itself that refuses the request, on this side or the other: no server has
+// seen it. An answer cannot be too large for it; a request can.
+func unsendable(st *status.Status) bool {
+	switch st.Code() {
+	case codes.Unimplemented:
+		return true
+	case codes.ResourceExhausted:
+		return strings.Contains(st.Message(), "larger than max")
+	case codes.Internal:
+		return strings.Contains(st.Message(), "error while marshaling") || strings.Contains(st.Message(), "error unmarshalling request")
+	}
+	return false
 }

@@ -26,6 +26,8 @@ type scripted struct {
 	script   []error
 	sessions []*ledgerv1.Session // of the calls
 	opened   uint64
+	openings []error // answers to OpenSession, as script
+	freeze   chan struct{}
 	lists    int
 }
 
@@ -44,11 +46,20 @@ func (s *scripted) next(session *ledgerv1.Session) error {
 func (s *scripted) OpenSession(context.Context, *ledgerv1.OpenSessionRequest) (*ledgerv1.OpenSessionResponse, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if len(s.openings) > 0 {
+		err := s.openings[0]
+		if s.openings = s.openings[1:]; err != nil {
+			return nil, err
+		}
+	}
 	s.opened++
 	return &ledgerv1.OpenSessionResponse{Id: 100 + s.opened}, nil
 }
 
 func (s *scripted) PostEntries(_ context.Context, m *ledgerv1.PostEntriesRequest) (*ledgerv1.PostEntriesResponse, error) {
+	if s.freeze != nil {
+		<-s.freeze
+	}
 	if err := s.next(m.GetSession()); err != nil {
 		return nil, err
 	}
@@ -120,7 +131,7 @@ func post(t *testing.T, c *Remote) ([]book.Outcome, error) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
-	return c.PostEntries(ctx, book.Entry{ID: NewID()})
+	return c.PostEntries(ctx, book.Entry{ID: NewID()}, book.Entry{ID: NewID()})
 }
 
 func TestRetriesUnderTheSameNumber(t *testing.T) {
@@ -216,6 +227,137 @@ func TestGivesUpWithItsContext(t *testing.T) {
 		if !errors.Is(err, c.kind) && !errors.Is(err, rsm.ErrUnknown) {
 			t.Errorf("%v, want %v", err, c.kind)
 		}
+	}
+}
+
+var (
+	testBusy    = withDetail(codes.Unavailable, &ledgerv1.ErrorDetail{Kind: "not_proposed", Code: "overloaded"})
+	testLost    = withDetail(codes.Unknown, &ledgerv1.ErrorDetail{Kind: "unknown", Code: "leadership_lost"})
+	testExpired = withDetail(codes.FailedPrecondition, &ledgerv1.ErrorDetail{Kind: "rejected", Code: "session_expired"})
+)
+
+// What may have happened in one session stays in doubt, whatever is said about the attempts in later ones.
+func TestDoubtOutlivesTheSession(t *testing.T) {
+	tooLarge := withDetail(codes.Unavailable, &ledgerv1.ErrorDetail{Kind: "not_proposed", Code: "command_too_large"})
+	rejected := withDetail(codes.InvalidArgument, &ledgerv1.ErrorDetail{Kind: "rejected", Code: "machine_panic"})
+	for name, after := range map[string]error{"busy": testBusy, "too large": tooLarge, "rejected": rejected} {
+		script := []error{testLost, testExpired}
+		for range 1000 {
+			script = append(script, after)
+		}
+		remote := dial(t, serve(t, script...))
+		ctx, cancel := context.WithTimeout(context.Background(), 200*time.Millisecond)
+		_, err := remote.PostEntries(ctx, book.Entry{ID: NewID()})
+		cancel()
+		if !errors.Is(err, rsm.ErrUnknown) || errors.Is(err, rsm.ErrNotProposed) || errors.Is(err, rsm.ErrRejected) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	// No new session can be had.
+	node := serve(t, testLost, testExpired)
+	node.openings = []error{nil, withDetail(codes.Unavailable, &ledgerv1.ErrorDetail{Kind: "not_proposed", Code: "command_too_large"})}
+	if _, err := post(t, dial(t, node)); !errors.Is(err, rsm.ErrUnknown) {
+		t.Errorf("no new session: %v", err)
+	}
+	// Without a doubt, what is said holds.
+	node = serve(t, testBusy, testExpired, rejected)
+	if _, err := post(t, dial(t, node)); !errors.Is(err, rsm.ErrRejected) {
+		t.Errorf("no doubt: %v", err)
+	}
+	node = serve(t)
+	node.openings = []error{testLost, tooLarge}
+	if _, err := post(t, dial(t, node)); err != nil {
+		t.Errorf("an opening in doubt: %v", err)
+	}
+}
+
+// A chain that may be booked would fail in a new session, for its first entry exists.
+func TestChainInDoubtIsNotAskedForAgain(t *testing.T) {
+	for _, first := range []error{testLost, testBusy} {
+		node := serve(t, first, testExpired)
+		c := dial(t, node)
+		_, err := c.PostEntries(t.Context(), book.Entry{ID: NewID(), Flags: book.Linked}, book.Entry{ID: NewID()})
+		if first == testLost && !errors.Is(err, rsm.ErrUnknown) || first == testBusy && err != nil {
+			t.Errorf("after %v: %v", first, err)
+		}
+		if _, err := post(t, c); err != nil { // in a new session
+			t.Error(err)
+		}
+	}
+}
+
+// A frozen node costs one attempt, not the whole call.
+func TestFrozenNode(t *testing.T) {
+	frozen, sound := serve(t), serve(t)
+	frozen.freeze = make(chan struct{})
+	t.Cleanup(func() { close(frozen.freeze) })
+	c := dial(t, frozen, sound)
+	c.attempt = 50 * time.Millisecond
+	begin := time.Now()
+	if _, err := post(t, c); err != nil || time.Since(begin) > 5*time.Second {
+		t.Errorf("%v after %v", err, time.Since(begin))
+	}
+}
+
+func TestPermanentErrors(t *testing.T) {
+	for _, err := range []error{
+		withDetail(codes.InvalidArgument, &ledgerv1.ErrorDetail{Kind: "not_proposed", Code: "command_too_large"}),
+		status.Error(codes.ResourceExhausted, "grpc: received message larger than max (5 vs. 4)"),
+		status.Error(codes.Unimplemented, "unknown method"),
+		status.Error(codes.Internal, "grpc: error unmarshalling request: x"),
+	} {
+		node := serve(t, err)
+		if _, got := post(t, dial(t, node)); !errors.Is(got, rsm.ErrNotProposed) || len(node.sessions) != 1 {
+			t.Errorf("%v: %v after %d calls", err, got, len(node.sessions))
+		}
+		if _, got := post(t, dial(t, serve(t, testLost, err))); got != nil {
+			t.Errorf("%v, when in doubt: %v", err, got)
+		}
+	}
+	// It is this side that cannot write it down.
+	if _, got := dial(t, serve(t)).PostEntries(t.Context(), book.Entry{ID: NewID(), Memo: "\xff"}); !errors.Is(got, rsm.ErrNotProposed) {
+		t.Errorf("not UTF-8: %v", got)
+	}
+}
+
+func TestPatience(t *testing.T) {
+	ctx, cancel := patient(context.Background())
+	defer cancel()
+	if at, ok := ctx.Deadline(); !ok || time.Until(at) > patience {
+		t.Errorf("deadline %v, %v", at, ok)
+	}
+}
+
+func TestSequenceTooHigh(t *testing.T) {
+	tooHigh := withDetail(codes.FailedPrecondition, &ledgerv1.ErrorDetail{Kind: "rejected", Code: "sequence_too_high"})
+	node := serve(t, tooHigh, tooHigh)
+	if _, err := post(t, dial(t, node)); err != nil || len(node.sessions) != 3 || node.sessions[2].GetSequence() != 1 {
+		t.Errorf("%v after %v", err, node.sessions)
+	}
+	// A window that is full is waited for.
+	c := dial(t, serve(t))
+	if _, err := post(t, c); err != nil {
+		t.Fatal(err)
+	}
+	c.mu.Lock()
+	c.last = c.acked + maxUnacknowledged
+	c.mu.Unlock()
+	ctx, cancel := context.WithTimeout(context.Background(), 50*time.Millisecond)
+	defer cancel()
+	if _, err := c.PostEntries(ctx, book.Entry{ID: NewID()}); !errors.Is(err, rsm.ErrNotProposed) {
+		t.Errorf("beyond the window: %v", err)
+	}
+	c.mu.Lock()
+	c.acked++
+	c.mu.Unlock()
+	if _, err := post(t, c); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestAnswerOfAnotherLength(t *testing.T) {
+	if got, err := dial(t, serve(t)).PostEntries(t.Context(), book.Entry{ID: NewID()}); !errors.Is(err, rsm.ErrUnknown) {
+		t.Errorf("two outcomes for one entry: %v, %v", got, err)
 	}
 }
 

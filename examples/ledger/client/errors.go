@@ -7,7 +7,12 @@ import (
 	"github.com/decree-raft/decree/rsm"
 )
 
-const codeCancelled rsm.Code = "cancelled"
+const (
+	codeCancelled rsm.Code = "cancelled"
+	codeTooLarge  rsm.Code = "command_too_large"
+	// codeUnsendable: the request, as it is, can reach no server.
+	codeUnsendable rsm.Code = "unsendable"
+)
 
 // remoteError is an rsm.Error as a server described it.
 type remoteError struct {

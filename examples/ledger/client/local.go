@@ -26,7 +26,7 @@ func (c Local) CreateAccounts(ctx context.Context, accounts ...book.Account) ([]
 	if err != nil {
 		return nil, err
 	}
-	return c.submit(ctx, command)
+	return c.submit(ctx, command, len(accounts))
 }
 
 // PostEntries records entries in one command. See book.Machine for the outcomes.
@@ -35,15 +35,18 @@ func (c Local) PostEntries(ctx context.Context, entries ...book.Entry) ([]book.O
 	if err != nil {
 		return nil, err
 	}
-	return c.submit(ctx, command)
+	return c.submit(ctx, command, len(entries))
 }
 
-func (c Local) submit(ctx context.Context, command []byte) ([]book.Outcome, error) {
+func (c Local) submit(ctx context.Context, command []byte, items int) ([]book.Outcome, error) {
 	data, err := c.To.Submit(ctx, command)
 	if err != nil {
 		return nil, err
 	}
 	reply, err := book.ParseReply(data)
+	if err == nil {
+		err = checkCount(len(reply.Outcomes), items)
+	}
 	return reply.Outcomes, err
 }
 

@@ -43,13 +43,14 @@ func kindOf(account string) int {
 
 // SortBalances puts balances in the order of a report: assets, liabilities, equity, income, expenses, others;
 // then by the parts of the name; then by commodity.
-func SortBalances(balances []Balance) {
-	slices.SortFunc(balances, func(a, b Balance) int {
-		return cmp.Or(
-			cmp.Compare(kindOf(a.Account), kindOf(b.Account)),
-			slices.Compare(strings.Split(a.Account, ":"), strings.Split(b.Account, ":")),
-			cmp.Compare(a.Commodity, b.Commodity))
-	})
+func SortBalances(balances []Balance) { slices.SortFunc(balances, CompareBalances) }
+
+// CompareBalances says which of two balances stands first in a report.
+func CompareBalances(a, b Balance) int {
+	return cmp.Or(
+		cmp.Compare(kindOf(a.Account), kindOf(b.Account)),
+		slices.Compare(strings.Split(a.Account, ":"), strings.Split(b.Account, ":")),
+		cmp.Compare(a.Commodity, b.Commodity))
 }
 
 // WriteBalances writes what `hledger balance --flat -N --layout=bare -O csv`

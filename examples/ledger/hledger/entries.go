@@ -10,7 +10,8 @@ import (
 )
 
 // ConversionAccount takes what a transaction leaves unbalanced in a commodity:
-// ten shares against 5,000 USD are two movements, each against this account.
+// ten shares against 5,000 USD are two movements, each against this account. So does the other side of an
+// unbalanced virtual posting, which has none.
 const ConversionAccount = "Equity:Conversion"
 
 // Booking is a journal as the ledger takes it.
@@ -30,13 +31,13 @@ func AccountID(name, commodity string) book.ID {
 }
 
 // Book turns a journal into accounts and entries. Existing holds the scales of
-// the assets that the ledger has already, which cannot change; any other
+// the assets that the ledger has already, which cannot change, or is to have; any other
 // commodity gets as many decimals as its most precise amount has.
 func (j *Journal) Book(existing map[string]uint8) *Booking {
 	b := &booker{Booking: Booking{Scales: make(map[string]uint8)}, seen: make(map[book.ID]bool), same: make(map[[32]byte]uint64)}
 	for i := range j.Transactions {
 		for _, p := range j.Transactions[i].Postings {
-			b.Scales[p.Commodity] = max(b.Scales[p.Commodity], uint8(p.Amount.Decimals))
+			b.Scales[p.Commodity] = max(b.Scales[p.Commodity], uint8(p.Amount.Decimals), j.Decimals[p.Commodity])
 		}
 	}
 	for commodity := range b.Scales {
@@ -69,21 +70,25 @@ func (b *booker) book(t *Transaction) (Problem, bool) {
 	e := book.Entry{ID: b.entryID(t), Date: t.Date, Memo: t.Description}
 	var names []book.Account
 	var over []excess
+	var kinds [2][]excess // over, of the real postings and of the balanced virtual ones
 	for _, p := range t.Postings {
 		scale := b.Scales[p.Commodity]
 		amount, err := book.ParseScaled(p.Amount.String(), scale)
 		if err != nil {
 			return Problem{p.Line, fmt.Sprintf("%s has %d decimals in the ledger, which %v does not fit", p.Commodity, scale, p.Amount)}, false
 		}
-		i := slices.IndexFunc(over, func(x excess) bool { return x.commodity == p.Commodity })
-		if i < 0 {
-			i, over = len(over), append(over, excess{commodity: p.Commodity})
-		}
-		if !over[i].add(amount) {
+		fits := false
+		if over, fits = addTo(over, p.Commodity, amount); !fits {
 			return Problem{p.Line, fmt.Sprintf("the amounts in %s are over 128 bits", p.Commodity)}, false
+		}
+		if p.Kind != Virtual {
+			kinds[p.Kind], _ = addTo(kinds[p.Kind], p.Commodity, amount)
 		}
 		names = append(names, account(p.Account, p.Commodity, scale))
 		e.Legs = append(e.Legs, leg(names[len(names)-1].ID, amount))
+	}
+	if !sound(kinds) {
+		return Problem{t.Postings[0].Line, fmt.Sprintf("transaction %s does not balance, and is no conversion from one commodity to another", t.Index)}, false
 	}
 	for _, x := range over {
 		// One posting alone is no entry: it gets its counterpart, even if that is zero.
@@ -103,6 +108,31 @@ func (b *booker) book(t *Transaction) (Problem, bool) {
 	}
 	b.Entries = append(b.Entries, e)
 	return Problem{}, true
+}
+
+// sound reports whether what a transaction leaves over is nothing, or a conversion: at least one commodity is
+// given and at least one other taken. Anything else is a wrong amount or a lost line, which no book would hold.
+func sound(kinds [2][]excess) bool {
+	for _, over := range kinds {
+		given, taken := false, false
+		for _, x := range over {
+			order := x.debits.Cmp(x.credits)
+			given, taken = given || order < 0, taken || order > 0
+		}
+		if given != taken {
+			return false
+		}
+	}
+	return true
+}
+
+// addTo adds an amount to the excess in its commodity, and reports whether the sum still fits.
+func addTo(over []excess, commodity string, amount book.Net) ([]excess, bool) {
+	i := slices.IndexFunc(over, func(x excess) bool { return x.commodity == commodity })
+	if i < 0 {
+		i, over = len(over), append(over, excess{commodity: commodity})
+	}
+	return over, over[i].add(amount)
 }
 
 func account(name, commodity string, scale uint8) book.Account {

@@ -161,6 +161,40 @@ func TestConversionLegs(t *testing.T) {
 	}
 }
 
+// What a transaction leaves over is booked only where it can be a conversion, or where nothing is to balance.
+func TestWhatDoesNotBalance(t *testing.T) {
+	l := func(account, amount, commodity string) string {
+		return line("1", "2025-01-31", "d", account, amount, commodity)
+	}
+	for _, c := range []struct {
+		name, text string
+		legs       int // 0 is a problem of line 2
+	}{
+		{"typo", l("A", "-100.00", "EUR") + l("B", "1000.00", "EUR"), 0},
+		{"alone", l("A", "-100.00", "EUR"), 0},
+		{"both taken", l("A", "100.00", "EUR") + l("B", "100.00", "USD"), 0},
+		{"balances, and one line too many", l("A", "1", "EUR") + l("B", "-1", "EUR") + l("B", "1", "USD"), 0},
+		{"conversion", l("A", "-100.00", "EUR") + l("B", "110.00", "USD"), 4},
+		{"conversion of three", l("A", "-100.00", "EUR") + l("B", "100.00", "USD") + l("C", "9", "CHF"), 6},
+		{"virtual", l("(A)", "5", "EUR"), 2},
+		{"virtual besides", l("A", "1", "EUR") + l("B", "-1", "EUR") + l("(V)", "7", "EUR"), 4},
+		{"a virtual one does not balance a real one", l("A", "1", "EUR") + l("(V)", "-1", "EUR"), 0},
+		{"balanced virtual", l("[A]", "1", "EUR") + l("[B]", "-1", "EUR"), 2},
+		{"balanced virtual that is not", l("A", "1", "EUR") + l("B", "-1", "EUR") + l("[V]", "1", "EUR"), 0},
+		{"nor with the real ones", l("A", "1", "EUR") + l("[V]", "-1", "EUR"), 0},
+		{"nothing", l("A", "0", "EUR"), 2},
+	} {
+		b := read(t, header+c.text+pair("2")).Book(nil)
+		if c.legs == 0 {
+			if len(b.Entries) != 1 || b.Refused != 1 || b.Problems[0].Line != 2 || !strings.Contains(b.Problems[0].Reason, "does not balance") || len(b.Accounts) != 2 {
+				t.Errorf("%s: %+v", c.name, b)
+			}
+		} else if len(b.Problems) != 0 || len(b.Entries[0].Legs) != c.legs {
+			t.Errorf("%s: %v, %+v", c.name, b.Problems, b.Entries)
+		}
+	}
+}
+
 func TestScaleOfTheLedger(t *testing.T) {
 	text := header + line("1", "2025-01-31", "d", "A", "1.50", "EUR") + line("1", "2025-01-31", "d", "B", "-1.50", "EUR") +
 		line("2", "2025-01-31", "d", "A", "1.505", "EUR") + line("2", "2025-01-31", "d", "B", "-1.505", "EUR") +
@@ -177,6 +211,14 @@ func TestScaleOfTheLedger(t *testing.T) {
 	// Transactions that say the same are two entries.
 	if b.Entries[0].ID == b.Entries[1].ID {
 		t.Error("two equal transactions have one id")
+	}
+}
+
+// The decimals of what is refused count: when it is repaired, it shall fit.
+func TestScaleOfRefusedRows(t *testing.T) {
+	b := read(t, header+pair("1")+line("2", "2025-01-31", "d", "A", "0.125", "EUR")+line("2", "2025-01-31", "d", "B", "x", "EUR")).Book(nil)
+	if b.Scales["EUR"] != 3 || b.Accounts[0].Scale != 3 {
+		t.Errorf("scales %v", b.Scales)
 	}
 }
 

@@ -75,12 +75,19 @@ func splitQuantity(s string) (q quantity, err error) {
 	}
 	prefix, suffix := s[:first], s[last+1:]
 	q.number = s[first : last+1]
-	signs := strings.Count(prefix, "-") + strings.Count(prefix, "−") + strings.Count(prefix, "+")
+	// A sign stands in front of everything or of the number. Elsewhere it belongs to a symbol such as A-B.
+	signs := 0
+	for _, sign := range []string{"-", "−", "+"} {
+		for _, cut := range []func(string, string) (string, bool){strings.CutPrefix, strings.CutSuffix} {
+			if rest, found := cut(prefix, sign); found {
+				prefix, signs = rest, signs+1
+				q.negative = q.negative || sign != "+"
+			}
+		}
+	}
 	if signs > 1 {
 		return q, fmt.Errorf("amount %q has more than one sign", s)
 	}
-	q.negative = strings.ContainsAny(prefix, "-−")
-	prefix = strings.NewReplacer("-", "", "−", "", "+", "").Replace(prefix)
 	prefix, suffix = strings.TrimSpace(prefix), strings.TrimSpace(suffix)
 	if prefix != "" && suffix != "" {
 		return q, fmt.Errorf("amount %q has a symbol on both sides", s)
@@ -124,24 +131,45 @@ func markOf(number string) (byte, error) {
 // parseNumber reads a number whose decimal mark is known.
 func parseNumber(number string, mark byte) (d Decimal, err error) {
 	whole, fraction, _ := strings.Cut(number, string(mark))
-	var digits strings.Builder
-	wasDigit := false
+	digits, ok := joinGroups(whole)
+	if !ok {
+		return d, fmt.Errorf("%q is not a number with the decimal mark %q", number, mark)
+	}
+	if strings.Trim(fraction, "0123456789") != "" {
+		return d, fmt.Errorf("%q is not a number with the decimal mark %q", number, mark)
+	}
+	d.Digits, d.Decimals = digits+fraction, len(fraction)
+	return d, nil
+}
+
+// joinGroups takes the separators out of a whole number, if they stand where separators do: between groups of
+// three digits, or in India of two before the last three. "1,00" is no number but a mistake that is worth a hundredfold.
+func joinGroups(whole string) (digits string, ok bool) {
+	var groups []string
+	var separator rune
+	from := 0
 	for at, r := range whole {
 		switch {
 		case r >= '0' && r <= '9':
-			digits.WriteRune(r)
-			wasDigit = true
-		case (isGroup(r) || isMark(byte(r&0x7f)) && r < utf8.RuneSelf) && wasDigit && at+utf8.RuneLen(r) < len(whole):
-			wasDigit = false
-		default:
-			return d, fmt.Errorf("%q is not a number", number)
+			continue
+		case !isGroup(r) && r != '.' && r != ',', separator != 0 && r != separator:
+			return "", false
+		}
+		separator = r
+		groups = append(groups, whole[from:at])
+		from = at + utf8.RuneLen(r)
+	}
+	if separator == 0 {
+		return whole, true
+	}
+	first, between, last := groups[0], groups[1:], whole[from:]
+	if len(first) < 1 || len(first) > 3 || strings.Trim(first, "0") == "" || len(last) != 3 {
+		return "", false
+	}
+	for _, g := range between {
+		if len(g) != len(between[0]) || len(g) != 3 && len(g) != 2 {
+			return "", false
 		}
 	}
-	for _, r := range fraction {
-		if r < '0' || r > '9' {
-			return d, fmt.Errorf("%q is not a number", number)
-		}
-	}
-	d.Digits, d.Decimals = digits.String()+fraction, len(fraction)
-	return d, nil
+	return strings.Join(groups, "") + last, true
 }

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"iter"
 	"slices"
 	"strings"
 	"unicode/utf8"
@@ -41,7 +42,17 @@ type Posting struct {
 	Account   string
 	Commodity string
 	Amount    Decimal // positive is a debit
+	Kind      PostingKind
 }
+
+// PostingKind says with which others a posting must balance.
+type PostingKind uint8
+
+const (
+	Real            PostingKind = iota // with the other real ones
+	BalancedVirtual                    // [account]: with the other balanced virtual ones
+	Virtual                            // (account): with nothing
+)
 
 // Transaction is one transaction of the journal, sound by itself.
 type Transaction struct {
@@ -56,6 +67,9 @@ type Journal struct {
 	Transactions []Transaction
 	Problems     []Problem // in the order of their lines
 	Malformed    int       // transactions with a problem
+	// Decimals are those of the most precise amount in each commodity, amounts in transactions with a problem included:
+	// when the problem is solved, they shall fit.
+	Decimals map[string]uint8
 }
 
 // columns are the places of the columns that are read; the others are not kept.
@@ -65,6 +79,7 @@ type columns struct{ index, date, description, account, amount, commodity int }
 type rowData struct {
 	line                                         int
 	index, date, description, account, commodity string
+	kind                                         PostingKind
 	quantity                                     quantity
 	reported                                     bool // a problem of this line has been named
 }
@@ -82,7 +97,13 @@ type parser struct {
 	groups   []*group
 	byIndex  map[string]*group
 	problems []Problem
-	marks    map[string]byte // by commodity
+	marks    map[string]mark // by commodity
+}
+
+// mark is what the amounts of a commodity say about its decimal mark.
+type mark struct {
+	is       byte // 0 is not known
+	conflict bool // some say this and some that
 }
 
 // Read reads a whole file. The error is for a file that cannot be read at all;
@@ -95,14 +116,19 @@ func Read(r io.Reader, options Options) (*Journal, error) {
 	if len(data) > MaxFileBytes {
 		return nil, fmt.Errorf("the file is larger than %d bytes", MaxFileBytes)
 	}
-	p := &parser{options: options, byIndex: make(map[string]*group), marks: make(map[string]byte)}
+	p := &parser{options: options, byIndex: make(map[string]*group), marks: make(map[string]mark)}
 	lines := newRecords(data)
 	if err := p.header(lines); err != nil {
 		return nil, err
 	}
 	p.rows(lines)
 	p.findMarks()
-	j := new(Journal)
+	j := &Journal{Decimals: make(map[string]uint8)}
+	for _, w := range p.allRows() {
+		if amount, err := p.amount(*w); err == nil && !w.reported {
+			j.Decimals[w.commodity] = max(j.Decimals[w.commodity], uint8(amount.Decimals))
+		}
+	}
 	for _, g := range p.groups {
 		if t, ok := p.transaction(g); ok {
 			j.Transactions = append(j.Transactions, t)
@@ -151,6 +177,11 @@ func (p *parser) rows(lines *records) {
 		}
 		if err == nil && len(fields) != p.width {
 			err = fmt.Errorf("%d columns, the header has %d", len(fields), p.width)
+			p.giveBack(lines, fields)
+		} else if err == nil {
+			if err = p.oneLine(fields); err != nil {
+				p.giveBack(lines, fields)
+			}
 		}
 		if err != nil {
 			p.problem(line, "%v", err)
@@ -180,6 +211,31 @@ func (p *parser) rows(lines *records) {
 	}
 }
 
+// oneLine refuses line breaks where hledger writes none: there, a stray quote has taken lines in.
+func (p *parser) oneLine(fields []string) error {
+	c := &p.columns
+	for _, at := range []int{c.index, c.date, c.description, c.account, c.amount, c.commodity} {
+		if strings.ContainsAny(fields[at], "\r\n") {
+			return fmt.Errorf("a line break in column %d: unbalanced quotes?", at+1)
+		}
+	}
+	return nil
+}
+
+// giveBack has the lines that a senseless record took in read by themselves. Of its fields only those of its first line are its own.
+func (p *parser) giveBack(lines *records, fields []string) {
+	if !lines.spans() {
+		return
+	}
+	lines.again()
+	for i, f := range fields {
+		if strings.Contains(f, "\n") {
+			clear(fields[i:])
+			return
+		}
+	}
+}
+
 // groupOf returns the transaction of a line. The lines of a transaction stand together.
 func (p *parser) groupOf(at *group, index string, line int) *group {
 	g := p.byIndex[index]
@@ -199,8 +255,9 @@ func (p *parser) row(g *group, fields []string, line int) {
 	field := func(at int) string { return strings.TrimSpace(fields[at]) }
 	w := rowData{
 		line: line, index: field(p.columns.index), date: field(p.columns.date),
-		description: field(p.columns.description), account: accountName(field(p.columns.account)), commodity: field(p.columns.commodity),
+		description: field(p.columns.description), commodity: field(p.columns.commodity),
 	}
+	w.account, w.kind = accountName(field(p.columns.account))
 	q, err := splitQuantity(field(p.columns.amount))
 	switch {
 	case w.account == "":
@@ -230,36 +287,58 @@ func (p *parser) row(g *group, fields []string, line int) {
 	g.rows = append(g.rows, w)
 }
 
-// accountName drops the brackets of a virtual posting: the account is the same.
-func accountName(name string) string {
-	if n := len(name); n > 2 && (name[0] == '(' && name[n-1] == ')' || name[0] == '[' && name[n-1] == ']') {
-		return name[1 : n-1]
+// accountName drops the brackets of a virtual posting, as the account is the same, and says what they mean.
+func accountName(name string) (string, PostingKind) {
+	n := len(name)
+	switch {
+	case n > 2 && name[0] == '(' && name[n-1] == ')':
+		return strings.TrimSpace(name[1 : n-1]), Virtual
+	case n > 2 && name[0] == '[' && name[n-1] == ']':
+		return strings.TrimSpace(name[1 : n-1]), BalancedVirtual
 	}
-	return name
+	return name, Real
 }
 
-// findMarks finds out each commodity's decimal mark, from all lines of the file.
+// findMarks finds out each commodity's decimal mark, from all lines of the file. Where they contradict each
+// other, none is believed: whichever came first would else decide what the others are worth.
 func (p *parser) findMarks() {
-	for _, g := range p.groups {
-		for i := range g.rows {
-			w := &g.rows[i]
-			mark, err := p.options.DecimalMark, error(nil)
-			if mark == 0 {
-				mark, err = markOf(w.quantity.number)
-			}
-			known := p.marks[w.commodity]
-			switch {
-			case err != nil:
-				p.problem(w.line, "amount %v", err)
-				g.bad, w.reported = true, true
-			case mark != 0 && known != 0 && mark != known:
-				p.problem(w.line, "%q: other amounts in %s have the decimal mark %q", w.quantity.number, w.commodity, known)
-				g.bad, w.reported = true, true
-			case mark != 0:
-				p.marks[w.commodity] = mark
+	for g, w := range p.allRows() {
+		is, err := p.options.DecimalMark, error(nil)
+		if is == 0 {
+			is, err = markOf(w.quantity.number)
+		}
+		known := p.marks[w.commodity]
+		switch {
+		case err != nil:
+			p.refuse(g, w, "amount %v", err)
+		case is != 0:
+			p.marks[w.commodity] = mark{is, known.conflict || known.is != 0 && known.is != is}
+		}
+	}
+	for g, w := range p.allRows() {
+		if p.marks[w.commodity].conflict && !w.reported && strings.ContainsAny(w.quantity.number, ".,") {
+			p.refuse(g, w, "amount %q: in %s, some amounts have a decimal point and some a decimal comma; say which it is with -decimal-mark", w.quantity.number, w.commodity)
+		}
+	}
+}
+
+// allRows are the rows of all groups, each with its group.
+func (p *parser) allRows() iter.Seq2[*group, *rowData] {
+	return func(yield func(*group, *rowData) bool) {
+		for _, g := range p.groups {
+			for i := range g.rows {
+				if !yield(g, &g.rows[i]) {
+					return
+				}
 			}
 		}
 	}
+}
+
+// refuse names what is wrong with a line, and with it its transaction.
+func (p *parser) refuse(g *group, w *rowData, format string, args ...any) {
+	p.problem(w.line, format, args...)
+	g.bad, w.reported = true, true
 }
 
 // transaction puts a group together, if all of it is sound.
@@ -274,7 +353,7 @@ func (p *parser) transaction(g *group) (t Transaction, ok bool) {
 			g.bad = true
 			continue
 		}
-		t.Postings = append(t.Postings, Posting{Line: w.line, Account: w.account, Commodity: w.commodity, Amount: amount})
+		t.Postings = append(t.Postings, Posting{Line: w.line, Account: w.account, Commodity: w.commodity, Amount: amount, Kind: w.kind})
 	}
 	return t, !g.bad && len(t.Postings) > 0
 }
@@ -306,7 +385,7 @@ func (p *parser) check(t *Transaction, w rowData) (amount Decimal, err error) {
 }
 
 func (p *parser) amount(w rowData) (Decimal, error) {
-	mark := p.marks[w.commodity]
+	mark := p.marks[w.commodity].is
 	if mark == 0 {
 		// Nothing tells. A point alone is a decimal point, as hledger reads it; a comma alone may be a thousand times more.
 		if strings.Contains(w.quantity.number, ",") {

@@ -21,6 +21,9 @@ func pair(index string) string {
 	return line(index, "2025-01-31", "d", "A", "5.00", "EUR") + line(index, "2025-01-31", "d", "B", "-5.00", "EUR")
 }
 
+// pairBare is pair without quotes.
+func pairBare(index string) string { return strings.ReplaceAll(pair(index), `"`, "") }
+
 func read(t *testing.T, text string, options ...Options) *Journal {
 	t.Helper()
 	j, err := Read(strings.NewReader(text), append(options, Options{})[0])
@@ -80,8 +83,17 @@ func TestMalformed(t *testing.T) {
 			[]string{"line 5: unbalanced quotes (line 6, "}},
 		{"open to the end", pair("1") + `"2","2025-01-31","open` + "\n" + pair("3"), "1 3", []string{"line 4: unbalanced quotes"}},
 		{"open in the last line", pair("1") + pair("2") + `"3","2025-01-31","open`, "1 2", []string{"line 6: unbalanced quotes"}},
-		{"two marks", line("1", "2025-01-31", "d", "A", "1.5", "EUR") + line("1", "2025-01-31", "d", "B", "-1,5", "EUR") + pair("2"), "2",
-			[]string{`line 3: "1,5": other amounts in EUR have the decimal mark '.'`}},
+		{"two marks", line("1", "2025-01-31", "d", "A", "1.5", "EUR") + line("1", "2025-01-31", "d", "B", "-1,5", "EUR") + line("2", "2025-01-31", "d", "A", "0.5", "USD"), "2",
+			[]string{`line 2: amount "1.5": in EUR, some amounts have a decimal point and some a decimal comma`, `line 3: amount "1,5": in EUR`}},
+		{"two marks, and who has none", line("1", "2025-01-31", "d", "A", "1,5", "EUR") + line("2", "2025-01-31", "d", "A", "1,234", "EUR") + line("3", "2025-01-31", "d", "A", "1234", "EUR") + line("4", "2025-01-31", "d", "A", "1.5", "EUR"), "3",
+			[]string{`line 2: amount "1,5"`, `line 3: amount "1,234"`, `line 5: amount "1.5"`}},
+		// Two stray quotes make one record of several lines, which have to be read by themselves.
+		{"quotes over lines", pair("1") + "2,2025-01-31,,*,,\"open,,A,5,EUR,,,,\n" + "2,2025-01-31,,*,,d,,B,-5,EUR,,,,\n" + "3,2025-01-31,,*,,d,,A,7,EUR,,,,\n" + "3,2025-01-31,,*,,close\",,B,-7,EUR,,,,\n" + pair("4"), "1 4",
+			[]string{"line 4: a line break in column 6", "line 7: a quote within a field"}},
+		{"quotes over lines, and fewer columns", pair("1") + "2,2025-01-31,,*,,\"open,,A,5,EUR,,,,\n" + "2,2025-01-31,,*,,d,,B,-5,EUR,,,,\n" + pairBare("3") + "4,2025-01-31,,*,,d,,A,7,EUR,,,,\"\n" + pair("5"), "1 3 5",
+			[]string{"line 4: 6 columns, the header has 14", "line 8: unbalanced quotes"}},
+		{"quotes in front of the index", pair("1") + pairBare("2") + "\"3,2025-01-31,,*,,d,,A,5,EUR,,,,\n3\",2025-01-31,,*,,d,,B,-5,EUR,,,,\n" + pairBare("4") + pairBare("5"), "1 5",
+			[]string{"line 6: a line break in column 1", "line 7: a quote within"}},
 		{"marks in disorder", line("1", "2025-01-31", "d", "A", "1.000,000.0,0", "EUR"), "", []string{`line 2: amount "1.000,000.0,0" has points and commas in no sensible order`}},
 		{"a comma that tells nothing", line("1", "2025-01-31", "d", "A", "1,234", "EUR"), "", []string{`line 2: amount "1,234" can be read two ways`}},
 	} {
@@ -119,9 +131,9 @@ func TestHeader(t *testing.T) {
 }
 
 func TestMultiLineField(t *testing.T) {
-	text := header + strings.Replace(pair("1"), `"d"`, "\"d\nmore\"", 2) + pair("2") + line("3", "2025-01-31", "d", "A", "x", "EUR")
+	text := header + strings.Replace(pair("1"), `"d",""`, "\"d\",\"comment\nmore\"", 2) + pair("2") + line("3", "2025-01-31", "d", "A", "x", "EUR")
 	j := read(t, text)
-	if indexes(j) != "1 2" || j.Transactions[0].Description != "d\nmore" || j.Transactions[1].Postings[0].Line != 6 || j.Problems[0].Line != 8 {
+	if indexes(j) != "1 2" || j.Transactions[0].Description != "d" || j.Transactions[1].Postings[0].Line != 6 || j.Problems[0].Line != 8 {
 		t.Errorf("got %+v", j)
 	}
 }
@@ -142,6 +154,10 @@ func TestAmounts(t *testing.T) {
 		{"$ 5.00", "$", "", "5.00", "$"},
 		{"5,00 €", "", "", "5.00", "€"},
 		{"EUR 5", "", "", "5", "EUR"},
+		{"A-B 5", "A-B", "", "5", "A-B"},
+		{"A-B -5", "", "", "-5", "A-B"},
+		{"-A-B 5", "", "", "-5", "A-B"},
+		{"+-5", "EUR", "", "-", ""},
 		{"5", "", "", "5", NoCommodity},
 		{"1,234.50", "USD", "", "1234.50", "USD"},
 		{"1.234,50", "EUR", "", "1234.50", "EUR"},
@@ -166,6 +182,18 @@ func TestAmounts(t *testing.T) {
 		{"1 2..5", "EUR", "", "-", ""},
 		{"1,,5", "EUR", "", "-", ""},
 		{"1.5.", "EUR", "", "-", ""},
+		// Separators that do not separate groups.
+		{"1,000,00", "EUR", "", "-", ""},
+		{"1.000.00", "EUR", "", "-", ""},
+		{"1,5.00", "EUR", "", "-", ""},
+		{"5 0", "EUR", "", "-", ""},
+		{"1234,567.00", "EUR", "", "-", ""},
+		{"12,3,456.00", "INR", "", "-", ""},
+		{"12,34,567,890.00", "INR", "", "-", ""},
+		{"1 234'567", "CHF", "", "-", ""},
+		{"0,750", "EUR", "7.50", "-", ""},
+		{"1,00,00,000", "INR", "", "10000000", "INR"},
+		{"123 456", "CHF", "", "123456", "CHF"},
 	} {
 		t.Run(c.amount, func(t *testing.T) {
 			text := header + line("1", "2025-01-31", "d", "A", c.amount, c.commodity)
@@ -192,6 +220,9 @@ func TestAmounts(t *testing.T) {
 	if got := j.Transactions[0].Postings[0].Amount.String(); got != "1.234" {
 		t.Errorf("with a decimal mark given: %s", got)
 	}
+	if j := read(t, header+line("1", "2025-01-31", "d", "A", "7,50", "EUR"), Options{DecimalMark: '.'}); len(j.Problems) != 1 {
+		t.Errorf("7,50 with a decimal point: %+v", j)
+	}
 }
 
 func TestCanonical(t *testing.T) {
@@ -205,9 +236,9 @@ func TestCanonical(t *testing.T) {
 
 func TestVirtualPostings(t *testing.T) {
 	j := read(t, header+line("1", "2025-01-31", "d", "(Budget:Oven)", "5", "EUR")+line("1", "2025-01-31", "d", "[Budget:Oven]", "5", "EUR"))
-	for _, p := range j.Transactions[0].Postings {
-		if p.Account != "Budget:Oven" {
-			t.Errorf("account %q", p.Account)
+	for i, p := range j.Transactions[0].Postings {
+		if p.Account != "Budget:Oven" || p.Kind != []PostingKind{Virtual, BalancedVirtual}[i] {
+			t.Errorf("account %q, kind %d", p.Account, p.Kind)
 		}
 	}
 }

@@ -24,6 +24,12 @@ const (
 // codeBadRequest: the message does not say what a command or query needs.
 const codeBadRequest rsm.Code = "bad_request"
 
+// Codes of the library that the server knows, or gives itself.
+const (
+	codeOverloaded rsm.Code = "overloaded"
+	codeTooLarge   rsm.Code = "command_too_large"
+)
+
 func badRequest(format string, args ...any) error {
 	return rsm.Reject(codeBadRequest, format, args...)
 }
@@ -75,6 +81,9 @@ func grpcCode(err error, d *ledgerv1.ErrorDetail) codes.Code {
 		}
 		return codes.FailedPrecondition
 	case KindNotProposed:
+		if rsm.Code(d.Code) == codeTooLarge {
+			return codes.InvalidArgument // it will be next time, too
+		}
 		return codes.Unavailable
 	case KindBroken:
 		return codes.Internal

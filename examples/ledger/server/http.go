@@ -20,8 +20,11 @@ import (
 	"github.com/decree-raft/decree/rsm"
 )
 
-// MaxBodyBytes bounds a request over HTTP.
-const MaxBodyBytes = 4 << 20
+// MaxBodyBytes bounds a request: room for 4096 entries of two legs over gRPC. Fewer fit in over HTTP, as JSON is longer.
+const MaxBodyBytes = 1 << 20
+
+// maxParsing is how many bodies are parsed at once.
+const maxParsing = 16
 
 // HTTP returns the service as HTTP/JSON. The bodies are the messages of the
 // gRPC service in their JSON mapping, with the names of the .proto file.
@@ -34,7 +37,8 @@ const MaxBodyBytes = 4 << 20
 //	GET  /v1/entries/{id}
 //	GET  /v1/audit, /v1/status              of this node
 //
-// Every GET takes consistency=stale. What only the leader can do is redirected to it (307), if its address is known.
+// Every GET takes consistency=stale. What only the leader can do is redirected to it (307), if its address is
+// known and nothing has been done here: what may have happened is not asked for again behind the client's back.
 func (s *Server) HTTP() http.Handler {
 	mux := http.NewServeMux()
 	s.handle(mux, "POST /v1/accounts", func(r *http.Request) (proto.Message, error) {
@@ -100,11 +104,15 @@ func (s *Server) write(w http.ResponseWriter, code int, m proto.Message) {
 // fail writes an error as the gRPC service would, or sends the client to the leader.
 func (s *Server) fail(w http.ResponseWriter, r *http.Request, err error) {
 	d := detailOf(err)
-	if to := s.cfg.HTTP[rsm.NodeID(d.GetLeader())]; to != "" && rsm.NodeID(d.GetLeader()) != s.cfg.Node {
+	if to := s.cfg.HTTP[rsm.NodeID(d.GetLeader())]; to != "" && d.GetKind() == KindNotProposed && rsm.NodeID(d.GetLeader()) != s.cfg.Node {
 		http.Redirect(w, r, "http://"+to+r.URL.RequestURI(), http.StatusTemporaryRedirect)
 		return
 	}
-	s.write(w, httpCode(status.Code(err)), d)
+	code := httpCode(status.Code(err))
+	if rsm.Code(d.GetCode()) == codeTooLarge {
+		code = http.StatusRequestEntityTooLarge
+	}
+	s.write(w, code, d)
 }
 
 func detailOf(err error) *ledgerv1.ErrorDetail {
@@ -137,10 +145,12 @@ func (s *Server) body(r *http.Request, m proto.Message) error {
 	var large *http.MaxBytesError
 	switch {
 	case errors.As(err, &large):
-		return s.status(badRequest("the body is over %d bytes", MaxBodyBytes))
+		return s.status(&rsm.Error{Kind: rsm.ErrNotProposed, Code: codeTooLarge, Message: fmt.Sprintf("the body is over %d bytes", MaxBodyBytes)})
 	case err != nil:
 		return s.status(badRequest("the body cannot be read: %v", err))
 	}
+	s.parse <- struct{}{}
+	defer func() { <-s.parse }()
 	if err := protojson.Unmarshal(data, m); err != nil {
 		return s.status(badRequest("%v", err))
 	}

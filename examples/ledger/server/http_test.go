@@ -101,8 +101,8 @@ func TestHTTPErrors(t *testing.T) {
 		{"POST", "/v1/entries", "{", 400, "bad_request"},
 		{"POST", "/v1/entries", `{"nonsense": 1}`, 400, "nonsense"},
 		{"POST", "/v1/accounts", "", 400, "bad_request"},
-		{"POST", "/v1/entries", `{"entries": []}`, 400, "a command holds 1 to"},
-		{"POST", "/v1/entries", strings.Repeat(" ", MaxBodyBytes+1), 400, "the body is over"},
+		{"POST", "/v1/entries", `{"entries": []}`, 400, "a request holds 1 to"},
+		{"POST", "/v1/entries", strings.Repeat(" ", MaxBodyBytes+1), 413, "the body is over"},
 		{"GET", "/v1/entries/b", "", 404, "entry_not_found"},
 		{"GET", "/v1/accounts/b", "", 404, "account_not_found"},
 		{"GET", "/v1/accounts/b/statement", "", 404, "account_not_found"},
@@ -127,6 +127,7 @@ func TestHTTPErrors(t *testing.T) {
 	}{
 		{&rsm.Error{Kind: rsm.ErrNotProposed, Code: "overloaded"}, 503},
 		{&rsm.Error{Kind: rsm.ErrUnknown, Code: "leadership_lost"}, 500},
+		{&rsm.Error{Kind: rsm.ErrNotProposed, Code: "command_too_large"}, 413},
 		{rsm.Reject("session_expired", "m"), 409},
 	} {
 		r.err = c.err
@@ -144,6 +145,11 @@ func TestHTTPRedirect(t *testing.T) {
 	code, _, header := call(t, s, "POST", "/v1/entries?x=1", entries)
 	if code != http.StatusTemporaryRedirect || header.Get("Location") != "http://two:82/v1/entries?x=1" {
 		t.Errorf("%d to %q", code, header.Get("Location"))
+	}
+	// What may have happened is the client's to ask for again.
+	r.err = &rsm.Error{Kind: rsm.ErrUnknown, Code: "leadership_lost", Leader: 2}
+	if code, body, _ := call(t, s, "POST", "/v1/entries", entries); code != 500 || !strings.Contains(body, `"kind":"unknown"`) {
+		t.Errorf("%d %s", code, body)
 	}
 	r.err = &rsm.Error{Kind: rsm.ErrNotProposed, Code: "not_leader", Leader: 3} // whose address nobody knows
 	if code, body, _ := call(t, s, "POST", "/v1/entries", entries); code != 503 || !strings.Contains(body, `"leader":"3"`) {

@@ -8,6 +8,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"time"
 
 	"google.golang.org/protobuf/proto"
 
@@ -36,12 +37,16 @@ type Config struct {
 	// They are hints for clients, to find the leader. Either may be nil.
 	API, HTTP map[rsm.NodeID]string
 	Logger    *slog.Logger // default: none
+	// MaxSubmits is how many requests that write may be at work at once; more are refused as overloaded. Default 1024.
+	MaxSubmits int
 }
 
 // Server implements the public service.
 type Server struct {
 	ledgerv1.UnimplementedLedgerServiceServer
-	cfg Config
+	cfg   Config
+	slots chan struct{} // one for each request that writes
+	parse chan struct{} // one for each body that is parsed: JSON takes many times its size
 }
 
 // New returns a server of a replica.
@@ -49,7 +54,10 @@ func New(cfg Config) *Server {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
-	return &Server{cfg: cfg}
+	if cfg.MaxSubmits <= 0 {
+		cfg.MaxSubmits = 1024
+	}
+	return &Server{cfg: cfg, slots: make(chan struct{}, cfg.MaxSubmits), parse: make(chan struct{}, maxParsing)}
 }
 
 // OpenSession opens an exactly-once window on the leader.
@@ -63,6 +71,11 @@ func (s *Server) OpenSession(ctx context.Context, _ *ledgerv1.OpenSessionRequest
 
 // CreateAccounts submits the accounts as one command.
 func (s *Server) CreateAccounts(ctx context.Context, m *ledgerv1.CreateAccountsRequest) (*ledgerv1.CreateAccountsResponse, error) {
+	done, err := s.admit(len(m.GetItems()))
+	if err != nil {
+		return nil, s.status(err)
+	}
+	defer done()
 	accounts := make([]book.Account, len(m.GetItems()))
 	for i, item := range m.GetItems() {
 		a, err := book.AccountFromProto(item.GetAccount())
@@ -85,6 +98,11 @@ func (s *Server) CreateAccounts(ctx context.Context, m *ledgerv1.CreateAccountsR
 
 // PostEntries submits the entries as one command.
 func (s *Server) PostEntries(ctx context.Context, m *ledgerv1.PostEntriesRequest) (*ledgerv1.PostEntriesResponse, error) {
+	done, err := s.admit(len(m.GetEntries()))
+	if err != nil {
+		return nil, s.status(err)
+	}
+	defer done()
 	entries := make([]book.Entry, len(m.GetEntries()))
 	for i, item := range m.GetEntries() {
 		e, err := book.EntryFromProto(item)
@@ -102,6 +120,21 @@ func (s *Server) PostEntries(ctx context.Context, m *ledgerv1.PostEntriesRequest
 		return nil, s.status(err)
 	}
 	return &ledgerv1.PostEntriesResponse{Results: reply.ResultsProto(), Time: int64(reply.Time)}, nil
+}
+
+// admit takes a request of some items in, if that many may be and there is room. It is asked before anything is
+// made of the items: an empty one takes 2 bytes of a message, and a hundred times that as an entry.
+func (s *Server) admit(items int) (done func(), err error) {
+	if items < 1 || items > book.MaxBatch {
+		return nil, badRequest("%d items; a request holds 1 to %d", items, book.MaxBatch)
+	}
+	select {
+	case s.slots <- struct{}{}:
+		return func() { <-s.slots }, nil
+	default:
+		return nil, &rsm.Error{Kind: rsm.ErrNotProposed, Code: codeOverloaded, RetryAfter: 50 * time.Millisecond,
+			Message: fmt.Sprintf("%d requests are at work on this node already", cap(s.slots))}
+	}
 }
 
 func (s *Server) submit(ctx context.Context, command []byte, session *ledgerv1.Session) (book.Reply, error) {

@@ -87,6 +87,32 @@ func TestService(t *testing.T) {
 	}
 }
 
+// More items than a command holds are refused before anything is made of them, and so are more requests than there is room for.
+func TestAdmission(t *testing.T) {
+	s, r := newServer(t)
+	items := make([]*ledgerv1.Entry, book.MaxBatch+1)
+	if n := testing.AllocsPerRun(1, func() {
+		if _, err := s.PostEntries(ctx, &ledgerv1.PostEntriesRequest{Entries: items}); status.Code(err) != codes.InvalidArgument {
+			t.Error(err)
+		}
+	}); n > 100 {
+		t.Errorf("%v allocations to refuse a request", n)
+	}
+	s = New(Config{Node: 1, Replica: r, MaxSubmits: 1})
+	done, err := s.admit(1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = s.PostEntries(ctx, &ledgerv1.PostEntriesRequest{Entries: []*ledgerv1.Entry{entry("a", "5")}})
+	if d := detailOf(err); status.Code(err) != codes.Unavailable || d.GetKind() != KindNotProposed || d.GetCode() != "overloaded" {
+		t.Errorf("no room: %v", err)
+	}
+	done()
+	if _, err = s.PostEntries(ctx, &ledgerv1.PostEntriesRequest{Entries: []*ledgerv1.Entry{entry("a", "5")}}); err != nil {
+		t.Errorf("room again: %v", err)
+	}
+}
+
 func TestReadLevels(t *testing.T) {
 	s, r := newServer(t)
 	ask := func(c ledgerv1.Consistency) error {
