@@ -46,6 +46,7 @@ type engine struct {
 	flushes chan struct{} // bounds flushes that run at once
 	bg      sync.WaitGroup
 	quit    chan struct{}
+	dead    chan struct{} // closed by shutdown: who waits for a worker need wait no longer
 	once    sync.Once
 }
 
@@ -67,7 +68,7 @@ const maxFlushes = 2
 func newEngine(node NodeID, logger *slog.Logger, log wal.Log, workers int) *engine {
 	e := &engine{
 		node: node, logger: logger, start: time.Now(), log: log, peers: map[NodeID]*peer{},
-		logQueue: make(chan struct{}, 1), flushes: make(chan struct{}, maxFlushes), quit: make(chan struct{}),
+		logQueue: make(chan struct{}, 1), flushes: make(chan struct{}, maxFlushes), quit: make(chan struct{}), dead: make(chan struct{}),
 	}
 	for range workers {
 		e.workers = append(e.workers, &worker{e: e, wake: make(chan struct{}, 1), done: make(chan struct{})})
@@ -94,19 +95,35 @@ func (e *engine) run() {
 // not answer, or a query that does not return, is waited for a while only.
 func (e *engine) stop(reason *Error, patience time.Duration) bool {
 	e.once.Do(func() { close(e.quit) })
+	deadline := time.After(patience)
+	all := true
 	for _, w := range e.workers {
-		<-w.done
-		w.close(reason)
+		select {
+		case <-w.done:
+			w.close(reason)
+			continue
+		default:
+		}
+		select {
+		case <-w.done:
+			w.close(reason)
+		case <-deadline: // a pass that does not return: a disk, or a machine
+			w.abandon(reason)
+			all, deadline = false, closedTimer
+		}
 	}
 	ended := make(chan struct{})
 	go func() { e.bg.Wait(); close(ended) }()
 	select {
 	case <-ended:
-		return true
-	case <-time.After(patience):
+		return all
+	case <-deadline:
 		return false
 	}
 }
+
+// closedTimer is a deadline that has passed.
+var closedTimer = func() <-chan time.Time { c := make(chan time.Time); close(c); return c }()
 
 // writeLog appends whatever the workers have handed in since the last time, with one
 // fsync: while the disk works, the next batch gathers.
@@ -171,6 +188,7 @@ func (e *engine) receive(from uint64, frame []byte) {
 			in.Quiesces = append(in.Quiesces, q)
 		},
 		func(n core.CommitNote) {
+			n.At = e.mono()
 			in := &inputs[uint64(n.Shard)%uint64(len(inputs))]
 			in.Commits = append(in.Commits, n)
 		})
@@ -205,6 +223,7 @@ func (e *engine) call(id ShardID, f func(*core.Worker)) error {
 	case <-done:
 		return nil
 	case <-w.done:
+	case <-e.dead:
 	}
 	select {
 	case <-done: // in the worker's last pass
@@ -334,6 +353,12 @@ func emptied(in core.Input) core.Input {
 
 // close ends what is pending, after run has returned.
 func (w *worker) close(reason *Error) {
+	w.abandon(reason)
+	w.core.Stop(reason)
+}
+
+// abandon ends what waits for a worker, and takes nothing more. What is inside a pass that does not return stays there.
+func (w *worker) abandon(reason *Error) {
 	w.mu.Lock()
 	w.closed = true
 	in := w.in
@@ -343,7 +368,6 @@ func (w *worker) close(reason *Error) {
 		q.Err = reason
 		q.Done(q)
 	}
-	w.core.Stop(reason)
 }
 
 // The core's Env.

@@ -2,6 +2,7 @@ package rsm
 
 import (
 	"strconv"
+	"sync/atomic"
 
 	"github.com/prometheus/client_golang/prometheus"
 )
@@ -9,7 +10,7 @@ import (
 // collector gives a node's status to Prometheus: counted in the core without
 // locks, and read only when somebody asks.
 type collector struct {
-	n     *Node
+	n     atomic.Pointer[Node] // nil once the node has stopped
 	descs []*prometheus.Desc
 }
 
@@ -75,7 +76,8 @@ var nodeMetrics = []nodeMetric{
 var peerDesc = prometheus.NewDesc("decree_node_peer_connected", "1 if the peer has accepted this node's stream.", []string{"node", "peer"}, nil)
 
 func newCollector(n *Node) *collector {
-	c := &collector{n: n}
+	c := &collector{}
+	c.n.Store(n)
 	for _, m := range nodeMetrics {
 		c.descs = append(c.descs, prometheus.NewDesc("decree_node_"+m.name, m.help, []string{"node"}, nil))
 	}
@@ -91,7 +93,11 @@ func (c *collector) Describe(chan<- *prometheus.Desc) {}
 
 // Collect implements prometheus.Collector.
 func (c *collector) Collect(out chan<- prometheus.Metric) {
-	st, err := c.n.Status()
+	n := c.n.Load()
+	if n == nil {
+		return
+	}
+	st, err := n.Status()
 	if err != nil {
 		return // the node is closing
 	}

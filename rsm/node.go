@@ -30,8 +30,9 @@ type Node struct {
 	shards map[ShardID]*Shard
 	disk   *diskMonitor
 
-	idMu     sync.Mutex
-	identity *identity // guarded by idMu once started; nil in memory
+	newShards bool // identity has shards that node.json has not
+	idMu      sync.Mutex
+	identity  *identity // guarded by idMu once started; nil in memory
 
 	mu      sync.Mutex
 	started bool
@@ -105,6 +106,16 @@ func (n *Node) start() (err error) {
 	}
 	if e.transport, err = n.startTransport(); err != nil {
 		return err
+	}
+	// Not before here: a Start that failed must not have fixed the voters of a shard that never was.
+	if n.newShards {
+		n.idMu.Lock()
+		err = n.identity.write(n.cfg.Dir)
+		n.idMu.Unlock()
+		if err != nil {
+			_ = e.transport.Close()
+			return err
+		}
 	}
 	e.bg.Add(1)
 	e.run()
@@ -203,7 +214,8 @@ func (n *Node) settleIdentity(recovered *wal.Recovered) error {
 		return fmt.Errorf("%s has data but no node.json, so that it is not known whose it is: restore the file, or remove the data", n.cfg.Dir)
 	}
 	n.identity = newIdentity(n.cfg.Cluster, n.cfg.Node)
-	return n.identity.write(n.cfg.Dir)
+	n.newShards = true
+	return nil
 }
 
 // settleShards notes down the initial voters of new shards, before they do anything, and refuses to start if
@@ -231,10 +243,8 @@ func (n *Node) settleShards() error {
 			return fmt.Errorf("%s has data of shard %d, which Config.Shards does not name: a node may not leave a shard by configuration", n.cfg.Dir, id)
 		}
 	}
-	if !changed {
-		return nil
-	}
-	return n.identity.write(n.cfg.Dir)
+	n.newShards = changed
+	return nil
 }
 
 func (n *Node) addShards(recovered map[uint64]*wal.ShardLog) error {
@@ -361,8 +371,9 @@ func (n *Node) shutdown(reason *Error) {
 	} else {
 		n.cfg.Logger.Error("files are left open: a query, a flush or a write to the log does not end", "waited", patience)
 	}
+	close(n.engine.dead)
 	if n.metrics != nil {
-		n.cfg.Metrics.Unregister(n.metrics)
+		n.metrics.n.Store(nil) // an unchecked collector cannot be unregistered
 	}
 	close(n.done)
 }

@@ -6,7 +6,9 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"iter"
 	"math"
+	"net"
 	"strings"
 	"testing"
 	"time"
@@ -356,4 +358,75 @@ func TestClientPausesBetweenHints(t *testing.T) {
 	if !errors.Is(err, ErrUnknown) || errors.Is(err, ErrNotProposed) {
 		t.Errorf("an error of two kinds, or of the wrong one: %v", err)
 	}
+}
+
+// A leader that always has the next batch open flushes all the same: memory and log stay bounded.
+func TestSaturatedLeaderFlushes(t *testing.T) {
+	c := startCluster(t, t.TempDir(), counters{}, func(cfg *Config) {
+		cfg.Limits.FlushBytes, cfg.Limits.BatchBytes = 1<<20, 256<<10
+	})
+	s := leaderOf(t, c, 1).Shard(1)
+	ctx := within(t)
+	var calls []*Call
+	for i := range 4000 {
+		key := make([]byte, 4000)
+		binary.BigEndian.PutUint32(key, uint32(i))
+		calls = append(calls, s.Go(Request{Commands: [][]byte{key}}))
+	}
+	for _, call := range calls {
+		if _, err := call.Wait(ctx); err != nil {
+			t.Fatal(err)
+		}
+	}
+	eventually(t, "the leader has flushed several times", func() bool {
+		st, err := s.Status()
+		return err == nil && st.Stats.Flushes >= 3 && st.Memory < 16<<20
+	})
+}
+
+type leavesScansOpen struct{ counters }
+
+func (m leavesScansOpen) Decide(v View, c Command) ([][]byte, []byte, error) {
+	next, _ := iter.Pull2(v.Scan(nil, nil)) // and never stopped
+	next()
+	if string(c.Data) == "no" {
+		return nil, nil, Reject("no", "as told")
+	}
+	return m.counters.Decide(v, c)
+}
+
+// A machine that does not finish its scans harms nobody.
+func TestScansLeftOpen(t *testing.T) {
+	c := startCluster(t, "", leavesScansOpen{})
+	client := c.Client(1)
+	for n := uint64(1); n <= 10; n++ {
+		reply, err := client.Submit(within(t), []byte("a"))
+		if got := sum(t, reply, err); got != n {
+			t.Fatalf("got %d, want %d", got, n)
+		}
+		if _, err := client.Submit(within(t), []byte("no")); !errors.Is(err, &Rejection{Code: "no"}) {
+			t.Fatal(err)
+		}
+	}
+	sameHashes(t, c, 1)
+}
+
+// A Start that fails fixes nothing for the next one.
+func TestFailedStartChangesNothing(t *testing.T) {
+	busy, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer busy.Close()
+	cfg := Config{Cluster: "c", Node: 1, Dir: t.TempDir(), Listen: busy.Addr().String(), Peers: map[NodeID]string{1: "127.0.0.1:0"}, Shards: []ShardConfig{{ID: 22, Machine: counters{}}}}
+	quick(&cfg)
+	if _, err := Start(cfg); err == nil {
+		t.Fatal("started on a port that is in use")
+	}
+	cfg.Listen, cfg.Shards[0].ID = "127.0.0.1:0", 2
+	n, err := Start(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.Kill()
 }

@@ -169,6 +169,7 @@ func (r *Replica) applyEvent(e *Event, digests []byte) {
 	r.apply.check(digests)
 	r.applying = e
 	r.machine.Apply(&r.apply, *e)
+	r.state.EndScans()
 	r.applying = nil
 	if m := r.apply.mismatch; m != nil && !mutated("no-hash-check") {
 		panic(broken(CodeDivergence, nil, "the event at %v %v", e.Position, m))
@@ -189,7 +190,7 @@ func (r *Replica) maybeFreeze() {
 	if r.freezing || r.flushing || r.broken != nil {
 		return
 	}
-	if r.state.LayerBytes()+r.log.unflushed > r.cfg.Limits.FlushBytes {
+	if r.freezeWanted || r.state.LayerBytes()+r.log.unflushed > r.cfg.Limits.FlushBytes {
 		r.freeze()
 	}
 }
@@ -202,6 +203,7 @@ func (r *Replica) freeze() {
 		}
 		at = l.head.index
 	}
+	r.freezeWanted = false
 	if at == Index(r.log.flushed) || !r.state.Freeze() {
 		return
 	}
@@ -250,8 +252,10 @@ func (r *Replica) unpin() {
 		return
 	}
 	// A replica that is out of service does not flush, and must not fill the disk of the others.
-	if r.log.unflushed > rewriteBytes && r.broken == nil {
-		r.freeze()
+	// Nor can one flush that has applied nothing since the last time: what it holds is not committed.
+	if r.log.unflushed > rewriteBytes && r.broken == nil && uint64(r.applied) > r.log.flushed {
+		r.freezeWanted = true
+		r.maybeFreeze()
 		return
 	}
 	// Invariant: nothing of this shard is being written, so this record cannot replace newer entries.

@@ -329,6 +329,7 @@ func (r *Replica) decideCommands(b *batch, q *Request) {
 func (r *Replica) execute(b *batch, q *Request, res *Result) (events int, rejection *Rejection) {
 	mark, chain, ordinal := r.state.Mark(), r.apply.chain, b.ordinal
 	defer func() {
+		r.state.EndScans() // that the machine began and did not finish
 		if p := recover(); p != nil {
 			rejection = r.machinePanicked(p)
 		}
@@ -342,6 +343,7 @@ func (r *Replica) execute(b *batch, q *Request, res *Result) (events int, reject
 	replied := 0
 	for _, data := range q.Commands {
 		out, reply, err := r.decide(Command{Data: data, Time: b.time, Rand: r.rand})
+		r.state.EndScans()
 		if err != nil {
 			return 0, r.boundedRejection(err)
 		}
@@ -386,6 +388,7 @@ func (r *Replica) applyDecided(b *batch, data []byte) {
 		Data: data, Time: b.time,
 		Position: Position{Shard: r.shard, Index: b.index, Ordinal: b.ordinal},
 	})
+	r.state.EndScans()
 	b.ordinal++
 	r.w.scratch = appendEvent(r.w.scratch, data, r.apply.digests)
 }
@@ -443,6 +446,8 @@ func (r *Replica) proposeOpen(l *leadership) {
 		return
 	}
 	l.head.index, l.head.seq, l.head.time = b.index, b.seq, b.time
+	// Here and not only at the end of a pass: under load the next batch is open by then, always.
+	r.maybeFreeze()
 }
 
 // refused undoes a batch that raft did not take, before anything else is decided [G4].
@@ -492,6 +497,8 @@ func (r *Replica) forget(b *batch) {
 // stepDown ends a leadership: speculative state goes, then every pending call gets its answer [G4, G6].
 func (r *Replica) stepDown(leader NodeID) {
 	l := r.lead
+	// First: should anything below panic, stop finds what is in flight and ends its calls.
+	r.orphans = append(r.orphans, l.inflight...)
 	r.lead = nil
 	r.logger.Info("no longer leader", "term", uint64(l.term), "new_leader", uint64(leader))
 	r.reads.reset()
@@ -517,7 +524,6 @@ func (r *Replica) stepDown(leader NodeID) {
 		r.forget(b)
 	}
 	// What was proposed may still turn out within this pass, see settle and settleOrphans.
-	r.orphans = append(r.orphans, l.inflight...)
 }
 
 // settle answers the calls of a former leader's entry when the entry that was

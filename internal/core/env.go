@@ -74,6 +74,7 @@ type CommitNote struct {
 	Shard  ShardID
 	Term   Term
 	Commit Index
+	At     int64         // monotonic ns, when it arrived here; not sent
 	Age    time.Duration // since the leader last heard from a quorum
 }
 

@@ -182,7 +182,7 @@ func (r *Replica) hearCommit(n CommitNote) {
 	if r.note.Term == n.Term && r.note.Commit > r.applied {
 		return // one at a time, or a replica that is always a little behind would never know how far
 	}
-	r.note, r.noteAt = n, r.w.now.Mono-int64(n.Age)
+	r.note, r.noteAt = n, n.At-int64(max(0, n.Age))
 	r.catchUpNote()
 }
 
@@ -224,6 +224,7 @@ func (r *Replica) query(v *state.Version, reqs []*Request, res Result) {
 		r.pending.requests--
 		r.pending.bytes -= q.size
 	}
+	r.running.Add(int64(len(reqs)))
 	b := &QueryBatch{machine: r.machine, version: v, reqs: reqs, result: res, replica: r}
 	b.left.Store(int64(len(reqs)))
 	r.w.env.Query(b)
@@ -243,6 +244,7 @@ func (b *QueryBatch) RunOne() bool {
 }
 
 func (b *QueryBatch) run(q *Request) {
+	defer b.replica.running.Add(-1)
 	res := b.result
 	var err error
 	res.Answer, err = b.answer(q)

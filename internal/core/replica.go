@@ -8,6 +8,7 @@ import (
 	"runtime/debug"
 	"slices"
 	"strings"
+	"sync/atomic"
 
 	"go.etcd.io/etcd/raft/v3"
 	"go.etcd.io/etcd/raft/v3/raftpb"
@@ -49,11 +50,14 @@ type Replica struct {
 	orphans []*batch    // in flight when leadership went; settled within the pass
 	reads   readQueue
 	pending pendingBound
+	running atomic.Int64 // queries that have left pending and not ended
 
 	// The one Ready that raft allows at a time, while the WAL writes it.
 	writing bool
 	ready   raft.Ready
 	held    []raftpb.Message // that must not leave before the write is durable
+
+	freezeWanted bool // whatever has gathered: the log needs it
 
 	freezing bool // the state is frozen at freezeAt, which is not committed yet
 	freezeAt Index
@@ -107,7 +111,7 @@ func newReplica(w *Worker, id ShardID, d Deps) (*Replica, error) {
 		MaxSizePerMsg:             1 << 20,
 		MaxCommittedSizePerReady:  8 << 20,
 		MaxUncommittedEntriesSize: 1 << 30, // bounded by pipeline depth and entry size; see proposal
-		MaxInflightMsgs:           256,
+		MaxInflightMsgs:           64,      // of 1 MiB, or an entry if that is larger: raft v3.5 has no bound in bytes
 		CheckQuorum:               true,
 		PreVote:                   true,
 		ReadOnlyOption:            raft.ReadOnlySafe,

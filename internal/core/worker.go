@@ -77,11 +77,6 @@ func (w *Worker) Pass(now Now, in *Input) {
 			r.step(&in.Messages[i])
 		}
 	}
-	for _, q := range in.Quiesces {
-		if r := w.replicas[q.Shard]; r != nil {
-			r.agreeToQuiesce(q)
-		}
-	}
 	for _, n := range in.Commits {
 		if r := w.replicas[n.Shard]; r != nil {
 			r.hearCommit(n)
@@ -102,6 +97,11 @@ func (w *Worker) Pass(now Now, in *Input) {
 		r.process()
 	}
 	w.touched = w.touched[:0]
+	for _, q := range in.Quiesces { // now that what came with them has been seen to
+		if r := w.replicas[q.Shard]; r != nil {
+			r.agreeToQuiesce(q)
+		}
+	}
 	for _, id := range in.Pinned {
 		if r := w.replicas[id]; r != nil {
 			r.unpin()
@@ -154,7 +154,7 @@ func (r *Replica) refuses(q *Request) error {
 	switch {
 	case r.broken != nil:
 		return r.broken
-	case r.pending.requests >= l.MaxQueuedRequests || r.pending.bytes+q.size > l.MaxQueuedBytes:
+	case r.pending.requests+int(r.running.Load()) >= l.MaxQueuedRequests || r.pending.bytes+q.size > l.MaxQueuedBytes:
 		e := notProposed(CodeOverloaded, "%d calls with %d bytes are pending on shard %d (allowed: %d and %d)",
 			r.pending.requests, r.pending.bytes, r.shard, l.MaxQueuedRequests, l.MaxQueuedBytes)
 		e.RetryAfter = r.cfg.Tick

@@ -299,6 +299,7 @@ func (n *node) receive(from core.NodeID, frame []byte, hash uint64) {
 			n.workerOf(q.Shard).post(func(in *core.Input) { in.Quiesces = append(in.Quiesces, q) })
 		},
 		func(c core.CommitNote) {
+			c.At = n.mono()
 			n.workerOf(c.Shard).post(func(in *core.Input) { in.Commits = append(in.Commits, c) })
 		})
 	if err != nil {

@@ -40,11 +40,12 @@ func (l Limits) resolve() (Limits, error) {
 // All methods are for one goroutine, the owner's. Only what they return, a
 // Version or a FlushJob, may go elsewhere.
 type Shard struct {
-	store  *Store
-	id     uint64
-	limits Limits
-	closed bool
-	scans  int // that are under way; no writes meanwhile
+	store   *Store
+	id      uint64
+	limits  Limits
+	closed  bool
+	scans   int // that are under way; no writes meanwhile
+	scanAge int // of scans: EndScans ends those of an earlier one
 
 	// Reads look into active, frozen, clean, pebble, in this order.
 	active *layer // written since the last Freeze
@@ -146,7 +147,12 @@ func (h *Shard) ScanBackward(start, end []byte) iter.Seq2[[]byte, []byte] {
 func (h *Shard) scan(start, end []byte, backward bool) iter.Seq2[[]byte, []byte] {
 	return func(yield func(k, v []byte) bool) {
 		h.scans++
-		defer func() { h.scans-- }()
+		age := h.scanAge
+		defer func() {
+			if h.scanAge == age {
+				h.scans--
+			}
+		}()
 		s := scan{shard: h.id, start: start, end: end, backward: backward}
 		s.layers[0] = h.active.sync()
 		if h.frozen != nil {
@@ -155,7 +161,16 @@ func (h *Shard) scan(start, end []byte, backward bool) iter.Seq2[[]byte, []byte]
 		if h.durable {
 			s.reader = h.store.db
 		}
-		s.run(yield)
+		s.run(func(k, v []byte) bool { return yield(k, v) && h.scanAge == age })
+	}
+}
+
+// EndScans ends the scans that were begun and not finished, as iter.Pull allows: they
+// yield nothing more. After it the shard can be written to.
+func (h *Shard) EndScans() {
+	if h.scans > 0 {
+		h.scans = 0
+		h.scanAge++
 	}
 }
 
