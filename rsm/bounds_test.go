@@ -160,6 +160,7 @@ func TestColdShardDoesNotPinTheLog(t *testing.T) {
 		t.Skip("writes several segments")
 	}
 	c := startCluster(t, t.TempDir(), counters{}, func(cfg *Config) {
+		cfg.HeartbeatInterval, cfg.ElectionTimeout = 100*time.Millisecond, 2*time.Second
 		cfg.LogSegments = 2
 		cfg.Limits.FlushBytes = 4 << 20
 	})

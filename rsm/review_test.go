@@ -275,7 +275,7 @@ func TestStoppedReplicaDoesNotPinTheLog(t *testing.T) {
 			panic("boom")
 		}
 	}}
-	c := startCluster(t, t.TempDir(), counters{}, onNode(3, bad), func(cfg *Config) {
+	c := startCluster(t, t.TempDir(), counters{}, onNode(3, bad), patient10s, func(cfg *Config) {
 		cfg.LogSegments = 2
 		cfg.Limits.FlushBytes = 4 << 20
 	})
@@ -310,7 +310,7 @@ func TestStoppedReplicaDoesNotPinTheLog(t *testing.T) {
 
 // Thousands of sessions opened at once cost neither the limit nor the leadership.
 func TestBurstOfSessions(t *testing.T) {
-	c := startCluster(t, "", counters{}, func(cfg *Config) { cfg.Sessions.Max = 100 })
+	c := startCluster(t, "", counters{}, patient10s, func(cfg *Config) { cfg.Sessions.Max = 100 })
 	s := leaderOf(t, c, 1).Shard(1)
 	var calls []*Call
 	for range 20000 {
@@ -362,7 +362,7 @@ func TestClientPausesBetweenHints(t *testing.T) {
 
 // A leader that always has the next batch open flushes all the same: memory and log stay bounded.
 func TestSaturatedLeaderFlushes(t *testing.T) {
-	c := startCluster(t, t.TempDir(), counters{}, func(cfg *Config) {
+	c := startCluster(t, t.TempDir(), counters{}, patient10s, func(cfg *Config) {
 		cfg.Limits.FlushBytes, cfg.Limits.BatchBytes = 1<<20, 256<<10
 	})
 	s := leaderOf(t, c, 1).Shard(1)

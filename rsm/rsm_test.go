@@ -76,6 +76,11 @@ func quick(cfg *Config) {
 
 type option func(*Config)
 
+// patient10s keeps leaders in office where a test floods them on a busy machine.
+func patient10s(cfg *Config) {
+	cfg.HeartbeatInterval, cfg.ElectionTimeout = 100*time.Millisecond, 10*time.Second
+}
+
 func startCluster(t testing.TB, dir string, machine Machine, options ...option) *Cluster {
 	t.Helper()
 	c, err := StartCluster(ClusterConfig{
