@@ -175,8 +175,49 @@ func (j *FlushJob) build(b *tableBuilder) error {
 	return b.finish()
 }
 
+// buildData gives each large run of keys with the same first byte tables of its own. Machines tell kinds of keys apart
+// by it, and some kinds only grow at their end: ids that rise with time, logs. Such a table overlaps nothing that is
+// there, and pebble puts it at the bottom at once, where no compaction writes it again and no read looks into it for another key.
+// A table that reached from one kind into the next would lie across all that was ever written of either.
 func (j *FlushJob) buildData(b *tableBuilder) error {
-	for _, c := range j.layer.sorted() {
+	pairs, size := j.layer.sorted(), 0 // size: of the present table
+	for len(pairs) > 0 {
+		n, bytes := run(pairs)
+		if max(size, bytes) >= ownTableBytes {
+			if err := b.finish(); err != nil {
+				return err
+			}
+			size = 0
+		}
+		if err := j.buildRun(b, pairs[:n]); err != nil {
+			return err
+		}
+		pairs, size = pairs[n:], size+bytes
+	}
+	if size >= ownTableBytes {
+		return b.finish()
+	}
+	return nil
+}
+
+// run returns how many of the pairs have the first byte of the first, and their size.
+func run(pairs []keyed) (n, bytes int) {
+	for n < len(pairs) && firstByte(pairs[n].key) == firstByte(pairs[0].key) {
+		bytes += len(pairs[n].key) + max(pairs[n].e.n, 0)
+		n++
+	}
+	return n, bytes
+}
+
+func firstByte(key string) int {
+	if key == "" {
+		return -1
+	}
+	return int(key[0])
+}
+
+func (j *FlushJob) buildRun(b *tableBuilder, pairs []keyed) error {
+	for _, c := range pairs {
 		key := append(prefix(b.key[:0], j.shard, kindData), c.key...)
 		v, ok := c.e.value()
 		var err error
@@ -193,10 +234,9 @@ func (j *FlushJob) buildData(b *tableBuilder) error {
 	return nil
 }
 
-// ownTableBytes is from how many bytes on the journal gets tables of its own.
-// Nothing ever overlaps them, so that pebble puts them at the bottom at once
-// and no compaction of the state rewrites history. A small journal is not
-// worth two more files.
+// ownTableBytes is from how many bytes on a kind of keys, and the journal, gets tables of its own.
+// Nothing ever overlaps those of the journal, so that no compaction of the state rewrites history. A small
+// one is not worth two more files.
 const ownTableBytes = 1 << 20
 
 func (j *FlushJob) buildJournal(b *tableBuilder) error {

@@ -32,14 +32,14 @@ func (e entry) value() ([]byte, bool) {
 	return unsafe.Slice(e.p, e.n), true
 }
 
+// keyString makes a string of bytes that nobody will change.
+func keyString(b []byte) string { return unsafe.String(unsafe.SliceData(b), len(b)) }
+
 // lookupKey aliases key for a lookup. It must never be stored.
 func lookupKey(key []byte) string { return unsafe.String(unsafe.SliceData(key), len(key)) }
 
 // keyBytes aliases a stored key for a reader, which must not write to it.
 func keyBytes(key string) []byte { return unsafe.Slice(unsafe.StringData(key), len(key)) }
-
-// owned copies a value that a layer is to keep.
-func owned(value []byte) entry { return valueEntry(append(make([]byte, 0, len(value)), value...)) }
 
 type tree = btree.Map[string, entry]
 
@@ -64,10 +64,12 @@ type cell struct {
 // and a tree makes each of them compare a dozen keys that are not in the processor's cache: a third of all time under
 // a load of ledger entries. So a hash index has the truth, and the tree is brought up to date when order is asked for.
 type layer struct {
-	index map[string]*cell
-	fresh []*cell // whose value the tree does not have yet
-	tree  *tree   // complete after sync only
-	bytes int64
+	index   map[string]*cell
+	fresh   []*cell // whose value the tree does not have yet
+	tree    *tree   // complete after sync only
+	bytes   int64
+	cells   cells
+	bytesOf chunk // of keys, and of values that have replaced no other
 }
 
 func newLayer() *layer { return &layer{index: map[string]*cell{}, tree: new(tree)} }
@@ -79,19 +81,38 @@ func (l *layer) get(key string) (entry, bool) {
 	return entry{}, false
 }
 
-// put stores e, which must be owned, under key, which is copied if it is new.
+// set stores a copy of value under key, which is copied if it is new.
 // It returns the layer's own key, and what was there.
-func (l *layer) put(key []byte, e entry) (string, entry) {
-	c, prev := l.index[lookupKey(key)], absent()
-	if c == nil {
-		c = &cell{key: string(key)}
-		l.index[c.key] = c
-	} else {
-		prev = c.e
-		l.bytes -= entryBytes(c.key, prev)
+func (l *layer) set(key, value []byte) (string, entry) {
+	if c := l.index[lookupKey(key)]; c != nil {
+		// Alone, and not in a chunk: a value that is replaced a thousand times before the next flush must be garbage at once.
+		return l.replace(c, valueEntry(append(make([]byte, 0, len(value)), value...)))
 	}
+	return l.add(key, valueEntry(l.bytesOf.copy(value)))
+}
+
+// remove puts a tombstone under key.
+func (l *layer) remove(key []byte) (string, entry) {
+	if c := l.index[lookupKey(key)]; c != nil {
+		return l.replace(c, tombstone())
+	}
+	return l.add(key, tombstone())
+}
+
+func (l *layer) add(key []byte, e entry) (string, entry) {
+	k := keyString(l.bytesOf.copy(key))
+	c := l.cells.next()
+	*c = cell{key: k, e: e, fresh: true}
+	l.index[k] = c
+	l.fresh = append(l.fresh, c)
+	l.bytes += entryBytes(k, e)
+	return k, absent()
+}
+
+func (l *layer) replace(c *cell, e entry) (string, entry) {
+	prev := c.e
 	c.e = e
-	l.bytes += entryBytes(c.key, e)
+	l.bytes += entryBytes(c.key, e) - entryBytes(c.key, prev)
 	if !c.fresh {
 		c.fresh = true
 		l.fresh = append(l.fresh, c)
@@ -99,18 +120,18 @@ func (l *layer) put(key []byte, e entry) (string, entry) {
 	return c.key, prev
 }
 
-// restore puts prev, as put returned it, back under key.
+// restore puts prev, as set or remove returned it, back under key.
 func (l *layer) restore(key string, prev entry) {
 	l.sync()
 	c := l.index[key]
 	assert(c != nil, "undo of a key that is not in its layer")
 	l.bytes -= entryBytes(key, c.e)
-	if prev.isAbsent() {
+	c.e = prev
+	if prev.isAbsent() { // which sorted leaves out
 		delete(l.index, key)
 		l.tree.Delete(key)
 		return
 	}
-	c.e = prev
 	l.tree.Set(key, prev)
 	l.bytes += entryBytes(key, prev)
 }
@@ -140,8 +161,12 @@ type keyed struct {
 func (l *layer) sorted() []keyed {
 	// By value: sorting pointers to cells would miss the cache twice as often.
 	pairs := make([]keyed, 0, len(l.index))
-	for _, c := range l.index {
-		pairs = append(pairs, keyed{c.key, c.e})
+	for _, block := range l.cells.blocks {
+		for i := range block {
+			if c := &block[i]; !c.e.isAbsent() {
+				pairs = append(pairs, keyed{c.key, c.e})
+			}
+		}
 	}
 	slices.SortFunc(pairs, func(a, b keyed) int { return strings.Compare(a.key, b.key) })
 	return pairs

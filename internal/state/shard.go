@@ -183,7 +183,8 @@ func (h *Shard) Set(key, value []byte) {
 	if len(value) > h.limits.MaxValueBytes {
 		panic(&LimitError{"value", len(value), h.limits.MaxValueBytes, keyPrefix(key)})
 	}
-	h.write(key, owned(value))
+	assert(h.scans == 0, "write during a scan")
+	h.wrote(h.active.set(key, value))
 }
 
 // Delete removes key, which need not exist.
@@ -191,13 +192,12 @@ func (h *Shard) Delete(key []byte) {
 	if len(key) > h.limits.MaxKeyBytes {
 		return // it cannot exist
 	}
-	h.write(key, tombstone())
+	assert(h.scans == 0, "write during a scan")
+	h.wrote(h.active.remove(key))
 }
 
-func (h *Shard) write(key []byte, e entry) {
-	assert(h.scans == 0, "write during a scan")
-	k, prev := h.active.put(key, e)
+func (h *Shard) wrote(key string, prev entry) {
 	if h.undo.on {
-		h.undo.push(k, prev)
+		h.undo.push(key, prev)
 	}
 }

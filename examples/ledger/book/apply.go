@@ -27,8 +27,9 @@ func (Machine) Apply(s rsm.State, e rsm.Event) {
 		f.expiry(&r)
 	case kindBurnt:
 		r.header(kindBurnt)
-		f.setRecord(r.id())
+		id := r.id()
 		r.u8()
+		f.s.Set(f.keys.id(keyEntry, id), f.stamped())
 	default:
 		f.fail("its kind is %d", e.Data[0])
 	}
@@ -43,15 +44,18 @@ type folder struct {
 	at   rsm.Event
 	keys keys
 	// value holds any record but an entry with many legs or a long memo.
-	value [256]byte
-	legs  [4]Leg
+	value   [256]byte
+	balance [accountRecordFixed + 32]byte
+	legs    [4]Leg
+	// record is that of the entry at hand: its postings are added as its legs are booked.
+	record []byte
 }
 
 // folders keeps the memory of finished calls, as drafts does for Decide.
 var folders = sync.Pool{New: func() any { return new(folder) }}
 
 func (f *folder) free() {
-	f.s, f.at = nil, rsm.Event{}
+	f.s, f.at, f.record = nil, rsm.Event{}, nil
 	folders.Put(f)
 }
 
@@ -66,7 +70,7 @@ func (f *folder) account(r *reader) {
 	}
 	f.s.Set(f.keys.id(keyInfo, a.ID), f.stamped())
 	opened := account{flags: a.Flags, scale: a.Scale, asset: []byte(a.Asset)}
-	f.s.Set(f.keys.id(keyAccount, a.ID), opened.append(f.value[:0]))
+	f.store(a.ID, &opened)
 	f.s.Set(assetKey(a.Asset), []byte{formatVersion, a.Scale})
 	f.s.Set(nameKey(&a), nil)
 }
@@ -76,30 +80,34 @@ func (f *folder) stamped() []byte {
 	return append(appendU64(f.value[:0], uint64(f.at.Time)), f.at.Data...)
 }
 
-func (f *folder) setRecord(id ID) { f.s.Set(f.keys.id(keyEntry, id), f.stamped()) }
-
 func (f *folder) entry(r *reader) {
 	e := Entry{Legs: f.legs[:0]}
 	if r.entry(&e); r.err != nil {
 		return
 	}
-	f.setRecord(e.ID)
+	f.record = f.stamped()
 	if e.Flags&(PostPending|VoidPending) != 0 {
 		f.resolve(&e)
-		return
+	} else {
+		f.book(&e)
 	}
+	f.s.Set(f.keys.id(keyEntry, e.ID), f.record)
+}
+
+// book books a single-phase entry, or reserves for a pending one.
+func (f *folder) book(e *Entry) {
 	pending := e.Flags&Pending != 0
 	for i := range e.Legs {
 		l := &e.Legs[i]
 		a := f.load(l.Account)
 		a.book(l, pending)
-		f.store(l.Account, &a)
 		if !pending {
-			f.addRow(&e, i, &a)
+			f.addRow(e.ID, l.Account, &a)
 		}
+		f.store(l.Account, &a)
 	}
 	if pending {
-		expires, _ := expiryOf(&e, f.at.Time)
+		expires, _ := expiryOf(e, f.at.Time)
 		f.setPending(e.ID, pendingState{status: StillPending, expiresAt: expires})
 		if expires != 0 {
 			f.s.Set(f.keys.expiry(expires, e.ID), nil)
@@ -115,10 +123,10 @@ func (f *folder) resolve(e *Entry) {
 		id := p.Legs[i].Account
 		a := f.load(id)
 		a.settle(&p.Legs[i], e.Legs[i].Amount, status)
-		f.store(id, &a)
 		if status == Posted {
-			f.addRow(e, i, &a)
+			f.addRow(e.ID, id, &a)
 		}
+		f.store(id, &a)
 	}
 	f.settle(e.PendingID, status, e.ID)
 }
@@ -156,7 +164,7 @@ func (f *folder) settle(id ID, as PendingStatus, by ID) {
 }
 
 func (f *folder) setPending(id ID, p pendingState) {
-	f.s.Set(f.keys.id(keyPending, id), p.append(f.value[:0]))
+	f.s.Set(f.keys.id(keyPending, id), p.append(f.balance[:0]))
 }
 
 func (f *folder) pendingEntry(id ID) *Entry {
@@ -178,11 +186,15 @@ func (f *folder) load(id ID) account {
 }
 
 func (f *folder) store(id ID, a *account) {
-	f.s.Set(f.keys.id(keyAccount, id), a.append(f.value[:0]))
+	f.s.Set(f.keys.id(keyAccount, id), a.append(f.balance[:0]))
 }
 
-// addRow writes the line of the account's statement for leg i of e, which has just been booked.
-func (f *folder) addRow(e *Entry, i int, a *account) {
-	w := row{entry: e.ID, leg: uint8(i), debitsPosted: a.DebitsPosted, creditsPosted: a.CreditsPosted}
-	f.s.Set(f.keys.row(e.Legs[i].Account, a.rows), w.append(f.value[:0]))
+// addRow adds the row of a leg of entry, which has just been posted, to the statement of account id.
+func (f *folder) addRow(entry, id ID, a *account) {
+	p := posting{number: a.rows, before: a.last, debitsPosted: a.DebitsPosted, creditsPosted: a.CreditsPosted}
+	f.record = p.append(f.record)
+	a.last = entry
+	if a.rows%rowsPerMark == 0 {
+		f.s.Set(f.keys.mark(id, a.rows/rowsPerMark), entry[:])
+	}
 }

@@ -63,7 +63,7 @@ func Audit(v rsm.View) (report *Report) {
 	a.readNames()
 	a.readEntries()
 	a.readStatuses()
-	a.readRows()
+	a.readMarks()
 	a.readExpiries()
 	a.judgeAccounts()
 	a.sumAssets()
@@ -86,18 +86,13 @@ type audited struct {
 	opened account // flags, scale and asset alone
 	sum    Balances
 	legs   uint64 // posted to it
-	rows   uint64
 	closed bool
-	// legSum and rowSum add up a hash of each posted leg and of each row. Equal
-	// sums mean equal sets: the statement shows what the entries say, without a lookup for every row.
-	legSum, rowSum uint64
-}
-
-// posting is what a leg and its row have in common.
-type posting struct {
-	entry           ID
-	leg             uint8
-	debits, credits Uint128 // one of them is the amount, the other zero
+	// before and after add up a hash of the place before and after each row. Each row leads to the next, and the last
+	// to what the account states, if and only if the sums are equal but for both ends: a statement is checked without
+	// an order and without a lookup for every row.
+	before, after uint64
+	markSum       uint64 // of the marks that its rows should have
+	marks         uint64
 }
 
 func (a *auditor) violation(format string, args ...any) {
@@ -195,18 +190,23 @@ func (a *auditor) readEntries() {
 			continue
 		}
 		var e Entry
-		if err := record.decode(&e); err != nil || e.ID != id {
+		postings, err := record.decodeAll(&e)
+		if err != nil || e.ID != id {
 			a.violation("entry %v is damaged: %v", id, err)
 			continue
 		}
 		a.report.Entries++
-		a.addEntry(&e)
+		a.addEntry(&e, postings)
 	}
 }
 
-func (a *auditor) addEntry(e *Entry) {
+func (a *auditor) addEntry(e *Entry, postings []posting) {
 	sums := make(map[string]*assetSum)
 	status := a.statusOf(e)
+	if posted := e.Flags&(Pending|VoidPending) == 0; posted != (len(postings) > 0) {
+		a.violation("entry %v has %d legs, and rows for %d in the statements", e.ID, len(e.Legs), len(postings))
+		postings = nil
+	}
 	for i := range e.Legs {
 		l := &e.Legs[i]
 		acct := a.accounts[l.Account]
@@ -224,6 +224,9 @@ func (a *auditor) addEntry(e *Entry) {
 		}
 		sum.add(l.Amount)
 		a.addLeg(e, i, acct, status)
+		if postings != nil {
+			a.addRow(e, i, acct, &postings[i])
+		}
 	}
 	for asset, sum := range sums {
 		if sum.debits != sum.credits {
@@ -242,13 +245,6 @@ func (a *auditor) addLeg(e *Entry, i int, acct *audited, status PendingStatus) {
 		return
 	case e.Flags&Pending == 0:
 		acct.legs++
-		p := posting{entry: e.ID, leg: uint8(i)}
-		if l.Side == Debit {
-			p.debits = l.Amount
-		} else {
-			p.credits = l.Amount
-		}
-		acct.legSum += maphash.Comparable(a.seed, p)
 	case status == StillPending:
 		total = mine.pending(l.Side)
 		acct.closed = acct.closed || l.Closing
@@ -308,47 +304,53 @@ func settles(e, p *Entry) bool {
 	return true
 }
 
-func (a *auditor) readRows() {
-	var at ID
-	var before row
-	for key, value := range scanKind(a.v, keyRow) {
-		id, number := ID(key[1:17]), binary.BigEndian.Uint64(key[17:])
-		acct := a.accounts[id]
-		w, err := decodeRow(value)
-		if err != nil || acct == nil {
-			a.violation("row %d of account %v is damaged: %v", number, id, err)
-			continue
-		}
-		if id != at {
-			at, before = id, row{}
-		}
-		a.report.Rows++
-		if acct.rows++; acct.rows != number {
-			a.violation("account %v: row %d stands at place %d of the statement", id, number, acct.rows)
-		}
-		p := posting{entry: w.entry, leg: w.leg}
-		p.debits, _ = w.debitsPosted.Sub(before.debitsPosted)
-		p.credits, _ = w.creditsPosted.Sub(before.creditsPosted)
-		acct.rowSum += maphash.Comparable(a.seed, p)
-		before = w
+// rowMark is a row that can be found without the rows after it.
+type rowMark struct {
+	account ID
+	n       uint64
+	entry   ID
+}
+
+func (a *auditor) addRow(e *Entry, i int, acct *audited, p *posting) {
+	a.report.Rows++
+	before, after := p.places(e.ID, &e.Legs[i])
+	acct.before += maphash.Comparable(a.seed, before)
+	acct.after += maphash.Comparable(a.seed, after)
+	if p.number%rowsPerMark == 0 {
+		acct.markSum += maphash.Comparable(a.seed, rowMark{e.Legs[i].Account, p.number / rowsPerMark, e.ID})
 	}
 }
 
-// explain finds the rows of an account's statement that are not what their entries say.
-func (a *auditor) explain(id ID) {
-	var before Row
-	for _, r := range Statement(a.v, id, 0, maxViolations) {
-		debits, credits := r.Amount, Uint128{}
-		if r.Side == Credit {
-			debits, credits = credits, debits
+func (a *auditor) readMarks() {
+	for key, value := range scanKind(a.v, keyMark) {
+		m := rowMark{account: ID(key[1:17]), n: binary.BigEndian.Uint64(key[17:])}
+		acct := a.accounts[m.account]
+		if acct == nil || len(value) != len(m.entry) {
+			a.violation("mark %d of the statement of account %v is damaged, or the account does not exist", m.n, m.account)
+			continue
 		}
-		debits, _ = debits.Add(before.DebitsPosted)
-		credits, _ = credits.Add(before.CreditsPosted)
-		if debits != r.DebitsPosted || credits != r.CreditsPosted {
-			a.violation("account %v: row %d shows totals of %v and %v, its legs say %v and %v",
-				id, r.Number, r.DebitsPosted, r.CreditsPosted, debits, credits)
+		m.entry = ID(value)
+		acct.marks++
+		acct.markSum -= maphash.Comparable(a.seed, m)
+	}
+}
+
+// explain looks for the row of an account's statement that is not what its entry says.
+func (a *auditor) explain(id ID, acct *audited) {
+	defer func() {
+		if r := recover(); r != nil { // a lookup met the damage, and says where
+			a.violation("account %v: %v", id, r)
 		}
-		before = r
+	}()
+	now := acct.stated.place()
+	for number := now.number; number > 0 && a.report.ViolationCount < maxViolations; number-- {
+		row, before := rowOf(a.v, id, number, now.entry)
+		if row.DebitsPosted != now.debits || row.CreditsPosted != now.credits {
+			a.violation("account %v: row %d shows totals of %v and %v, what follows says %v and %v",
+				id, number, row.DebitsPosted, row.CreditsPosted, now.debits, now.credits)
+		}
+		p := posting{number: number, before: before, debitsPosted: row.DebitsPosted, creditsPosted: row.CreditsPosted}
+		now, _ = p.places(row.Entry, &Leg{Side: row.Side, Amount: row.Amount})
 	}
 }
 
@@ -377,12 +379,15 @@ func (a *auditor) judgeAccounts() {
 		if s.Balances != acct.sum {
 			a.violation("account %v states %+v, its entries say %+v", id, s.Balances, acct.sum)
 		}
-		if s.rows != acct.legs || acct.rows != acct.legs {
-			a.violation("account %v has %d posted legs, counts %d, and its statement has %d rows", id, acct.legs, s.rows, acct.rows)
+		if s.rows != acct.legs {
+			a.violation("account %v has %d posted legs, and states %d", id, acct.legs, s.rows)
 		}
-		if acct.legSum != acct.rowSum {
+		if maphash.Comparable(a.seed, place{})+acct.after != acct.before+maphash.Comparable(a.seed, s.place()) {
 			a.violation("account %v: its statement does not show what was posted to it", id)
-			a.explain(id)
+			a.explain(id, acct)
+		}
+		if acct.marks != s.rows/rowsPerMark || acct.markSum != 0 {
+			a.violation("account %v: its statement of %d rows has %d marks, or they are of other entries", id, s.rows, acct.marks)
 		}
 		if closed := s.flags&Closed != 0; closed != acct.closed {
 			a.violation("account %v: closed is %v, its entries say %v", id, closed, acct.closed)

@@ -371,6 +371,23 @@ func TestQueries(t *testing.T) {
 	}
 }
 
+// repost changes the postings of an entry.
+func repost(s *booktest.Memory, n int, change func([]posting) []posting) {
+	var k keys
+	v, _ := s.Get(k.id(keyEntry, id(n)))
+	var e Entry
+	r, _ := decodeEntryRecord(v)
+	postings, err := r.decodeAll(&e)
+	if err != nil {
+		panic(err)
+	}
+	b := append([]byte{}, v[:len(appendEntry(nil, &e))+recordTime]...)
+	for _, p := range change(postings) {
+		b = p.append(b)
+	}
+	s.Set(k.id(keyEntry, id(n)), b)
+}
+
 // An audit must find what it is for.
 func TestAuditFinds(t *testing.T) {
 	var k keys
@@ -387,9 +404,12 @@ func TestAuditFinds(t *testing.T) {
 			a.flags ^= Closed
 			s.Set(k.id(keyAccount, id(1)), a.append(nil))
 		},
-		"a lost entry":   func(s *booktest.Memory) { s.Delete(k.id(keyEntry, id(50))) },
-		"a lost row":     func(s *booktest.Memory) { s.Delete(k.row(id(1), 1)) },
-		"a lost account": func(s *booktest.Memory) { s.Delete(k.id(keyAccount, id(2))) },
+		"a lost entry":    func(s *booktest.Memory) { s.Delete(k.id(keyEntry, id(50))) },
+		"a lost row":      func(s *booktest.Memory) { repost(s, 50, func(p []posting) []posting { return nil }) },
+		"a lost mark":     func(s *booktest.Memory) { s.Delete(k.mark(id(3), 1)) },
+		"a wrong mark":    func(s *booktest.Memory) { i := id(50); s.Set(k.mark(id(3), 1), i[:]) },
+		"a mark too many": func(s *booktest.Memory) { i := id(50); s.Set(k.mark(id(3), 2), i[:]) },
+		"a lost account":  func(s *booktest.Memory) { s.Delete(k.id(keyAccount, id(2))) },
 		"a lost expiry": func(s *booktest.Memory) {
 			for key := range scanKind(s, keyExpiry) {
 				s.Delete(key)
@@ -400,12 +420,19 @@ func TestAuditFinds(t *testing.T) {
 			s.Set(k.id(keyPending, id(51)), pendingState{status: Posted, resolvedBy: id(50)}.append(nil))
 		},
 		"a wrong row": func(s *booktest.Memory) {
-			w := row{entry: id(50), debitsPosted: U64(6)}
-			s.Set(k.row(id(1), 1), w.append(nil))
+			repost(s, 50, func(p []posting) []posting { p[0].debitsPosted = U64(6); return p })
 		},
 		"a row of another entry": func(s *booktest.Memory) {
-			w := row{entry: id(49), debitsPosted: U64(5)}
-			s.Set(k.row(id(1), 1), w.append(nil))
+			repost(s, 50, func(p []posting) []posting { p[0].before = id(49); return p })
+		},
+		"a row of another number": func(s *booktest.Memory) {
+			repost(s, 50, func(p []posting) []posting { p[1].number++; return p })
+		},
+		"a statement that ends elsewhere": func(s *booktest.Memory) {
+			v, _ := s.Get(k.id(keyAccount, id(1)))
+			a, _ := decodeAccount(append([]byte{}, v...))
+			a.last = id(49)
+			s.Set(k.id(keyAccount, id(1)), a.append(nil))
 		},
 		"a wrong asset": func(s *booktest.Memory) { // consistent in itself
 			for _, n := range []int{1, 2} {
@@ -462,8 +489,15 @@ func TestAuditFinds(t *testing.T) {
 		"a lost status": func(s *booktest.Memory) { s.Delete(k.id(keyPending, id(51))) },
 		"a wrong scale": func(s *booktest.Memory) { s.Set(assetKey("EUR"), []byte{formatVersion, 3}) },
 		"a wrong amount": func(s *booktest.Memory) {
+			v, _ := s.Get(k.id(keyEntry, id(50)))
+			r, _ := decodeEntryRecord(v)
+			postings, _ := r.decodeAll(new(Entry))
 			e := entry(50, debit(1, 6), credit(2, 5))
-			s.Set(k.id(keyEntry, id(50)), appendEntry(make([]byte, 8), &e))
+			b := appendEntry(make([]byte, 8), &e)
+			for i := range postings {
+				b = postings[i].append(b)
+			}
+			s.Set(k.id(keyEntry, id(50)), b)
 		},
 	}
 	for name, damage := range damages {
@@ -471,6 +505,9 @@ func TestAuditFinds(t *testing.T) {
 			l := standard(t)
 			l.post(entry(50, debit(1, 5), credit(2, 5)), entry(51, debit(1, 5), credit(2, 5)).with(Pending).within(9),
 				entry(52, debit(7, 5), credit(2, 5)), entry(53, debit(1, 5), credit(2, 5)).with(Pending), entry(54).with(VoidPending).of(53))
+			for i := range rowsPerMark {
+				l.post(entry(1000+i, debit(3, 1), credit(4, 1)))
+			}
 			before := l.audit().ContentHash
 			damage(&l.state)
 			report := Audit(&l.state)

@@ -11,7 +11,7 @@
 //	command --Decide--> draft: the view, and over it what the items before have done
 //	                      |  each item: created, or the first of its checks that fails
 //	                      v
-//	        events: the item's own bytes --Apply--> accounts, statement rows, the entry
+//	        events: the item's own bytes --Apply--> accounts, the entry, marks in statements
 //
 // Decide does the arithmetic once to find out whether the entry can be booked; Apply does it
 // again on every replica, out of the same four movements of an account (state.go),
@@ -26,12 +26,14 @@
 //	'i' account id                   time (8), account event           once
 //	'n' name 0 asset 0 account id    nothing                           once
 //	'c' asset                        version, scale                    once
-//	'e' entry id                     time (8), entry or burnt event    once
+//	'e' entry id                     time (8), entry or burnt event,   once
+//	                                 what it did to its accounts
+//	'm' account id, n (8)            entry of row 64n of a statement   once
 //	'p' entry id                     status of a pending entry         twice at most
-//	's' account id, row number (8)   entry, leg, totals after it       once
 //	'x' expiry (8), entry id         nothing                           once, then deleted
 //
-// A two-leg entry writes five values: two accounts, two rows, the entry. The balances of an account stand
+// A two-leg entry writes three values: two accounts and the entry, whose record is two rows of statements as well
+// (statement.go). The balances of an account stand
 // apart from its name and other constants, which would have to be written again with every entry.
 //
 // # Formats

@@ -83,36 +83,6 @@ func LookupEntry(v rsm.View, id ID) (RecordedEntry, bool) {
 	return e, true
 }
 
-// Statement returns up to limit rows of an account's statement after row number after.
-func Statement(v rsm.View, account ID, after uint64, limit int) []Row {
-	if after == ^uint64(0) {
-		return nil
-	}
-	var first keys
-	var rows []Row
-	for key, value := range v.Scan(first.row(account, after+1), successor(new(keys).id(keyRow, account))) {
-		if len(rows) == limit {
-			break
-		}
-		rows = append(rows, fullRow(v, binary.BigEndian.Uint64(key[17:]), must(decodeRow(value))))
-	}
-	return rows
-}
-
-// fullRow adds to a stored row what stands in its entry.
-func fullRow(v rsm.View, number uint64, w row) Row {
-	e, ok := LookupEntry(v, w.entry)
-	if !ok || int(w.leg) >= len(e.Legs) {
-		panic("book: a statement names an entry that is not there: " + w.entry.String())
-	}
-	l := &e.Legs[w.leg]
-	return Row{
-		Number: number, Entry: w.entry, Leg: legNumber(int(w.leg)), Side: l.Side, Amount: l.Amount,
-		DebitsPosted: w.debitsPosted, CreditsPosted: w.creditsPosted,
-		Time: e.Time, Date: e.Date, Memo: e.Memo,
-	}
-}
-
 // NextExpiry returns when the next pending entry expires, and false if none has a timeout.
 func NextExpiry(v rsm.View) (rsm.Timestamp, bool) {
 	for key := range v.Scan([]byte{keyExpiry}, []byte{keyExpiry + 1}) {

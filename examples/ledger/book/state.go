@@ -13,9 +13,9 @@ const (
 	keyAsset   = 'c' // asset code: its scale
 	keyEntry   = 'e' // id: an entry, or the mark that the id is burnt; never changed
 	keyInfo    = 'i' // id: the account as it was opened; never changed
+	keyMark    = 'm' // account, n (8): the entry of row n*rowsPerMark of the statement; never changed
 	keyName    = 'n' // name 0 asset 0 id: nothing; for listing
 	keyPending = 'p' // id: status of a pending entry
-	keyRow     = 's' // account, row number (8): a line of the statement; never changed
 	keyExpiry  = 'x' // expiry (8), id: nothing; the pending entries with a timeout in the order of their expiry
 )
 
@@ -29,9 +29,9 @@ func (k *keys) id(kind byte, id ID) []byte {
 	return k.b[:17]
 }
 
-func (k *keys) row(account ID, number uint64) []byte {
-	k.id(keyRow, account)
-	binary.BigEndian.PutUint64(k.b[17:], number)
+func (k *keys) mark(account ID, n uint64) []byte {
+	k.id(keyMark, account)
+	binary.BigEndian.PutUint64(k.b[17:], n)
 	return k.b[:25]
 }
 
@@ -55,6 +55,7 @@ func nameKey(a *Account) []byte {
 type account struct {
 	Balances
 	rows  uint64
+	last  ID // the entry of the newest row
 	flags AccountFlags
 	scale uint8
 	asset []byte // belongs to whom it was decoded from
@@ -71,8 +72,9 @@ type account struct {
 //	28 16  debits posted
 //	44 16  credits pending
 //	60 16  credits posted
-//	76  n  asset code
-const accountRecordFixed = 76
+//	76 16  entry of the newest row of the statement
+//	92  n  asset code
+const accountRecordFixed = 92
 
 func (a *account) append(b []byte) []byte {
 	var f [accountRecordFixed]byte
@@ -82,6 +84,7 @@ func (a *account) append(b []byte) []byte {
 	put128(f[28:], a.DebitsPosted)
 	put128(f[44:], a.CreditsPending)
 	put128(f[60:], a.CreditsPosted)
+	copy(f[76:], a.last[:])
 	return append(append(b, f[:]...), a.asset...)
 }
 
@@ -93,6 +96,7 @@ func decodeAccount(b []byte) (a account, err error) {
 	a.rows = binary.BigEndian.Uint64(b[4:])
 	a.DebitsPending, a.DebitsPosted = get128(b[12:]), get128(b[28:])
 	a.CreditsPending, a.CreditsPosted = get128(b[44:]), get128(b[60:])
+	a.last = ID(b[76:])
 	a.asset = b[accountRecordFixed:]
 	return a, nil
 }
@@ -200,46 +204,14 @@ func decodePending(b []byte) (p pendingState, err error) {
 	return p, r.end()
 }
 
-// row is the stored part of a statement's line; the rest stands in the entry.
-type row struct {
-	entry                       ID
-	leg                         uint8 // index
-	debitsPosted, creditsPosted Uint128
-}
-
-// append appends the encoding of w:
-//
-//	0   1  version 1
-//	1  16  entry
-//	17  1  leg, counted from 0
-//	18  1  length of the debits
-//	19  n  debits posted after the leg
-//	    m  credits posted after the leg: what is left
-func (w *row) append(b []byte) []byte {
-	b = append(append(b, formatVersion), w.entry[:]...)
-	b = append(b, w.leg, byte(amountLen(w.debitsPosted)))
-	return appendAmount(appendAmount(b, w.debitsPosted), w.creditsPosted)
-}
-
-func decodeRow(b []byte) (w row, err error) {
-	r := reader{b: b}
-	if v := r.u8(); r.err == nil && v != formatVersion {
-		r.fail("row of version %d", v)
-	}
-	w.entry = r.id()
-	w.leg = r.u8()
-	w.debitsPosted = r.amount(int(r.u8()))
-	w.creditsPosted = r.amount(len(b) - r.at)
-	return w, r.end()
-}
-
 // recordTime is the length of the timestamp in front of an entry's or account's event in the state.
 const recordTime = 8
 
-// entryRecord is what stands under an entry's id: when, and what.
+// entryRecord is what stands under an entry's id: when (8), what, and, if it was posted, what it did to its accounts:
+// a posting for each leg.
 type entryRecord struct {
 	time rsm.Timestamp
-	// event is of kindEntry or kindBurnt.
+	// event is of kindEntry, and then the postings follow, or kindBurnt.
 	event []byte
 }
 
@@ -277,10 +249,24 @@ func decodeScale(b []byte) (uint8, error) {
 
 func (e entryRecord) burnt() bool { return e.event[0] == kindBurnt }
 
+// decode decodes the entry alone.
 func (e entryRecord) decode(into *Entry) error {
 	r := reader{b: e.event}
 	r.entry(into)
-	return r.end()
+	return r.err
+}
+
+// decodeAll decodes the entry and its postings: one for each leg, or none.
+func (e entryRecord) decodeAll(into *Entry) ([]posting, error) {
+	r := reader{b: e.event}
+	if r.entry(into); r.err != nil || r.at == len(r.b) {
+		return nil, r.err
+	}
+	postings := make([]posting, len(into.Legs))
+	for i := range postings {
+		postings[i] = r.posting()
+	}
+	return postings, r.end()
 }
 
 // must is for bytes of our own state: when they do not parse, to go on would be to make up money.

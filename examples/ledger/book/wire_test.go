@@ -137,13 +137,19 @@ func FuzzRecords(f *testing.F) {
 		if p, err := decodePending(data); err == nil && !bytes.Equal(p.append(nil), data) {
 			t.Errorf("pending %x", data)
 		}
-		if w, err := decodeRow(data); err == nil && !bytes.Equal(w.append(nil), data) {
-			t.Errorf("row %x", data)
-		}
 		_, _ = decodeScale(data)
 		_, _ = decodeInfo(data)
 		if e, err := decodeEntryRecord(data); err == nil {
-			_ = e.decode(new(Entry))
+			var entry Entry
+			if postings, err := e.decodeAll(&entry); err == nil {
+				again := appendEntry(data[:recordTime:recordTime], &entry)
+				for i := range postings {
+					again = postings[i].append(again)
+				}
+				if !bytes.Equal(again, data) {
+					t.Errorf("entry %x", data)
+				}
+			}
 		}
 		_, _ = ParseReply(data)
 	})
