@@ -2,12 +2,15 @@ package rsm
 
 import (
 	"context"
+	"flag"
 	"fmt"
 	"os"
 	"sync"
 	"sync/atomic"
 	"testing"
 )
+
+var benchBytes = flag.Int("bench.bytes", 128, "bytes of a command of the benchmarks")
 
 // noop replicates the command and changes nothing: what remains is the price of the library.
 type noop struct{}
@@ -22,7 +25,7 @@ func BenchmarkSubmit(b *testing.B) {
 		for _, callers := range []int{1, 16, 256, 2048} {
 			b.Run(fmt.Sprintf("shards=%d/callers=%d", shards, callers), func(b *testing.B) {
 				leaders := benchCluster(b, shards)
-				command := make([]byte, 128)
+				command := make([]byte, *benchBytes)
 				var left atomic.Int64
 				left.Store(int64(b.N))
 				b.ResetTimer()
@@ -44,7 +47,7 @@ func BenchmarkSubmit(b *testing.B) {
 		}
 		b.Run(fmt.Sprintf("shards=%d/callers=64x64", shards), func(b *testing.B) {
 			leaders := benchCluster(b, shards)
-			commands := [][]byte{make([]byte, 128)}
+			commands := [][]byte{make([]byte, *benchBytes)}
 			var left atomic.Int64
 			left.Store(int64(b.N))
 			b.ResetTimer()

@@ -59,6 +59,9 @@ type Config struct {
 	Limits   Limits
 	Sessions SessionOptions
 
+	// KeepJournal keeps every committed entry for ever, as history. Otherwise the journal has what some voter may
+	// still need to catch up, and every command is written to disk once (docs/decisions/0007-journal.md).
+	KeepJournal bool
 	// Workers drive the shards. Default one per core, at most one per shard.
 	Workers int
 	// CacheBytes is the memory for blocks of the state store. Default 64 MiB.
@@ -150,7 +153,7 @@ func (c *Config) core() core.Config {
 	}
 	return core.Config{
 		Node: c.Node, Tick: c.tick(), HeartbeatTicks: 2, ElectionTicks: int(c.ElectionTimeout / c.tick()), QuiesceTicks: quiesce,
-		Limits: c.Limits, Sessions: c.Sessions,
+		KeepJournal: c.KeepJournal, Limits: c.Limits, Sessions: c.Sessions,
 	}.WithDefaults()
 }
 

@@ -20,7 +20,7 @@ type metric struct {
 	value      func(*ShardStatus) float64
 }
 
-func flag(b bool) float64 {
+func boolGauge(b bool) float64 {
 	if b {
 		return 1
 	}
@@ -33,9 +33,9 @@ const (
 )
 
 var shardMetrics = []metric{
-	{"leader", "1 if this replica leads the shard.", gauge, func(s *ShardStatus) float64 { return flag(s.Role == "leader") }},
-	{"stopped", "1 if this replica is out of service; the log says why.", gauge, func(s *ShardStatus) float64 { return flag(s.Err != nil) }},
-	{"quiet", "1 if the shard rests for want of work.", gauge, func(s *ShardStatus) float64 { return flag(s.Quiet) }},
+	{"leader", "1 if this replica leads the shard.", gauge, func(s *ShardStatus) float64 { return boolGauge(s.Role == "leader") }},
+	{"stopped", "1 if this replica is out of service; the log says why.", gauge, func(s *ShardStatus) float64 { return boolGauge(s.Err != nil) }},
+	{"quiet", "1 if the shard rests for want of work.", gauge, func(s *ShardStatus) float64 { return boolGauge(s.Quiet) }},
 	{"term", "Raft term.", gauge, func(s *ShardStatus) float64 { return float64(s.Term) }},
 	{"applied_index", "Last log index that is applied.", gauge, func(s *ShardStatus) float64 { return float64(s.Applied) }},
 	{"commit_index", "Last log index known to be committed.", gauge, func(s *ShardStatus) float64 { return float64(s.Commit) }},
@@ -70,7 +70,7 @@ var nodeMetrics = []nodeMetric{
 	{"wal_sync_seconds_total", "Time spent in writes and fsyncs of the write-ahead log.", counter, func(s *NodeStatus) float64 { return s.LogSyncTime.Seconds() }},
 	{"state_disk_bytes", "Size of the state store on disk.", gauge, func(s *NodeStatus) float64 { return float64(s.StateBytes) }},
 	{"disk_free_bytes", "Free space on the data directory's file system.", gauge, func(s *NodeStatus) float64 { return float64(s.FreeDiskBytes) }},
-	{"disk_low", "1 if commands are refused for want of disk space.", gauge, func(s *NodeStatus) float64 { return flag(s.DiskLow) }},
+	{"disk_low", "1 if commands are refused for want of disk space.", gauge, func(s *NodeStatus) float64 { return boolGauge(s.DiskLow) }},
 }
 
 var peerDesc = prometheus.NewDesc("decree_node_peer_connected", "1 if the peer has accepted this node's stream.", []string{"node", "peer"}, nil)
@@ -106,7 +106,7 @@ func (c *collector) Collect(out chan<- prometheus.Metric) {
 		out <- prometheus.MustNewConstMetric(c.descs[i], m.kind, m.value(&st), node)
 	}
 	for id, p := range st.Peers {
-		out <- prometheus.MustNewConstMetric(peerDesc, gauge, flag(p.Connected), node, strconv.FormatUint(uint64(id), 10))
+		out <- prometheus.MustNewConstMetric(peerDesc, gauge, boolGauge(p.Connected), node, strconv.FormatUint(uint64(id), 10))
 	}
 	for j := range st.Shards {
 		s := &st.Shards[j]

@@ -69,6 +69,7 @@ type WAL struct {
 	unlock func() error
 
 	tracker *tracker
+	closing sync.WaitGroup // files that are removed
 
 	mu     sync.Mutex // fail
 	failed error
@@ -223,13 +224,25 @@ func (w *WAL) removeOldest() error {
 	if err := w.log.unlock(next.first); err != nil {
 		return fmt.Errorf("wal: unlock segment %d: %w", oldest.seq, err)
 	}
-	if err := os.Remove(filepath.Join(w.log.dir, segmentName(oldest.seq, oldest.first))); err != nil {
+	if err := w.removeFile(filepath.Join(w.log.dir, segmentName(oldest.seq, oldest.first))); err != nil {
 		return fmt.Errorf("wal: release segment %d: %w", oldest.seq, err)
 	}
 	w.tracker.removed()
 	w.stats.released.Add(1)
 	w.opts.onStep("released")
 	return nil
+}
+
+// removeFile removes a file whose blocks are given back later, on another goroutine: to free 32 MiB takes
+// the file system 10 ms or more, for which no Append should wait. Whoever has the file open last pays.
+func (w *WAL) removeFile(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	err = os.Remove(path)
+	w.closing.Go(func() { _ = f.Close() }) // was only read
+	return err
 }
 
 // Flushed implements Log.
@@ -288,6 +301,7 @@ func (w *WAL) Close() error {
 	if w.failed == nil {
 		w.failed = ErrClosed
 	}
+	w.closing.Wait()
 	var errs []error
 	if w.log != nil {
 		errs = append(errs, w.log.close())

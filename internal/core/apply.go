@@ -222,7 +222,8 @@ func (r *Replica) maybeFlush() {
 	if mutated("flush-without-sessions") {
 		f.Sessions = nil
 	}
-	for _, e := range r.log.slice(r.log.flushed+1, uint64(r.applied)) {
+	f.TruncateJournalBelow = r.journalFrom()
+	for _, e := range r.log.slice(max(r.log.flushed+1, f.TruncateJournalBelow), uint64(r.applied)) {
 		f.Journal = append(f.Journal, state.JournalEntry{Index: e.Index, Term: e.Term, Type: uint8(e.Type), Data: e.Data})
 	}
 	r.w.env.Flush(&FlushDone{Shard: r.shard, Job: r.state.Flush(f), index: r.applied})

@@ -27,6 +27,8 @@ type leadership struct {
 
 	opening, evicting int // sessions, by entries in flight
 
+	noted map[uint64]int64 // when each voter was last sent a CommitNote
+
 	transferee   NodeID // leadership is to go there; nothing new is decided meanwhile
 	transferSent bool
 }
@@ -418,8 +420,9 @@ func (r *Replica) propose() {
 	if l == nil || !l.ready {
 		return
 	}
-	if l.open != nil && len(l.inflight) < r.cfg.Limits.PipelineDepth {
+	for l.open != nil && len(l.inflight) < r.cfg.Limits.PipelineDepth {
 		r.proposeOpen(l)
+		r.decideQueue() // what a full batch left over goes along in the same write
 	}
 	if l.transferee != 0 && l.open == nil && !l.transferSent {
 		l.transferSent = true

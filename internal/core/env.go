@@ -67,15 +67,16 @@ type Quiesce struct {
 	Last  Index
 }
 
-// CommitNote is a leader's word of what is committed. Raft's heartbeats do not tell: theirs is bounded by
-// what the follower has.
+// CommitNote is a leader's word of what is committed, and of what every voter has. Raft's heartbeats do not tell:
+// their commit index is bounded by what the follower has.
 type CommitNote struct {
-	From   NodeID
-	Shard  ShardID
-	Term   Term
-	Commit Index
-	At     int64         // monotonic ns, when it arrived here; not sent
-	Age    time.Duration // since the leader last heard from a quorum
+	From       NodeID
+	Shard      ShardID
+	Term       Term
+	Commit     Index
+	Everywhere Index         // every voter has it on disk, see retain.go
+	At         int64         // monotonic ns, when it arrived here; not sent
+	Age        time.Duration // since the leader last heard from a quorum
 }
 
 // Input is what has arrived since the last pass. The worker does not keep it.

@@ -16,7 +16,7 @@ import (
 //	  raft:    shard (varint), length (varint), raftpb.Message
 //	  quiesce: shard, term, last index (varints)
 //	  beat:    nothing
-//	  commit:  shard, term, commit index, age in ns (varints)
+//	  commit:  shard, term, commit index, index that everybody has, age in ns (varints)
 //
 // The transport's own header has the version and the checksum.
 const (
@@ -59,6 +59,7 @@ func AppendCommit(b []byte, n CommitNote) []byte {
 	b = binary.AppendUvarint(b, uint64(n.Shard))
 	b = binary.AppendUvarint(b, uint64(n.Term))
 	b = binary.AppendUvarint(b, uint64(n.Commit))
+	b = binary.AppendUvarint(b, uint64(n.Everywhere))
 	return binary.AppendUvarint(b, uint64(max(0, n.Age)))
 }
 
@@ -95,7 +96,7 @@ func DecodeFrame(from, to NodeID, frame []byte, message func(Message), quiesce f
 			}
 		case itemCommit:
 			n := CommitNote{From: from, Shard: ShardID(r.uvarint("shard")), Term: Term(r.uvarint("term")),
-				Commit: Index(r.uvarint("commit")), Age: time.Duration(r.uvarint("age"))}
+				Commit: Index(r.uvarint("commit")), Everywhere: Index(r.uvarint("everywhere")), Age: time.Duration(r.uvarint("age"))}
 			if r.err == nil {
 				commit(n)
 			}

@@ -97,12 +97,16 @@ func (l *raftLog) InitialState() (raftpb.HardState, raftpb.ConfState, error) {
 	return l.hard, l.conf, nil
 }
 
-// FirstIndex implements raft.Storage.
+// FirstIndex implements raft.Storage. Of a journal that has been truncated, the first entry is there for its term only.
 func (l *raftLog) FirstIndex() (uint64, error) {
-	if first, _ := l.shard.JournalBounds(); first != 0 {
-		return min(first, l.first), nil
+	switch first, _ := l.shard.JournalBounds(); first {
+	case 0:
+		return l.first, nil
+	case 1:
+		return 1, nil
+	default:
+		return min(first+1, l.first), nil
 	}
-	return l.first, nil
 }
 
 // LastIndex implements raft.Storage.
@@ -162,7 +166,7 @@ func (l *raftLog) journal(lo, hi, maxSize uint64) ([]raftpb.Entry, error) {
 }
 
 // Snapshot implements raft.Storage. There are no snapshots yet: the journal
-// keeps everything, so no follower can need one.
+// keeps what any voter lacks (retain.go), so no follower can need one.
 func (l *raftLog) Snapshot() (raftpb.Snapshot, error) {
 	return raftpb.Snapshot{}, raft.ErrSnapshotTemporarilyUnavailable
 }

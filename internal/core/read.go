@@ -178,6 +178,7 @@ func (r *Replica) hearCommit(n CommitNote) {
 	if r.broken != nil || n.From != r.leader || n.Term != r.raftTerm {
 		return
 	}
+	r.everywhere = max(r.everywhere, n.Everywhere)
 	r.catchUpNote()
 	if r.note.Term == n.Term && r.note.Commit > r.applied {
 		return // one at a time, or a replica that is always a little behind would never know how far

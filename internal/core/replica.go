@@ -57,7 +57,8 @@ type Replica struct {
 	ready   raft.Ready
 	held    []raftpb.Message // that must not leave before the write is durable
 
-	freezeWanted bool // whatever has gathered: the log needs it
+	everywhere   Index // see retain.go
+	freezeWanted bool  // whatever has gathered: the log needs it
 
 	freezing bool // the state is frozen at freezeAt, which is not committed yet
 	freezeAt Index
@@ -406,8 +407,8 @@ func (r *Replica) send(m *raftpb.Message) {
 	ours := m.From == uint64(r.cfg.Node) || mutated("forward-read-index")
 	if ours && m.To != uint64(r.cfg.Node) && m.To != 0 {
 		r.w.env.Send(NodeID(m.To), r.shard, m)
-		if m.Type == raftpb.MsgHeartbeat && r.lead != nil && r.lead.ready {
-			r.w.env.SendCommit(NodeID(m.To), CommitNote{Shard: r.shard, Term: r.lead.term, Commit: Index(r.rn.BasicStatus().Commit), Age: r.age()})
+		if r.lead != nil && r.lead.ready {
+			r.tellCommit(m)
 		}
 	}
 }

@@ -48,6 +48,7 @@ var mutants = []mutant{
 	{guarantee: "G8", faults: "promote-before-sync"},
 	{guarantee: "G9", faults: "flush-early"},
 	{guarantee: "G9", faults: "flush-without-sessions"},
+	{guarantee: "journal", faults: "forget-journal"},
 	{guarantee: "sessions", faults: "no-dedup"},
 	{guarantee: "sessions", faults: "no-inflight-dedup"},
 	{guarantee: "sessions", faults: "no-digest"},

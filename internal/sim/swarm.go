@@ -92,6 +92,7 @@ func drawSwarm(r *rand.Rand) swarm {
 			s.every[k] = faultMeans[k] * pick[int64](r, 1, 2, 6)
 		}
 	}
+	s.core.KeepJournal = r.IntN(4) == 0
 	return s
 }
 
