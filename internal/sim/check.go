@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"math/rand/v2"
+	"slices"
 
 	"github.com/cespare/xxhash/v2"
 	"go.etcd.io/etcd/raft/v3/raftpb"
@@ -17,9 +18,6 @@ type checker struct {
 	rng     *rand.Rand
 	shards  [shardCount + 1]*oracle // shards[0] is none
 	ops     []*operation            // ops[i] has number i+1
-	ids     []*operation            // ids[i] is of the command with id i+1
-	digests map[uint64]command      // of requests with one command
-	keys    uint16                  // keys below it may have been used
 	leaders map[leaderKey]core.NodeID
 	latest  [shardCount + 1]core.NodeID // who was last seen to lead
 }
@@ -29,47 +27,18 @@ type leaderKey struct {
 	term  core.Term
 }
 
-// keysAtOnce are in use at a time. After a while others follow, so that the history of each stays short enough to judge.
-const (
-	keysAtOnce   = 4
-	commandsEach = 60
-	// commandsPerBank counts those of the registers too.
-	commandsPerBank = 250
-	maxMemory       = 16 << 20
-)
-
 func newChecker(s *sim) *checker {
-	c := &checker{s: s, rng: stream(s.seed, 5), digests: map[uint64]command{}, leaders: map[leaderKey]core.NodeID{}}
-	for id := core.ShardID(1); id <= shardCount; id++ {
+	c := &checker{s: s, rng: stream(s.seed, 5), leaders: map[leaderKey]core.NodeID{}}
+	for id := core.ShardID(1); id <= s.work.shards(); id++ {
 		c.shards[id] = newOracle(c, id)
 	}
 	return c
 }
 
-func (c *checker) newOperation(cl *client) *operation {
-	o := &operation{num: uint64(len(c.ops) + 1), client: cl}
+func (c *checker) newOperation(cl *client, id opKey) *operation {
+	o := &operation{num: uint64(len(c.ops) + 1), id: id, r: opStream(c.s.seed, id), client: cl, begun: c.s.now}
 	c.ops = append(c.ops, o)
 	return o
-}
-
-func (c *checker) newID(o *operation) uint64 {
-	c.ids = append(c.ids, o)
-	return uint64(len(c.ids))
-}
-
-func (c *checker) byID(id uint64) *operation { return c.ids[id-1] }
-
-func (c *checker) someKey(r *rand.Rand) uint16 {
-	k := uint16(len(c.ids)/(keysAtOnce*commandsEach)*keysAtOnce + r.IntN(keysAtOnce))
-	c.keys = max(c.keys, k+2)
-	return k
-}
-
-// someBank returns the first account of the bank in use.
-func (c *checker) someBank() uint16 {
-	k := uint16(len(c.ids) / commandsPerBank * accounts)
-	c.keys = max(c.keys, k+accounts)
-	return k
 }
 
 func (c *checker) someLeader(id core.ShardID) core.NodeID { return c.latest[id] }
@@ -129,7 +98,7 @@ func (c *checker) observe(w *worker) {
 		c.s.stats.Duplicates += st.Stats.Duplicates - before.Duplicates
 		*before = st.Stats
 		l := &c.s.swarm.core.Limits
-		if st.Queued < 0 || st.Queued > l.MaxQueuedRequests || st.Inflight > l.PipelineDepth || st.Memory > maxMemory {
+		if st.Queued < 0 || st.Queued > l.MaxQueuedRequests || st.Inflight > l.PipelineDepth || st.Memory > c.s.swarm.maxMemory {
 			c.s.fail("bounds", "shard %d on node %d: %d calls pending, %d entries in flight, %d bytes", id, w.n.id, st.Queued, st.Inflight, st.Memory)
 		}
 		if st.Stats.Voids > 0 {
@@ -150,6 +119,7 @@ func (c *checker) observeLeader(n *node, st *core.Status) {
 		c.s.fail("one-leader", "shard %d: node %d and node %d both lead term %d", st.Shard, was, n.id, st.Term)
 	} else if !ok {
 		c.leaders[k] = n.id
+		c.s.tell("node %d leads (term %d)", n.id, st.Term)
 		c.s.stats.Leaders++
 	}
 	c.latest[st.Shard] = n.id
@@ -163,19 +133,22 @@ func (c *checker) observeApplied(n *node, st *core.Status) {
 		c.s.fail("applied", "shard %d on node %d went back from %d to %d", st.Shard, n.id, was, st.Applied)
 		return
 	}
-	for i := was + 1; i <= st.Applied && c.s.failure == nil; i++ {
+	if !c.learnUpTo(n, st.Shard, st.Applied) {
+		return
+	}
+	for i := was + 1; i <= st.Applied; i++ {
 		e, ok := disk.at(i)
 		if !ok {
 			c.s.fail("durability", "shard %d on node %d applied entry %d, which is not on its disk", st.Shard, n.id, i)
 			return
 		}
-		if i > o.last() {
-			c.majority(st.Shard, i, e)
-			o.learn(e)
-		} else if known := o.after(i); known.term != e.term || known.hash != e.hash {
+		if known := o.after(i); known.term != e.term || known.hash != e.hash {
 			c.s.fail("committed-changed", "shard %d on node %d applied another entry %d (term %d) than was committed (term %d)",
 				st.Shard, n.id, i, e.term, known.term)
 		}
+	}
+	for i := was + 1; i <= st.Applied && c.s.failure == nil; i++ {
+		o.model.applied(n, i)
 	}
 	n.applied[st.Shard] = st.Applied
 	if c.s.failure != nil {
@@ -189,6 +162,21 @@ func (c *checker) observeApplied(n *node, st *core.Status) {
 		c.s.fail("hash", "shard %d on node %d at %d: hash %x, sequence %d, time %d, %d sessions; the log says %x, %d, %d, %d", st.Shard, n.id,
 			st.Applied, st.Hash, st.Sequence, st.Time, st.Sessions, at.chain, at.seq, at.time, at.sessions)
 	}
+}
+
+// learnUpTo takes entries that a replica applies for committed, as its disk has them, and reports whether all is well.
+func (c *checker) learnUpTo(n *node, id core.ShardID, upTo core.Index) bool {
+	o, disk := c.shards[id], n.disk.shadow[id]
+	for i := o.last() + 1; i <= upTo && c.s.failure == nil; i++ {
+		e, ok := disk.at(i)
+		if !ok {
+			c.s.fail("durability", "shard %d on node %d applied entry %d, which is not on its disk", id, n.id, i)
+			return false
+		}
+		c.majority(id, i, e)
+		o.learn(e)
+	}
+	return c.s.failure == nil
 }
 
 // majority: what anybody applies must already be on more than half of the disks.
@@ -211,10 +199,7 @@ func (c *checker) compareState(w *worker, id core.ShardID) {
 		return
 	}
 	defer v.Close()
-	got, _ := (&machine{}).Query(v, query(queryAll)) // never fails
-	if want := c.shards[id].answer(queryAll, at); !bytes.Equal(got, want) {
-		c.s.fail("state", "shard %d on node %d at %d: %x, want %x", id, w.n.id, at, got, want)
-	}
+	c.shards[id].model.compare(w.n, v, at)
 }
 
 // answer checks what a node has answered.
@@ -269,10 +254,6 @@ func (c *checker) answer(a *attempt) {
 func (c *checker) read(a *attempt) {
 	o, res := a.op, &a.req.Result
 	c.s.stats.Reads++
-	if a.req.Err != nil {
-		c.s.fail("read", "%v: %v", o, a.req.Err)
-		return
-	}
 	want := core.Index(0)
 	switch o.level {
 	case core.Linearizable, core.ReadIndex:
@@ -287,9 +268,7 @@ func (c *checker) read(a *attempt) {
 	if res.Index < want {
 		c.s.fail("stale-read", "%v was answered from index %d, and had to see %d", o, res.Index, want)
 	}
-	if model := c.shards[o.shard].answer(o.key, res.Index); !bytes.Equal(model, res.Answer) {
-		c.s.fail("read", "%v at index %d: %x, want %x", o, res.Index, res.Answer, model)
-	}
+	c.shards[o.shard].model.read(a)
 }
 
 // command checks the outcome of a command against the log.
@@ -320,19 +299,15 @@ func (c *checker) command(a *attempt) {
 		if o.committed != res.Index {
 			c.s.fail("outcome", "%v was acknowledged at index %d; it is in entry %d", o, res.Index, o.committed)
 		}
-	case rejection.Code == codeMismatch || rejection.Code == codeShort:
-		if len(o.cmds) == 1 && !or.sawAt(o.cmds[0].key, res.Index, decodeValue(rejection.Detail)) {
-			c.s.fail("decision", "%v was rejected at index %d on value %x, which was never there", o, res.Index, rejection.Detail)
-		}
+	default:
+		or.model.rejected(o, res.Index, rejection)
 	}
 	if rejection != nil && o.committed != 0 {
 		c.s.fail("outcome", "%v was rejected, and is in entry %d", o, o.committed)
 	}
 	if rejection == nil && o.committed == res.Index {
-		for i, r := range res.Replies {
-			if len(res.Replies) != len(o.values) || decodeValue(r) != o.values[i] {
-				c.s.fail("outcome", "%v was told %x, the log says %d", o, res.Replies, o.values)
-			}
+		if !slices.EqualFunc(res.Replies, o.replies, bytes.Equal) {
+			c.s.fail("outcome", "%v was told %x, the log says %x", o, res.Replies, o.replies)
 		}
 	}
 }

@@ -37,132 +37,104 @@ func (s *sim) startClients() {
 			c.guess[sh] = core.NodeID(1 + c.r.IntN(len(s.nodes)))
 		}
 		s.clients = append(s.clients, c)
-		for range s.swarm.width {
-			s.after(exp(c.r, 20*millisecond), c.next)
+		for k := range s.swarm.width {
+			l := &lane{c: c, num: k, r: stream(s.seed, scramble(opKey{c.num, k, 0}.id()))}
+			if s.opts.plan != nil {
+				l.planned = s.opts.plan.lane(c.num, k)
+				l.replay()
+			} else {
+				s.after(exp(l.r, 20*millisecond), l.next)
+			}
 		}
 	}
 }
 
+// lane is one of the calls that a client has under way at a time.
+type lane struct {
+	c       *client
+	num     int
+	n       int // operations begun
+	r       *rand.Rand
+	planned []plannedOp
+}
+
 // next starts an operation, and another one after each has ended, until calm begins.
-func (c *client) next() {
-	s := c.s
+func (l *lane) next() {
+	c, s := l.c, l.c.s
 	if s.calm {
 		return
 	}
 	if e := s.swarm.idleEvery; e > 0 && s.now%(e+s.swarm.idleOf) > e {
-		s.after(exp(c.r, s.swarm.idleOf/4), c.next)
+		s.after(exp(l.r, s.swarm.idleOf/4), l.next)
 		return
 	}
-	c.start(c.draw(), func() { s.after(exp(c.r, s.swarm.think), c.next) })
+	l.n++
+	o := s.check.newOperation(c, opKey{c.num, l.num, l.n})
+	c.draw(o)
+	c.start(o, func() { s.after(exp(o.r, s.swarm.think), l.next) })
 }
 
 // start begins an operation; then is called when it is over for the client.
 func (c *client) start(o *operation, then func()) {
 	c.busy++
-	o.deadline = c.s.now + (c.r.Int64N(5)-1)*c.s.swarm.patience
+	o.deadline = c.s.now + (o.r.Int64N(5)-1)*c.s.swarm.patience
 	o.then = then
 	c.attempt(o)
-	if o.kind == core.KindCommand && len(c.s.nodes) > 1 && !o.done && o.session != nil && c.r.IntN(20) == 0 {
-		c.guess[o.shard] = core.NodeID(1 + c.r.IntN(len(c.s.nodes)))
+	if o.kind == core.KindCommand && len(c.s.nodes) > 1 && !o.done && o.session != nil && o.r.IntN(20) == 0 {
+		c.guess[o.shard] = core.NodeID(1 + o.r.IntN(len(c.s.nodes)))
 		c.attempt(o) // the same at once, elsewhere or there too
 	}
 }
 
-func (c *client) draw() *operation {
-	o := c.s.check.newOperation(c)
-	o.shard, o.bank = pick(c.r, registers, bank), c.s.check.someBank()
+// draw decides what the operation is.
+func (c *client) draw(o *operation) {
+	c.s.work.place(o)
+	o.kind = c.drawKind(o)
+	c.fill(o)
+}
+
+func (c *client) drawKind(o *operation) core.Kind {
 	sess := c.sessions[o.shard]
-	switch p := c.r.IntN(100); {
+	switch p := o.r.IntN(100); {
 	case c.useSessions && sess == nil && !c.opening[o.shard]:
-		o.kind = core.KindOpenSession
-		c.opening[o.shard] = true
-	case p < 35:
-		c.drawRead(o)
+		return core.KindOpenSession
+	case p < 35 && c.s.work.reads():
+		return core.KindRead
 	case p == 35 && sess != nil:
-		o.kind, o.session = core.KindCloseSession, sess
+		return core.KindCloseSession
+	}
+	return core.KindCommand
+}
+
+// fill decides the rest of an operation whose kind is known.
+func (c *client) fill(o *operation) {
+	sess := c.sessions[o.shard]
+	switch o.kind {
+	case core.KindOpenSession:
+		c.opening[o.shard] = true
+	case core.KindCloseSession:
+		o.session = sess
 		c.sessions[o.shard] = nil
-	default:
-		o.kind = core.KindCommand
-		c.drawCommands(o)
+	case core.KindRead:
+		o.level = pick(o.r, core.Linearizable, core.Linearizable, core.ReadIndex, core.ReadIndex, core.Session, core.Stale)
+		if o.level == core.Session {
+			o.token = c.token[o.shard]
+		}
+		c.s.work.drawRead(o)
+	case core.KindCommand:
+		c.s.work.drawCommands(o)
 		if sess != nil {
 			c.number(o, sess)
 		}
-	}
-	return o
-}
-
-func (c *client) drawRead(o *operation) {
-	o.kind = core.KindRead
-	o.level = pick(c.r, core.Linearizable, core.Linearizable, core.ReadIndex, core.ReadIndex, core.Session, core.Stale)
-	o.key = c.s.check.someKey(c.r)
-	if o.shard == bank || c.r.IntN(10) == 0 {
-		o.key = queryAll
-	}
-	if o.level == core.Session {
-		o.token = c.token[o.shard]
-	}
-}
-
-func (c *client) drawCommands(o *operation) {
-	n := 1
-	if c.r.IntN(6) == 0 {
-		n = 2 + c.r.IntN(2)
-	}
-	for i := range n {
-		cmd := command{id: c.s.check.newID(o)}
-		if chance(c.r, c.s.swarm.padChance) {
-			cmd.pad = c.r.IntN(c.s.swarm.pad)
-		}
-		if o.shard == bank {
-			from := c.r.IntN(accounts)
-			to := (from + 1 + c.r.IntN(accounts-1)) % accounts
-			cmd.op, cmd.key, cmd.old = opTransfer, o.bank+uint16(from), int64(o.bank)+int64(to)
-			cmd.arg = 1 + c.r.Int64N(startBalance)
-		} else {
-			c.drawRegister(&cmd, o, i)
-		}
-		o.cmds = append(o.cmds, cmd)
-		o.encoded = append(o.encoded, cmd.encode())
-	}
-	if n == 1 {
-		c.s.check.digests[digestOf(o.encoded)] = o.cmds[0]
-	}
-}
-
-// drawRegister: all commands of a request are on one key, so that keys can be judged one by one.
-func (c *client) drawRegister(cmd *command, o *operation, i int) {
-	if i == 0 {
-		cmd.key = c.s.check.someKey(c.r)
-	} else {
-		cmd.key = o.cmds[0].key
-	}
-	cmd.arg = 1 + c.r.Int64N(20)
-	switch p := c.r.IntN(40); {
-	case p < 10:
-		cmd.op, cmd.arg = opSet, int64(cmd.id)*100
-		if p == 0 {
-			cmd.arg = 0 // deletes
-		}
-	case p < 20:
-		cmd.op = opAdd
-	case p < 30:
-		cmd.op, cmd.arg = opCAS, int64(cmd.id)*100
-		cmd.old = c.s.check.shards[o.shard].latest(cmd.key) // likely to be right, and wrong when others are quick
-	case p < 38:
-		cmd.op, cmd.arg = opTake, 1+c.r.Int64N(1000)
-	case p == 38:
-		cmd.op = opPanic
-	default:
-		cmd.op = opHuge
 	}
 }
 
 // number gives a command its place in the session, or now and then the place of another one.
 func (c *client) number(o *operation, sess *clientSession) {
 	o.session = sess
-	if sess.last > 0 && c.r.IntN(25) == 0 {
+	if sess.last > 0 && o.r.IntN(25) == 0 {
 		o.rogue = true
-		o.seq = 1 + c.r.Uint64N(sess.last)
+		o.seq = 1 + o.r.Uint64N(sess.last)
 		return
 	}
 	sess.last++
@@ -181,8 +153,8 @@ func (s *clientSession) finish(seq uint64) {
 func (c *client) attempt(o *operation) {
 	s := c.s
 	target := c.guess[o.shard]
-	if o.kind == core.KindRead && o.level != core.Linearizable || c.r.IntN(20) == 0 {
-		target = core.NodeID(1 + c.r.IntN(len(s.nodes)))
+	if o.kind == core.KindRead && o.level != core.Linearizable || o.r.IntN(20) == 0 {
+		target = core.NodeID(1 + o.r.IntN(len(s.nodes)))
 	}
 	a := &attempt{op: o, num: len(o.attempts) + 1, node: s.node(target)}
 	o.attempts = append(o.attempts, a)
@@ -195,22 +167,22 @@ func (c *client) attempt(o *operation) {
 	if a.num > 1 {
 		s.stats.Retries++
 	}
-	if s.calm || !chance(c.r, s.swarm.clientLoss) {
-		s.after(c.delay(), func() { c.arrive(a) })
+	if s.calm || !chance(o.r, s.swarm.clientLoss) {
+		s.after(c.delay(o), func() { c.arrive(a) })
 	}
-	s.after(c.r.Int64N(s.swarm.patience)+s.swarm.patience/2, func() { c.timeout(a) })
+	s.after(o.r.Int64N(s.swarm.patience)+s.swarm.patience/2, func() { c.timeout(a) })
 }
 
-func (c *client) delay() int64 {
-	if !c.s.calm && c.r.IntN(50) == 0 {
-		return exp(c.r, c.s.swarm.patience)
+func (c *client) delay(o *operation) int64 {
+	if !c.s.calm && o.r.IntN(50) == 0 {
+		return exp(o.r, c.s.swarm.patience)
 	}
-	return exp(c.r, 200*microsecond)
+	return exp(o.r, 200*microsecond)
 }
 
 func (c *client) arrive(a *attempt) {
 	if !a.node.up {
-		if c.r.IntN(2) == 0 { // else silence
+		if a.op.r.IntN(2) == 0 { // else silence
 			a.req.Err = &core.Error{Kind: core.ErrNotProposed, Code: core.CodeUnreachable, Message: "the node is not running"}
 			c.replyUnderWay(a)
 		}
@@ -234,8 +206,8 @@ func (c *client) timeout(a *attempt) {
 }
 
 func (c *client) replyUnderWay(a *attempt) {
-	if c.s.calm || !chance(c.r, c.s.swarm.clientLoss) {
-		c.s.after(c.delay(), func() { c.hear(a) })
+	if c.s.calm || !chance(a.op.r, c.s.swarm.clientLoss) {
+		c.s.after(c.delay(a.op), func() { c.hear(a) })
 	}
 }
 
@@ -276,7 +248,7 @@ func (c *client) again(a *attempt, inDoubt bool) {
 	if !errors.As(a.req.Err, &e) || e.Leader == 0 {
 		c.guess[o.shard] = c.guess[o.shard]%core.NodeID(len(s.nodes)) + 1
 	}
-	s.after(exp(c.r, 5*millisecond), func() {
+	s.after(exp(o.r, 5*millisecond), func() {
 		if !o.done {
 			c.attempt(o)
 		}

@@ -133,14 +133,14 @@ func (n *node) open() error {
 		w.core = core.NewWorker(cfg, w, n.time())
 		n.workers = append(n.workers, w)
 	}
-	for id := core.ShardID(1); id <= shardCount; id++ {
+	for id := core.ShardID(1); id <= n.s.work.shards(); id++ {
 		st, err := n.store.Shard(uint64(id), state.Limits{MaxKeyBytes: cfg.Limits.MaxKeyBytes, MaxValueBytes: cfg.Limits.MaxValueBytes})
 		if err != nil {
 			return err
 		}
 		n.shards = append(n.shards, st)
 		d := core.Deps{
-			Machine: n.machine(), State: st, Voters: n.voters(), Rand: stream(n.rng.Uint64(), uint64(id)),
+			Machine: n.s.work.machine(n, id), State: st, Voters: n.voters(), Rand: stream(n.rng.Uint64(), uint64(id)),
 			Logger: n.s.logger.With("node", uint64(n.id)),
 		}
 		if l := rec.Shards[uint64(id)]; l != nil {
@@ -153,14 +153,6 @@ func (n *node) open() error {
 		}
 	}
 	return nil
-}
-
-func (n *node) machine() core.Machine {
-	if n.s.opts.Nondeterministic && n.id == 1 {
-		// Not while it leads: what a leader does is right by definition, and all others would stop.
-		return &machine{nondeterministic: func() bool { return n.s.check.someLeader(registers) != n.id && n.rng.IntN(200) == 0 }}
-	}
-	return &machine{}
 }
 
 func (n *node) workerOf(id core.ShardID) *worker { return n.workers[int(id)%len(n.workers)] }

@@ -47,11 +47,16 @@ var faultMeans = [faultKinds]int64{
 // longestPause keeps a pause from outlasting the calm phase's patience.
 const longestPause = 2 * second
 
+// faults breaks things. Each fault has a copy of its own, with a random source of its own, so that
+// leaving out one leaves the others what they were; what is under way they share.
 type faults struct {
-	s      *sim
-	r      *rand.Rand
-	active []*activeFault
+	s    *sim
+	r    *rand.Rand
+	kind int
+	*underWay
 }
+
+type underWay struct{ active []*activeFault }
 
 // activeFault is one that lasts. It heals after its time, or when calm begins.
 type activeFault struct {
@@ -59,23 +64,45 @@ type activeFault struct {
 	healed bool
 }
 
-func newFaults(s *sim, r *rand.Rand) *faults {
-	f := &faults{s: s, r: r}
+func newFaults(s *sim) *faults {
+	f := &faults{s: s, r: stream(s.seed, 4), underWay: &underWay{}}
+	if s.opts.plan != nil {
+		for _, p := range s.opts.plan.faults {
+			f.at(p.at, p.id)
+		}
+		return f
+	}
 	for kind, mean := range s.swarm.every {
 		if mean > 0 {
-			f.schedule(kind, mean)
+			f.schedule(stream(s.seed, 400+uint64(kind)), faultKey{kind, 1}, mean)
 		}
 	}
 	return f
 }
 
-func (f *faults) schedule(kind int, mean int64) {
-	f.s.after(exp(f.r, mean), func() {
+func (f *faults) schedule(times *rand.Rand, id faultKey, mean int64) {
+	f.s.after(exp(times, mean), func() {
 		if !f.s.calm {
-			f.inject(kind)
-			f.schedule(kind, mean)
+			f.begin(id)
+			f.schedule(times, faultKey{id.kind, id.n + 1}, mean)
 		}
 	})
+}
+
+func (f *faults) at(t int64, id faultKey) {
+	f.s.at(t, func() {
+		if !f.s.calm {
+			f.begin(id)
+		}
+	})
+}
+
+// begin has the n-th fault of a kind happen, with its own random source.
+func (f *faults) begin(id faultKey) {
+	one := &faults{s: f.s, r: stream(f.s.seed, scramble(uint64(id.kind+1)<<32|uint64(id.n))), underWay: f.underWay}
+	f.s.broke = append(f.s.broke, plannedFault{id: id, at: f.s.now})
+	one.kind = id.kind
+	one.inject(id.kind)
 }
 
 func (f *faults) inject(kind int) {
@@ -124,6 +151,12 @@ func (f *faults) inject(kind int) {
 
 // victim is any node, or more likely one that leads.
 func (f *faults) victim() *node {
+	n := f.pickVictim()
+	f.s.tellFault(f.kind, n)
+	return n
+}
+
+func (f *faults) pickVictim() *node {
 	if f.r.IntN(2) == 0 {
 		if id := f.s.check.someLeader(core.ShardID(1 + f.r.IntN(shardCount))); id != 0 {
 			return f.s.node(id)

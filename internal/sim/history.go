@@ -27,14 +27,14 @@ type HistoryOp struct {
 	Balances     [accounts]int64
 }
 
-func (c *checker) history() History {
+func (b *builtin) history() History {
 	h := History{Registers: map[uint16][]HistoryOp{}, Banks: map[uint16][]HistoryOp{}}
-	for _, o := range c.ops {
+	for _, o := range b.s.check.ops {
 		switch o.kind {
 		case core.KindRead:
-			c.historyReads(&h, o)
+			historyReads(&h, o)
 		case core.KindCommand:
-			if op, ok := c.historyWrite(o); ok {
+			if op, ok := historyWrite(o); ok {
 				if o.shard == bank {
 					h.Banks[o.bank] = append(h.Banks[o.bank], op)
 				} else {
@@ -46,7 +46,7 @@ func (c *checker) history() History {
 	return h
 }
 
-func (c *checker) historyReads(h *History, o *operation) {
+func historyReads(h *History, o *operation) {
 	if o.level != core.Linearizable && o.level != core.ReadIndex || (o.key == queryAll) != (o.shard == bank) {
 		return
 	}
@@ -76,10 +76,13 @@ func (c *checker) historyReads(h *History, o *operation) {
 }
 
 // historyWrite leaves out what had no effect and was answered to nobody.
-func (c *checker) historyWrite(o *operation) (op HistoryOp, ok bool) {
+func historyWrite(o *operation) (op HistoryOp, ok bool) {
 	op = HistoryOp{Client: o.client.num, Call: o.asked, Commands: o.cmds}
 	if o.committed != 0 {
-		op.Return, op.Replies, op.Index, op.Ordinal = o.committedAt, o.values, o.committed, o.ordinal
+		op.Return, op.Index, op.Ordinal = o.committedAt, o.committed, o.ordinal
+		for _, r := range o.replies {
+			op.Replies = append(op.Replies, decodeValue(r))
+		}
 		if o.answered != 0 {
 			op.Return = o.answered
 		}

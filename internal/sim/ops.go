@@ -3,6 +3,7 @@ package sim
 import (
 	"errors"
 	"fmt"
+	"math/rand/v2"
 
 	"github.com/decree-raft/decree/internal/core"
 )
@@ -10,20 +11,22 @@ import (
 // An operation is what a client wants; an attempt is one request for it to one node.
 type operation struct {
 	num     uint64
+	id      opKey
+	r       *rand.Rand // of its own, so that leaving out one operation leaves the others what they were
 	client  *client
 	shard   core.ShardID
 	kind    core.Kind
 	level   core.Level
-	key     uint16 // of a read
-	bank    uint16 // the first account of the bank in use
 	token   core.Index
 	session *clientSession // or nil
 	seq     uint64
-	rogue   bool // uses a number that belongs to another command
-	cmds    []command
-	encoded [][]byte
+	rogue   bool     // uses a number that belongs to another command
+	encoded [][]byte // the commands
+	query   []byte
+	builtinOp
 
 	attempts []*attempt
+	begun    int64 // when the client wanted it
 	deadline int64
 	done     bool
 	then     func() // when it is over for the client
@@ -34,19 +37,19 @@ type operation struct {
 	asked, answered int64      // 0: never
 	floor           core.Index // the highest position known to be committed when it was first asked
 	committed       core.Index
-	ordinal         int     // among the operations of that entry
-	committedAt     int64   // when the first replica applied it
-	values          []int64 // of its events
+	ordinal         int      // among the operations of that entry
+	committedAt     int64    // when the first replica applied it
+	replies         [][]byte // as the log has them
 }
 
 func (o *operation) String() string {
 	switch o.kind {
 	case core.KindRead:
-		return fmt.Sprintf("op %d: %v read of key %d of shard %d", o.num, o.level, o.key, o.shard)
+		return fmt.Sprintf("op %d: %v read of %s of shard %d", o.num, o.level, o.client.s.work.describe(o), o.shard)
 	case core.KindOpenSession, core.KindCloseSession:
 		return fmt.Sprintf("op %d: session of shard %d", o.num, o.shard)
 	}
-	s := fmt.Sprintf("op %d: %v on shard %d", o.num, o.cmds, o.shard)
+	s := fmt.Sprintf("op %d: %s on shard %d", o.num, o.client.s.work.describe(o), o.shard)
 	if o.session != nil {
 		s += fmt.Sprintf(" as %d of session %d", o.seq, o.session.id)
 	}
@@ -144,7 +147,7 @@ func (a *attempt) give() {
 	q.Kind, q.Shard, q.Level, q.Token = o.kind, o.shard, o.level, o.token
 	switch o.kind {
 	case core.KindRead:
-		q.Query = query(o.key)
+		q.Query = o.query
 	case core.KindCommand:
 		q.Commands = append(q.CommandSpace(), o.encoded...)
 	case core.KindOpenSession, core.KindCloseSession:
@@ -160,6 +163,7 @@ func (a *attempt) give() {
 		}
 	}
 	s.trace.event(evSubmit, n.id, uint64(o.shard), o.num, uint64(a.num), uint64(o.kind))
+	s.tellAsked(a)
 	s.trace.note("%v (attempt %d, acknowledges %d)", o, a.num, q.Acknowledged)
 	n.workerOf(o.shard).post(func(in *core.Input) { in.Requests = append(in.Requests, q) })
 }
@@ -172,6 +176,7 @@ func (s *sim) takeAnswers() {
 		a.at = s.now
 		s.trace.event(evAnswer, a.node.id, uint64(a.op.shard), a.op.num, uint64(a.num), uint64(a.verdict()))
 		s.trace.note("op %d attempt %d: index %d, %x %x, %v", a.op.num, a.num, a.req.Result.Index, a.req.Result.Replies, a.req.Result.Answer, a.req.Err)
+		s.tellAnswer(a)
 		s.check.answer(a)
 		a.op.client.replyUnderWay(a)
 	}

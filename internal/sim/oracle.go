@@ -11,12 +11,12 @@ import (
 
 // oracle is what a shard's log says, entry by entry in the order in which they
 // became known to be committed: when the first replica applied them. It replays them on a model of the
-// machines and of the sessions, and so knows what every decision, answer and hash has to be.
+// sessions, and has the workload's model replay them too, and so knows what every decision, answer and hash has to be.
 type oracle struct {
 	c        *checker
 	shard    core.ShardID
+	model    model
 	entries  []committedEntry // entries[i] has index i+1
-	values   map[uint16][]valueAt
 	sessions map[core.SessionID]*sessionModel
 	live     int
 	happened int // operations, in the entry being learned
@@ -28,11 +28,6 @@ type committedEntry struct {
 	seq, chain uint64
 	time       int64
 	sessions   int
-}
-
-type valueAt struct {
-	index core.Index
-	value int64
 }
 
 type sessionModel struct {
@@ -50,7 +45,9 @@ type recorded struct {
 }
 
 func newOracle(c *checker, id core.ShardID) *oracle {
-	return &oracle{c: c, shard: id, values: map[uint16][]valueAt{}, sessions: map[core.SessionID]*sessionModel{}}
+	o := &oracle{c: c, shard: id, sessions: map[core.SessionID]*sessionModel{}}
+	o.model = c.s.work.newModel(o)
+	return o
 }
 
 func (o *oracle) last() core.Index { return core.Index(len(o.entries)) }
@@ -67,43 +64,6 @@ func (o *oracle) fail(rule, format string, args ...any) {
 	o.c.s.fail(rule, "shard %d: %s", o.shard, fmt.Sprintf(format, args...))
 }
 
-func (o *oracle) initial() int64 {
-	if o.shard == bank {
-		return startBalance
-	}
-	return 0
-}
-
-// value returns a key's value after an entry.
-func (o *oracle) value(k uint16, at core.Index) int64 {
-	list := o.values[k]
-	for i := len(list) - 1; i >= 0; i-- {
-		if list[i].index <= at {
-			return list[i].value
-		}
-	}
-	return o.initial()
-}
-
-func (o *oracle) latest(k uint16) int64 { return o.value(k, o.last()) }
-
-// sawAt reports whether a decision of entry i can have seen this value: the one before the entry, or any within it.
-func (o *oracle) sawAt(k uint16, i core.Index, value int64) bool {
-	if o.value(k, i-1) == value {
-		return true
-	}
-	for _, v := range o.values[k] {
-		if v.index == i && v.value == value {
-			return true
-		}
-	}
-	return false
-}
-
-func (o *oracle) set(k uint16, i core.Index, v int64) {
-	o.values[k] = append(o.values[k], valueAt{i, v})
-}
-
 // learn takes the next committed entry.
 func (o *oracle) learn(e shadowEntry) {
 	i, before := o.last()+1, o.after(o.last())
@@ -113,8 +73,10 @@ func (o *oracle) learn(e shadowEntry) {
 	if e.term < before.term {
 		o.fail("log", "entry %d has term %d after term %d", i, e.term, before.term)
 	}
+	defer o.model.end(i)
 	if len(e.data) == 0 {
-		return // raft's own
+		o.model.begin(i, e.term, nil) // raft's own
+		return
 	}
 	d, err := decodeEntry(e.data)
 	switch {
@@ -128,6 +90,7 @@ func (o *oracle) learn(e shadowEntry) {
 		o.fail("time", "entry %d has time %d after %d", i, d.time, before.time)
 	}
 	o.happened = 0
+	o.model.begin(i, e.term, &d)
 	o.expire(i, d.time)
 	for n := range d.requests {
 		o.request(i, n, d.time, &d.requests[n])
@@ -169,11 +132,11 @@ func (o *oracle) request(i core.Index, ordinal int, now int64, r *logRequest) {
 		return
 	case r.session:
 		o.record(i, now, r)
-		if r.outcome.code != "" {
-			o.rejection(i, r)
-		}
 	}
-	o.events(i, r)
+	if r.outcome.code != "" && len(r.events) > 0 {
+		o.fail("decision", "entry %d has events of a rejected command", i)
+	}
+	o.model.request(i, ordinal, now, r)
 }
 
 // record enters a command's fate into its session: once, and only into one that is open.
@@ -194,112 +157,18 @@ func (o *oracle) record(i core.Index, now int64, r *logRequest) {
 	s.done[r.seq] = &recorded{index: i, digest: r.digest, outcome: r.outcome}
 }
 
-// rejection checks that a rejected single command had to be rejected, on the state at its place.
-func (o *oracle) rejection(i core.Index, r *logRequest) {
-	if len(r.events) > 0 {
-		o.fail("decision", "entry %d has events of a rejected command", i)
-	}
-	cmd, ok := o.c.digests[r.digest]
-	if !ok {
-		return // several commands
-	}
-	now, code := o.latest(cmd.key), r.outcome.code
-	right := false
-	switch cmd.op {
-	case opCAS:
-		right = code == codeMismatch && now != cmd.old
-	case opTake, opTransfer:
-		right = code == codeShort && now < cmd.arg
-	case opPanic:
-		right = code == core.CodeMachinePanic
-	case opHuge:
-		right = code == core.CodeValueTooLarge
-	case opSet, opAdd:
-	}
-	if !right || (code == codeMismatch || code == codeShort) && decodeValue(r.outcome.detail) != now {
-		o.fail("decision", "entry %d rejects %v with %s %x on value %d", i, cmd, code, r.outcome.detail, now)
-	}
-}
-
-// events replays what was decided in one request, and checks that it is what had to be decided.
-func (o *oracle) events(i core.Index, r *logRequest) {
-	var op *operation
-	for n, data := range r.events {
-		cmd, value := decodeEvent(data)
-		reply, want, ok := o.decide(cmd)
-		if !ok || value != want {
-			o.fail("decision", "entry %d: %v decided %d on value %d", i, cmd, value, o.latest(cmd.key))
-		}
-		if r.session && (n >= len(r.outcome.replies) || decodeValue(r.outcome.replies[n]) != reply) {
-			o.fail("decision", "entry %d: %v replies %x, want %d", i, cmd, r.outcome.replies, reply)
-		}
-		o.set(cmd.key, i, value)
-		if cmd.op == opTransfer {
-			to := uint16(cmd.old)
-			o.set(to, i, o.latest(to)+cmd.arg)
-		}
-		this := o.c.byID(cmd.id)
-		if n == 0 {
-			op = this
-			o.commit(i, op, len(r.events))
-		} else if this != op {
-			o.fail("log", "entry %d mixes commands of two requests", i)
-		}
-		op.values = append(op.values, reply)
-	}
-}
-
-// decide is the model's own understanding of the machines.
-func (o *oracle) decide(c command) (reply, value int64, ok bool) {
-	now := o.latest(c.key)
-	switch c.op {
-	case opSet:
-		return now, c.arg, true
-	case opAdd:
-		return now + c.arg, now + c.arg, true
-	case opCAS:
-		return now, c.arg, now == c.old
-	case opTake, opTransfer:
-		return now - c.arg, now - c.arg, now >= c.arg
-	case opPanic, opHuge:
-	}
-	return 0, 0, false
-}
-
 // commit notes that an operation has happened: once, whole, and not if somebody was told that it never would.
-func (o *oracle) commit(i core.Index, op *operation, events int) {
+func (o *oracle) commit(i core.Index, op *operation, commands int) {
 	switch {
 	case op.committed != 0:
 		o.fail("exactly-once", "%v is in entry %d and in entry %d", op, op.committed, i)
-	case events != len(op.cmds):
-		o.fail("all-or-nothing", "%v is in entry %d with %d events", op, i, events)
+	case commands != len(op.encoded):
+		o.fail("all-or-nothing", "%v is in entry %d with %d commands", op, i, commands)
 	case !op.mayHappen():
 		o.fail("not-proposed", "%v is in entry %d, and every attempt was told that it did not happen", op, i)
 	}
 	op.committed, op.committedAt, op.ordinal = i, o.c.s.now, o.happened
 	o.happened++
-}
-
-// answer returns what a query must say at a position.
-func (o *oracle) answer(k uint16, at core.Index) (b []byte) {
-	if k != queryAll {
-		if v := o.value(k, at); v != o.initial() || o.touched(k, at) && o.shard == bank {
-			b = appendPair(b, k, v)
-		}
-		return b
-	}
-	for k := range o.c.keys {
-		if v := o.value(k, at); o.shard == registers && v != 0 || o.shard == bank && o.touched(k, at) {
-			b = appendPair(b, k, v)
-		}
-	}
-	return b
-}
-
-// touched reports whether a key was written up to a position.
-func (o *oracle) touched(k uint16, at core.Index) bool {
-	list := o.values[k]
-	return len(list) > 0 && list[0].index <= at
 }
 
 // isOpen reports whether a session is open after entry i.

@@ -73,12 +73,14 @@ func (s *sim) unsettled() *operation {
 // function that it returns tells whether all of it has been answered.
 func (s *sim) probe() func() bool {
 	c := &client{s: s, r: stream(s.seed, 300), num: len(s.clients), useSessions: true}
-	unanswered := 0
+	unanswered, asked := 0, 0
 	var ask func(id core.ShardID, prepare func(*operation), then func())
 	ask = func(id core.ShardID, prepare func(*operation), then func()) {
 		unanswered++
-		o := s.check.newOperation(c)
-		o.shard, o.bank = id, s.check.someBank()
+		asked++
+		o := s.check.newOperation(c, opKey{c.num, 0, asked})
+		s.work.place(o)
+		o.shard = id
 		prepare(o)
 		c.start(o, func() {
 			if o.answer != nil {
@@ -87,22 +89,25 @@ func (s *sim) probe() func() bool {
 				return
 			}
 			// An operation of its own each time: it may have no session, and then must not be asked for twice.
-			s.after(exp(c.r, 5*millisecond), func() { ask(id, prepare, then); unanswered-- })
+			s.after(exp(o.r, 5*millisecond), func() { ask(id, prepare, then); unanswered-- })
 		})
 	}
 	nothing := func() {}
-	for id := core.ShardID(1); id <= shardCount; id++ {
+	for id := core.ShardID(1); id <= s.work.shards(); id++ {
 		c.guess[id] = 1
 		ask(id, func(o *operation) { o.kind = core.KindOpenSession }, func() {
 			for _, level := range []core.Level{core.Linearizable, core.ReadIndex, core.Session} {
-				ask(id, func(o *operation) { o.kind, o.level, o.key, o.token = core.KindRead, level, queryAll, c.token[id] }, nothing)
+				if !s.work.reads() {
+					break
+				}
+				ask(id, func(o *operation) {
+					o.kind, o.level, o.token = core.KindRead, level, c.token[id]
+					s.work.readAll(o)
+				}, nothing)
 			}
 			ask(id, func(o *operation) {
 				o.kind = core.KindCommand
-				c.drawCommands(o)
-				if c.sessions[id] != nil {
-					c.number(o, c.sessions[id])
-				}
+				c.fill(o)
 			}, nothing)
 		})
 	}
@@ -127,6 +132,9 @@ func (s *sim) agreed() bool {
 				s.check.compareState(w, id)
 			}
 		}
+	}
+	for id := core.ShardID(1); id <= s.work.shards(); id++ {
+		s.check.shards[id].model.finish()
 	}
 	return true
 }

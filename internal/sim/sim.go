@@ -18,8 +18,12 @@ type Options struct {
 	Trace io.Writer // gets the run for people to read; nil for none
 	// Nondeterministic makes Apply differ on one node now and then. The core must find it out.
 	Nondeterministic bool
+	// User, if set, is run and judged instead of the simulator's own machines.
+	User *User
 	// MaxEvents ends a run that does not end; 0 means a bound that no sound run reaches.
 	MaxEvents uint64
+
+	plan *plan // what a shrunk run is made of; nil: whatever the seed gives
 }
 
 // Failure is the first rule that a run broke.
@@ -27,6 +31,8 @@ type Failure struct {
 	Rule    string // short and stable: which checker
 	Message string
 	At      time.Duration // virtual
+	// Expected and Seen, if not empty, say it once more, for people who know the machine and not the simulator.
+	Expected, Seen string
 }
 
 func (f *Failure) Error() string { return fmt.Sprintf("%s at %v: %s", f.Rule, f.At, f.Message) }
@@ -38,8 +44,10 @@ type Result struct {
 	Events  uint64
 	Virtual time.Duration
 	Failure *Failure // nil: all is well
-	History History
+	History History  // of the simulator's own machines
 	Stats   Stats
+
+	run *sim
 }
 
 // Stats tell whether the run did anything worth checking.
@@ -60,6 +68,7 @@ type sim struct {
 	opts   Options
 	seed   uint64
 	swarm  swarm
+	work   workload
 	now    int64 // virtual ns
 	queue  eventQueue
 	seq    uint64
@@ -75,7 +84,9 @@ type sim struct {
 	check   *checker
 	answers []*attempt // that came in this event and are still to be checked
 
-	calm    bool // no more faults
+	calm    bool           // no more faults
+	broke   []plannedFault // the faults so far
+	told    []told         // of the run, if it is planned
 	failure *Failure
 	stats   Stats
 }
@@ -92,6 +103,15 @@ func Run(seed uint64, opts Options) *Result {
 		s.logger = slog.New(slog.NewTextHandler(logWriter{s.trace}, &slog.HandlerOptions{Level: slog.LevelDebug, ReplaceAttr: dropTime}))
 	}
 	s.swarm = drawSwarm(stream(seed, 2))
+	if opts.User != nil {
+		s.work = newUserWork(s, opts.User)
+	} else {
+		s.work = newBuiltin(s)
+	}
+	s.work.tune(&s.swarm)
+	if opts.plan != nil {
+		opts.plan.tune(&s.swarm)
+	}
 	s.trace.note("seed %d: %+v", seed, s.swarm)
 	s.stats.Nodes, s.stats.Codes = s.swarm.nodes, map[core.Code]int{}
 	s.cache = state.NewCache(256 << 10)
@@ -102,10 +122,15 @@ func Run(seed uint64, opts Options) *Result {
 		n.end()
 	}
 	r := &Result{Seed: seed, Hash: s.trace.hash.Sum64(), Events: s.trace.events, Virtual: time.Duration(s.now), Failure: s.failure, Stats: s.stats}
-	r.History = s.check.history()
-	for _, o := range s.check.shards[1:] {
-		r.Stats.Entries += len(o.entries)
+	if b, ok := s.work.(*builtin); ok {
+		r.History = b.history()
 	}
+	for _, o := range s.check.shards[1:] {
+		if o != nil {
+			r.Stats.Entries += len(o.entries)
+		}
+	}
+	r.run = s
 	return r
 }
 
@@ -125,7 +150,7 @@ func (s *sim) run() {
 	for _, n := range s.nodes {
 		n.start()
 	}
-	s.faults = newFaults(s, stream(s.seed, 4))
+	s.faults = newFaults(s)
 	s.startClients()
 	s.at(int64(s.swarm.chaos), func() { s.beCalm() })
 	for s.failure == nil {

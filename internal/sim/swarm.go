@@ -42,6 +42,7 @@ type swarm struct {
 	clientLoss        float64 // of a request or a reply between client and node
 	idleEvery, idleOf int64   // phases in which nobody asks
 	longQueries       float64
+	maxMemory         int64 // that a replica may take
 }
 
 // latency is a mean with a heavy tail.
@@ -82,6 +83,7 @@ func drawSwarm(r *rand.Rand) swarm {
 		pad:   pick(r, 200, 2000, 6000), padChance: pick(r, 0, 0.1, 0.6),
 		sessions: pick(r, 0, 0.5, 0.7, 1), patience: pick[int64](r, 50, 200, 800) * millisecond,
 		clientLoss: pick(r, 0, 0.02, 0.1), longQueries: pick(r, 0, 0.1),
+		maxMemory: 16 << 20,
 	}
 	if r.IntN(3) == 0 {
 		s.idleEvery, s.idleOf = 500*millisecond, 700*millisecond
