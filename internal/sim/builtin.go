@@ -88,7 +88,10 @@ func (b *builtin) describe(o *operation) string {
 }
 
 func (b *builtin) describeAnswer(a *attempt) string {
-	return fmt.Sprintf("%x %x", a.req.Result.Replies, a.req.Result.Answer)
+	if a.op.kind == core.KindRead {
+		return fmt.Sprintf("%x", a.req.Result.Answer)
+	}
+	return fmt.Sprintf("%x", a.req.Result.Replies)
 }
 
 func (b *builtin) drawCommands(o *operation) {

@@ -119,7 +119,11 @@ func (c *checker) observeLeader(n *node, st *core.Status) {
 		c.s.fail("one-leader", "shard %d: node %d and node %d both lead term %d", st.Shard, was, n.id, st.Term)
 	} else if !ok {
 		c.leaders[k] = n.id
-		c.s.tell("node %d leads (term %d)", n.id, st.Term)
+		if c.s.work.shards() > 1 {
+			c.s.tell("node %d leads shard %d (term %d)", n.id, st.Shard, st.Term)
+		} else {
+			c.s.tell("node %d leads (term %d)", n.id, st.Term)
+		}
 		c.s.stats.Leaders++
 	}
 	c.latest[st.Shard] = n.id

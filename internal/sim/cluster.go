@@ -93,6 +93,9 @@ func (n *node) start() {
 	n.up = true
 	n.s.stats.Restarts++
 	n.s.trace.event(evStart, n.id, n.gen, 0, 0, 0)
+	if n.gen > 1 {
+		n.s.tell("node %d starts again", n.id)
+	}
 	n.paused, n.crashAfterPass, n.diskLow, n.ticks = 0, false, false, 0
 	n.heard = make([]int64, n.s.swarm.nodes+1)
 	for i := range n.heard {

@@ -14,6 +14,8 @@ type plan struct {
 	ops    []plannedOp
 	// quiet: messages are neither lost nor doubled nor very late, between nodes and to clients.
 	quiet bool
+	// until is when calm begins, if that is earlier than the seed has it: what comes after the failure is not worth its time.
+	until time.Duration
 }
 
 // faultKey names the n-th fault of a kind.
@@ -43,6 +45,9 @@ func planOf(s *sim) *plan {
 }
 
 func (p *plan) tune(w *swarm) {
+	if p.until > 0 {
+		w.chaos = min(w.chaos, p.until)
+	}
 	if p.quiet {
 		w.loss, w.dup, w.clientLoss, w.longQueries, w.ordered = 0, 0, 0, 0, true
 		w.net.tailChance, w.fsync.tailChance = 0, 0

@@ -20,10 +20,14 @@ type Shrunk struct {
 	Runs                   int
 }
 
+// enough time after a failure for one that comes a little later.
+const enough = 300 * time.Millisecond
+
 type shrinker struct {
 	seed  uint64
 	opts  Options
 	rule  string
+	calm  bool // it was broken after the faults had ended
 	run   func(uint64, Options) *Result
 	tries int // of one plan: a machine that is not deterministic does not fail each time
 	left  int // runs
@@ -48,7 +52,8 @@ func Shrink(r *Result, opts Options, b Budget, run func(uint64, Options) *Result
 	}
 	opts.Trace = nil
 	all := planOf(r.run)
-	sh := &shrinker{seed: r.Seed, opts: opts, rule: r.Failure.Rule, run: run, tries: 3, left: b.Runs, until: time.Now().Add(b.Time), plan: all}
+	all.until = r.Failure.At + enough
+	sh := &shrinker{seed: r.Seed, opts: opts, rule: r.Failure.Rule, calm: r.run.calm, run: run, tries: 3, left: b.Runs, until: time.Now().Add(b.Time), plan: all}
 	out := &Shrunk{Result: r, OfOperations: len(all.ops), OfFaults: len(all.faults)}
 	if sh.fails(*all) {
 		sh.shrink()
@@ -102,7 +107,10 @@ func (sh *shrinker) fails(p plan) bool {
 		sh.runs++
 		opts := sh.opts
 		opts.plan = &p
-		if r := sh.run(sh.seed, opts); r.Failure != nil && r.Failure.Rule == sh.rule {
+		if sh.best != nil {
+			p.until = sh.best.Failure.At + enough
+		}
+		if r := sh.run(sh.seed, opts); r.Failure != nil && r.Failure.Rule == sh.rule && (sh.calm || !r.run.calm) {
 			sh.best, sh.plan = r, &p
 			return true
 		}

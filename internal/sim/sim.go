@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"runtime/debug"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/decree-raft/decree/internal/core"
@@ -91,8 +92,13 @@ type sim struct {
 	stats   Stats
 }
 
-// Run runs one seed to its end. Runs in one process must not overlap.
+// oneRun: what raft draws is drawn from one source per process.
+var oneRun sync.Mutex
+
+// Run runs one seed to its end. Runs in one process wait for one another.
 func Run(seed uint64, opts Options) *Result {
+	oneRun.Lock()
+	defer oneRun.Unlock()
 	if opts.MaxEvents == 0 {
 		opts.MaxEvents = 5_000_000
 	}

@@ -49,7 +49,7 @@ func TestSim(t *testing.T) {
 		virtual += r.Virtual
 		total.add(&r.Stats)
 		if r.Failure != nil {
-			t.Errorf("seed %d: %v", seed, r.Failure)
+			t.Error(story(r, Options{}))
 			if failed++; failed == 10 {
 				break
 			}
@@ -84,8 +84,13 @@ func one(t *testing.T, seed uint64) {
 	r := runJudged(seed, opts)
 	t.Logf("seed %d: trace %016x, %d events, %v, %+v", seed, r.Hash, r.Events, r.Virtual, r.Stats)
 	if r.Failure != nil {
-		t.Error(r.Failure)
+		t.Errorf("%v\n%s", r.Failure, story(r, Options{}))
 	}
+}
+
+// story shrinks a failing run and tells it.
+func story(r *Result, opts Options) string {
+	return fmt.Sprintf("%s\nagain:     make sim SEED=%d", Shrink(r, opts, Budget{}, runJudged).Story(), r.Seed)
 }
 
 // add sums everything up, by reflection, so that no counter is forgotten.

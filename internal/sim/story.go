@@ -17,7 +17,7 @@ func (sh *Shrunk) Story() string {
 	r := sh.Result
 	s, f := r.run, r.Failure
 	var b strings.Builder
-	fmt.Fprintf(&b, "seed %d breaks the rule %q after %s of virtual time, on %d nodes.\n", r.Seed, f.Rule, strings.TrimSpace(atTime(int64(f.At))), r.Stats.Nodes)
+	fmt.Fprintf(&b, "seed %d breaks the rule %q after %s of virtual time, on %s.\n", r.Seed, f.Rule, strings.TrimSpace(atTime(int64(f.At))), count(r.Stats.Nodes, "node"))
 	if sh.Runs > 0 {
 		network := ""
 		if sh.Quiet {
@@ -44,4 +44,11 @@ func (sh *Shrunk) Story() string {
 	}
 	fmt.Fprintf(&b, "where:     %s\nexpected:  %s\nseen:      %s", f.Message, f.Expected, f.Seen)
 	return b.String()
+}
+
+func count(n int, what string) string {
+	if n == 1 {
+		return "1 " + what
+	}
+	return fmt.Sprintf("%d %ss", n, what)
 }

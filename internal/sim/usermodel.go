@@ -308,7 +308,7 @@ func (u *User) showDecision(d *probe.Decision) string {
 	if d.Rejection != nil {
 		return u.showOutcome(PartReply, nil, d.Rejection)
 	}
-	s := fmt.Sprintf("%d events", len(d.Events))
+	s := count(len(d.Events), "event")
 	for i, e := range d.Events {
 		sep := ", "
 		if i == 0 {
@@ -317,4 +317,27 @@ func (u *User) showDecision(d *probe.Decision) string {
 		s += sep + u.show(PartEvent, e)
 	}
 	return s + " and the reply " + u.show(PartReply, d.Reply)
+}
+
+// Replay applies the log of a run without failure once more, from its beginning, with a machine that was just made, and
+// reports the first event that writes something else than it did. It is for a user's machine only.
+func (r *Result) Replay() *Failure {
+	w := r.run.work.(*userWork)
+	o := r.run.check.shards[1]
+	m, state, machine := o.model.(*userModel), new(probe.Memory), w.u.New()
+	for i, events := range m.effects {
+		for k, e := range events {
+			p := core.Position{Shard: o.shard, Index: core.Index(i), Ordinal: uint32(k)}
+			writes, f := applyTagged(machine, state, core.Event{Data: e.data, Position: p, Time: core.Timestamp(o.after(p.Index).time)})
+			if f == nil {
+				f = probe.CompareWrites(e.writes, writes, "when the cluster ran", "now")
+			}
+			if f != nil {
+				w.blame(f, "Apply of %s", w.describeEvent(p, e.data))
+				return r.run.failure
+			}
+			state.Write(writes)
+		}
+	}
+	return nil
 }
