@@ -1,9 +1,14 @@
 package main
 
 import (
+	"math/rand/v2"
 	"os"
+	"strconv"
 	"strings"
 	"testing"
+
+	"github.com/decree-raft/decree/rsm"
+	"github.com/decree-raft/decree/rsm/rsmtest"
 )
 
 func Example() {
@@ -28,4 +33,50 @@ func TestReadmeQuotesThis(t *testing.T) {
 	if want := "<!-- counter:begin -->\n```go\n" + string(code) + "```\n<!-- counter:end -->"; !strings.Contains(string(readme), want) {
 		t.Error("README.md quotes another counter.go: copy the file between the counter markers")
 	}
+}
+
+// All that it takes to test a machine in simulated clusters: how one is made, and what it is asked.
+func TestMachine(t *testing.T) {
+	rsmtest.Run(t, rsmtest.Config{
+		New:     func() rsm.Machine { return counter{} },
+		Command: func(r *rand.Rand) []byte { return []byte(strconv.Itoa(r.IntN(20) - 8)) },
+		Query:   func(*rand.Rand) []byte { return nil },
+	})
+}
+
+// model is the counter once more.
+type model int
+
+func (m model) Step(c rsm.Command) (rsmtest.Model, rsmtest.Outcome) {
+	delta, err := strconv.Atoi(string(c.Data))
+	if err != nil {
+		return m, rsmtest.Outcome{Code: "not_a_number"}
+	}
+	if int(m)+delta < 0 {
+		return m, rsmtest.Outcome{Code: "below_zero"}
+	}
+	next := m + model(delta)
+	return next, rsmtest.Outcome{Reply: []byte(strconv.Itoa(int(next)))}
+}
+
+func (m model) Query([]byte) rsmtest.Outcome {
+	return rsmtest.Outcome{Reply: []byte(strconv.Itoa(int(m)))}
+}
+
+// With a model, every reply and answer is checked too; and events of this version will still be understood by the next one.
+func TestMachineAgainstModel(t *testing.T) {
+	c := rsmtest.Config{
+		New: func() rsm.Machine { return counter{} },
+		Command: func(r *rand.Rand) []byte {
+			if r.IntN(20) == 0 {
+				return []byte("ten")
+			}
+			return []byte(strconv.Itoa(r.IntN(20) - 8))
+		},
+		Query: func(*rand.Rand) []byte { return nil },
+		Model: model(0),
+		Seeds: 20,
+	}
+	rsmtest.Run(t, c)
+	rsmtest.Golden(t, "testdata", "v1", c)
 }

@@ -31,7 +31,7 @@ type Config struct {
 	// are not compared with those of a new machine, and neither kept state nor map order is found in Decide.
 	ImpureDecide bool
 
-	// Seeds is how many clusters are simulated. Default 100, under -short 20. A run takes about 10 to 100 ms.
+	// Seeds is how many clusters are simulated. Default 50, under -short 10. A run takes about 10 to 100 ms.
 	Seeds int
 
 	// ShowCommand and the others make what they are given readable, for stories. Default: a quoted string.

@@ -20,7 +20,7 @@ import (
 const (
 	goldenHeader   = "rsmtest golden events, format 1"
 	goldenSuffix   = ".golden"
-	goldenCommands = 300
+	goldenCommands = 100
 )
 
 // Golden checks that the events of every version of the machine still apply, and still write what they wrote. Events live for ever, in logs and journals;

@@ -19,8 +19,8 @@ var (
 )
 
 const (
-	defaultSeeds  = 100
-	shortSeeds    = 20
+	defaultSeeds  = 50
+	shortSeeds    = 10
 	progressEvery = 10 * time.Second
 )
 
