@@ -13,9 +13,13 @@
 //	network.go     frames that are lost, late, doubled, out of order, cut off
 //	faults.go      who breaks what, when
 //	clients.go     who asks, and asks again
-//	machine.go     two machines whose every decision can be checked
+//	workload.go    what a run is about: the machines, what is asked of them, and a model of both
+//	builtin.go     two machines of its own (machine.go), whose every decision can be checked
+//	user.go        a user's machine, for rsm/rsmtest; usermodel.go replays the log through it
 //	oracle.go      the log as committed, replayed by a model that shares no code with the core
 //	check.go       what must hold after every step, for every answer, and at the end
+//	plan.go        a run of which some faults and operations are left out
+//	shrink.go      a failing run with as few of them as it takes; story.go tells it
 //
 // # What is checked
 //
@@ -36,5 +40,6 @@
 // table statistics are off, a flush is run to its end within one event, and what a
 // crash leaves is exactly what was synced. The one global source of randomness below
 // us, etcd raft's for election timeouts, is seeded anew for each run (raftrand.go); so
-// runs in one process must not overlap.
+// runs in one process wait for one another. Each operation of a client and each fault has a random source of its
+// own, named by its number: to leave out one leaves the others what they were, and that is what shrinking is made of.
 package sim
