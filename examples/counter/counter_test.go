@@ -35,6 +35,25 @@ func TestReadmeQuotesThis(t *testing.T) {
 	}
 }
 
+// The README and docs/testing.md show the test below.
+func TestDocsQuoteTheTest(t *testing.T) {
+	code, err := os.ReadFile("counter_test.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, test, _ := strings.Cut(string(code), "\nfunc TestMachine(")
+	test, _, _ = strings.Cut(test, "\n}\n")
+	for _, file := range []string{"../../README.md", "../../docs/testing.md"} {
+		page, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !strings.Contains(string(page), "```go\nfunc TestMachine("+test+"\n}\n```") {
+			t.Errorf("%s quotes another TestMachine: copy it from counter_test.go", file)
+		}
+	}
+}
+
 // All that it takes to test a machine in simulated clusters: how one is made, and what it is asked.
 func TestMachine(t *testing.T) {
 	rsmtest.Run(t, rsmtest.Config{

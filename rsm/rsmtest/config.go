@@ -3,6 +3,7 @@ package rsmtest
 import (
 	"errors"
 	"math/rand/v2"
+	"reflect"
 
 	"github.com/decree-raft/decree/internal/core"
 	"github.com/decree-raft/decree/internal/sim"
@@ -70,6 +71,9 @@ func (c *Config) check() error {
 		return errors.New("rsmtest: Config.Command is missing: a function that draws a command")
 	case c.Seeds < 0:
 		return errors.New("rsmtest: Config.Seeds is negative")
+	}
+	if one, other := reflect.ValueOf(c.New()), reflect.ValueOf(c.New()); one.Kind() == reflect.Pointer && one.Type().Elem().Size() > 0 && one.Pointer() == other.Pointer() {
+		return errors.New("rsmtest: Config.New returns the same machine twice: it must make one each time, or what a machine keeps to itself cannot be found")
 	}
 	return nil
 }

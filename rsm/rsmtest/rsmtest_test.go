@@ -342,9 +342,17 @@ func TestNothingTested(t *testing.T) {
 }
 
 func TestIncompleteConfig(t *testing.T) {
-	for _, c := range []rsmtest.Config{{}, {New: func() rsm.Machine { return tally{} }}} {
-		if story := failure(t, func(t testing.TB) { rsmtest.Run(t, c) }); !strings.Contains(story, "is missing") {
-			t.Errorf("got %q", story)
+	shared := new(countInApply)
+	for _, c := range []struct {
+		config rsmtest.Config
+		want   string
+	}{
+		{rsmtest.Config{}, "New is missing"},
+		{rsmtest.Config{New: func() rsm.Machine { return tally{} }}, "Command is missing"},
+		{tallyConfig(func() rsm.Machine { return shared }), "returns the same machine twice"},
+	} {
+		if story := failure(t, func(t testing.TB) { rsmtest.Run(t, c.config) }); !strings.Contains(story, c.want) {
+			t.Errorf("got %q, want %q", story, c.want)
 		}
 	}
 }

@@ -3,6 +3,7 @@ package rsmtest
 import (
 	"flag"
 	"fmt"
+	"regexp"
 	"runtime/debug"
 	"strings"
 	"testing"
@@ -84,7 +85,7 @@ func (c *Config) run(t testing.TB, seed uint64) *sim.Result {
 func again(test string, seed uint64) string {
 	parts := strings.Split(test, "/")
 	for i := range parts {
-		parts[i] = "^" + parts[i] + "$"
+		parts[i] = "^" + regexp.QuoteMeta(parts[i]) + "$"
 	}
 	pkg := "."
 	if info, ok := debug.ReadBuildInfo(); ok && strings.HasSuffix(info.Path, ".test") {
