@@ -18,7 +18,7 @@ const (
 	RuleApplyTwice  = "apply-twice"   // an event applied twice to one state writes something else the second time
 	RuleDecideTwice = "decide-twice"  // two fresh machines decide a command differently on one state
 	RuleHidden      = "hidden-state"  // a machine that has run decides otherwise than a fresh one
-	RuleLate        = "apply-differs" // two replicas write something else for one event
+	RuleDiffers     = "apply-differs" // two replicas write something else for one event
 )
 
 // Fault is a broken rule.
@@ -158,7 +158,7 @@ func apply(m core.Machine, v core.View, e core.Event) ([]Write, *Fault) {
 // part of the hash that replicas compare.
 func CompareWrites(one, other []Write, nameOne, nameOther string) *Fault {
 	for i := range max(len(one), len(other)) {
-		f := &Fault{Rule: RuleLate}
+		f := &Fault{Rule: RuleDiffers}
 		a, b := "writes no more", "writes no more"
 		if i < len(one) {
 			a, f.Key = one[i].String(), one[i].Key

@@ -3,6 +3,8 @@ package sim
 import (
 	"slices"
 	"time"
+
+	"github.com/decree-raft/decree/internal/probe"
 )
 
 // Budget bounds the work of shrinking.
@@ -110,12 +112,23 @@ func (sh *shrinker) fails(p plan) bool {
 		if sh.best != nil {
 			p.until = sh.best.Failure.At + enough
 		}
-		if r := sh.run(sh.seed, opts); r.Failure != nil && r.Failure.Rule == sh.rule && (sh.calm || !r.run.calm) {
+		if r := sh.run(sh.seed, opts); r.Failure != nil && kind(r.Failure.Rule) == kind(sh.rule) && (sh.calm || !r.run.calm) {
 			sh.best, sh.plan = r, &p
 			return true
 		}
 	}
 	return false
+}
+
+// kind makes one rule of those of which a machine that is not deterministic breaks now the one, now the other.
+func kind(rule string) string {
+	switch rule {
+	case probe.RuleDiffers:
+		return probe.RuleApplyTwice
+	case probe.RuleHidden:
+		return probe.RuleDecideTwice
+	}
+	return rule
 }
 
 // minimize leaves out as much of a list as it can while fails reports true for the rest.

@@ -204,7 +204,7 @@ func (m *userModel) apply(state *probe.Memory, now int64, events [][]byte) bool 
 		p := core.Position{Shard: m.o.shard, Index: m.index, Ordinal: uint32(len(m.effects[m.index]))}
 		writes, f := applyTagged(m.machine, state, core.Event{Data: data, Position: p, Time: core.Timestamp(now)})
 		if f != nil {
-			m.w.blame(f, "Apply of %s", m.w.describeEvent(p, data))
+			m.w.blame(f, "Apply in a replay of the log, of %s", m.w.describeEvent(p, data))
 			return false
 		}
 		state.Write(writes)
@@ -333,7 +333,7 @@ func (r *Result) Replay() *Failure {
 				f = probe.CompareWrites(e.writes, writes, "when the cluster ran", "now")
 			}
 			if f != nil {
-				w.blame(f, "Apply of %s", w.describeEvent(p, e.data))
+				w.blame(f, "Apply in a replay of the log, of %s", w.describeEvent(p, e.data))
 				return r.run.failure
 			}
 			state.Write(writes)

