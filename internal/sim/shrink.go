@@ -10,7 +10,7 @@ import (
 // Budget bounds the work of shrinking.
 type Budget struct {
 	Runs int           // default 400
-	Time time.Duration // real; default 20 s
+	Time time.Duration // real; default 30 s
 }
 
 // Shrunk is a failing run without most of what it does not take to fail.
@@ -50,7 +50,7 @@ func Shrink(r *Result, opts Options, b Budget, run func(uint64, Options) *Result
 		b.Runs = 400
 	}
 	if b.Time == 0 {
-		b.Time = 20 * time.Second
+		b.Time = 30 * time.Second
 	}
 	opts.Trace = nil
 	all := planOf(r.run)
