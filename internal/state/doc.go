@@ -20,11 +20,20 @@
 // Trees are copy-on-write. A Version is a copy of the trees and a pebble
 // snapshot, and so never changes.
 //
+// # Cut and Install
+//
+// Cut pins a shard's last flush and writes it as tables, without the journal, while the shard goes on. Install
+// puts such tables in the place of all that there is of a shard, in one edit of pebble's manifest
+// (ingest and excise). The journal is empty after it and begins with the entry after the tables' index. Versions and
+// cuts that were open go on showing the old state: each pins the files that it reads.
+//
 // # Goroutines
 //
 //	Shard      its owner: one goroutine, the shard's worker
 //	Version    any, several at once; closed once, after all use
 //	FlushJob   Run: any one goroutine; the rest is the owner's
+//	InstallJob the same; never beside a flush of its shard
+//	Cut        any, one at a time; closed once
 //	Store      any; Close after all shards, jobs and versions have ended
 //	pebble     its own, for compactions; the errors of these go to Options.OnFatal
 //
@@ -32,7 +41,7 @@
 //
 //	FORMAT     marker, written when the rest has been created
 //	pebble/    the tables
-//	ingest/    tables being written; emptied by Open
+//	ingest/    tables being written, links to tables being installed; emptied by Open
 //
 // All integers are big endian unless they are called uvarint.
 //
@@ -57,5 +66,10 @@
 //	Run, manifest written, not    the edit whole or torn            this flush or the last one,
 //	synced                                                          never a part
 //	Run has returned nil          all of it                         this flush
+//	Install, before Run           nothing                           last flush
+//	Install, tables being linked  links in ingest/                  removes them; last flush
+//	Install, manifest written,    the edit whole or torn            the tables or the last flush,
+//	not synced                                                      never a part
+//	Install, Run has returned     all of it                         the tables
 //	compaction                    its output, not named             pebble removes it; no change
 package state

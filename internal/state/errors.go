@@ -17,6 +17,12 @@ var (
 	ErrClosed = errors.New("state: store is closed")
 	// ErrInUse: Close found versions that are still open.
 	ErrInUse = errors.New("state: versions are still open")
+	// ErrNotFlushed: nothing of the shard is durable yet, so there is nothing to cut. Flush first.
+	ErrNotFlushed = errors.New("state: nothing of the shard has been flushed")
+	// ErrBusy: a flush or an install of the shard is under way. Wait for it.
+	ErrBusy = errors.New("state: a flush or an install is under way")
+	// ErrStale: what was to be installed is older than what is there.
+	ErrStale = errors.New("state: older than what is there")
 	// ErrShardOpen: the shard has an owner already.
 	ErrShardOpen = errors.New("state: shard is open already")
 )

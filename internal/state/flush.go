@@ -33,7 +33,7 @@ type KV struct{ Key, Value []byte }
 // if there is a frozen layer already. Writes in it that are recorded for undo can still be
 // rolled back.
 func (h *Shard) Freeze() bool {
-	assert(h.scans == 0, "freeze during a scan")
+	assert(h.scans == 0 && h.install == nil, "freeze during a scan or an install")
 	if h.frozen != nil {
 		return false
 	}
@@ -46,7 +46,7 @@ func (h *Shard) Freeze() bool {
 // Unfreeze makes the frozen layer the active one again, after a rollback
 // past the freeze. The active layer must be empty and no flush begun.
 func (h *Shard) Unfreeze() {
-	assert(h.scans == 0, "unfreeze during a scan")
+	assert(h.scans == 0 && h.install == nil, "unfreeze during a scan or an install")
 	assert(h.frozen != nil && h.job == nil, "unfreeze without a frozen layer, or during a flush")
 	assert(len(h.active.index) == 0, "unfreeze over a layer with writes")
 	h.active, h.frozen = h.frozen, nil
@@ -56,7 +56,7 @@ func (h *Shard) Unfreeze() {
 // committed: no undo records older than the freeze. The shard goes on
 // meanwhile; the job is then Run elsewhere and handed back with Flushed.
 func (h *Shard) Flush(f Flush) *FlushJob {
-	assert(h.frozen != nil && h.job == nil, "flush without a frozen layer, or during a flush")
+	assert(h.frozen != nil && h.job == nil && h.install == nil, "flush without a frozen layer, or during a flush or an install")
 	assert(h.undo.len() == 0 || h.undo.base >= h.freezeMark, "flush of writes that may be rolled back")
 	assert(f.Index >= h.meta.index, "the flushed index goes back")
 	j := &FlushJob{store: h.store, shard: h.id, first: !h.durable, sessions: slices.Clone(f.Sessions)}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"github.com/cespare/xxhash/v2"
+	"github.com/cockroachdb/pebble/v2"
 )
 
 // The byte tables stand in doc.go.
@@ -35,6 +36,11 @@ func prefix(dst []byte, shard uint64, kind byte) []byte {
 // prefixEnd appends the first key after all keys of (shard, kind). Kinds are
 // letters, so the next byte always exists.
 func prefixEnd(dst []byte, shard uint64, kind byte) []byte { return prefix(dst, shard, kind+1) }
+
+// shardSpan holds all keys of a shard, whatever their kind: kinds are between 0 and 0xff.
+func shardSpan(shard uint64) pebble.KeyRange {
+	return pebble.KeyRange{Start: prefix(nil, shard, 0), End: prefix(nil, shard, 0xff)}
+}
 
 func journalKey(dst []byte, shard, index uint64) []byte {
 	return binary.BigEndian.AppendUint64(prefix(dst, shard, kindJournal), index)

@@ -44,7 +44,7 @@ func (h *Shard) Journal(lo, hi, maxBytes uint64) (entries []JournalEntry, err er
 		return nil, fmt.Errorf("%w: %d, the first is %d", ErrCompacted, lo, first)
 	}
 	hi = min(hi, last+1)
-	it, err := h.store.db.NewIter(&pebble.IterOptions{
+	it, err := h.reader().NewIter(&pebble.IterOptions{
 		LowerBound: journalKey(nil, h.id, lo), UpperBound: journalKey(nil, h.id, hi)})
 	if err != nil {
 		return nil, fmt.Errorf("state: journal: %w", err)
@@ -87,7 +87,7 @@ func journalAt(it *pebble.Iterator, want uint64) (JournalEntry, error) {
 // LoadSessions yields all durable sessions, ascending by key; not during a flush. Key and value are valid
 // during the call only. An error of yield ends it and is returned as it is.
 func (h *Shard) LoadSessions(yield func(key, value []byte) error) (err error) {
-	assert(h.job == nil, "sessions are loaded during a flush")
+	assert(h.job == nil && h.install == nil, "sessions are loaded during a flush or an install")
 	it, err := h.store.db.NewIter(&pebble.IterOptions{
 		LowerBound: prefix(nil, h.id, kindSession), UpperBound: prefixEnd(nil, h.id, kindSession)})
 	if err != nil {

@@ -55,6 +55,7 @@ type Shard struct {
 	undo       undoLog
 	freezeMark Mark // writes at places before it went to frozen, if there is one
 	job        *FlushJob
+	install    *InstallJob // Invariant: not both a job and an install
 
 	durable bool // pebble has something of this shard
 	meta    meta // of the last durable flush
@@ -77,10 +78,13 @@ func (h *Shard) load() error {
 }
 
 // Close ends the ownership. What was not flushed is dropped, versions stay
-// usable. A flush job that is running must be waited for first.
+// usable. A flush or an install that is running must be waited for first.
 func (h *Shard) Close() {
 	assert(!h.closed, "shard is closed twice")
 	h.closed = true
+	if h.install != nil {
+		h.endInstall()
+	}
 	h.store.mu.Lock()
 	delete(h.store.shards, h.id)
 	h.store.mu.Unlock()
@@ -115,10 +119,10 @@ func (h *Shard) Get(key []byte) ([]byte, bool) {
 		return nil, false
 	}
 	h.keyBuf = append(h.keyBuf[:prefixLen], key...)
-	return getDurable(h.store.db, h.keyBuf)
+	return h.getDurable(h.keyBuf)
 }
 
-// getDurable reads what earlier flushes left under a whole key.
+// getDurable reads what is under a whole key.
 func getDurable(r pebble.Reader, key []byte) ([]byte, bool) {
 	v, closer, err := r.Get(key)
 	if err == nil {
@@ -159,7 +163,7 @@ func (h *Shard) scan(start, end []byte, backward bool) iter.Seq2[[]byte, []byte]
 			s.layers[1] = h.frozen.sync()
 		}
 		if h.durable {
-			s.reader = h.store.db
+			s.reader = h.reader()
 		}
 		s.run(func(k, v []byte) bool { return yield(k, v) && h.scanAge == age })
 	}
@@ -183,7 +187,7 @@ func (h *Shard) Set(key, value []byte) {
 	if len(value) > h.limits.MaxValueBytes {
 		panic(&LimitError{"value", len(value), h.limits.MaxValueBytes, keyPrefix(key)})
 	}
-	assert(h.scans == 0, "write during a scan")
+	assert(h.scans == 0 && h.install == nil, "write during a scan or an install")
 	h.wrote(h.active.set(key, value))
 }
 
@@ -192,7 +196,7 @@ func (h *Shard) Delete(key []byte) {
 	if len(key) > h.limits.MaxKeyBytes {
 		return // it cannot exist
 	}
-	assert(h.scans == 0, "write during a scan")
+	assert(h.scans == 0 && h.install == nil, "write during a scan or an install")
 	h.wrote(h.active.remove(key))
 }
 

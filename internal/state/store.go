@@ -62,8 +62,12 @@ type Store struct {
 	tableSeq atomic.Uint64 // names of tables to ingest
 	versions atomic.Int64  // that are open
 
-	running sync.RWMutex // held for reading while a flush runs, by Close for writing
+	running sync.RWMutex // held for reading while a flush or an install runs, by Close for writing
 	closed  bool         // guarded by running
+
+	// excise is held for writing while a shard is being replaced. Flushes do not take it: they are
+	// seen whole or not at all.
+	excise sync.RWMutex
 
 	mu     sync.Mutex
 	shards map[uint64]*Shard // that are open
@@ -95,7 +99,7 @@ func Open(o Options) (*Store, error) {
 	return s, nil
 }
 
-// Close waits for flushes under way and closes the files. With versions open
+// Close waits for flushes and installs under way and closes the files. With versions or cuts open
 // it does nothing and returns ErrInUse. What was not flushed is gone: it is
 // in the write-ahead log of the node. A second call returns ErrClosed.
 func (s *Store) Close() error {
@@ -117,6 +121,8 @@ func (s *Store) Close() error {
 
 // ShardIDs returns the ids of all shards that have been flushed, ascending.
 func (s *Store) ShardIDs() (ids []uint64, err error) {
+	s.excise.RLock()
+	defer s.excise.RUnlock()
 	it, err := s.db.NewIter(nil)
 	if err != nil {
 		return nil, fmt.Errorf("state: list shards: %w", err)

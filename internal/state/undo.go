@@ -70,7 +70,7 @@ func (h *Shard) Mark() Mark { return h.undo.end() }
 // Rollback undoes all writes recorded after the mark, newest first, in the
 // frozen layer too.
 func (h *Shard) Rollback(to Mark) {
-	assert(h.scans == 0, "rollback during a scan")
+	assert(h.scans == 0 && h.install == nil, "rollback during a scan or an install")
 	h.undo.undo(to, func(at Mark, r *undoRec) {
 		h.layerAt(at).restore(r.key, r.prev)
 	})

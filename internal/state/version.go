@@ -1,18 +1,51 @@
 package state
 
 import (
+	"bytes"
+	"errors"
 	"iter"
+	"slices"
 	"sync/atomic"
 
 	"github.com/cockroachdb/pebble/v2"
 )
 
 // base is pebble as of some flush of a shard. Versions of the same flush
-// share one, and it ends with the last of them: a snapshot that the shard
-// itself held would make compactions keep every old value of every other shard.
+// share one, and it ends with the last of them: one that the shard
+// itself held would keep every table of every shard that compactions have replaced.
+//
+// It is a snapshot that is "eventually file-only", which here means at once, since nothing is ever in
+// the memtable: it pins the tables. A plain snapshot sees through an excise: after an Install,
+// all keys of the shard would be absent from it.
 type base struct {
-	snap *pebble.Snapshot
+	snap *pebble.EventuallyFileOnlySnapshot
 	refs atomic.Int64
+}
+
+// newBase pins pebble as it is now, for the keys of one shard.
+func newBase(db *pebble.DB, shard uint64) *base {
+	b := &base{snap: db.NewEventuallyFileOnlySnapshot([]pebble.KeyRange{shardSpan(shard)})}
+	b.refs.Store(1)
+	return b
+}
+
+// get is getDurable on what is pinned. The snapshot's own Get would hide an error of the value.
+func (b *base) get(key []byte) ([]byte, bool) {
+	it, err := b.snap.NewIter(nil)
+	if err != nil {
+		panic(&ReadError{Err: err, Key: slices.Clone(key[prefixLen:])})
+	}
+	var v []byte
+	found := it.SeekPrefixGE(key) && bytes.Equal(it.Key(), key)
+	if found {
+		if v, err = it.ValueAndErr(); err == nil {
+			v = append(make([]byte, 0, len(v)), v...)
+		}
+	}
+	if err = errors.Join(err, it.Error(), it.Close()); err != nil {
+		panic(&ReadError{Err: err, Key: slices.Clone(key[prefixLen:])})
+	}
+	return v, found
 }
 
 // acquire takes a reference unless the last one has been dropped already.
@@ -63,8 +96,7 @@ func (h *Shard) Version() *Version {
 // it and says the same.
 func (h *Shard) acquireBase() *base {
 	if h.base == nil || !h.base.acquire() {
-		h.base = &base{snap: h.store.db.NewSnapshot()}
-		h.base.refs.Store(1)
+		h.base = newBase(h.store.db, h.id)
 	}
 	return h.base
 }
@@ -118,7 +150,7 @@ func (v *Version) Get(key []byte) ([]byte, bool) {
 	if v.base == nil {
 		return nil, false
 	}
-	return getDurable(v.base.snap, append(prefix(make([]byte, 0, prefixLen+len(key)), v.shard, kindData), key...))
+	return v.base.get(append(prefix(make([]byte, 0, prefixLen+len(key)), v.shard, kindData), key...))
 }
 
 // Scan is as Shard.Scan.
