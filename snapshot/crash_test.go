@@ -1,0 +1,228 @@
+package snapshot
+
+import (
+	"context"
+	"errors"
+	"math/rand/v2"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
+)
+
+// crashFS takes an image of what a crash would leave before each change of the file system.
+type crashFS struct {
+	vfs.FS
+	mem *vfs.MemFS
+
+	mu     sync.Mutex
+	r      *rand.Rand
+	armed  bool
+	images []*vfs.MemFS
+}
+
+func newCrashFS(r *rand.Rand) *crashFS {
+	c := &crashFS{mem: vfs.NewCrashableMem(), r: r}
+	c.FS = errorfs.Wrap(c.mem, errorfs.InjectorFunc(func(op errorfs.Op) error {
+		if op.Kind.ReadOrWrite() == errorfs.OpIsWrite {
+			c.take()
+		}
+		return nil
+	}))
+	return c
+}
+
+func (c *crashFS) take() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.armed {
+		c.images = append(c.images, c.mem.CrashClone(vfs.CrashCloneCfg{
+			UnsyncedDataPercent: []int{0, 0, 50, 100}[c.r.IntN(4)], RNG: c.r}))
+	}
+}
+
+// during returns the images taken while f ran, and one of what is synced after it.
+func (c *crashFS) during(f func()) (images []*vfs.MemFS, after *vfs.MemFS) {
+	c.mu.Lock()
+	c.armed, c.images = true, nil
+	c.mu.Unlock()
+	f()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.armed = false
+	return c.images, c.mem.CrashClone(vfs.CrashCloneCfg{})
+}
+
+// recovered opens an image and says how many snapshots it has, all of which must be whole. Nothing half done may stay behind.
+func recovered(t *testing.T, image *vfs.MemFS, path string) (d *Dir, complete int) {
+	t.Helper()
+	d = openDir(t, image, path)
+	for _, s := range d.List() {
+		if _, err := Verify(t.Context(), image, s.Dir); err != nil {
+			t.Errorf("what a crash left looks complete: %v", err)
+		}
+	}
+	if len(d.Damaged()) > 0 {
+		t.Errorf("a crash left damage: %v", d.Damaged())
+	}
+	if names := strings.Fields(namesT(t, image, path)); len(names) != len(d.List())+len(d.Partial()) {
+		t.Errorf("a crash left %v", names)
+	}
+	return d, len(d.List())
+}
+
+// TestCrashOfCut: a snapshot is there whole or not at all.
+//
+// Mutations with which it was seen to fail, one by one: the manifest is not synced; publish does not sync the directory before the rename.
+func TestCrashOfCut(t *testing.T) {
+	r := random(t)
+	w := newWorld(t, vfs.NewMem(), "/s")
+	w.fill(r, 2, 100, 500)
+	fs := newCrashFS(r)
+	d := openDir(t, fs, "/snaps")
+	images, after := fs.during(func() { w.cut(d, CutOptions{Info: testInfo(), TableBytes: 8 << 10, ChunkBytes: MinChunkBytes}) })
+	for _, image := range images {
+		recovered(t, image, "/snaps")
+	}
+	if _, n := recovered(t, after, "/snaps"); n != 1 {
+		t.Error("a snapshot that was cut is lost")
+	}
+	if len(images) < 20 {
+		t.Errorf("only %d crashes", len(images))
+	}
+}
+
+// TestCrashOfReceive: after a crash at any point the receive goes on where it was, roughly, to the same end.
+//
+// Mutations with which it was seen to fail, one by one: chunks that lie there are believed without a look; files are not synced; remove
+// does not wait for the new name to be durable.
+func TestCrashOfReceive(t *testing.T) {
+	r := random(t)
+	x := newSender(t, r)
+	b := encoded(t, x.s)
+	fs := newCrashFS(r)
+	d := openDir(t, fs, "/in")
+	images, after := fs.during(func() {
+		if _, err := d.Receive(t.Context(), b, x.src, accepted()); err != nil {
+			t.Fatal(err)
+		}
+	})
+	for i, image := range images {
+		d, n := recovered(t, image, "/in")
+		if testing.Short() && i%5 != 0 {
+			continue
+		}
+		got, err := d.Receive(t.Context(), b, x.src, accepted())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := Verify(t.Context(), image, got.Dir); err != nil {
+			t.Errorf("resumed after a crash (%d complete): %v", n, err)
+		}
+	}
+	if _, n := recovered(t, after, "/in"); n != 1 {
+		t.Error("a snapshot that was received is lost")
+	}
+	if len(images) < x.chunks() {
+		t.Errorf("only %d crashes", len(images))
+	}
+
+	id := d.List()[0].ID
+	images, after = fs.during(func() {
+		if err := d.Remove(id); err != nil {
+			t.Fatal(err)
+		}
+	})
+	for _, image := range images {
+		recovered(t, image, "/in")
+	}
+	if _, n := recovered(t, after, "/in"); n != 0 {
+		t.Error("a snapshot that was removed is back")
+	}
+}
+
+// TestErrorsOfTheDisk fails the n-th change of the file system during what there is to do, for all n. The second try succeeds without a restart.
+func TestErrorsOfTheDisk(t *testing.T) {
+	x := newSender(t, random(t))
+	b := encoded(t, x.s)
+	w := newWorld(t, vfs.NewMem(), "/s")
+	w.fill(rand.New(rand.NewPCG(1, 1)), 2, 100, 500)
+	receive := func(d *Dir) error {
+		s, err := d.Receive(t.Context(), b, x.src, accepted())
+		if err == nil {
+			_, err = Verify(t.Context(), d.fs, s.Dir)
+		}
+		return err
+	}
+	failAll(t, "receive", x.chunks(), func(*Dir) {}, receive)
+	failAll(t, "remove", 2, func(d *Dir) {
+		if err := receive(d); err != nil {
+			t.Fatal(err)
+		}
+	}, func(d *Dir) error { return d.Remove(x.s.ID) })
+	failAll(t, "replace a partial", x.chunks(), func(d *Dir) {
+		broken := fetchFunc(func(context.Context, ID, int, int) ([]byte, error) { return nil, context.Canceled })
+		m := *x.s.Manifest
+		m.Index--
+		other, _, err := m.Encode()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := d.Receive(t.Context(), other, broken, accepted()); !errors.Is(err, context.Canceled) {
+			t.Fatal(err)
+		}
+	}, receive)
+	failAll(t, "cut", 10, func(*Dir) {}, func(d *Dir) error {
+		c, err := w.store.Cut(testShard)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		o := small
+		o.Info = testInfo()
+		s, err := d.Cut(t.Context(), c, o)
+		if err == nil {
+			_, err = Verify(t.Context(), d.fs, s.Dir)
+		}
+		return err
+	})
+}
+
+// failAll prepares a directory, has one change fail in do, and does it again.
+func failAll(t *testing.T, name string, atLeast int, prepare func(*Dir), do func(*Dir) error) {
+	failed := 0
+	for n := int32(0); ; n++ {
+		mem := vfs.NewMem()
+		index := errorfs.OnIndex(-1)
+		fs := errorfs.Wrap(mem, errorfs.InjectorFunc(func(op errorfs.Op) error {
+			if op.Kind.ReadOrWrite() == errorfs.OpIsWrite {
+				return index.MaybeError(op)
+			}
+			return nil
+		}))
+		d := openDir(t, fs, "/in")
+		prepare(d)
+		index.Store(n)
+		err := do(d)
+		met := index.Load() < 0
+		index.Store(-1)
+		if err == nil && !met {
+			break
+		}
+		if err != nil {
+			failed++
+			if !errors.Is(err, errorfs.ErrInjected) {
+				t.Errorf("%s, change %d: %v", name, n, err)
+			}
+			if err := do(d); err != nil {
+				t.Fatalf("%s, change %d: the second try: %v", name, n, err)
+			}
+		}
+		recovered(t, mem, "/in")
+	}
+	if failed < atLeast {
+		t.Errorf("%s: only %d failures", name, failed)
+	}
+}

@@ -1,0 +1,66 @@
+package snapshot
+
+import (
+	"context"
+	"fmt"
+	"slices"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+
+	"github.com/decree-raft/decree/internal/state"
+)
+
+// Verify reads a complete snapshot, every byte of it, and says what it is: the manifest and the files pass their checksums, no file
+// is missing or too many, all keys are the shard's and in order, and there are as many of each kind as the manifest says. Errors name
+// the file, and the offset where that is known. fs may be nil for vfs.Default.
+func Verify(ctx context.Context, fs vfs.FS, dir string) (*Manifest, error) {
+	if fs == nil {
+		fs = vfs.Default
+	}
+	m, _, err := readManifest(fs, dir)
+	if err != nil {
+		return nil, fmt.Errorf("snapshot: verify: %w", err)
+	}
+	if err := checkNames(fs, dir, m); err != nil {
+		return nil, err
+	}
+	buf := make([]byte, m.ChunkBytes)
+	paths := make([]string, len(m.Files))
+	for i := range paths {
+		paths[i] = fs.PathJoin(dir, fileName(i))
+		if err := checkFile(ctx, fs, paths[i], m, i, buf); err != nil {
+			return nil, fmt.Errorf("snapshot: verify: %w", err)
+		}
+	}
+	c, err := state.CheckTables(ctx, fs, paths, m.Shard)
+	if err != nil {
+		return nil, fmt.Errorf("snapshot: verify: %w", err)
+	}
+	if c.Index != m.Index || !slices.Equal(c.Sections, m.Sections) {
+		return nil, &DamageError{File: fs.PathJoin(dir, manifestName), Offset: -1,
+			Reason: fmt.Sprintf("it says index %d and sections %v, the files have %d and %v", m.Index, m.Sections, c.Index, c.Sections)}
+	}
+	return m, nil
+}
+
+// checkNames makes sure that the directory has the files of the manifest and no others.
+func checkNames(fs vfs.FS, dir string, m *Manifest) error {
+	names, err := fs.List(dir)
+	if err != nil {
+		return fmt.Errorf("snapshot: verify: %w", err)
+	}
+	want := map[string]bool{manifestName: true}
+	for i := range m.Files {
+		want[fileName(i)] = true
+	}
+	for _, name := range names {
+		if !want[name] {
+			return &DamageError{File: fs.PathJoin(dir, name), Offset: -1, Reason: "the manifest does not know this file"}
+		}
+		delete(want, name)
+	}
+	for name := range want {
+		return &DamageError{File: fs.PathJoin(dir, name), Offset: -1, Reason: "it is missing"}
+	}
+	return nil
+}
