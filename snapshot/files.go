@@ -1,6 +1,7 @@
 package snapshot
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -50,7 +51,7 @@ func writeFile(fs vfs.FS, name string, b []byte) error {
 	if err != nil {
 		return err
 	}
-	_, err = f.Write(b)
+	_, err = f.Write(bytes.Clone(b)) // Write may change what it is given
 	if err == nil {
 		err = f.Sync()
 	}

@@ -253,6 +253,7 @@ func (r *receiver) chunk(ctx context.Context, f vfs.File, path string, i, c int,
 	if err != nil {
 		return err
 	}
+	whole.Write(data) // before WriteAt, which may change it
 	if _, err := f.WriteAt(data, offset); err != nil {
 		return err
 	}
@@ -264,7 +265,6 @@ func (r *receiver) chunk(ctx context.Context, f vfs.File, path string, i, c int,
 	}
 	r.bytes += int64(n)
 	r.fetched += int64(n)
-	whole.Write(data)
 	return nil
 }
 
