@@ -6,8 +6,6 @@ import (
 	"encoding/binary"
 	"fmt"
 	"math"
-
-	"github.com/decree-raft/decree/internal/state"
 )
 
 // The byte table stands in doc.go.
@@ -175,7 +173,7 @@ func (r *reader) manifest() *Manifest {
 		r.fail("auto leave")
 	}
 	for n := r.count("sections", 256, 3); n > 0; n-- {
-		s := state.Section{Kind: r.take("section", 1)[0]}
+		s := Section{Kind: r.take("section", 1)[0]}
 		s.Keys, s.Bytes = r.uvarint("section", math.MaxUint64), r.uvarint("section", math.MaxUint64)
 		m.Sections = append(m.Sections, s)
 	}

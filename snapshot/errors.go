@@ -13,6 +13,8 @@ var (
 	ErrNewerFormat = errors.New("snapshot: written by a newer version")
 	// ErrForeign: a snapshot of another cluster or shard than the one that was asked for.
 	ErrForeign = errors.New("snapshot: of another cluster or shard")
+	// ErrStale: it is older than what is wanted.
+	ErrStale = errors.New("snapshot: too old")
 	// ErrTooLarge: a limit does not allow it.
 	ErrTooLarge = errors.New("snapshot: too large")
 	// ErrNoSpace: the disk would be left with less than is to stay free. There is a point in trying again later.

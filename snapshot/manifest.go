@@ -37,12 +37,15 @@ type Manifest struct {
 	// TablesVersion is what the files look like, see state.TablesVersion.
 	TablesVersion uint32
 	// Sections count the keys of each kind, ascending by kind. See internal/state for the kinds.
-	Sections []state.Section
+	Sections []Section
 	// ChunkBytes is the size of a chunk, but for the last one of a file.
 	ChunkBytes int
 	// Files in the order of their keys. They have no names: where they lie is for the reader to say.
 	Files []File
 }
+
+// Section counts the keys of one kind.
+type Section = state.Section
 
 // Info is what the shard knows of the state at Index and the state store does not.
 type Info struct {

@@ -35,7 +35,7 @@ const chunkAttempts = 3
 // restart, is checked and not fetched again. After an error what has arrived stays, until Receive is called for the same
 // manifest, or for another of the shard, or RemovePartial. ErrBusy: the shard has a Receive under way.
 //
-// The manifest comes from a peer and is believed only so far: ErrForeign, ErrTooLarge, ErrNoSpace, ErrNewerFormat and ErrCorrupt
+// The manifest comes from a peer and is believed only so far: ErrForeign, ErrStale, ErrTooLarge, ErrNoSpace, ErrNewerFormat and ErrCorrupt
 // say why not, before anything is written. Whatever it says, nothing is written outside of the snapshot's directory,
 // and no more than was checked against the free space.
 func (d *Dir) Receive(ctx context.Context, manifest []byte, from Fetcher, o ReceiveOptions) (*Snapshot, error) {
@@ -91,7 +91,7 @@ func (o *ReceiveOptions) accept(m *Manifest) error {
 	case m.Cluster != o.Cluster || m.Shard != o.Shard:
 		return fmt.Errorf("%w: shard %d of cluster %q, expected shard %d of %q", ErrForeign, m.Shard, m.Cluster, o.Shard, o.Cluster)
 	case m.Index < o.MinIndex:
-		return fmt.Errorf("%w: it is of index %d, which is before %d", ErrForeign, m.Index, o.MinIndex)
+		return fmt.Errorf("%w: it is of index %d, wanted is %d or later", ErrStale, m.Index, o.MinIndex)
 	case o.MaxBytes > 0 && m.Bytes() > o.MaxBytes:
 		return fmt.Errorf("%w: the files have %d bytes, allowed are %d", ErrTooLarge, m.Bytes(), o.MaxBytes)
 	}

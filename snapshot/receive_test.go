@@ -224,7 +224,7 @@ func TestLyingPeer(t *testing.T) {
 	}{
 		"another cluster": {manifest(func(m *Manifest) { m.Cluster = "other" }), accepted(), ErrForeign},
 		"another shard":   {manifest(func(m *Manifest) { m.Shard = 8 }), accepted(), ErrForeign},
-		"too old":         {manifest(func(*Manifest) {}), later, ErrForeign},
+		"too old":         {manifest(func(*Manifest) {}), later, ErrStale},
 		"over the limit":  {manifest(func(*Manifest) {}), limited, ErrTooLarge},
 		"huge":            {manifest(huge), accepted(), ErrNoSpace},
 		"not a manifest":  {[]byte("../../etc/passwd"), accepted(), ErrCorrupt},

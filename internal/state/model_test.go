@@ -31,6 +31,12 @@ type model struct {
 	durable     durable
 	ran         bool
 
+	cuts    int
+	cut     []string // tables, nil if there are none yet
+	cutOf   durable
+	install *InstallJob // by the tables of cut
+	put     bool        // install has run
+
 	versions []openVersion
 }
 
@@ -163,6 +169,86 @@ func (m *model) flushStep() {
 	}
 }
 
+// cutStep cuts what is durable now. A flush that has run is, though nobody has said Flushed.
+func (m *model) cutStep() {
+	at := m.durable
+	if m.ran {
+		at = m.next
+	}
+	if at.meta == "" {
+		if _, err := m.h.store.Cut(m.h.id); !errors.Is(err, ErrNotFlushed) {
+			m.t.Fatalf("cut of nothing: %v", err)
+		}
+		return
+	}
+	m.cuts++
+	fs := m.h.store.opts.FS
+	paths, out := cutTo(m.t, m.h.store, fs, m.h.id, fmt.Sprintf("/cuts/%d-%d", m.h.id, m.cuts), 1<<10)
+	if out.Index != at.index || string(out.Meta) != at.meta {
+		m.t.Fatalf("cut at %d, %q, want %d, %q", out.Index, out.Meta, at.index, at.meta)
+	}
+	m.cut, m.cutOf = paths, installed(at)
+}
+
+// receiveStep makes up tables of another replica, that is ahead for the most part and has other keys.
+func (m *model) receiveStep() {
+	fs := m.h.store.opts.FS
+	m.cuts++
+	dir := fmt.Sprintf("/peers/%d-%d", m.h.id, m.cuts)
+	s := mustOpenAt(m.t, fs, dir)
+	peer := &model{t: m.t, r: m.r, h: openShard(m.t, s, m.h.id), head: map[string]string{}}
+	for range m.r.IntN(100) {
+		peer.write()
+	}
+	d := newDurable()
+	if d.index = m.durable.index; d.index > 10 {
+		d.index += m.r.Uint64N(40) - 10
+	}
+	f, d := randomFlush(m.r, d, peer.head)
+	flush(m.t, peer.h, f)
+	m.cut, _ = cutTo(m.t, s, fs, m.h.id, dir+"/cut", 1<<10)
+	m.cutOf = installed(d)
+	peer.h.Close()
+	m.check(s.Close())
+}
+
+// installStep does the next step of an install, if it is allowed.
+func (m *model) installStep() {
+	switch {
+	case m.install == nil:
+		switch m.r.IntN(3) {
+		case 0:
+			m.cutStep()
+		case 1:
+			m.receiveStep()
+		}
+		if m.cut == nil {
+			return
+		}
+		var err error
+		m.install, err = m.h.Install(Install{Index: m.cutOf.index, Tables: m.cut})
+		switch {
+		case m.job != nil && errors.Is(err, ErrBusy):
+		case m.job == nil && m.cutOf.index < m.durable.index && errors.Is(err, ErrStale):
+		case m.job != nil || m.cutOf.index < m.durable.index || err != nil:
+			m.t.Fatalf("install: %v", err)
+		}
+	case !m.put && m.r.IntN(8) == 0:
+		m.h.AbandonInstall(m.install)
+		m.install = nil
+	case !m.put:
+		m.check(m.install.Run(m.t.Context()))
+		m.put = true
+	default:
+		m.h.Installed(m.install)
+		m.install, m.put, m.frozen = nil, false, false
+		m.durable, m.head = m.cutOf, maps.Clone(m.cutOf.state)
+		m.base = m.h.Mark()
+		m.resetUndo()
+		m.check(sameDurable(m.h, m.durable))
+	}
+}
+
 func (m *model) scan() {
 	start, end := m.key(), m.key()
 	if m.r.IntN(3) == 0 {
@@ -217,7 +303,30 @@ func (m *model) journal() {
 }
 
 func (m *model) step() {
-	switch n := m.r.IntN(100); {
+	n := m.r.IntN(100)
+	if m.install != nil { // the shard can be read, and no more
+		switch {
+		case n < 40:
+			m.installStep()
+		case n < 70:
+			m.scan()
+		case n < 80:
+			m.version()
+		default:
+			m.journal()
+		}
+		return
+	}
+	switch m.r.IntN(200) {
+	case 0:
+		m.installStep()
+	case 1:
+		m.cutStep()
+	}
+	if m.install != nil {
+		return
+	}
+	switch {
 	case n < 50:
 		m.write()
 	case n < 65:
@@ -252,6 +361,7 @@ func (m *model) attach(s *Store, id uint64) {
 	m.resetUndo()
 	m.h.SetUndo(m.r.IntN(4) > 0)
 	m.frozen, m.job, m.ran = false, nil, false
+	m.install, m.put = nil, false
 }
 
 func (m *model) detach() {
@@ -260,6 +370,9 @@ func (m *model) detach() {
 	}
 	if m.ran { // durable, though nobody has said Flushed
 		m.durable = m.next
+	}
+	if m.put {
+		m.durable = m.cutOf
 	}
 	m.h.Close()
 }
