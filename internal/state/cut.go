@@ -38,6 +38,9 @@ func (s *Store) Cut(shard uint64) (*Cut, error) {
 	if s.closed {
 		return nil, ErrClosed
 	}
+	if err := s.fatal.get(); err != nil {
+		return nil, fmt.Errorf("state: cut shard %d: %w", shard, err)
+	}
 	s.excise.RLock()
 	b := newBase(s.db, shard)
 	s.excise.RUnlock()
