@@ -16,14 +16,18 @@ import (
 
 // TestRoundTrip cuts, verifies, receives, verifies, installs, goes on, and cuts again.
 func TestRoundTrip(t *testing.T) {
+	t.Run("memory", func(t *testing.T) { testRoundTrip(t, vfs.NewMem(), "/") })
+	t.Run("disk", func(t *testing.T) { testRoundTrip(t, vfs.Default, t.TempDir()+"/") })
+}
+
+func testRoundTrip(t *testing.T, fs vfs.FS, root string) {
 	r := random(t)
-	fs := vfs.NewMem()
-	from, to := newWorld(t, fs, "/from"), newWorld(t, fs, "/to")
+	from, to := newWorld(t, fs, root+"from"), newWorld(t, fs, root+"to")
 	from.fill(r, 6, 100, 1000)
 	to.fill(r, 1, 50, 100) // something else, and older
 	from.index += to.index
 	from.flush(state.Flush{})
-	cuts, received := openDir(t, fs, "/cuts"), openDir(t, fs, "/received")
+	cuts, received := openDir(t, fs, root+"cuts"), openDir(t, fs, root+"received")
 
 	progress := 0
 	o := small
@@ -64,7 +68,7 @@ func TestRoundTrip(t *testing.T) {
 	if err := received.Remove(got.ID); err != nil {
 		t.Error(err)
 	}
-	if names := namesT(t, fs, "/received"); names != "" {
+	if names := namesT(t, fs, root+"received"); names != "" {
 		t.Errorf("left: %s", names)
 	}
 	// The installed tables are the store's own.
