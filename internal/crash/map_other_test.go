@@ -1,0 +1,5 @@
+//go:build !linux
+
+package crash
+
+func mapFile(string) error { return nil }
