@@ -8,6 +8,8 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+
+	"golang.org/x/sys/unix"
 )
 
 // dataFormat is the version of the data directory as a whole. Log and state have their own versions below it.
@@ -71,11 +73,36 @@ func (id *identity) write(dir string) error {
 	if err := os.Rename(tmp, identityFile(dir)); err != nil {
 		return err
 	}
+	return syncDir(dir)
+}
+
+// syncDir makes the names in dir durable.
+func syncDir(dir string) error {
 	d, err := os.Open(dir)
 	if err != nil {
 		return err
 	}
 	return errors.Join(d.Sync(), d.Close())
+}
+
+// syncAbove makes the name of a new data directory durable, and those of the directories above it: otherwise a power cut could take
+// the directory away with all that is durable in it, and the node would come back as a new one, under
+// its old id. What may not be opened, or cannot be synced, was there before this program.
+func syncAbove(dir string) error {
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return err
+	}
+	for parent := filepath.Dir(dir); parent != dir; dir, parent = parent, filepath.Dir(parent) {
+		switch err := syncDir(parent); {
+		case err == nil:
+		case errors.Is(err, fs.ErrPermission), errors.Is(err, unix.EINVAL), errors.Is(err, unix.EROFS), errors.Is(err, unix.ENOTSUP):
+			return nil
+		default:
+			return err
+		}
+	}
+	return nil
 }
 
 // admit is asked by the transport before anything is exchanged with a peer. The first time

@@ -176,6 +176,11 @@ func (n *Node) openData() (map[uint64]*wal.ShardLog, error) {
 	if n.identity, err = readIdentity(n.cfg.Dir, n.cfg.Cluster, n.cfg.Node); err != nil {
 		return nil, err
 	}
+	if n.identity == nil {
+		if err := syncAbove(n.cfg.Dir); err != nil {
+			return nil, err
+		}
+	}
 	log, recovered, err := wal.Open(wal.Options{Dir: filepath.Join(n.cfg.Dir, "wal"), Logger: n.cfg.Logger})
 	if err != nil {
 		return nil, err

@@ -21,6 +21,10 @@ func TestMain(m *testing.M) {
 		runChild(dir)
 		return
 	}
+	if dir := os.Getenv(crashEnv); dir != "" {
+		runCrashLoad(dir)
+		return
+	}
 	os.Exit(m.Run())
 }
 

@@ -11,8 +11,9 @@ import (
 
 // What is in Options.Dir; doc.go has the table.
 const (
-	segmentDir = "log"  // etcd's directory; it is renamed into place when it is created
-	lockName   = "LOCK" // locked while the log is open; not in segmentDir, which Create replaces
+	segmentDir = "log"     // etcd's directory; it is renamed into place when it is created
+	createDir  = "log.new" // and is called this until then
+	lockName   = "LOCK"    // locked while the log is open; not in segmentDir, which is replaced
 	brokenExt  = ".broken"
 
 	// metadata stands at the head of every segment: whose it is, and the version of the layout.
@@ -86,12 +87,20 @@ func removeTemporary(dir string) error {
 	return nil
 }
 
-// makeDir creates dir and makes its name durable in its parent.
+// makeDir creates dir, with the directories above it that are missing, and makes all these names durable. Its own
+// name is synced even if it is there: whoever made it may have died before.
 func makeDir(dir string) error {
+	dir = filepath.Clean(dir)
+	parent := filepath.Dir(dir)
+	if _, err := os.Stat(parent); errors.Is(err, os.ErrNotExist) && parent != dir {
+		if err := makeDir(parent); err != nil {
+			return err
+		}
+	}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return fmt.Errorf("wal: %w", err)
 	}
-	return syncDir(filepath.Dir(filepath.Clean(dir)))
+	return syncDir(parent)
 }
 
 // syncDir makes the names in dir durable.

@@ -31,7 +31,7 @@
 //	<dir>/log/<seq>-<first>.wal       segments; seq counts from 0, first is the index of the first
 //	                                  physical entry (0 in segment 0); both 16 hex digits
 //	<dir>/log/0.tmp, 1.tmp            being prepared to become the next segment
-//	<dir>/log.tmp/                    a log being created
+//	<dir>/log.new/, log.new.tmp/      a log being created
 //	<dir>/<segment>.<offset>.broken   what was cut off there as torn; the newest 8 are kept
 //
 // # A segment
@@ -97,7 +97,7 @@
 // # What a crash leaves
 //
 //	crash                                 what Open finds and does
-//	creating, before the rename           log.tmp; removed, created anew
+//	creating, before the rename           log.new, log.new.tmp; removed, created anew
 //	writing a payload                     a torn end; cut off, kept as .broken, Recovered.Repaired
 //	payload written, before Append said   the payload, or a torn end; either is right
 //	cutting: old segment shortened        as above

@@ -42,18 +42,21 @@ type etcdLog struct {
 	release func() // gives back the segment size
 }
 
-// createEtcd creates dir with a first segment. It is atomic: etcd works in dir.tmp and renames.
-func createEtcd(dir string, segmentBytes int64, lg *slog.Logger) (*etcdLog, error) {
-	segmentBytes, release, err := takeSegmentBytes(segmentBytes)
+// createEtcd creates dir with a first segment, whose name in it is not durable yet. etcd works in dir.tmp and renames.
+func createEtcd(dir string, segmentBytes int64, lg *slog.Logger) error {
+	_, release, err := takeSegmentBytes(segmentBytes)
 	if err != nil {
-		return nil, err
+		return err
 	}
+	defer release()
 	w, err := etcdwal.Create(zapTo(lg), dir, []byte(metadata))
-	if err != nil {
-		release()
-		return nil, fmt.Errorf("wal: create %s: %w", dir, err)
+	if err == nil {
+		err = w.Close()
 	}
-	return &etcdLog{dir: dir, wal: w, bytes: segmentBytes, release: release}, nil
+	if err != nil {
+		return fmt.Errorf("wal: create %s: %w", dir, err)
+	}
+	return nil
 }
 
 // openEtcd opens segments that scan has found whole, for appending behind the last entry.

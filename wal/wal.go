@@ -110,16 +110,20 @@ func Open(opts Options) (*WAL, *Recovered, error) {
 
 func (w *WAL) open() (*Recovered, error) {
 	dir := filepath.Join(w.opts.Dir, segmentDir)
-	switch exists, err := hasSegments(dir); {
-	case err != nil:
+	exists, err := hasSegments(dir)
+	if err != nil {
 		return nil, err
-	case !exists:
-		return w.create(dir)
+	}
+	if !exists {
+		if err := w.create(dir); err != nil {
+			return nil, err
+		}
 	}
 	found, rec, err := recoverDir(dir, w.lg)
 	if err != nil {
 		return nil, err
 	}
+	rec.Fresh = !exists
 	if w.log, err = openEtcd(dir, found, w.opts.SegmentBytes, w.lg); err != nil {
 		return nil, err
 	}
@@ -134,13 +138,24 @@ func (w *WAL) open() (*Recovered, error) {
 	return rec, nil
 }
 
-func (w *WAL) create(dir string) (*Recovered, error) {
-	var err error
-	if w.log, err = createEtcd(dir, w.opts.SegmentBytes, w.lg); err != nil {
-		return nil, err
+// create makes a log with a first segment, under another name: etcd's Create makes the directory's name durable, but not
+// the segment's in it. A crash could leave the one without the other, or take the
+// segment away later, with all that was acknowledged in it.
+func (w *WAL) create(dir string) error {
+	building := filepath.Join(w.opts.Dir, createDir)
+	if err := os.RemoveAll(building); err != nil {
+		return fmt.Errorf("wal: %w", err)
 	}
-	w.next, w.tracker = 1, newTracker(segment{seq: 0})
-	return &Recovered{Shards: map[uint64]*ShardLog{}, Fresh: true}, nil
+	if err := createEtcd(building, w.opts.SegmentBytes, w.lg); err != nil {
+		return err
+	}
+	if err := syncDir(building); err != nil {
+		return err
+	}
+	if err := os.Rename(building, dir); err != nil {
+		return fmt.Errorf("wal: %w", err)
+	}
+	return syncDir(w.opts.Dir)
 }
 
 // Append implements Log.

@@ -18,7 +18,7 @@ type Disk struct {
 type node struct {
 	dir     bool
 	entries map[string]ID // of a directory
-	data    []byte        // of a file; never written in place
+	data    []byte        // of a file; images share it
 	sum     uint64        // of data
 }
 
@@ -45,8 +45,8 @@ func (d *Disk) Apply(o *Op) {
 
 // sync makes durable what is pending of one file or directory.
 func (d *Disk) sync(id ID) {
-	n := d.nodes[id]
-	rest, changed := d.pending[:0:0], false
+	n, own := d.nodes[id], false
+	rest := d.pending[:0:0]
 	for _, o := range d.pending {
 		switch {
 		case o.owner() != id:
@@ -54,10 +54,10 @@ func (d *Disk) sync(id ID) {
 		case n.dir:
 			d.rename(o, func(dir ID) map[string]ID { return d.nodes[dir].entries })
 		default:
-			n.data, changed = apply(n.data, o, whole), true
+			n.data, own = apply(n.data, own, o, whole), true
 		}
 	}
-	if changed {
+	if own {
 		n.sum = xxhash.Sum64(n.data)
 	}
 	d.pending = rest
@@ -92,29 +92,40 @@ var (
 	whole = part{kept: true, to: allBytes}
 )
 
-// apply returns data with an operation carried out, or as much of it as p says.
-func apply(data []byte, o *Op, p part) []byte {
-	switch o.Kind {
-	case Truncate, Extend:
-		if o.Kind == Extend && int64(len(data)) >= o.Offset {
-			return data
-		}
-		b := make([]byte, o.Offset)
-		copy(b, data)
-		return b
-	}
+// apply carries an operation on data out, or as much of it as p says. It changes data in place
+// if that is the caller's own, and returns what is the caller's own then.
+func apply(data []byte, own bool, o *Op, p part) []byte {
+	size := len(data)
 	to := min(p.to, len(o.Data))
-	b := make([]byte, max(len(data), int(o.Offset)+to))
-	copy(b, data)
-	for _, r := range [...][2]int{{p.from, min(to, max(p.hole, p.from))}, {max(p.holeEnd, p.from), to}} {
-		if p.holeEnd == 0 {
-			r = [2]int{p.from, to}
-		}
-		if r[0] < r[1] {
-			copy(b[int(o.Offset)+r[0]:], o.Data[r[0]:r[1]])
-		}
+	switch o.Kind {
+	case Truncate:
+		size = int(o.Offset)
+	case Extend:
+		size = max(size, int(o.Offset))
+	case Write:
+		size = max(size, int(o.Offset)+to)
 	}
-	return b
+	if !own || size > cap(data) {
+		b := make([]byte, size, max(size, 2*len(data)))
+		copy(b, data)
+		data = b
+	}
+	if old := len(data); size > old {
+		data = data[:size]
+		clear(data[old:])
+	}
+	data = data[:size]
+	if o.Kind != Write {
+		return data
+	}
+	at := data[o.Offset:]
+	if p.holeEnd == 0 {
+		copy(at[p.from:], o.Data[p.from:to])
+		return data
+	}
+	copy(at[p.from:], o.Data[p.from:p.hole])
+	copy(at[p.holeEnd:], o.Data[p.holeEnd:to])
+	return data
 }
 
 // Image is the content of the directory in one state, by path.
@@ -148,11 +159,11 @@ func (d *Disk) image(keep []part) *Image {
 		case o.names():
 			d.rename(o, entries)
 		default:
-			data, ok := files[o.File]
-			if !ok {
+			data, own := files[o.File]
+			if !own {
 				data = d.nodes[o.File].data
 			}
-			files[o.File] = apply(data, o, keep[i])
+			files[o.File] = apply(data, own, o, keep[i])
 		}
 	}
 	m := &Image{}

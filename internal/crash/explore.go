@@ -15,8 +15,10 @@ import (
 type Explorer struct {
 	Ops  []Op
 	Seed uint64
-	// One in Every images is opened, which ones is drawn from the seed; 0 is 1.
-	Every uint64
+	// Sample is about how many states are made and opened, drawn evenly from all by the seed; 0 is all.
+	Sample int
+	// At, if set, says after which operations a crash is assumed.
+	At func(i int) bool
 	// Mixed is how many random mixtures are made per operation.
 	Mixed int
 	// Limit bounds the time; what is left over then is counted as skipped. 0 is ten minutes.
@@ -36,18 +38,18 @@ type Explorer struct {
 // Report tells what an Explorer did.
 type Report struct {
 	Ops, Crashes int // operations, and those after which a crash was assumed
-	States       int // that were made
-	Images       int // that differ from each other
-	Opened       int
-	Skipped      int // images, for lack of time
+	States       int // that there are
+	Made         int // of them
+	Opened       int // images that differ from each other
+	Skipped      int // states, for lack of time
 	Took         time.Duration
 	Failures     []Failure
 }
 
 func (r *Report) String() string {
-	return fmt.Sprintf("%d operations, %d crash points, %d states, %d different images, %d opened in %v (%.0f states/s, %.0f opened/s), %d skipped, %d failures",
-		r.Ops, r.Crashes, r.States, r.Images, r.Opened, r.Took.Round(time.Millisecond),
-		float64(r.States)/r.Took.Seconds(), float64(r.Opened)/r.Took.Seconds(), r.Skipped, len(r.Failures))
+	return fmt.Sprintf("%d operations, %d crash points, %d states; %d made, %d different ones opened in %v (%.0f made/s, %.0f opened/s), %d skipped, %d failures",
+		r.Ops, r.Crashes, r.States, r.Made, r.Opened, r.Took.Round(time.Millisecond),
+		float64(r.Made)/r.Took.Seconds(), float64(r.Opened)/r.Took.Seconds(), r.Skipped, len(r.Failures))
 }
 
 // Failure is a state that was not judged right.
@@ -68,7 +70,6 @@ type seen struct {
 	first, end int
 	what       string
 	outcome    any
-	opened     bool
 }
 
 // Run explores. An error is one of the machinery; what was found is in the report.
@@ -103,45 +104,39 @@ func (e *Explorer) Run() (*Report, error) {
 			}
 		}()
 	}
-	d := NewDisk()
-	rng := rand.New(rand.NewPCG(e.Seed, 1))
-	for i := 0; i < len(e.Ops); i++ {
-		if d.Apply(&e.Ops[i]); e.Ops[i].Kind == Mark {
-			continue
-		}
-		r.Crashes++
-		end := i + 1
-		for end < len(e.Ops) && e.Ops[end].Kind == Mark {
-			end++
-		}
-		d.states(rng, e.Mixed, func(label func() string, keep []part) {
-			r.States++
-			m := d.image(keep)
-			s := images[m.sum]
-			if s != nil {
-				s.end = end
-				return
-			}
-			s = &seen{first: i, end: end}
-			images[m.sum] = s
-			if e.Every > 1 && mix(m.sum, e.Seed)%e.Every != 0 {
-				return
-			}
-			if time.Since(begun) > limit {
-				r.Skipped++
-				return
-			}
-			s.image, s.what, s.opened = m, fmt.Sprintf("operation %d (%s), %s", i, &e.Ops[i], label()), true
-			order = append(order, s)
-			jobs <- s
-		})
+	every := uint64(1)
+	if e.Sample > 0 {
+		all := 0
+		e.each(func(int, int, *Disk, func() string, []part) { all++ })
+		every = uint64(max(1, all/e.Sample))
 	}
+	r.Crashes = e.each(func(i, end int, d *Disk, label func() string, keep []part) {
+		r.States++
+		if every > 1 && mix(uint64(r.States), e.Seed)%every != 0 {
+			return
+		}
+		if time.Since(begun) > limit {
+			r.Skipped++
+			return
+		}
+		r.Made++
+		m := d.image(keep)
+		s := images[m.sum]
+		if s != nil {
+			s.end = end
+			return
+		}
+		s = &seen{image: m, first: i, end: end, what: fmt.Sprintf("operation %d (%s), %s", i, &e.Ops[i], label())}
+		images[m.sum] = s
+		order = append(order, s)
+		jobs <- s
+	})
 	close(jobs)
 	wg.Wait()
 	if broken != nil {
 		return nil, broken
 	}
-	r.Images, r.Opened = len(images), len(order)
+	r.Opened = len(order)
 	most := e.Failures
 	if most == 0 {
 		most = 10
@@ -158,6 +153,24 @@ func (e *Explorer) Run() (*Report, error) {
 	return r, nil
 }
 
+// each calls f for every state after every operation i, before operation end, and returns the number of crash points.
+func (e *Explorer) each(f func(i, end int, d *Disk, label func() string, keep []part)) (crashes int) {
+	d := NewDisk()
+	rng := rand.New(rand.NewPCG(e.Seed, 1))
+	for i := range e.Ops {
+		if d.Apply(&e.Ops[i]); e.Ops[i].Kind == Mark || e.At != nil && !e.At(i) {
+			continue
+		}
+		crashes++
+		end := i + 1
+		for end < len(e.Ops) && e.Ops[end].Kind == Mark {
+			end++
+		}
+		d.states(rng, e.Mixed, e.Ops[i].Kind == Sync, func(label func() string, keep []part) { f(i, end, d, label, keep) })
+	}
+	return crashes
+}
+
 func (e *Explorer) open(dir string, s *seen) error {
 	if err := s.image.Put(dir); err != nil {
 		return err
@@ -169,9 +182,9 @@ func (e *Explorer) open(dir string, s *seen) error {
 	return os.RemoveAll(dir)
 }
 
-// mix spreads a sum, so that seeds choose different images.
-func mix(sum, seed uint64) uint64 {
-	x := sum ^ seed*0x9e3779b97f4a7c15
+// mix spreads a number, so that seeds choose different states.
+func mix(n, seed uint64) uint64 {
+	x := (n ^ seed<<32) * 0x9e3779b97f4a7c15
 	x ^= x >> 31
 	x *= 0xbf58476d1ce4e5b9
 	return x ^ x>>29
@@ -179,9 +192,17 @@ func mix(sum, seed uint64) uint64 {
 
 const sector = 512
 
+// recent is how many of the pending operations are looked at one by one behind every operation. Those that have been pending for
+// longer were so before, and are again behind each sync, since what is acknowledged then may rest on them.
+const recent = 8
+
 // states calls yield for each state that a crash at this moment could leave; keep is valid during the call.
-func (d *Disk) states(rng *rand.Rand, mixed int, yield func(label func() string, keep []part)) {
+func (d *Disk) states(rng *rand.Rand, mixed int, synced bool, yield func(label func() string, keep []part)) {
 	n := len(d.pending)
+	oldest := max(0, n-recent)
+	if synced {
+		oldest = 0
+	}
 	keep := make([]part, n)
 	fill := func(p part) {
 		for i := range keep {
@@ -199,7 +220,7 @@ func (d *Disk) states(rng *rand.Rand, mixed int, yield func(label func() string,
 	}
 	fill(whole)
 	yield(text("all kept"), keep)
-	for i := range n {
+	for i := oldest; i < n; i++ {
 		fill(whole)
 		keep[i] = lost
 		yield(about("all kept without", i), keep)
@@ -220,8 +241,13 @@ func (d *Disk) states(rng *rand.Rand, mixed int, yield func(label func() string,
 		}
 		yield(text(map[bool]string{true: "names kept", false: "data kept"}[names]), keep)
 	}
-	for i := range n {
-		for _, p := range tears(rng, d.pending[i]) {
+	for i := oldest; i < n; i++ {
+		ways := tears(rng, d.pending[i])
+		if i < n-1 && len(ways) > 2 { // it had all of them when it was the newest
+			first := rng.IntN(len(ways) - 1)
+			ways = ways[first : first+2]
+		}
+		for _, p := range ways {
 			label := about(fmt.Sprintf("all kept, torn %+v", p), i)
 			fill(whole)
 			keep[i] = p

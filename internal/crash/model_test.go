@@ -23,7 +23,7 @@ func outcomes(ops []Op, path string) map[string]bool {
 		d.Apply(&ops[i])
 	}
 	got := map[string]bool{}
-	d.states(rand.New(rand.NewPCG(1, 1)), 50, func(_ func() string, keep []part) {
+	d.states(rand.New(rand.NewPCG(1, 1)), 50, false, func(_ func() string, keep []part) {
 		got[content(d.image(keep), path)] = true
 	})
 	return got

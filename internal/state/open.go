@@ -56,15 +56,16 @@ func (s *Store) prepareDirs() error {
 	return makeDir(fs, s.path(dbDir))
 }
 
-// manifestFS makes the name of a new manifest durable at once. Pebble syncs
-// it together with the name of the marker that points to it, so that on a
+// namesFS makes the names of new manifests and markers durable at once. Pebble syncs a manifest's name together with that of the marker
+// that points to it, and a marker's together with the removal of the one before. On a
 // file system that may keep the second and lose the first, a crash during any Open could leave
 // a store that does not open.
-type manifestFS struct{ vfs.FS }
+type namesFS struct{ vfs.FS }
 
-func (m manifestFS) Create(name string, c vfs.DiskWriteCategory) (vfs.File, error) {
+func (m namesFS) Create(name string, c vfs.DiskWriteCategory) (vfs.File, error) {
 	f, err := m.FS.Create(name, c)
-	if err != nil || !strings.HasPrefix(m.PathBase(name), "MANIFEST-") {
+	base := m.PathBase(name)
+	if err != nil || !strings.HasPrefix(base, "MANIFEST-") && !strings.HasPrefix(base, "marker.") {
 		return f, err
 	}
 	if err := syncDir(m.FS, m.PathDir(name)); err != nil {
@@ -74,7 +75,7 @@ func (m manifestFS) Create(name string, c vfs.DiskWriteCategory) (vfs.File, erro
 }
 
 // Unwrap is part of vfs.FS.
-func (m manifestFS) Unwrap() vfs.FS { return m.FS }
+func (m namesFS) Unwrap() vfs.FS { return m.FS }
 
 // readMarker checks the format marker and returns whether there is one.
 func (s *Store) readMarker() (known bool, err error) {

@@ -22,7 +22,7 @@ const (
 // small as pebble allows in practice, and there is no log.
 func (s *Store) pebbleOptions(cache *pebble.Cache) *pebble.Options {
 	o := &pebble.Options{
-		FS:           manifestFS{s.opts.FS},
+		FS:           namesFS{s.opts.FS},
 		Cache:        cache,
 		DisableWAL:   true,
 		MemTableSize: 256 << 10,
