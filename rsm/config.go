@@ -86,6 +86,8 @@ type Config struct {
 
 	// freeBytes is the system's; tests put a full disk here.
 	freeBytes func(dir string) (uint64, error)
+	// noCompactions keeps the state store from reading what nobody asks for; tests damage it.
+	noCompactions bool
 	// wrapLog, if set, puts a faulty disk in front of the log.
 	wrapLog func(wal.Log) wal.Log
 	// Set by Cluster.

@@ -3,7 +3,6 @@ package rsm
 import (
 	"context"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"time"
 
@@ -120,6 +119,14 @@ func (o offline) do(shard ShardID, session SessionID, sequence uint64) (n uint64
 	return binary.BigEndian.Uint64(res.Replies[0]), nil
 }
 
+// wrongError says that a directory was opened and has what it should not have, or lacks what it should: not that
+// it was refused.
+type wrongError struct{ error }
+
+func (e wrongError) Unwrap() error { return e.error }
+
+func wrong(format string, args ...any) error { return wrongError{fmt.Errorf(format, args...)} }
+
 // found is what a directory holds: commands per shard, or why that is not known.
 type found struct {
 	n   map[ShardID]uint64
@@ -136,7 +143,7 @@ func inspect(cfg Config, sessions map[ShardID]SessionID, twice bool) (f found) {
 				f.err = rerr
 				return
 			}
-			f.err = fmt.Errorf("panic: %v", r)
+			f.err = wrong("panic: %v", r)
 		}
 	}()
 	f.n, f.err = inspectOnce(cfg, sessions, true)
@@ -145,11 +152,11 @@ func inspect(cfg Config, sessions map[ShardID]SessionID, twice bool) (f found) {
 	}
 	again, err := inspectOnce(cfg, sessions, false)
 	if err != nil {
-		f.err = fmt.Errorf("the second time: %w", err)
+		f.err = wrong("the second time: %w", err)
 	}
 	for id, n := range f.n {
 		if err == nil && sessions[id] != 0 && n > 0 && again[id] != n+1 {
-			f.err = fmt.Errorf("shard %d had %d commands, one more was executed, and then there are %d", id, n, again[id])
+			f.err = wrong("shard %d had %d commands, one more was executed, and then there are %d", id, n, again[id])
 		}
 	}
 	return f
@@ -173,19 +180,19 @@ func inspectOnce(cfg Config, sessions map[ShardID]SessionID, write bool) (map[Sh
 	for id, s := range o.shards {
 		v, _, _, ok := s.w.core.Version(id)
 		if !ok {
-			return nil, fmt.Errorf("shard %d has no version", id)
+			return nil, wrong("shard %d has no version", id)
 		}
 		n, err := listCheck(v, id)
 		v.Close()
 		if err != nil {
-			return nil, err
+			return nil, wrongError{err}
 		}
 		counts[id] = n
 		if session := sessions[id]; session != 0 && n > 0 && write {
 			// The last command again, and the next one.
 			for _, seq := range []uint64{n, n + 1} {
 				if got, err := o.do(id, session, seq); err != nil || got != seq {
-					return nil, fmt.Errorf("shard %d with %d commands answers %d to number %d: %w", id, n, got, seq, err)
+					return nil, wrong("shard %d with %d commands answers %d to number %d: %w", id, n, got, seq, err)
 				}
 			}
 		}
@@ -197,25 +204,25 @@ func inspectOnce(cfg Config, sessions map[ShardID]SessionID, write bool) (map[Sh
 func inspectFlushed(id ShardID, s *state.Shard) error {
 	n, err := listCheck(s, id)
 	if err != nil {
-		return fmt.Errorf("as flushed at %d: %w", s.FlushedIndex(), err)
+		return wrong("as flushed at %d: %w", s.FlushedIndex(), err)
 	}
 	first, last := s.JournalBounds()
 	if last != s.FlushedIndex() {
-		return fmt.Errorf("shard %d is flushed up to %d, its journal goes from %d to %d", id, s.FlushedIndex(), first, last)
+		return wrong("shard %d is flushed up to %d, its journal goes from %d to %d", id, s.FlushedIndex(), first, last)
 	}
 	entries, err := s.Journal(first, last+1, 1<<30)
 	if err != nil {
 		return err
 	}
 	if last > 0 && uint64(len(entries)) != last-first+1 {
-		return fmt.Errorf("shard %d: %d journal entries from %d to %d", id, len(entries), first, last)
+		return wrong("shard %d: %d journal entries from %d to %d", id, len(entries), first, last)
 	}
 	sessions := 0
 	if err := s.LoadSessions(func(_, _ []byte) error { sessions++; return nil }); err != nil {
 		return err
 	}
 	if n > 0 && sessions != 1 {
-		return errors.New("commands of a session were flushed without it")
+		return wrong("shard %d: commands of a session were flushed without it", id)
 	}
 	return nil
 }

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -28,6 +29,16 @@ type identity struct {
 	Shards map[ShardID][]NodeID `json:"shards"`
 	// Peers has the Data of every peer that was ever met.
 	Peers map[NodeID]string `json:"peers"`
+	// Sum is the CRC-32C of all the other fields, as they are encoded here. Another name in Data would be taken for the word
+	// of a node that has lost its data, and another voter for a change of the configuration.
+	Sum string `json:"sum"`
+}
+
+// sum returns what Sum must be.
+func (id identity) sum() (string, error) {
+	id.Sum = ""
+	data, err := json.Marshal(&id)
+	return fmt.Sprintf("%08x", crc32.Checksum(data, crc32.MakeTable(crc32.Castagnoli))), err
 }
 
 func identityFile(dir string) string { return filepath.Join(dir, "node.json") }
@@ -45,9 +56,14 @@ func readIdentity(dir, cluster string, node NodeID) (*identity, error) {
 	if err := json.Unmarshal(data, &id); err != nil {
 		return nil, fmt.Errorf("%s is damaged: %w", identityFile(dir), err)
 	}
+	sum, err := id.sum()
 	switch {
+	case err != nil:
+		return nil, err
 	case id.Format > dataFormat:
-		return nil, fmt.Errorf("%s has data of format %d, this program knows up to %d: use the newer program", dir, id.Format, dataFormat)
+		return nil, fmt.Errorf("%s says that this is data of format %d, this program knows up to %d: use the newer program", identityFile(dir), id.Format, dataFormat)
+	case id.Sum != sum:
+		return nil, fmt.Errorf("%s is damaged: its checksum is %q, and should be %q: restore the file", identityFile(dir), id.Sum, sum)
 	case id.Cluster != cluster:
 		return nil, fmt.Errorf("%s belongs to cluster %q, this node is configured for %q", dir, id.Cluster, cluster)
 	case id.Node != node:
@@ -62,6 +78,10 @@ func newIdentity(cluster string, node NodeID) *identity {
 
 // write makes node.json, durably and all at once.
 func (id *identity) write(dir string) error {
+	var err error
+	if id.Sum, err = id.sum(); err != nil {
+		return err
+	}
 	data, err := json.MarshalIndent(id, "", "  ")
 	if err != nil {
 		return err

@@ -151,7 +151,7 @@ type memoryDisk struct {
 func newMemoryDisk() *memoryDisk { return &memoryDisk{log: wal.NewMemory(), fs: vfs.NewMem()} }
 
 func (n *Node) openData() (map[uint64]*wal.ShardLog, error) {
-	options := state.Options{CacheBytes: n.cfg.CacheBytes, Logger: n.cfg.Logger, OnFatal: func(err error) {
+	options := state.Options{CacheBytes: n.cfg.CacheBytes, Logger: n.cfg.Logger, DisableCompactions: n.cfg.noCompactions, OnFatal: func(err error) {
 		n.fail(&Error{Kind: ErrBroken, Code: core.CodeStorage, Message: "the state store failed", Cause: err})
 	}}
 	n.disk = &diskMonitor{stat: n.cfg.freeBytes, watermark: uint64(max(0, n.cfg.DiskWatermark))}

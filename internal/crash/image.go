@@ -83,6 +83,16 @@ func (m *Image) Files() (paths []string, sizes []int) {
 	return paths, sizes
 }
 
+// Written returns where the zeros begin that a file ends in.
+func (m *Image) Written(path string) int {
+	for _, f := range m.files {
+		if f.path == path {
+			return len(bytes.TrimRight(f.data, "\x00"))
+		}
+	}
+	return 0
+}
+
 // Flip returns the image with one bit of one file the other way round: a disk that does not keep what it was given.
 func (m *Image) Flip(path string, offset int, bit uint) (*Image, error) {
 	o := &Image{files: slices.Clone(m.files)}

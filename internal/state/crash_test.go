@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/cespare/xxhash/v2"
 	"github.com/cockroachdb/pebble/v2/vfs"
@@ -530,5 +531,20 @@ func TestCloseWithOpenVersion(t *testing.T) {
 	}
 	if err := s.Close(); !errors.Is(err, ErrClosed) {
 		t.Errorf("second close: %v", err)
+	}
+}
+
+// Nobody waits for pebble once it is unfit: its Close does not return as long as a compaction fails and is run again, as it is
+// over a damaged table.
+func TestGuardGivesUp(t *testing.T) {
+	f := &fatal{log: quiet(), broken: make(chan struct{})}
+	release := make(chan struct{})
+	defer close(release)
+	go func() {
+		time.Sleep(10 * time.Millisecond)
+		f.set(errorfs.ErrInjected)
+	}()
+	if err := f.guard(func() error { <-release; return nil }); !errors.Is(err, errorfs.ErrInjected) {
+		t.Errorf("%v", err)
 	}
 }

@@ -28,6 +28,11 @@ func (s *Store) open() error {
 	}
 	s.dbOpts = s.pebbleOptions(cache.c)
 	s.dbOpts.ErrorIfNotExists = known
+	if known {
+		if err := s.checkManifest(); err != nil {
+			return err
+		}
+	}
 	if err := s.prepareDirs(); err != nil {
 		return err
 	}

@@ -7,6 +7,7 @@ import (
 	"runtime"
 	"runtime/debug"
 	"sync"
+	"time"
 
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/bloom"
@@ -16,6 +17,7 @@ import (
 const (
 	bloomBitsPerKey = 10
 	maxOpenFiles    = 1000
+	failedPause     = 100 * time.Millisecond
 )
 
 // pebbleOptions: nothing is ever written through the memtable, so it is as
@@ -40,7 +42,11 @@ func (s *Store) pebbleOptions(cache *pebble.Cache) *pebble.Options {
 		DisableTableStats:           s.opts.DisableCompactions,
 		Logger:                      s.fatal,
 		EventListener: &pebble.EventListener{
-			BackgroundError: s.fatal.set,
+			BackgroundError: func(err error) {
+				s.fatal.set(err)
+				// Pebble runs a compaction that has failed again at once, and so for ever.
+				time.Sleep(failedPause)
+			},
 			// Pebble's default is to exit. Whoever reads gets the error too:
 			// a shard's read panics with ReadError, a compaction's is a BackgroundError.
 			DataCorruption: func(i pebble.DataCorruptionInfo) {
@@ -61,6 +67,8 @@ type fatal struct {
 	log    *slog.Logger
 	notify func(error)
 
+	broken chan struct{} // closed when err is set
+
 	mu  sync.Mutex
 	err error
 }
@@ -70,6 +78,7 @@ func (f *fatal) set(err error) {
 	first := f.err == nil
 	if first {
 		f.err = err
+		close(f.broken)
 	}
 	f.mu.Unlock()
 	if !first {
@@ -96,8 +105,9 @@ func (f *fatal) Fatalf(format string, args ...any) {
 	runtime.Goexit()
 }
 
-// guard runs f on a goroutine of its own and waits for it, so that Fatalf
-// ends that one and not the caller's. After a fatal error nothing is run.
+// guard runs fn on a goroutine of its own and waits for it, so that Fatalf
+// ends that one and not the caller's. After a fatal error nothing is run, nor waited for: as long as a compaction fails
+// and is run again, pebble's Close does not return.
 func (f *fatal) guard(fn func() error) error {
 	if err := f.get(); err != nil {
 		return err
@@ -113,7 +123,10 @@ func (f *fatal) guard(fn func() error) error {
 		}()
 		err = fn()
 	}()
-	<-done
+	select {
+	case <-done:
+	case <-f.broken:
+	}
 	if ferr := f.get(); ferr != nil {
 		return ferr
 	}

@@ -92,7 +92,7 @@ func Open(o Options) (*Store, error) {
 		o.CacheBytes = defaultCacheBytes
 	}
 	s := &Store{opts: o, shards: make(map[uint64]*Shard)}
-	s.fatal = &fatal{log: o.Logger, notify: o.OnFatal}
+	s.fatal = &fatal{log: o.Logger, notify: o.OnFatal, broken: make(chan struct{})}
 	if err := s.open(); err != nil {
 		return nil, fmt.Errorf("state: open %s: %w", o.Dir, err)
 	}
