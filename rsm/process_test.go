@@ -25,6 +25,10 @@ func TestMain(m *testing.M) {
 		runCrashLoad(dir)
 		return
 	}
+	if dir := os.Getenv(powerEnv); dir != "" {
+		runPowerNode(dir)
+		return
+	}
 	os.Exit(m.Run())
 }
 

@@ -1,0 +1,325 @@
+package rsm
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// The power of a node is cut under load, over and over on the same disk: a file system on a loop device is told to stop at once and to
+// write nothing more, not even its journal, and the node is killed. What it had acknowledged is there when it is started again, and
+// nothing is there twice [G8]. The control is the same node with a kernel that answers every fsync and does nothing: it must lose.
+func TestPowerCut(t *testing.T) {
+	for _, fsType := range []string{"ext4", "xfs"} {
+		t.Run(fsType, func(t *testing.T) {
+			cycles := *powerCycles
+			if testing.Short() {
+				cycles = min(cycles, 2)
+			}
+			begun := time.Now()
+			p := cutPower(t, fsType, cycles, false)
+			if p.err != nil {
+				t.Fatal(p.err)
+			}
+			t.Logf("%d power cuts in %v, %d commands acknowledged, none lost, none doubled", p.cycles, time.Since(begun).Round(time.Millisecond), p.acks)
+			control := cutPower(t, fsType, 5, true)
+			if !errors.Is(control.err, errLost) {
+				t.Fatalf("the control, without fsync, has lost nothing in %d power cuts: %v", control.cycles, control.err)
+			}
+			t.Logf("the control, without fsync, has lost after %d: %v", control.cycles+1, control.err)
+		})
+	}
+}
+
+var (
+	errLost    = errors.New("lost")
+	errDoubled = errors.New("doubled")
+)
+
+// power is a run of power cuts.
+type power struct {
+	fsType, image, dir, tmp string
+	noSync                  bool
+	rng                     *rand.Rand
+	loop                    *os.File
+
+	cycles, acks int
+	err          error
+	acked        [powerShards + 1][powerCallers]uint64
+}
+
+// cutPower makes a disk and cuts its power as often as told, or until something is wrong. It skips the test if the machine has not what it takes.
+func cutPower(t *testing.T, fsType string, cycles int, noSync bool) *power {
+	t.Helper()
+	mkfs, err := exec.LookPath("mkfs." + fsType)
+	if err != nil {
+		t.Skipf("there is no mkfs.%s", fsType)
+	}
+	if os.Geteuid() != 0 {
+		t.Skip("mounting takes root")
+	}
+	dir := scratch(t)
+	p := &power{
+		fsType: fsType, image: filepath.Join(dir, "disk"), dir: filepath.Join(dir, "mnt"), tmp: filepath.Join(dir, "tmp"),
+		noSync: noSync, rng: rand.New(rand.NewPCG(*crashSeed, uint64(cycles))),
+	}
+	if err := errors.Join(os.Mkdir(p.dir, 0o700), os.Mkdir(p.tmp, 0o700), os.WriteFile(p.image, nil, 0o600), os.Truncate(p.image, 320<<20)); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.Command(mkfs, "-q", p.image).CombinedOutput(); err != nil {
+		t.Fatalf("%s: %v\n%s", mkfs, err, out)
+	}
+	done := make(chan error, 1)
+	go func() {
+		// A mount namespace of this thread alone, which ends with it: whatever happens, no mount and no loop device stays.
+		// The nodes are children of the thread, and so in the namespace, and die with it.
+		runtime.LockOSThread()
+		done <- p.run(cycles)
+	}()
+	var missing missingError
+	if err := <-done; errors.As(err, &missing) {
+		t.Skip(missing)
+	} else if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+// missingError is what the machine does not allow.
+type missingError struct{ error }
+
+// run returns an error of the machinery; what is found out about the node is in p.
+func (p *power) run(cycles int) (err error) {
+	if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
+		return missingError{fmt.Errorf("no mount namespace of its own: %w", err)}
+	}
+	if err := unix.Mount("none", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+		return missingError{fmt.Errorf("mounts cannot be made private: %w", err)}
+	}
+	if err := p.attach(); err != nil {
+		return missingError{fmt.Errorf("no loop device: %w", err)}
+	}
+	defer func() { err = errors.Join(err, p.loop.Close()) }()
+	for p.cycles = 0; p.cycles < cycles && p.err == nil; p.cycles++ {
+		if err := p.cycle(); err != nil {
+			return fmt.Errorf("power cut %d: %w", p.cycles+1, err)
+		}
+		if p.err != nil {
+			return nil
+		}
+	}
+	// What the last one left.
+	return p.mounted(func() error { return p.node(nil) })
+}
+
+// attach puts the image behind a loop device, which is free again when it is closed.
+func (p *power) attach() error {
+	control, err := os.OpenFile("/dev/loop-control", os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	defer control.Close()
+	image, err := os.OpenFile(p.image, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	defer image.Close()
+	for range 20 { // somebody else may be faster
+		n, err := unix.IoctlRetInt(int(control.Fd()), unix.LOOP_CTL_GET_FREE)
+		if err != nil {
+			return err
+		}
+		if p.loop, err = os.OpenFile(fmt.Sprint("/dev/loop", n), os.O_RDWR, 0); err != nil {
+			return err
+		}
+		c := unix.LoopConfig{Fd: uint32(image.Fd()), Info: unix.LoopInfo64{Flags: unix.LO_FLAGS_AUTOCLEAR}}
+		if err = unix.IoctlLoopConfigure(int(p.loop.Fd()), &c); err == nil {
+			return nil
+		}
+		_ = p.loop.Close()
+		if !errors.Is(err, unix.EBUSY) {
+			return err
+		}
+	}
+	return errors.New("all are busy")
+}
+
+// mounted runs f with the disk mounted.
+func (p *power) mounted(f func() error) error {
+	if err := unix.Mount(p.loop.Name(), p.dir, p.fsType, 0, ""); err != nil {
+		if errors.Is(err, unix.EPERM) || errors.Is(err, unix.ENODEV) {
+			return missingError{fmt.Errorf("%s cannot be mounted: %w", p.fsType, err)}
+		}
+		return fmt.Errorf("mount: %w", err)
+	}
+	err := f()
+	for range 100 {
+		uerr := unix.Unmount(p.dir, 0)
+		if uerr == nil {
+			return err
+		}
+		if !errors.Is(uerr, unix.EBUSY) {
+			return errors.Join(err, fmt.Errorf("unmount: %w", uerr))
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	return errors.Join(err, errors.New("the disk stays busy"))
+}
+
+// cycle runs a node for a while and cuts its power.
+func (p *power) cycle() error {
+	return p.mounted(func() error {
+		return p.node(func() error {
+			time.Sleep(time.Duration(10+p.rng.IntN(120)) * time.Millisecond)
+			return shutdown(p.dir)
+		})
+	})
+}
+
+// shutdown makes a file system stop where it is: EXT4_IOC_SHUTDOWN and XFS_IOC_GOINGDOWN are the same call.
+func shutdown(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	const goingDown, noLogFlush = 0x8004587d, 2
+	how := uint32(noLogFlush)
+	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, d.Fd(), goingDown, uintptr(unsafe.Pointer(&how))); errno != 0 {
+		return missingError{fmt.Errorf("the file system cannot be shut down: %w", errno)}
+	}
+	return nil
+}
+
+// node starts a node, compares what it has with what was acknowledged, calls end when it is under load, and kills it.
+func (p *power) node(end func() error) error {
+	cmd := exec.Command("/proc/self/exe")
+	cmd.Env = append(os.Environ(), powerEnv+"="+p.dir, "TMPDIR="+p.tmp)
+	if p.noSync {
+		cmd.Env = append(cmd.Env, noSyncEnv+"=1")
+	}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		return err
+	}
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	timer := time.AfterFunc(time.Minute, func() { _ = cmd.Process.Kill() })
+	defer timer.Stop()
+	s := bufio.NewScanner(out)
+	started := false
+	for !started && s.Scan() && p.err == nil {
+		started = p.line(s.Text())
+	}
+	var acks chan string
+	if started && end != nil {
+		acks = make(chan string, 1<<20) // more than there can be
+		go func() {
+			defer close(acks)
+			for s.Scan() {
+				acks <- s.Text()
+			}
+		}()
+		err = end()
+	}
+	_ = cmd.Process.Kill()
+	if acks == nil {
+		_, _ = io.Copy(io.Discard, out)
+	} else {
+		for line := range acks { // what it had said is true, whenever it is heard
+			if err == nil && p.err == nil {
+				p.line(line)
+			}
+		}
+	}
+	_ = cmd.Wait()
+	if err == nil && !started && p.err == nil {
+		p.err = fmt.Errorf("the node did not start: %w", errLost)
+	}
+	return errors.Join(err, removeAllIn(p.tmp))
+}
+
+// line takes in what a node says, and reports whether it is ready.
+func (p *power) line(line string) (ready bool) {
+	what, rest, _ := strings.Cut(line, " ")
+	switch what {
+	case "ready":
+		return true
+	case "stopped": // without power
+	case "error":
+		p.err = fmt.Errorf("%w: the node does not start: %s", errLost, rest)
+	case "have", "ack":
+		var shard, caller int
+		var n uint64
+		if _, err := fmt.Sscan(rest, &shard, &caller, &n); err != nil || shard < 1 || shard > powerShards || caller < 0 || caller >= powerCallers {
+			p.err = fmt.Errorf("the node says %q", line)
+			return false
+		}
+		last := &p.acked[shard][caller]
+		switch {
+		// One command per caller was under way, and may be there or not.
+		case what == "have" && n < *last:
+			p.err = fmt.Errorf("%w: shard %d, caller %d: %d were acknowledged, %d are there", errLost, shard, caller, *last, n)
+		case what == "have" && n > *last+1:
+			p.err = fmt.Errorf("%w: shard %d, caller %d: %d were acknowledged, one more was submitted, %d are there", errDoubled, shard, caller, *last, n)
+		case what == "ack" && n != *last+1:
+			p.err = fmt.Errorf("%w: shard %d, caller %d: acknowledged %d after %d", errDoubled, shard, caller, n, *last)
+		}
+		if *last = n; what == "ack" {
+			p.acks++
+		}
+	default:
+		p.err = fmt.Errorf("the node says %q", line)
+	}
+	return false
+}
+
+func removeAllIn(dir string) error {
+	names, err := os.ReadDir(dir)
+	for _, n := range names {
+		err = errors.Join(err, os.RemoveAll(filepath.Join(dir, n.Name())))
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
+}
+
+// pretendToSync makes the kernel answer all syncs of this process, and not carry them out.
+func pretendToSync() error {
+	filter := []unix.SockFilter{{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS}} // the number of the call
+	calls := []uint32{unix.SYS_FSYNC, unix.SYS_FDATASYNC, unix.SYS_SYNC_FILE_RANGE, unix.SYS_SYNCFS}
+	for i, nr := range calls {
+		filter = append(filter, unix.SockFilter{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: nr, Jt: uint8(len(calls) - i)})
+	}
+	filter = append(filter,
+		unix.SockFilter{Code: unix.BPF_RET | unix.BPF_K, K: unix.SECCOMP_RET_ALLOW},
+		unix.SockFilter{Code: unix.BPF_RET | unix.BPF_K, K: unix.SECCOMP_RET_ERRNO}) // with the number 0: success
+	prog := unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]}
+	// Not Syscall: the flag makes it true of all threads.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
+		return err
+	}
+	if _, _, errno := unix.RawSyscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, unix.SECCOMP_FILTER_FLAG_TSYNC, uintptr(unsafe.Pointer(&prog))); errno != 0 {
+		return fmt.Errorf("install a filter: %w", errno)
+	}
+	return nil
+}

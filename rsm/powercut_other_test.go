@@ -1,0 +1,12 @@
+//go:build !linux
+
+package rsm
+
+import (
+	"errors"
+	"testing"
+)
+
+func pretendToSync() error { return errors.New("there are no such filters here") }
+
+func TestPowerCut(t *testing.T) { t.Skip("the power can be cut on Linux only") }

@@ -1,0 +1,107 @@
+package rsm
+
+import (
+	"bufio"
+	"context"
+	"encoding/binary"
+	goflag "flag"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+)
+
+var powerCycles = goflag.Int("powercut.cycles", 5, "how often the power is cut")
+
+// These variables make the test binary the node whose power is cut, and, with the second, one that does not sync.
+const (
+	powerEnv  = "DECREE_TEST_POWER_DIR"
+	noSyncEnv = "DECREE_TEST_POWER_NO_SYNC"
+)
+
+const (
+	powerShards  = 2
+	powerCallers = 8 // per shard
+)
+
+// runPowerNode runs a node of its own in dir. It says what every caller's counter is, and then what each
+// is told, until its end.
+func runPowerNode(dir string) {
+	fail := func(err error) {
+		fmt.Println("error", err)
+		os.Exit(1)
+	}
+	if os.Getenv(noSyncEnv) != "" {
+		if err := pretendToSync(); err != nil {
+			fail(err)
+		}
+	}
+	if _, err := smallSegments(256 << 10); err != nil { // what it leaves is the parent's to remove
+		fail(err)
+	}
+	cfg := Config{
+		Cluster: "power", Node: 1, Dir: filepath.Join(dir, "node"), Peers: map[NodeID]string{1: "127.0.0.1:0"},
+		HeartbeatInterval: 5 * time.Millisecond, ElectionTimeout: 25 * time.Millisecond, DiskWatermark: -1, LogSegments: 2,
+	}
+	cfg.Limits.FlushBytes = 64 << 10
+	for id := range ShardID(powerShards) {
+		cfg.Shards = append(cfg.Shards, ShardConfig{ID: id + 1, Machine: counters{}})
+	}
+	n, err := Start(cfg)
+	if err != nil {
+		fail(err)
+	}
+	out := make(chan string, 1024)
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	for id := range ShardID(powerShards) {
+		s := n.Shard(id + 1)
+		if err := s.WaitReady(ctx); err != nil {
+			fail(err)
+		}
+		for i := range powerCallers {
+			answer, err := s.Read(ctx, Linearizable, fmt.Appendf(nil, "caller-%d", i))
+			if err != nil {
+				fail(err)
+			}
+			fmt.Println("have", id+1, i, binary.BigEndian.Uint64(answer))
+		}
+	}
+	clock := n.newClock()
+	go func() {
+		for range time.Tick(20 * time.Millisecond) {
+			clock.release()
+		}
+	}()
+	fmt.Println("ready")
+	w := bufio.NewWriter(os.Stdout)
+	go func() {
+		<-n.Done()
+		out <- fmt.Sprintln("stopped", n.Err())
+	}()
+	go func() {
+		for line := range out {
+			fmt.Fprint(w, line)
+			if len(out) == 0 {
+				w.Flush()
+			}
+		}
+	}()
+	time.AfterFunc(time.Minute, func() { fail(fmt.Errorf("nobody has cut the power for a minute")) })
+	for i := range powerShards * powerCallers {
+		go powerCaller(n.Shard(ShardID(i/powerCallers+1)), i%powerCallers, out)
+	}
+	select {}
+}
+
+// powerCaller counts up its counter, one command at a time.
+func powerCaller(s *Shard, i int, out chan<- string) {
+	key := fmt.Appendf(nil, "caller-%d", i)
+	for {
+		reply, err := s.Submit(context.Background(), key)
+		if err != nil {
+			return
+		}
+		out <- fmt.Sprintln("ack", s.ID(), i, binary.BigEndian.Uint64(reply))
+	}
+}
