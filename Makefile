@@ -10,8 +10,9 @@ GEN_GRPC := $(BIN)/protoc-gen-go-grpc-v1.6.2
 
 FUZZTIME ?= 20s
 SEEDS ?= 1000
+CYCLES ?= 1000
 
-.PHONY: help demo test race fuzz sim mutants bench lint proto proto-check ci clean
+.PHONY: help demo test race fuzz sim mutants crash powercut bench lint proto proto-check ci clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,6 +37,12 @@ mutants: ## the faults that are built in on purpose: the simulator must find eac
 
 sim: ## SEEDS (1000) simulated clusters; SEED=n replays one with its trace
 	go test ./internal/sim -run 'TestSim$$' -count=1 -v -timeout 20m $(if $(SEED),-sim.seed=$(SEED),-sim.seeds=$(SEEDS))
+
+crash: ## every state that a crash of a recorded node could leave is opened (10 to 25 minutes; Linux)
+	go test ./rsm -run 'TestCrash|TestFlippedBits' -count=1 -v -timeout 90m -crash.all $(if $(SEED),-crash.seed=$(SEED))
+
+powercut: ## CYCLES (1000) power cuts of a node under load (Linux, root)
+	go test ./rsm -run TestPowerCut -count=1 -v -timeout 90m -powercut.cycles=$(CYCLES)
 
 bench: ## Decree and dragonboat side by side, in one run (about 15 minutes; BENCH="-cells full" for all cells)
 	cd bench && go run . -cells quick $(BENCH)

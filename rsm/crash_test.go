@@ -163,9 +163,9 @@ func TestCrashStates(t *testing.T) {
 	case *crashAll:
 		e.Limit = time.Hour
 	case testing.Short():
-		e.Sample, e.Limit = 300, 10*time.Second
+		e.Sample, e.Limit = 200, 10*time.Second
 	default:
-		e.Sample, e.Limit = 1500, 20*time.Second
+		e.Sample, e.Limit = 800, 20*time.Second
 	}
 	r, err := e.Run()
 	if err != nil {
@@ -218,6 +218,9 @@ func TestCrashControls(t *testing.T) {
 			return o.Path == pebble && h.ops[i-1].Kind == crash.Create && isMarker(&h.ops[i-1])
 		},
 	} {
+		if testing.Short() && !strings.Contains(name, "directory") {
+			continue
+		}
 		t.Run(name, func(t *testing.T) {
 			var ops []crash.Op
 			for i := range h.ops {

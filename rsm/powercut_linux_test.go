@@ -183,8 +183,14 @@ func (p *power) mounted(f func() error) error {
 // cycle runs a node for a while and cuts its power.
 func (p *power) cycle() error {
 	return p.mounted(func() error {
-		return p.node(func() error {
+		return p.node(func(stop func() error) error {
 			time.Sleep(time.Duration(10+p.rng.IntN(120)) * time.Millisecond)
+			// A program sees nothing any more once the power is gone. Here it would: a fsync that was under way when the file system
+			// stopped may return success without it, since the journal's commit is gone by the time it is looked for. So the node is stopped first, in the midst of
+			// whatever it does, and the file system while the calls that it has begun go on.
+			if err := stop(); err != nil {
+				return err
+			}
 			return shutdown(p.dir)
 		})
 	})
@@ -206,7 +212,7 @@ func shutdown(dir string) error {
 }
 
 // node starts a node, compares what it has with what was acknowledged, calls end when it is under load, and kills it.
-func (p *power) node(end func() error) error {
+func (p *power) node(end func(stop func() error) error) error {
 	cmd := exec.Command("/proc/self/exe")
 	cmd.Env = append(os.Environ(), powerEnv+"="+p.dir, "TMPDIR="+p.tmp)
 	if p.noSync {
@@ -236,7 +242,13 @@ func (p *power) node(end func() error) error {
 				acks <- s.Text()
 			}
 		}()
-		err = end()
+		err = end(func() error {
+			if err := cmd.Process.Signal(syscall.SIGSTOP); err != nil {
+				return err
+			}
+			time.Sleep(time.Millisecond) // until the last of its threads has heard
+			return nil
+		})
 	}
 	_ = cmd.Process.Kill()
 	if acks == nil {

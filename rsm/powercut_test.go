@@ -1,7 +1,6 @@
 package rsm
 
 import (
-	"bufio"
 	"context"
 	"encoding/binary"
 	goflag "flag"
@@ -28,7 +27,7 @@ const (
 // is told, until its end.
 func runPowerNode(dir string) {
 	fail := func(err error) {
-		fmt.Println("error", err)
+		fmt.Printf("error %q\n", err.Error())
 		os.Exit(1)
 	}
 	if os.Getenv(noSyncEnv) != "" {
@@ -51,7 +50,6 @@ func runPowerNode(dir string) {
 	if err != nil {
 		fail(err)
 	}
-	out := make(chan string, 1024)
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
 	for id := range ShardID(powerShards) {
@@ -74,34 +72,25 @@ func runPowerNode(dir string) {
 		}
 	}()
 	fmt.Println("ready")
-	w := bufio.NewWriter(os.Stdout)
 	go func() {
 		<-n.Done()
-		out <- fmt.Sprintln("stopped", n.Err())
-	}()
-	go func() {
-		for line := range out {
-			fmt.Fprint(w, line)
-			if len(out) == 0 {
-				w.Flush()
-			}
-		}
+		fmt.Printf("stopped %q\n", fmt.Sprint(n.Err()))
 	}()
 	time.AfterFunc(time.Minute, func() { fail(fmt.Errorf("nobody has cut the power for a minute")) })
 	for i := range powerShards * powerCallers {
-		go powerCaller(n.Shard(ShardID(i/powerCallers+1)), i%powerCallers, out)
+		go powerCaller(n.Shard(ShardID(i/powerCallers+1)), i%powerCallers)
 	}
 	select {}
 }
 
-// powerCaller counts up its counter, one command at a time.
-func powerCaller(s *Shard, i int, out chan<- string) {
+// powerCaller counts up its counter, one command at a time. What it was told it says before it does anything else, in one write.
+func powerCaller(s *Shard, i int) {
 	key := fmt.Appendf(nil, "caller-%d", i)
 	for {
 		reply, err := s.Submit(context.Background(), key)
 		if err != nil {
 			return
 		}
-		out <- fmt.Sprintln("ack", s.ID(), i, binary.BigEndian.Uint64(reply))
+		fmt.Println("ack", s.ID(), i, binary.BigEndian.Uint64(reply))
 	}
 }
