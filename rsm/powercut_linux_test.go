@@ -33,7 +33,7 @@ func TestPowerCut(t *testing.T) {
 			begun := time.Now()
 			p := cutPower(t, fsType, cycles, false)
 			if p.err != nil {
-				t.Fatal(p.err)
+				t.Fatalf("after %d power cuts and %d commands: %v\n%s", p.cycles, p.acks, p.err, p.log)
 			}
 			t.Logf("%d power cuts in %v, %d commands acknowledged, none lost, none doubled", p.cycles, time.Since(begun).Round(time.Millisecond), p.acks)
 			control := cutPower(t, fsType, 5, true)
@@ -59,6 +59,7 @@ type power struct {
 
 	cycles, acks int
 	err          error
+	log          string // of the node that was wrong, its end
 	acked        [powerShards + 1][powerCallers]uint64
 }
 
@@ -223,10 +224,16 @@ func (p *power) node(end func(stop func() error) error) error {
 	if err != nil {
 		return err
 	}
+	stderr, err := os.Create(filepath.Join(p.tmp, "stderr"))
+	if err != nil {
+		return err
+	}
+	defer stderr.Close()
+	cmd.Stderr = stderr
 	if err := cmd.Start(); err != nil {
 		return err
 	}
-	timer := time.AfterFunc(time.Minute, func() { _ = cmd.Process.Kill() })
+	timer := time.AfterFunc(3*time.Minute, func() { _ = cmd.Process.Kill() })
 	defer timer.Stop()
 	s := bufio.NewScanner(out)
 	started := false
@@ -263,6 +270,11 @@ func (p *power) node(end func(stop func() error) error) error {
 	_ = cmd.Wait()
 	if err == nil && !started && p.err == nil {
 		p.err = fmt.Errorf("the node did not start: %w", errLost)
+	}
+	if p.err != nil {
+		log, rerr := os.ReadFile(stderr.Name())
+		p.log = string(log[max(0, len(log)-16<<10):])
+		err = errors.Join(err, rerr)
 	}
 	return errors.Join(err, removeAllIn(p.tmp))
 }

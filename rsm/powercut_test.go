@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	goflag "flag"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"time"
@@ -41,6 +42,7 @@ func runPowerNode(dir string) {
 	cfg := Config{
 		Cluster: "power", Node: 1, Dir: filepath.Join(dir, "node"), Peers: map[NodeID]string{1: "127.0.0.1:0"},
 		HeartbeatInterval: 5 * time.Millisecond, ElectionTimeout: 25 * time.Millisecond, DiskWatermark: -1, LogSegments: 2,
+		Logger: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug})),
 	}
 	cfg.Limits.FlushBytes = 64 << 10
 	for id := range ShardID(powerShards) {
@@ -50,7 +52,7 @@ func runPowerNode(dir string) {
 	if err != nil {
 		fail(err)
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	for id := range ShardID(powerShards) {
 		s := n.Shard(id + 1)
@@ -76,7 +78,7 @@ func runPowerNode(dir string) {
 		<-n.Done()
 		fmt.Printf("stopped %q\n", fmt.Sprint(n.Err()))
 	}()
-	time.AfterFunc(time.Minute, func() { fail(fmt.Errorf("nobody has cut the power for a minute")) })
+	time.AfterFunc(3*time.Minute, func() { fail(fmt.Errorf("nobody has cut the power for three minutes")) })
 	for i := range powerShards * powerCallers {
 		go powerCaller(n.Shard(ShardID(i/powerCallers+1)), i%powerCallers)
 	}
