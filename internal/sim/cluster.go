@@ -44,6 +44,8 @@ type worker struct {
 	gen    uint64
 	core   *core.Worker
 	in     core.Input
+	spare  core.Input // the last pass's, for its memory
+	pass   func()
 	waits  bool // a pass is due
 	shards []core.ShardID
 }
@@ -72,12 +74,7 @@ func (n *node) time() core.Now {
 
 // after runs f unless this incarnation has ended by then.
 func (n *node) after(d int64, f func()) {
-	gen := n.gen
-	n.s.after(d, func() {
-		if n.up && n.gen == gen {
-			f()
-		}
-	})
+	n.s.queue.push(max(n.s.now+d, n.s.now), task{f, n, n.gen})
 }
 
 func (n *node) voters() (all []core.NodeID) {
@@ -131,6 +128,7 @@ func (n *node) open() error {
 	for i := range n.s.swarm.workers {
 		w := &worker{n: n, num: i, gen: n.gen}
 		w.core = core.NewWorker(cfg, w, n.time())
+		w.pass = w.runPass
 		n.workers = append(n.workers, w)
 	}
 	for id := core.ShardID(1); id <= shardCount; id++ {
@@ -252,7 +250,7 @@ func (n *node) tick() {
 	if n.ticks%2 == 0 {
 		for p := range n.frames {
 			if p != 0 && core.NodeID(p) != n.id {
-				n.frames[p] = core.AppendBeat(n.frames[p])
+				n.frames[p] = core.AppendBeat(n.frame(core.NodeID(p)))
 			}
 		}
 		n.sendFrames(len(n.frames))
@@ -277,21 +275,21 @@ func (n *node) unreachable(p core.NodeID) {
 func (n *node) isPaused() bool { return n.s.now < n.paused }
 
 // arrive takes a frame from the network. A paused process reads it when it goes on, before or after its first pass.
-func (n *node) arrive(from core.NodeID, frame []byte, hash uint64) {
-	if !n.up {
-		return
+func (n *node) arrive(f frame) {
+	switch {
+	case !n.up:
+		n.s.net.read(f)
+	case n.isPaused():
+		n.after(n.paused-n.s.now+exp(n.rng, n.s.swarm.passDelay), func() { n.receive(f) })
+	default:
+		n.receive(f)
 	}
-	if n.isPaused() {
-		n.after(n.paused-n.s.now+exp(n.rng, n.s.swarm.passDelay), func() { n.receive(from, frame, hash) })
-		return
-	}
-	n.receive(from, frame, hash)
 }
 
-func (n *node) receive(from core.NodeID, frame []byte, hash uint64) {
-	n.s.trace.event(evFrameGot, n.id, uint64(from), hash, uint64(len(frame)), 0)
-	n.heard[from] = n.mono()
-	err := core.DecodeFrame(from, n.id, frame,
+func (n *node) receive(f frame) {
+	n.s.trace.event(evFrameGot, n.id, uint64(f.from), f.hash, uint64(len(f.bytes)), 0)
+	n.heard[f.from] = n.mono()
+	err := core.DecodeFrame(f.from, n.id, f.bytes,
 		func(m core.Message) {
 			n.workerOf(m.Shard).post(func(in *core.Input) { in.Messages = append(in.Messages, m) })
 		},
@@ -303,8 +301,17 @@ func (n *node) receive(from core.NodeID, frame []byte, hash uint64) {
 			n.workerOf(c.Shard).post(func(in *core.Input) { in.Commits = append(in.Commits, c) })
 		})
 	if err != nil {
-		n.s.fail("frame", "from node %d to node %d: %v", from, n.id, err)
+		n.s.fail("frame", "from node %d to node %d: %v", f.from, n.id, err)
 	}
+	n.s.net.read(f)
+}
+
+// frame returns the frame that gathers for a peer.
+func (n *node) frame(to core.NodeID) []byte {
+	if n.frames[to] == nil {
+		n.frames[to] = n.s.net.memory()
+	}
+	return n.frames[to]
 }
 
 // sendFrames sends what has gathered for the first peers only, if upTo says so: a process can die between two.
@@ -332,7 +339,7 @@ func (w *worker) wake() {
 	}
 }
 
-func (w *worker) pass() {
+func (w *worker) runPass() {
 	n := w.n
 	if n.isPaused() {
 		n.after(n.paused-n.s.now+exp(n.rng, n.s.swarm.passDelay), w.pass)
@@ -340,9 +347,10 @@ func (w *worker) pass() {
 	}
 	w.waits = false
 	in := w.in
-	w.in = core.Input{}
+	w.in, w.spare = w.spare, core.Input{}
 	n.s.trace.event(evPass, n.id, uint64(w.num), uint64(len(in.Messages)), uint64(len(in.Requests)), uint64(len(in.Written)))
 	w.core.Pass(n.time(), &in)
+	w.spare = emptied(in)
 	n.s.check.observe(w)
 	if n.crashAfterPass {
 		n.sendFrames(1 + n.rng.IntN(len(n.frames)))
@@ -353,20 +361,33 @@ func (w *worker) pass() {
 	n.sendFrames(len(n.frames))
 }
 
+// emptied returns the input's slices for use again, without what they held.
+func emptied(in core.Input) core.Input {
+	clear(in.Messages)
+	clear(in.Requests)
+	clear(in.Written)
+	clear(in.Flushed)
+	clear(in.Calls)
+	return core.Input{
+		Messages: in.Messages[:0], Quiesces: in.Quiesces[:0], Commits: in.Commits[:0], Requests: in.Requests[:0], Written: in.Written[:0],
+		Flushed: in.Flushed[:0], Unreachable: in.Unreachable[:0], Pinned: in.Pinned[:0], Calls: in.Calls[:0],
+	}
+}
+
 // The core's Env.
 
 func (w *worker) Send(to core.NodeID, shard core.ShardID, m *raftpb.Message) {
 	w.n.s.check.promise(w.n, shard, m)
 	w.n.s.trace.message(shard, m)
-	w.n.frames[to] = core.AppendMessage(w.n.frames[to], shard, m)
+	w.n.frames[to] = core.AppendMessage(w.n.frame(to), shard, m)
 }
 
 func (w *worker) SendQuiesce(to core.NodeID, q core.Quiesce) {
-	w.n.frames[to] = core.AppendQuiesce(w.n.frames[to], q)
+	w.n.frames[to] = core.AppendQuiesce(w.n.frame(to), q)
 }
 
 func (w *worker) SendCommit(to core.NodeID, c core.CommitNote) {
-	w.n.frames[to] = core.AppendCommit(w.n.frames[to], c)
+	w.n.frames[to] = core.AppendCommit(w.n.frame(to), c)
 }
 
 func (w *worker) Write(wr *core.Write) { w.n.disk.add(w, wr) }

@@ -90,11 +90,12 @@ const (
 )
 
 func verdictOf(err error) verdict {
-	var r *core.Rejection
-	switch {
-	case err == nil:
+	if err == nil {
 		return happened
-	case errors.As(err, &r):
+	}
+	r, ok := errors.AsType[*core.Rejection](err)
+	switch {
+	case ok:
 		switch r.Code {
 		case core.CodeSessionExpired, core.CodeSequenceAcked, core.CodeSequenceReused, core.CodeSequenceTooHigh:
 			return refused
@@ -120,12 +121,13 @@ func (a *attempt) mayHappen() bool {
 }
 
 func (a *attempt) code() core.Code {
-	var r *core.Rejection
-	var e *core.Error
-	switch {
-	case errors.As(a.req.Err, &r):
+	if a.req.Err == nil {
+		return ""
+	}
+	if r, ok := errors.AsType[*core.Rejection](a.req.Err); ok {
 		return r.Code
-	case errors.As(a.req.Err, &e):
+	}
+	if e, ok := errors.AsType[*core.Error](a.req.Err); ok {
 		return e.Code
 	}
 	return ""

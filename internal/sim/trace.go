@@ -70,23 +70,38 @@ type trace struct {
 	now    *int64
 	hash   *xxhash.Digest
 	events uint64
+	buf    []byte    // events that are still to be hashed
 	out    io.Writer // or nil
 }
 
+// eventBytes is an event in the hash; eventsAtOnce are hashed together.
+const eventBytes, eventsAtOnce = 42, 128
+
 func newTrace(now *int64, out io.Writer) *trace {
-	return &trace{now: now, hash: xxhash.New(), out: out}
+	return &trace{now: now, hash: xxhash.New(), buf: make([]byte, 0, eventBytes*eventsAtOnce), out: out}
+}
+
+// sum returns the hash of all events so far.
+func (t *trace) sum() uint64 {
+	_, _ = t.hash.Write(t.buf) // never fails
+	t.buf = t.buf[:0]
+	return t.hash.Sum64()
 }
 
 func (t *trace) event(kind what, node core.NodeID, a, b, c, d uint64) {
 	t.events++
-	var buf [42]byte
+	if len(t.buf) == cap(t.buf) {
+		t.sum()
+	}
+	n := len(t.buf)
+	t.buf = t.buf[:n+eventBytes]
+	buf := t.buf[n:]
 	buf[0], buf[1] = byte(kind), byte(node)
 	binary.LittleEndian.PutUint64(buf[2:], uint64(*t.now))
 	binary.LittleEndian.PutUint64(buf[10:], a)
 	binary.LittleEndian.PutUint64(buf[18:], b)
 	binary.LittleEndian.PutUint64(buf[26:], c)
 	binary.LittleEndian.PutUint64(buf[34:], d)
-	_, _ = t.hash.Write(buf[:]) // never fails
 	if t.out != nil {
 		t.printf(formats[kind], node, a, b, c, d)
 	}
