@@ -343,7 +343,7 @@ func (w *Worker) Transfer(id ShardID, to NodeID) error {
 	return notProposed(CodeTransfer, "node %d is no other voter of shard %d (voters: %v)", to, id, r.voters)
 }
 
-var roleNames = map[raft.StateType]string{
+var roleNames = [...]string{
 	raft.StateFollower: "follower", raft.StateCandidate: "candidate",
 	raft.StateLeader: "leader", raft.StatePreCandidate: "pre-candidate",
 }

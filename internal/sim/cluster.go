@@ -29,7 +29,8 @@ type node struct {
 	applied [shardCount + 1]core.Index // as the checker saw it
 	counted [shardCount + 1]core.Stats
 	ticks   int
-	rate    int64 // ns of a tick on this node
+	ticker  func() // tick, made once
+	rate    int64  // ns of a tick on this node
 
 	skew           int64 // of the wall clock
 	paused         int64 // until when
@@ -59,7 +60,7 @@ var _ core.Env = (*worker)(nil)
 
 func newNode(s *sim, id core.NodeID) *node {
 	n := &node{s: s, id: id, rng: stream(s.seed, 100+uint64(id))}
-	n.disk = newDisk(n)
+	n.disk, n.ticker = newDisk(n), n.tick
 	n.rate = int64(s.swarm.tick) * (90 + n.rng.Int64N(21)) / 100
 	n.skew = n.rng.Int64N(20*second) - 10*second
 	return n
@@ -104,7 +105,7 @@ func (n *node) start() {
 		n.s.check.restarted(w)
 		w.wake()
 	}
-	n.after(n.rng.Int64N(n.rate), n.tick)
+	n.after(n.rng.Int64N(n.rate), n.ticker)
 }
 
 func (n *node) open() error {
@@ -239,9 +240,10 @@ func (n *node) end() {
 
 // tick is rsm's clock.
 func (n *node) tick() {
-	n.after(n.rate, n.tick)
+	n.after(n.rate, n.ticker)
 	for _, w := range n.workers {
-		w.post(func(in *core.Input) { in.Ticks = min(in.Ticks+1, 2) })
+		w.in.Ticks = min(w.in.Ticks+1, 2)
+		w.wake()
 	}
 	if n.isPaused() {
 		return
