@@ -101,6 +101,9 @@ func (c *checker) stopped(n *node, id core.ShardID, err *core.Error) {
 		c.s.end()
 		return
 	}
+	if n.foundDamage(id, err) {
+		return
+	}
 	c.s.fail("stopped", "shard %d on node %d: %v", id, n.id, err)
 }
 
@@ -211,6 +214,7 @@ func (c *checker) compareState(w *worker, id core.ShardID) {
 		return
 	}
 	defer v.Close()
+	defer w.n.readsDamage(id)
 	got, _ := (&machine{}).Query(v, query(queryAll)) // never fails
 	if want := c.shards[id].answer(queryAll, at); !bytes.Equal(got, want) {
 		c.s.fail("state", "shard %d on node %d at %d: %x, want %x", id, w.n.id, at, got, want)

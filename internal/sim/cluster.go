@@ -36,6 +36,11 @@ type node struct {
 	paused         int64 // until when
 	crashAfterPass bool
 	diskLow        bool
+
+	rotten string // the file of its disk that was damaged, "" if none
+	out    bool   // for good: it does not start on what its disk has
+	unfit  error  // of the state store, which will not close in order any more
+
 }
 
 // worker is a core.Worker with its mailbox and its Env.
@@ -92,13 +97,14 @@ func (n *node) start() {
 	n.s.stats.Restarts++
 	n.s.trace.event(evStart, n.id, n.gen, 0, 0, 0)
 	n.paused, n.crashAfterPass, n.diskLow, n.ticks = 0, false, false, 0
+	n.unfit = nil
 	n.heard = make([]int64, n.s.swarm.nodes+1)
 	for i := range n.heard {
 		n.heard[i] = n.mono()
 	}
 	n.frames = make([][]byte, n.s.swarm.nodes+1)
 	if err := n.open(); err != nil {
-		n.s.fail("restart", "node %d does not come back: %v", n.id, err)
+		n.refused(err)
 		return
 	}
 	for _, w := range n.workers {
@@ -109,13 +115,13 @@ func (n *node) start() {
 }
 
 func (n *node) open() error {
+	n.store, n.workers, n.shards = nil, nil, nil
 	rec, err := n.disk.reopen()
 	if err != nil {
 		return err
 	}
 	n.store, err = state.Open(state.Options{
-		Dir: "state", FS: n.disk.fs, Cache: n.s.cache, Logger: n.s.logger, DisableCompactions: true,
-		OnFatal: func(err error) { n.s.fail("state", "the store of node %d: %v", n.id, err) },
+		Dir: "state", FS: n.disk.stateFS(), Cache: n.s.cache, Logger: n.s.logger, DisableCompactions: true, OnFatal: n.unfitStore,
 	})
 	if err != nil {
 		return err
@@ -125,7 +131,6 @@ func (n *node) open() error {
 	if err := cfg.Validate(); err != nil {
 		return err
 	}
-	n.workers, n.shards = nil, nil
 	for i := range n.s.swarm.workers {
 		w := &worker{n: n, num: i, gen: n.gen}
 		w.core = core.NewWorker(cfg, w, n.time())
@@ -183,7 +188,7 @@ func (n *node) crashFlushes() {
 			continue
 		}
 		durable++
-		if err := f.done.Job.Run(); err != nil {
+		if err := f.done.Job.Run(); err != nil && !n.disk.mayFail(err) {
 			n.s.fail("state", "flush on node %d: %v", n.id, err)
 		}
 	}
@@ -224,10 +229,12 @@ func (n *node) release() {
 	for _, st := range n.shards {
 		st.Close()
 	}
-	if err := n.store.Close(); err != nil {
-		n.s.fail("state", "closing the store of node %d: %v", n.id, err)
+	if n.store != nil {
+		if err := n.store.Close(); err != nil && n.unfit == nil {
+			n.s.fail("state", "closing the store of node %d: %v", n.id, err)
+		}
 	}
-	n.workers, n.shards = nil, nil
+	n.store, n.workers, n.shards = nil, nil, nil
 }
 
 // end is called when the run is over.
@@ -424,6 +431,13 @@ func (w *worker) Flush(f *core.FlushDone) {
 				n.flushes = append(n.flushes[:i:i], n.flushes[i+1:]...)
 				break
 			}
+		}
+		if f.Err != nil {
+			if !n.disk.mayFail(f.Err) {
+				n.s.fail("state", "flush on node %d: %v", n.id, f.Err)
+			}
+			n.s.faults.broken(n, f.Err)
+			return
 		}
 		w.post(func(in *core.Input) { in.Flushed = append(in.Flushed, f) })
 	})

@@ -26,12 +26,15 @@ const (
 	faultPin
 	faultUnreachable
 	faultSleepyLeader
+	faultDiskFull
+	faultRot
 	faultKinds
 )
 
 var faultNames = [faultKinds]string{
 	"crash", "crash-all", "stop", "pause", "clock", "transfer", "isolate", "halves", "one-way", "bridge", "flap",
 	"slow-disk", "disk-error", "disk-low", "pin", "unreachable", "sleepy-leader",
+	"disk-full", "rot",
 }
 
 // faultMeans are the mean times between two faults of a kind, when the seed has it.
@@ -42,6 +45,7 @@ var faultMeans = [faultKinds]int64{
 	faultBridge: 600 * millisecond, faultFlap: 500 * millisecond, faultSlowDisk: 500 * millisecond,
 	faultDiskError: 800 * millisecond, faultDiskLow: 500 * millisecond, faultPin: 50 * millisecond,
 	faultUnreachable: 100 * millisecond, faultSleepyLeader: 500 * millisecond,
+	faultDiskFull: 800 * millisecond, faultRot: 1000 * millisecond,
 }
 
 // longestPause keeps a pause from outlasting the calm phase's patience.
@@ -94,8 +98,15 @@ func (f *faults) inject(kind int) {
 		for _, n := range s.nodes {
 			f.crash(n)
 		}
-	case faultStop, faultDiskError:
-		f.stop(n, kind == faultDiskError)
+	case faultStop:
+		f.stop(n, &core.Error{Kind: core.ErrNotProposed, Code: core.CodeClosed, Message: "the node is closed"})
+	case faultDiskError:
+		n.disk.failNext(f.r.IntN(3) == 0)
+	case faultDiskFull:
+		n.disk.full++
+		f.lasts(func() { n.disk.full-- })
+	case faultRot:
+		f.rot(n)
 	case faultPause:
 		n.paused = s.now + min(exp(f.r, s.swarm.last), longestPause)
 	case faultSleepyLeader:
@@ -165,22 +176,25 @@ func (f *faults) crash(n *node) {
 func (f *faults) restart(n *node) {
 	gen := n.gen
 	f.s.after(exp(f.r, f.s.swarm.last), func() {
-		if !n.up && n.gen == gen {
+		if !n.up && n.gen == gen && !n.out {
 			n.start()
 		}
 	})
 }
 
-func (f *faults) stop(n *node, diskError bool) {
-	if !n.up {
-		return
+func (f *faults) stop(n *node, reason *core.Error) {
+	if n.up {
+		n.stop(reason)
+		f.restart(n)
 	}
-	if diskError {
-		n.stop(&core.Error{Kind: core.ErrBroken, Code: core.CodeStorage, Message: "the write-ahead log could not be written"})
-	} else {
-		n.stop(&core.Error{Kind: core.ErrNotProposed, Code: core.CodeClosed, Message: "the node is closed"})
-	}
-	f.restart(n)
+}
+
+// broken stops a node whose disk has failed, as rsm's engine does [G10]. Whoever looks after it starts it again.
+func (f *faults) broken(n *node, err error) {
+	f.s.stats.DiskFailures++
+	f.s.trace.event(evBroken, n.id, n.gen, 0, 0, 0)
+	f.s.trace.note("n%d stops: %v", n.id, err)
+	f.stop(n, &core.Error{Kind: core.ErrBroken, Code: core.CodeStorage, Message: "the disk failed", Cause: err})
 }
 
 // sleepyLeader lets a node sleep, cuts it off a little later, and until after it has woken: as a leader of
@@ -274,7 +288,8 @@ func (f *faults) calm() {
 	}
 	for _, n := range f.s.nodes {
 		n.crashAfterPass = false
-		if !n.up {
+		n.disk.heal()
+		if !n.up && !n.out {
 			n.start()
 		}
 	}

@@ -51,6 +51,8 @@ type Stats struct {
 	Leaders, Entries, Flushes            int // entries: of both shards, as committed
 	Rollbacks, Duplicates                uint64
 	SegmentsReleased, WritesLost         int
+	WritesTorn, DiskFailures             int
+	Rotten, RotRefused, RotStopped       int // disks damaged; of these, nodes that did not start, replicas that stopped
 	FramesLost                           int
 	Acked, Rejected, Refused             int
 	NotProposed, Unknown, Reads, Retries int

@@ -37,6 +37,10 @@ const (
 	evHeal
 	evPhase
 	evStopped
+	evBroken
+	evTorn
+	evRot
+	evRefused
 )
 
 // formats of an event's node and four numbers, for people.
@@ -63,6 +67,10 @@ var formats = [...]string{
 	evHeal:      "n%d fault %d ends (%d, %d, %d)",
 	evPhase:     "%.0dPHASE %d%.0d%.0d%.0d",
 	evStopped:   "n%d shard %d replica STOPPED%.0d%.0d%.0d",
+	evBroken:    "n%d disk FAILED, incarnation %d ends%.0d%.0d%.0d",
+	evTorn:      "n%d log: write TORN at byte %d: %d bytes, of which %d are lost%.0d",
+	evRot:       "n%d disk ROTS: bit %d of byte %d of %d bytes%.0d",
+	evRefused:   "n%d REFUSES to start, incarnation %d%.0d%.0d%.0d",
 }
 
 // trace is the run as a sequence of numbers: hashed always, written out for people if asked to.
