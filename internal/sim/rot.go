@@ -137,20 +137,27 @@ func (d *disk) judgeRepair(r *wal.Repair) error {
 	return nil
 }
 
-// rot crashes a node, and changes bits of what its disk has, if it can be spared for the rest of the run.
+// rot crashes a node, and changes bits of what its disk has, if one can be spared for the rest of the run.
 func (f *faults) rot(n *node) {
-	spoiled := 0
+	intact := 0
 	for _, other := range f.s.nodes {
-		if other.rotten != "" && other != n {
-			spoiled++
+		if other.rotten != "" {
+			continue
+		}
+		intact++
+		if len(n.disk.tables()) == 0 && len(other.disk.tables()) > 0 {
+			n = other // most of what a disk has is there
 		}
 	}
-	if 2*(len(f.s.nodes)-spoiled-1) <= len(f.s.nodes) || n.out || n.rotten != "" {
+	if 2*(intact-1) <= len(f.s.nodes) || n.rotten != "" {
 		return
+	}
+	if young := f.s.now < int64(f.s.swarm.chaos)*2/3; young && len(n.disk.tables()) == 0 && f.r.IntN(6) > 0 {
+		return // few disks can be spared: wait until there is more on them
 	}
 	f.crash(n)
 	f.s.stats.Rotten++
-	if f.r.IntN(2) == 0 || !n.disk.rotState() {
+	if f.r.IntN(3) == 0 || !n.disk.rotState() {
 		n.disk.rotLog()
 	}
 	f.s.trace.note("n%d: the damage is in %s", n.id, n.rotten)
@@ -179,33 +186,43 @@ func (d *disk) rotLog() {
 	})
 }
 
-// rotState damages a table, or now and then the manifest, and reports whether there was something to damage. All tables are
-// part of the store, since nothing is compacted here; of the manifests the newest is in use.
-func (d *disk) rotState() bool {
-	const dir = "state/pebble"
-	names, err := d.fs.List(dir)
+const tableDir = "state/pebble"
+
+// files returns the names of the state store's files, sorted.
+func (d *disk) files() []string {
+	names, err := d.fs.List(tableDir)
 	if err != nil {
-		return false
+		return nil // not created yet
 	}
 	slices.Sort(names)
-	var tables []string
-	manifest := ""
-	for _, name := range names {
-		switch {
-		case strings.HasSuffix(name, ".sst"):
-			tables = append(tables, name)
-		case strings.HasPrefix(name, "MANIFEST-"):
-			manifest = name
+	return names
+}
+
+// tables are all part of the store, since nothing is compacted here.
+func (d *disk) tables() []string {
+	return slices.DeleteFunc(d.files(), func(name string) bool { return !strings.HasSuffix(name, ".sst") })
+}
+
+// manifest returns the one in use: the newest.
+func (d *disk) manifest() (name string) {
+	for _, f := range d.files() {
+		if strings.HasPrefix(f, "MANIFEST-") {
+			name = f
 		}
 	}
-	name := manifest
-	if len(tables) > 0 && d.r.IntN(5) > 0 {
+	return name
+}
+
+// rotState damages a table, or the manifest, and reports whether there was something to damage.
+func (d *disk) rotState() bool {
+	name := d.manifest()
+	switch tables := d.tables(); {
+	case len(tables) > 0 && d.r.IntN(6) > 0:
 		name = tables[d.r.IntN(len(tables))]
-	}
-	if name == "" {
+	case name == "" || d.r.IntN(2) == 0:
 		return false
 	}
-	b, err := d.fs.UnsafeGetFileDataBuffer(dir + "/" + name)
+	b, err := d.fs.UnsafeGetFileDataBuffer(tableDir + "/" + name)
 	if err != nil || len(b) == 0 {
 		return false
 	}
