@@ -12,7 +12,7 @@ func BenchmarkSim(b *testing.B) {
 	var total Stats
 	seed := uint64(1)
 	for b.Loop() {
-		r := runJudged(seed, Options{Nodes: 3})
+		r := runJudged(seed, Options{tune: func(s *swarm) { s.nodes = 3 }})
 		if r.Failure != nil {
 			b.Fatalf("seed %d: %v", seed, r.Failure)
 		}

@@ -297,6 +297,7 @@ func (n *node) arrive(f frame) {
 
 func (n *node) receive(f frame) {
 	n.s.trace.event(evFrameGot, n.id, uint64(f.from), f.hash, uint64(len(f.bytes)), 0)
+	n.s.trace.frame(&f)
 	n.heard[f.from] = n.mono()
 	err := core.DecodeFrame(f.from, n.id, f.bytes,
 		func(m core.Message) {
@@ -387,7 +388,6 @@ func emptied(in core.Input) core.Input {
 
 func (w *worker) Send(to core.NodeID, shard core.ShardID, m *raftpb.Message) {
 	w.n.s.check.promise(w.n, shard, m)
-	w.n.s.trace.message(shard, m)
 	w.n.frames[to] = core.AppendMessage(w.n.frame(to), shard, m)
 }
 

@@ -69,6 +69,7 @@ func (d *disk) begin() {
 		took = 50*millisecond + exp(d.n.rng, 200*millisecond)
 	}
 	s.trace.event(evSync, d.n.id, uint64(len(d.writing)), uint64(took/microsecond), 0, 0)
+	s.trace.records("sync of", d.records())
 	d.n.after(took, d.done)
 }
 
@@ -101,7 +102,18 @@ func (d *disk) append() error {
 	}
 	_, size := d.log.Size()
 	d.n.s.trace.event(evSynced, d.n.id, uint64(len(records)), uint64(size), 0, 0)
+	d.n.s.trace.records("synced", records)
 	return nil
+}
+
+// traceLost tells what a crash has cost.
+func (d *disk) traceLost(written bool) {
+	if !written {
+		d.n.s.trace.records("lost", d.records())
+	}
+	for _, lw := range d.queue {
+		d.n.s.trace.records("lost", lw.write.Records)
+	}
 }
 
 // records are those of the write under way.
@@ -148,6 +160,7 @@ func (d *disk) crash() {
 	if lost := len(d.writing) + len(d.queue) - int(happened); lost > 0 {
 		d.n.s.stats.WritesLost += lost
 		d.n.s.trace.event(evSyncLost, d.n.id, uint64(lost), happened, 0, 0)
+		d.traceLost(happened > 0)
 	}
 	d.writing, d.queue = nil, nil
 	d.fs = d.fs.CrashClone(vfs.CrashCloneCfg{})

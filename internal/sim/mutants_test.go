@@ -62,6 +62,7 @@ var mutants = []mutant{
 	{guarantee: "bug", faults: "no-expiry-in-flight"},
 	{guarantee: "bug", faults: "ack-only-applied"},
 	{guarantee: "bug", faults: "evict-expired", from: 11801},
+	{guarantee: "bug", faults: "unreadable-leads", opts: Options{tune: rotten}, from: 201},
 }
 
 func TestMutants(t *testing.T) {

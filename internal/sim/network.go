@@ -59,6 +59,7 @@ func (n *network) send(from, to core.NodeID, b []byte) {
 	if cut || !n.s.calm && chance(n.r, sw.loss) {
 		n.s.stats.FramesLost++
 		n.s.trace.event(evFrameLost, from, uint64(to), f.hash, uint64(len(b)), b2u(cut))
+		n.s.trace.frame(&f)
 		n.reportLoss(from, to)
 		n.read(f)
 		return
@@ -75,6 +76,7 @@ func (n *network) send(from, to core.NodeID, b []byte) {
 			n.due[from][to] = at
 		}
 		n.s.trace.event(evFrameSent, from, uint64(to), f.hash, uint64(len(b)), uint64(delay/microsecond))
+		n.s.trace.frame(&f)
 		n.s.at(at, func() { n.s.node(to).arrive(f) })
 	}
 }

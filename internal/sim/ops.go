@@ -89,6 +89,8 @@ const (
 	unknownOutcome
 )
 
+var verdictNames = [...]string{"happened", "rejected", "refused", "not proposed", "unknown"}
+
 func verdictOf(err error) verdict {
 	if err == nil {
 		return happened
@@ -162,7 +164,7 @@ func (a *attempt) give() {
 		}
 	}
 	s.trace.event(evSubmit, n.id, uint64(o.shard), o.num, uint64(a.num), uint64(o.kind))
-	s.trace.note("%v (attempt %d, acknowledges %d)", o, a.num, q.Acknowledged)
+	s.trace.note("client %d: %v (acknowledges %d)", o.client.num, o, q.Acknowledged)
 	n.workerOf(o.shard).post(func(in *core.Input) { in.Requests = append(in.Requests, q) })
 }
 
@@ -173,7 +175,8 @@ func (s *sim) takeAnswers() {
 		s.answers = s.answers[1:]
 		a.at = s.now
 		s.trace.event(evAnswer, a.node.id, uint64(a.op.shard), a.op.num, uint64(a.num), uint64(a.verdict()))
-		s.trace.note("op %d attempt %d: index %d, %x %x, %v", a.op.num, a.num, a.req.Result.Index, a.req.Result.Replies, a.req.Result.Answer, a.req.Err)
+		s.trace.note("client %d: %s at index %d, replies %x, answer %x, error %v", a.op.client.num, verdictNames[a.verdict()],
+			a.req.Result.Index, a.req.Result.Replies, a.req.Result.Answer, a.req.Err)
 		s.check.answer(a)
 		a.op.client.replyUnderWay(a)
 	}

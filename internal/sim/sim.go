@@ -18,8 +18,8 @@ type Options struct {
 	Trace io.Writer // gets the run for people to read; nil for none
 	// Nondeterministic makes Apply differ on one node now and then. The core must find it out.
 	Nondeterministic bool
-	// Nodes, if not 0, is the size of the cluster, whatever the seed draws.
-	Nodes int
+	// tune, in tests, changes what the seed has drawn.
+	tune func(*swarm)
 	// MaxEvents ends a run that does not end; 0 means a bound that no sound run reaches.
 	MaxEvents uint64
 }
@@ -106,8 +106,8 @@ func Run(seed uint64, opts Options) *Result {
 		s.logger = slog.New(slog.NewTextHandler(logWriter{s.trace}, &slog.HandlerOptions{Level: slog.LevelDebug, ReplaceAttr: dropTime}))
 	}
 	s.swarm = drawSwarm(stream(seed, 2))
-	if opts.Nodes != 0 {
-		s.swarm.nodes = opts.Nodes
+	if opts.tune != nil {
+		opts.tune(&s.swarm)
 	}
 	s.trace.note("seed %d: %+v", seed, s.swarm)
 	s.stats.Nodes, s.stats.Codes = s.swarm.nodes, map[core.Code]int{}
