@@ -34,8 +34,11 @@ fuzz: ## every fuzz target for FUZZTIME (20s) each
 mutants: ## the faults that are built in on purpose: the simulator must find each
 	go test -tags mutants ./internal/sim -run TestMutants -count=1 -v -timeout 10m
 
-sim: ## SEEDS (1000) simulated clusters; SEED=n replays one with its trace
-	go test ./internal/sim -run 'TestSim$$' -count=1 -v -timeout 20m $(if $(SEED),-sim.seed=$(SEED),-sim.seeds=$(SEEDS))
+sim: ## SEEDS (1000) simulated clusters, new ones each time (FIRST=n: from n on), on all cores (PROCS=n); SEED=n replays one with its trace
+	@mkdir -p $(BIN)
+	go test -c -o $(BIN)/sim.test ./internal/sim
+	cd internal/sim && $(BIN)/sim.test -test.run 'TestSim$$' -test.v -test.timeout 0 \
+	  $(if $(SEED),-sim.seed=$(SEED),-sim.seeds=$(SEEDS) -sim.first=$(or $(FIRST),0)) $(if $(PROCS),-sim.procs=$(PROCS))
 
 bench: ## Decree and dragonboat side by side, in one run (about 15 minutes; BENCH="-cells full" for all cells)
 	cd bench && go run . -cells quick $(BENCH)

@@ -181,7 +181,7 @@ func (r *Replica) refuses(q *Request) error {
 }
 
 func (w *Worker) tick() {
-	for p, was := range w.peers {
+	for p, was := range w.peers { // any order: silence wakes replicas, and nothing else
 		if is := w.heard(p); is != was {
 			w.peers[p] = is
 			if !is {

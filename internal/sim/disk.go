@@ -177,7 +177,8 @@ func (d *disk) reopen() (*wal.Recovered, error) {
 	}
 	d.n.s.stats.SegmentsReleased += int(d.log.Stats().Released)
 	d.log = log
-	for id, shadow := range d.shadow {
+	for id := core.ShardID(1); id <= shardCount; id++ {
+		shadow := d.shadow[id]
 		l := rec.Shards[uint64(id)]
 		if l == nil {
 			l = &wal.ShardLog{}

@@ -140,7 +140,7 @@ type keyed struct {
 func (l *layer) sorted() []keyed {
 	// By value: sorting pointers to cells would miss the cache twice as often.
 	pairs := make([]keyed, 0, len(l.index))
-	for _, c := range l.index {
+	for _, c := range l.index { // any order: they are sorted below
 		pairs = append(pairs, keyed{c.key, c.e})
 	}
 	slices.SortFunc(pairs, func(a, b keyed) int { return strings.Compare(a.key, b.key) })
