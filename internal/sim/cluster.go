@@ -3,6 +3,7 @@ package sim
 import (
 	"math/rand/v2"
 
+	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
 	"go.etcd.io/etcd/raft/v3/raftpb"
 
 	"github.com/decree-raft/decree/internal/core"
@@ -20,6 +21,7 @@ type node struct {
 	up      bool
 	gen     uint64
 	store   *state.Store
+	faults  *storeFaults
 	shards  []*state.Shard
 	workers []*worker
 	heard   []int64 // by peer
@@ -120,8 +122,9 @@ func (n *node) open() error {
 	if err != nil {
 		return err
 	}
+	n.faults = &storeFaults{n}
 	n.store, err = state.Open(state.Options{
-		Dir: "state", FS: n.disk.stateFS(), Cache: n.s.cache, Logger: n.s.logger, DisableCompactions: true, OnFatal: n.unfitStore,
+		Dir: "state", FS: errorfs.Wrap(n.disk.fs, n.faults), Cache: n.s.cache, Logger: n.s.logger, DisableCompactions: true, OnFatal: n.faults.OnFatal,
 	})
 	if err != nil {
 		return err
@@ -235,6 +238,9 @@ func (n *node) release() {
 		}
 	}
 	n.store, n.workers, n.shards = nil, nil, nil
+	if n.faults != nil {
+		n.faults.n = nil
+	}
 }
 
 // end is called when the run is over.

@@ -46,10 +46,15 @@ func (r *report) add(o *report) {
 // maxFailures end a run: they are likely to be one.
 const maxFailures = 10
 
+// longestRun of real time is far more than any seed takes, on any machine: something waits for ever.
+const longestRun = 2 * time.Minute
+
 func (o order) run() *report {
 	rep := &report{}
 	for seed := o.First; seed < o.First+uint64(o.Seeds); seed++ {
+		watchdog := time.AfterFunc(longestRun, func() { panic(fmt.Sprintf("seed %d does not end", seed)) })
 		r := runJudged(seed, Options{})
+		watchdog.Stop()
 		rep.add(&report{Seeds: 1, Virtual: r.Virtual, Stats: r.Stats})
 		if r.Failure != nil {
 			rep.Failures = append(rep.Failures, seedFailure{seed, r.Failure.Error()})

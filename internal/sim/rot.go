@@ -9,7 +9,6 @@ import (
 	"strings"
 	"syscall"
 
-	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
 
 	"github.com/decree-raft/decree/internal/core"
@@ -62,27 +61,37 @@ func (d *faultyDisk) mayFail(err error) bool {
 	return errors.Is(err, errDisk) || errors.Is(err, syscall.ENOSPC)
 }
 
-// stateFS is the file system of the state store, with its faults.
-func (d *disk) stateFS() vfs.FS {
-	return errorfs.Wrap(d.fs, errorfs.InjectorFunc(func(op errorfs.Op) error {
-		if !d.n.up {
-			return nil // what an incarnation that has ended still closes, nobody will see
-		}
-		switch op.Kind {
-		case errorfs.OpCreate, errorfs.OpFileWrite, errorfs.OpFileSync, errorfs.OpFileSyncData, errorfs.OpLink, errorfs.OpMkdirAll:
-		default:
-			return nil
-		}
-		switch {
-		case d.failFile && strings.HasSuffix(op.Path, ".sst"):
-			d.failFile = false
-			return errDisk
-		case d.full > 0 && op.Kind != errorfs.OpFileSync && op.Kind != errorfs.OpFileSyncData:
-			return syscall.ENOSPC
-		}
-		return nil
-	}))
+// storeFaults is what an incarnation's state store knows of the run: a store that has failed may never end, and must not keep the run in memory.
+type storeFaults struct{ n *node } // nil when the incarnation has ended: what it still closes, nobody will see
+
+func (f *storeFaults) OnFatal(err error) {
+	if f.n != nil {
+		f.n.unfitStore(err)
+	}
 }
+
+// MaybeError implements errorfs.Injector.
+func (f *storeFaults) MaybeError(op errorfs.Op) error {
+	if f.n == nil || !f.n.up {
+		return nil
+	}
+	switch op.Kind {
+	case errorfs.OpCreate, errorfs.OpFileWrite, errorfs.OpFileSync, errorfs.OpFileSyncData, errorfs.OpLink, errorfs.OpMkdirAll:
+	default:
+		return nil
+	}
+	d := f.n.disk
+	switch {
+	case d.failFile && strings.HasSuffix(op.Path, ".sst"):
+		d.failFile = false
+		return errDisk
+	case d.full > 0 && op.Kind != errorfs.OpFileSync && op.Kind != errorfs.OpFileSyncData:
+		return syscall.ENOSPC
+	}
+	return nil
+}
+
+func (f *storeFaults) String() string { return "the faults of a simulated disk" }
 
 // tear leaves some of the bytes of the write under way: the file ends early, or there are zeros from some byte on, or
 // some sectors are missing. At least one byte is not as it was written.
