@@ -11,7 +11,8 @@
 //	cluster.go     a node: what rsm's engine and clock do, step by step
 //	queue.go       the queue
 //	disk.go        the log's disk: an fsync takes time, and a crash loses what it had not done
-//	rot.go         disks that tear, fail, fill up and rot
+//	faultydisk.go  disks that tear, fail and fill up
+//	rot.go         disks that rot, and what a node has to do about it
 //	network.go     frames that are lost, late, doubled, out of order, cut off
 //	faults.go      who breaks what, when
 //	clients.go     who asks, and asks again
