@@ -117,7 +117,11 @@ func (d *disk) traceLost(written bool) {
 }
 
 // records are those of the write under way.
-func (d *disk) records() (all []wal.Record) {
+func (d *disk) records() []wal.Record {
+	if len(d.writing) == 1 {
+		return d.writing[0].write.Records
+	}
+	var all []wal.Record
 	for _, lw := range d.writing {
 		all = append(all, lw.write.Records...)
 	}
