@@ -11,7 +11,7 @@ import (
 // only wake and sleep for it, and collecting at twice the live heap, a few megabytes, costs a quarter of the time.
 func TestMain(m *testing.M) {
 	if os.Getenv("GOGC") == "" {
-		debug.SetGCPercent(1000)
+		debug.SetGCPercent(600)
 	}
 	if os.Getenv("GOMAXPROCS") == "" {
 		runtime.GOMAXPROCS(1)

@@ -79,7 +79,7 @@ func drawSwarm(r *rand.Rand) swarm {
 		loss:      pick(r, 0, 0, 0.01, 0.1), dup: pick(r, 0, 0, 0.02, 0.2),
 		last:    pick[int64](r, 50, 200, 600) * millisecond,
 		clients: 2 + r.IntN(7), width: 1 + r.IntN(5),
-		think: pick[int64](r, 1, 5, 30) * millisecond / 2,
+		think: pick[int64](r, 1, 3, 10) * millisecond / 2,
 		pad:   pick(r, 200, 2000, 6000), padChance: pick(r, 0, 0.1, 0.6),
 		sessions: pick(r, 0, 0.5, 0.7, 1), patience: pick[int64](r, 50, 200, 800) * millisecond,
 		clientLoss: pick(r, 0, 0.02, 0.1), longQueries: pick(r, 0, 0.1),
