@@ -35,8 +35,11 @@ fuzz: ## every fuzz target for FUZZTIME (20s) each
 mutants: ## the faults that are built in on purpose: the simulator must find each
 	go test -tags mutants ./internal/sim -run TestMutants -count=1 -v -timeout 10m
 
-sim: ## SEEDS (1000) simulated clusters; SEED=n replays one with its trace
-	go test ./internal/sim -run 'TestSim$$' -count=1 -v -timeout 20m $(if $(SEED),-sim.seed=$(SEED),-sim.seeds=$(SEEDS))
+sim: ## SEEDS (1000) simulated clusters, new ones each time (FIRST=n: from n on), on all cores (PROCS=n); SEED=n replays one with its trace
+	@mkdir -p $(BIN)
+	go test -c -o $(BIN)/sim.test ./internal/sim
+	cd internal/sim && $(BIN)/sim.test -test.run 'TestSim$$' -test.v -test.timeout 0 \
+	  $(if $(SEED),-sim.seed=$(SEED),-sim.seeds=$(SEEDS) -sim.first=$(or $(FIRST),0)) $(if $(PROCS),-sim.procs=$(PROCS))
 
 crash: ## every state that a crash of a recorded node could leave is opened (10 to 25 minutes; Linux)
 	go test ./rsm -run 'TestCrash|TestFlippedBits' -count=1 -v -timeout 90m -crash.all $(if $(SEED),-crash.seed=$(SEED))

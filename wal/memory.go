@@ -1,7 +1,13 @@
 package wal
 
 import (
-	"fmt"
+	"bytes"
+	"cmp"
+	"errors"
+	"io"
+	"io/fs"
+	"log/slog"
+	"slices"
 	"sync"
 )
 
@@ -9,30 +15,47 @@ import (
 // as it does on disk.
 const memorySegmentBytes = 256 << 10
 
+// etcdBuffer is what etcd gathers before it writes. What is in it does not count when a segment's size is looked at, so
+// that a cut comes with the Append after the one that filled the segment, unless that was larger.
+const etcdBuffer = 128 << 10
+
 // Memory is a Log in memory, for clusters in one process and for simulation. It
-// stores the same payloads as *WAL, so that what is appended went through the same
-// encoding when it is recovered. It does no I/O, reads no clock and starts no goroutine.
+// holds the very bytes that *WAL has on disk, and a Reopen reads and repairs them with the same code. It
+// does no I/O, reads no clock and starts no goroutine.
 type Memory struct {
-	mu sync.Mutex
-	// Invariant: one element per segment of the tracker, with its payloads.
-	payloads [][][]byte
-	first    uint64 // physical index of the first payload
+	mu       sync.Mutex
+	segments []memorySegment // Invariant: one per segment of the tracker
+	enc      encoder
+	buf      []byte // the last payload
 	next     uint64
+	based    uint64 // Invariant: a payload says that no segment below is needed
 	failed   error
-	appends  uint64
-	bytes    uint64
-	cuts     uint64
-	released uint64
+	stats    Stats
 
 	tracker *tracker
+}
+
+// memorySegment is a segment's file.
+type memorySegment struct {
+	segmentFile
+	b []byte // without the zeros that are preallocated on disk
 }
 
 var _ Log = (*Memory)(nil)
 
 // NewMemory returns an empty log.
 func NewMemory() *Memory {
-	return &Memory{payloads: make([][][]byte, 1), first: 1, next: 1, tracker: newTracker(segment{first: 1})}
+	m := &Memory{next: 1, tracker: newTracker(segment{seq: 0})}
+	m.cut(segmentFile{path: segmentName(0, 0)})
+	return m
 }
+
+// cut begins a segment.
+func (m *Memory) cut(f segmentFile) {
+	m.segments = append(m.segments, memorySegment{f, m.enc.begin(nil, f.first)})
+}
+
+func (m *Memory) tail() *memorySegment { return &m.segments[len(m.segments)-1] }
 
 // Reopen is what Open is to a directory: it returns a log that goes on with what m holds,
 // as after a restart, and what that is. It closes m, so that a node that was killed in
@@ -41,40 +64,23 @@ func (m *Memory) Reopen() (*Memory, *Recovered, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.failed = ErrClosed
-	n := NewMemory()
-	rec := &Recovered{Shards: map[uint64]*ShardLog{}, Fresh: m.next == 1}
-	n.first, n.next = m.first, m.first
-	base := m.tracker.segments[0].seq
-	n.tracker = newTracker(segment{seq: base, first: m.first})
-	n.payloads = n.payloads[:0]
-	for i, payloads := range m.payloads {
-		if i > 0 {
-			n.tracker.cutTo(segment{seq: base + uint64(i), first: n.next}, n.tracker.tail().bytes)
-		}
-		n.payloads = append(n.payloads, payloads[:len(payloads):len(payloads)])
-		for _, b := range payloads {
-			if err := n.replay(rec, b); err != nil {
-				return nil, nil, err
-			}
-		}
+	n := &Memory{}
+	for _, s := range m.segments {
+		s.b = s.b[:len(s.b):len(s.b)] // what n appends, m does not see
+		n.segments = append(n.segments, s)
 	}
-	return n, rec, nil
-}
-
-func (m *Memory) replay(rec *Recovered, b []byte) error {
-	p, err := decodePayload(m.next, b)
+	found, rec, err := recoverLog((*memoryFiles)(n), slog.New(slog.DiscardHandler))
 	if err != nil {
-		return fmt.Errorf("wal: entry %d in memory: %w", m.next, err)
+		return nil, nil, err
 	}
-	if err := m.tracker.validate(p.records); err != nil {
-		return fmt.Errorf("wal: entry %d in memory: %w", m.next, err)
+	n.next, n.based, n.tracker, n.enc.crc = found.last+1, found.base, found.tracker, found.tail.crc
+	tail := n.tail()
+	tail.b = tail.b[:found.tail.end:found.tail.end] // behind it are zeros of a write that never began
+	if !found.tail.marked {                         // the crash came between the cut and its mark
+		tail.b = n.enc.mark(tail.b, tail.first)
 	}
-	m.tracker.add(p.records, int64(len(b)))
-	m.next++
-	for i := range p.records {
-		rec.apply(&p.records[i])
-	}
-	return nil
+	rec.Fresh = found.last == 0
+	return n, rec, nil
 }
 
 // Append implements Log.
@@ -88,44 +94,42 @@ func (m *Memory) Append(records []Record) error {
 		m.failed = err
 		return err
 	}
-	if len(records) > 0 {
-		m.add(records)
+	if base := m.tracker.base(); len(records) > 0 || base != m.based {
+		m.write(base, records)
 	}
 	m.release()
 	return nil
 }
 
-func (m *Memory) add(records []Record) {
-	size := payloadHeader + recordOverhead
-	for i := range records {
-		size += recordBytes(&records[i])
-	}
-	b := encodePayload(make([]byte, 0, size), m.next, m.tracker.base(), records)
-	tail := len(m.payloads) - 1
-	m.payloads[tail] = append(m.payloads[tail], b)
-	m.tracker.add(records, int64(len(b)))
+func (m *Memory) write(base uint64, records []Record) {
+	t := m.tail()
+	at := len(t.b)
+	m.buf = encodePayload(m.buf, m.next, base, records)
+	t.b = m.enc.entry(t.b, m.next, m.buf)
+	m.tracker.add(records, frameBytes(len(m.buf)))
 	m.next++
-	m.appends++
-	m.bytes += uint64(len(b))
-	if t := m.tracker.tail(); t.bytes >= memorySegmentBytes {
-		m.tracker.cutTo(segment{seq: t.seq + 1, first: m.next}, t.bytes)
-		m.payloads = append(m.payloads, nil)
-		m.cuts++
+	m.based = base
+	m.stats.Appends++
+	m.stats.Fsyncs++
+	m.stats.Bytes += uint64(len(m.buf))
+	if at >= memorySegmentBytes || len(t.b)-at >= etcdBuffer && len(t.b) >= memorySegmentBytes {
+		f := segmentFile{seq: t.seq + 1, first: m.next, path: segmentName(t.seq+1, m.next)}
+		m.tracker.cutTo(segment{seq: f.seq, first: f.first}, int64(len(t.b)))
+		m.cut(f)
+		m.stats.Segments++
 	}
 }
 
-// release drops the segments that nobody needs.
+// release drops the segments that a payload says nobody needs.
 func (m *Memory) release() {
-	base := m.tracker.base()
 	for {
-		oldest, next, more := m.tracker.oldest()
-		if !more || oldest.seq >= base {
+		oldest, _, more := m.tracker.oldest()
+		if !more || oldest.seq >= m.based {
 			return
 		}
-		m.first = next.first
-		m.payloads = append(m.payloads[:0:0], m.payloads[1:]...)
+		m.segments = append(m.segments[:0:0], m.segments[1:]...)
 		m.tracker.removed()
-		m.released++
+		m.stats.Released++
 	}
 }
 
@@ -135,6 +139,34 @@ func (m *Memory) Fail(err error) {
 	defer m.mu.Unlock()
 	if m.failed == nil {
 		m.failed = err
+	}
+}
+
+// Tear leaves what a power cut in the middle of an Append leaves, and kills the log. The caller says what that is: tear gets
+// the bytes that were being written at an offset of the segment, and returns what of them has reached the disk.
+func (m *Memory) Tear(records []Record, tear func(written []byte, offset int) []byte) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if err := cmp.Or(m.failed, m.tracker.validate(records)); err != nil {
+		return err
+	}
+	m.failed = ErrClosed
+	t := m.tail()
+	at := len(t.b)
+	b := m.enc.entry(t.b, m.next, encodePayload(m.buf, m.next, m.tracker.base(), records))
+	t.b = append(b[:at:at], tear(b[at:], at)...)
+	return nil
+}
+
+// Damage kills the log and lets spoil change the bytes of its segments, as a disk that rots does. They are in order,
+// with their names. What a Reopen says of it is the question.
+func (m *Memory) Damage(spoil func(name string, b []byte) []byte) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.failed = ErrClosed
+	for i := range m.segments {
+		s := &m.segments[i]
+		s.b = spoil(s.path, bytes.Clone(s.b))
 	}
 }
 
@@ -151,7 +183,7 @@ func (m *Memory) Size() (segments int, bytes int64) { return m.tracker.size() }
 func (m *Memory) Stats() Stats {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return Stats{Appends: m.appends, Bytes: m.bytes, Fsyncs: m.appends, Segments: m.cuts, Released: m.released}
+	return m.stats
 }
 
 // Close implements Log. What was appended stays for Reopen.
@@ -159,3 +191,63 @@ func (m *Memory) Close() error {
 	m.Fail(ErrClosed)
 	return nil
 }
+
+// memoryFiles are a Memory's segments, while it is reopened.
+type memoryFiles Memory
+
+var _ files = (*memoryFiles)(nil)
+
+func (m *memoryFiles) list() (all []segmentFile, err error) {
+	for _, s := range m.segments {
+		all = append(all, s.segmentFile)
+	}
+	return all, nil
+}
+
+func (m *memoryFiles) find(path string) (int, error) {
+	i := slices.IndexFunc(m.segments, func(s memorySegment) bool { return s.path == path })
+	if i < 0 {
+		return 0, &fs.PathError{Op: "open", Path: path, Err: fs.ErrNotExist}
+	}
+	return i, nil
+}
+
+type memoryFile struct{ *bytes.Reader }
+
+func (memoryFile) Close() error { return nil }
+
+func (m *memoryFiles) open(path string) (io.ReadSeekCloser, int64, error) {
+	i, err := m.find(path)
+	if err != nil {
+		return nil, 0, err
+	}
+	b := m.segments[i].b
+	return memoryFile{bytes.NewReader(b)}, int64(len(b)), nil
+}
+
+func (m *memoryFiles) keep(segmentFile, int64, []byte) (string, error) { return "", nil }
+
+func (m *memoryFiles) truncate(path string, size int64) error {
+	i, err := m.find(path)
+	if err != nil {
+		return err
+	}
+	if size > int64(len(m.segments[i].b)) {
+		return errors.New("wal: a segment in memory is to be cut off behind its end")
+	}
+	m.segments[i].b = m.segments[i].b[:size:size]
+	return nil
+}
+
+func (m *memoryFiles) remove(path string) error {
+	i, err := m.find(path)
+	if err != nil {
+		return err
+	}
+	m.segments = slices.Delete(m.segments, i, i+1)
+	return nil
+}
+
+func (m *memoryFiles) sync() error { return nil }
+
+func (m *memoryFiles) tidy() error { return nil }

@@ -4,9 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
-	"os"
 )
 
 // scanned is a log that has been read through and is whole.
@@ -18,51 +16,56 @@ type scanned struct {
 	tracker *tracker
 }
 
-// recoverDir verifies every record of the segments in dir, repairs a torn end and removes
-// what a crash left over. It writes only when everything has been found good.
+// recoverDir recovers the log in dir.
 func recoverDir(dir string, lg *slog.Logger) (*scanned, *Recovered, error) {
-	files, err := listSegments(dir)
+	return recoverLog(dirFiles(dir), lg)
+}
+
+// recoverLog verifies every record of a log's segments, repairs a torn end and removes
+// what a crash left over. It writes only when everything has been found good.
+func recoverLog(in files, lg *slog.Logger) (*scanned, *Recovered, error) {
+	segments, err := in.list()
 	if err != nil {
 		return nil, nil, err
 	}
-	files, plan, err := judgeLast(files)
+	segments, plan, err := judgeLast(in, segments)
 	if err != nil {
 		return nil, nil, err
 	}
-	base, err := findBase(files, plan)
+	base, err := findBase(in, segments, plan)
 	if err != nil {
 		return nil, nil, err
 	}
-	files, released, err := dropReleased(files, base)
+	segments, released, err := dropReleased(segments, base)
 	if err != nil {
 		return nil, nil, err
 	}
-	found, rec, err := replay(files, base, plan)
+	found, rec, err := replay(in, segments, base, plan)
 	if err != nil {
 		return nil, nil, err
 	}
-	if rec.Repaired, err = plan.run(dir, lg); err != nil {
+	if rec.Repaired, err = plan.run(in, lg); err != nil {
 		return nil, nil, err
 	}
 	for _, f := range released {
-		if err := os.Remove(f.path); err != nil {
+		if err := in.remove(f.path); err != nil {
 			return nil, nil, fmt.Errorf("wal: %w", err)
 		}
 	}
-	return found, rec, removeTemporary(dir)
+	return found, rec, in.tidy()
 }
 
 // judgeLast looks at the end of the log, and plans its repair if it was torn by a crash.
 // It returns the segments that there will be after that.
-func judgeLast(files []segmentFile) ([]segmentFile, repairPlan, error) {
+func judgeLast(in files, files []segmentFile) ([]segmentFile, repairPlan, error) {
 	file := files[len(files)-1]
-	s, err := scanSegment(file, nil, func(payload, int64) error { return nil })
+	s, err := scanSegment(in, file, nil, func(payload, int64) error { return nil })
 	if err != nil {
 		return nil, repairPlan{}, err
 	}
 	plan := repairPlan{file: file, offset: s.end, last: s}
 	if s.damage != "" {
-		rest, err := readFrom(file.path, s.end)
+		rest, err := readFrom(in, file.path, s.end)
 		if err != nil {
 			return nil, repairPlan{}, err
 		}
@@ -85,7 +88,7 @@ func judgeLast(files []segmentFile) ([]segmentFile, repairPlan, error) {
 }
 
 // findBase returns the oldest segment that the newest entry needs.
-func findBase(files []segmentFile, plan repairPlan) (uint64, error) {
+func findBase(in files, files []segmentFile, plan repairPlan) (uint64, error) {
 	if plan.last.entries > 0 {
 		return plan.last.base, nil
 	}
@@ -97,7 +100,7 @@ func findBase(files []segmentFile, plan repairPlan) (uint64, error) {
 	}
 	// A segment is cut behind an entry.
 	file := files[len(files)-1]
-	s, err := scanSegment(file, nil, func(payload, int64) error { return nil })
+	s, err := scanSegment(in, file, nil, func(payload, int64) error { return nil })
 	if err != nil {
 		return 0, err
 	}
@@ -125,7 +128,7 @@ func dropReleased(files []segmentFile, base uint64) (keep, released []segmentFil
 }
 
 // replay reads the segments in order and rebuilds what they hold of every shard.
-func replay(files []segmentFile, base uint64, plan repairPlan) (*scanned, *Recovered, error) {
+func replay(in files, files []segmentFile, base uint64, plan repairPlan) (*scanned, *Recovered, error) {
 	found := &scanned{base: base}
 	rec := &Recovered{Shards: map[uint64]*ShardLog{}}
 	hasMark := false
@@ -136,7 +139,7 @@ func replay(files []segmentFile, base uint64, plan repairPlan) (*scanned, *Recov
 		} else {
 			found.tracker.cutTo(segment{seq: file.seq, first: file.first}, prev.size)
 		}
-		s, err := scanSegment(file, prev, func(p payload, size int64) error {
+		s, err := scanSegment(in, file, prev, func(p payload, size int64) error {
 			return found.apply(rec, p, size)
 		})
 		if err != nil {
@@ -211,21 +214,4 @@ func wrapInvalid(err error, file segmentFile) error {
 		return corrupt(file.path, 0, "%v", err)
 	}
 	return err
-}
-
-// readFrom reads a file from offset to its end.
-func readFrom(path string, offset int64) ([]byte, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, fmt.Errorf("wal: %w", err)
-	}
-	defer f.Close()
-	if _, err := f.Seek(offset, io.SeekStart); err != nil {
-		return nil, fmt.Errorf("wal: %w", err)
-	}
-	b, err := io.ReadAll(f)
-	if err != nil {
-		return nil, fmt.Errorf("wal: read %s: %w", path, err)
-	}
-	return b, nil
 }

@@ -24,25 +24,25 @@ type repairPlan struct {
 
 // run carries the plan out, if there is anything to do. What goes is first made durable
 // under another name. A crash at any point leaves the plan to be made again.
-func (p repairPlan) run(dir string, lg *slog.Logger) (*Repair, error) {
+func (p repairPlan) run(in files, lg *slog.Logger) (*Repair, error) {
 	if p.reason == "" && !p.drop {
 		return nil, nil
 	}
-	rest, err := readFrom(p.file.path, p.offset)
+	rest, err := readFrom(in, p.file.path, p.offset)
 	if err != nil {
 		return nil, err
 	}
 	rest = bytes.TrimRight(rest, "\x00")
 	rep := &Repair{File: p.file.path, Offset: p.offset, Bytes: int64(len(rest))}
 	if len(rest) > 0 {
-		if rep.Kept, err = keepBroken(filepath.Dir(dir), p.file, p.offset, rest); err != nil {
+		if rep.Kept, err = in.keep(p.file, p.offset, rest); err != nil {
 			return nil, err
 		}
 	}
 	if p.drop {
-		err = errors.Join(os.Remove(p.file.path), syncDir(dir))
+		err = errors.Join(in.remove(p.file.path), in.sync())
 	} else {
-		err = truncate(p.file.path, p.offset)
+		err = in.truncate(p.file.path, p.offset)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("wal: repair %s: %w", p.file.path, err)

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 )
 
 // CorruptionError says that the log is damaged in a way that no crash explains: what it
@@ -56,24 +55,20 @@ func (s *segmentScan) hasHeader() bool { return s.frames >= 2 }
 // scanSegment reads a segment up to its end or to the first frame that is not valid; it
 // calls visit for each entry. If prev is not nil, the segment must continue it. Only the caller can tell what damage means. An error is
 // the system's, or a CorruptionError for what has a right checksum and wrong contents.
-func scanSegment(f segmentFile, prev *segmentScan, visit func(payload, int64) error) (*segmentScan, error) {
-	file, err := os.Open(f.path)
+func scanSegment(in files, f segmentFile, prev *segmentScan, visit func(payload, int64) error) (*segmentScan, error) {
+	file, size, err := in.open(f.path)
 	if err != nil {
-		return nil, fmt.Errorf("wal: %w", err)
+		return nil, err
 	}
 	defer file.Close()
-	info, err := file.Stat()
-	if err != nil {
-		return nil, fmt.Errorf("wal: %w", err)
-	}
-	s := &segmentScan{segmentFile: f, prev: prev, size: info.Size()}
+	s := &segmentScan{segmentFile: f, prev: prev, size: size}
 	if f.first > 0 {
 		s.last = f.first - 1
 	}
 	if prev != nil && prev.last != s.last {
 		return nil, corrupt(prev.path, prev.end, "ends with entry %d, but segment %d begins with %d", prev.last, f.seq, f.first)
 	}
-	r := bufio.NewReaderSize(file, readBuffer)
+	r := bufio.NewReaderSize(file, int(min(size, readBuffer)))
 	for {
 		fr, n, err := s.readFrame(r)
 		if err != nil {

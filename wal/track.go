@@ -248,7 +248,7 @@ func (t *tracker) pinned() []Pin {
 		return nil
 	}
 	pins := make([]Pin, 0, oldest.pins)
-	for shard, s := range t.shards {
+	for shard, s := range t.shards { // any order: they are sorted below
 		p := Pin{Shard: shard, HardState: s.hasHard && s.hard == oldest.seq}
 		// The oldest pinned segment can hold a shard's first run only.
 		if len(s.runs) > 0 && s.runs[0].seq == oldest.seq {

@@ -2,8 +2,10 @@ package core
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
 	"fmt"
+	"log/slog"
 	"runtime/debug"
 
 	"github.com/decree-raft/decree/internal/state"
@@ -409,7 +411,9 @@ func (r *Replica) machinePanicked(p any) *Rejection {
 		return &Rejection{Code: code, Message: cause.Error()}
 	}
 	r.stats.MachinePanics++
-	r.logger.Error("the machine panicked on a command, which is rejected", "reason", p, "stack", string(debug.Stack()))
+	if r.logger.Enabled(context.Background(), slog.LevelError) { // a stack is dear
+		r.logger.Error("the machine panicked on a command, which is rejected", "reason", p, "stack", string(debug.Stack()))
+	}
 	return &Rejection{Code: CodeMachinePanic, Message: fmt.Sprintf("the machine panicked: %v", p)}
 }
 

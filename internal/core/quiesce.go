@@ -22,6 +22,11 @@ func (r *Replica) tick() {
 	if r.broken != nil {
 		return
 	}
+	if err := r.unreadable.Load(); err != nil && !mutated("unreadable-leads") {
+		// Others can answer what this replica cannot, but not while it leads.
+		r.stop(err)
+		return
+	}
 	r.tickReads()
 	if r.quiet {
 		return

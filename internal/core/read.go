@@ -260,7 +260,9 @@ func (b *QueryBatch) answer(q *Request) (answer []byte, err error) {
 		switch p := recover().(type) {
 		case nil:
 		case *state.ReadError:
-			err = broken(CodeStorage, p, "the state store could not be read")
+			e := broken(CodeStorage, p, "the state store could not be read")
+			b.replica.unreadable.CompareAndSwap(nil, e)
+			err = e
 		default:
 			b.replica.logger.Error("the machine panicked on a query", "reason", p, "stack", string(debug.Stack()))
 			err = &Rejection{Code: CodeMachinePanic, Message: fmt.Sprintf("the machine panicked: %v", p)}

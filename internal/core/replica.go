@@ -51,6 +51,8 @@ type Replica struct {
 	reads   readQueue
 	pending pendingBound
 	running atomic.Int64 // queries that have left pending and not ended
+	// unreadable is why a query, on another goroutine, could not read the state; noticed with the next tick.
+	unreadable atomic.Pointer[Error]
 
 	// The one Ready that raft allows at a time, while the WAL writes it.
 	writing bool

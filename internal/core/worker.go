@@ -181,7 +181,7 @@ func (r *Replica) refuses(q *Request) error {
 }
 
 func (w *Worker) tick() {
-	for p, was := range w.peers {
+	for p, was := range w.peers { // any order: silence wakes replicas, and nothing else
 		if is := w.heard(p); is != was {
 			w.peers[p] = is
 			if !is {
@@ -343,7 +343,7 @@ func (w *Worker) Transfer(id ShardID, to NodeID) error {
 	return notProposed(CodeTransfer, "node %d is no other voter of shard %d (voters: %v)", to, id, r.voters)
 }
 
-var roleNames = map[raft.StateType]string{
+var roleNames = [...]string{
 	raft.StateFollower: "follower", raft.StateCandidate: "candidate",
 	raft.StateLeader: "leader", raft.StatePreCandidate: "pre-candidate",
 }

@@ -70,6 +70,9 @@ func (c *checker) stopped(n *node, id core.ShardID, err *core.Error) {
 		c.s.end()
 		return
 	}
+	if n.foundDamage(id, err) {
+		return
+	}
 	c.s.fail("stopped", "shard %d on node %d: %v", id, n.id, err)
 }
 
@@ -203,6 +206,7 @@ func (c *checker) compareState(w *worker, id core.ShardID) {
 		return
 	}
 	defer v.Close()
+	defer w.n.readsDamage(id)
 	c.shards[id].model.compare(w.n, v, at)
 }
 

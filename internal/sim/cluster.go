@@ -3,6 +3,7 @@ package sim
 import (
 	"math/rand/v2"
 
+	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
 	"go.etcd.io/etcd/raft/v3/raftpb"
 
 	"github.com/decree-raft/decree/internal/core"
@@ -20,6 +21,7 @@ type node struct {
 	up      bool
 	gen     uint64
 	store   *state.Store
+	faults  *storeFaults
 	shards  []*state.Shard
 	workers []*worker
 	heard   []int64 // by peer
@@ -29,12 +31,18 @@ type node struct {
 	applied [shardCount + 1]core.Index // as the checker saw it
 	counted [shardCount + 1]core.Stats
 	ticks   int
-	rate    int64 // ns of a tick on this node
+	ticker  func() // tick, made once
+	rate    int64  // ns of a tick on this node
 
 	skew           int64 // of the wall clock
 	paused         int64 // until when
 	crashAfterPass bool
 	diskLow        bool
+
+	rotten string // the file of its disk that was damaged, "" if none
+	out    bool   // for good: it does not start on what its disk has
+	unfit  error  // of the state store, which will not close in order any more
+
 }
 
 // worker is a core.Worker with its mailbox and its Env.
@@ -44,6 +52,8 @@ type worker struct {
 	gen    uint64
 	core   *core.Worker
 	in     core.Input
+	spare  core.Input // the last pass's, for its memory
+	pass   func()
 	waits  bool // a pass is due
 	shards []core.ShardID
 }
@@ -57,7 +67,7 @@ var _ core.Env = (*worker)(nil)
 
 func newNode(s *sim, id core.NodeID) *node {
 	n := &node{s: s, id: id, rng: stream(s.seed, 100+uint64(id))}
-	n.disk = newDisk(n)
+	n.disk, n.ticker = newDisk(n), n.tick
 	n.rate = int64(s.swarm.tick) * (90 + n.rng.Int64N(21)) / 100
 	n.skew = n.rng.Int64N(20*second) - 10*second
 	return n
@@ -72,12 +82,7 @@ func (n *node) time() core.Now {
 
 // after runs f unless this incarnation has ended by then.
 func (n *node) after(d int64, f func()) {
-	gen := n.gen
-	n.s.after(d, func() {
-		if n.up && n.gen == gen {
-			f()
-		}
-	})
+	n.s.queue.push(max(n.s.now+d, n.s.now), task{f, n, n.gen})
 }
 
 func (n *node) voters() (all []core.NodeID) {
@@ -97,30 +102,32 @@ func (n *node) start() {
 		n.s.tell("node %d starts again", n.id)
 	}
 	n.paused, n.crashAfterPass, n.diskLow, n.ticks = 0, false, false, 0
+	n.unfit = nil
 	n.heard = make([]int64, n.s.swarm.nodes+1)
 	for i := range n.heard {
 		n.heard[i] = n.mono()
 	}
 	n.frames = make([][]byte, n.s.swarm.nodes+1)
 	if err := n.open(); err != nil {
-		n.s.fail("restart", "node %d does not come back: %v", n.id, err)
+		n.refused(err)
 		return
 	}
 	for _, w := range n.workers {
 		n.s.check.restarted(w)
 		w.wake()
 	}
-	n.after(n.rng.Int64N(n.rate), n.tick)
+	n.after(n.rng.Int64N(n.rate), n.ticker)
 }
 
 func (n *node) open() error {
+	n.store, n.workers, n.shards = nil, nil, nil
 	rec, err := n.disk.reopen()
 	if err != nil {
 		return err
 	}
+	n.faults = &storeFaults{n}
 	n.store, err = state.Open(state.Options{
-		Dir: "state", FS: n.disk.fs, Cache: n.s.cache, Logger: n.s.logger, DisableCompactions: true,
-		OnFatal: func(err error) { n.s.fail("state", "the store of node %d: %v", n.id, err) },
+		Dir: "state", FS: errorfs.Wrap(n.disk.fs, n.faults), Cache: n.s.cache, Logger: n.s.logger, DisableCompactions: true, OnFatal: n.faults.OnFatal,
 	})
 	if err != nil {
 		return err
@@ -130,10 +137,10 @@ func (n *node) open() error {
 	if err := cfg.Validate(); err != nil {
 		return err
 	}
-	n.workers, n.shards = nil, nil
 	for i := range n.s.swarm.workers {
 		w := &worker{n: n, num: i, gen: n.gen}
 		w.core = core.NewWorker(cfg, w, n.time())
+		w.pass = w.runPass
 		n.workers = append(n.workers, w)
 	}
 	for id := core.ShardID(1); id <= n.s.work.shards(); id++ {
@@ -179,7 +186,7 @@ func (n *node) crashFlushes() {
 			continue
 		}
 		durable++
-		if err := f.done.Job.Run(); err != nil {
+		if err := f.done.Job.Run(); err != nil && !n.disk.mayFail(err) {
 			n.s.fail("state", "flush on node %d: %v", n.id, err)
 		}
 	}
@@ -220,10 +227,15 @@ func (n *node) release() {
 	for _, st := range n.shards {
 		st.Close()
 	}
-	if err := n.store.Close(); err != nil {
-		n.s.fail("state", "closing the store of node %d: %v", n.id, err)
+	if n.store != nil {
+		if err := n.store.Close(); err != nil && n.unfit == nil {
+			n.s.fail("state", "closing the store of node %d: %v", n.id, err)
+		}
 	}
-	n.workers, n.shards = nil, nil
+	n.store, n.workers, n.shards = nil, nil, nil
+	if n.faults != nil {
+		n.faults.n = nil
+	}
 }
 
 // end is called when the run is over.
@@ -236,9 +248,10 @@ func (n *node) end() {
 
 // tick is rsm's clock.
 func (n *node) tick() {
-	n.after(n.rate, n.tick)
+	n.after(n.rate, n.ticker)
 	for _, w := range n.workers {
-		w.post(func(in *core.Input) { in.Ticks = min(in.Ticks+1, 2) })
+		w.in.Ticks = min(w.in.Ticks+1, 2)
+		w.wake()
 	}
 	if n.isPaused() {
 		return
@@ -247,7 +260,7 @@ func (n *node) tick() {
 	if n.ticks%2 == 0 {
 		for p := range n.frames {
 			if p != 0 && core.NodeID(p) != n.id {
-				n.frames[p] = core.AppendBeat(n.frames[p])
+				n.frames[p] = core.AppendBeat(n.frame(core.NodeID(p)))
 			}
 		}
 		n.sendFrames(len(n.frames))
@@ -272,21 +285,22 @@ func (n *node) unreachable(p core.NodeID) {
 func (n *node) isPaused() bool { return n.s.now < n.paused }
 
 // arrive takes a frame from the network. A paused process reads it when it goes on, before or after its first pass.
-func (n *node) arrive(from core.NodeID, frame []byte, hash uint64) {
-	if !n.up {
-		return
+func (n *node) arrive(f frame) {
+	switch {
+	case !n.up:
+		n.s.net.read(f)
+	case n.isPaused():
+		n.after(n.paused-n.s.now+exp(n.rng, n.s.swarm.passDelay), func() { n.receive(f) })
+	default:
+		n.receive(f)
 	}
-	if n.isPaused() {
-		n.after(n.paused-n.s.now+exp(n.rng, n.s.swarm.passDelay), func() { n.receive(from, frame, hash) })
-		return
-	}
-	n.receive(from, frame, hash)
 }
 
-func (n *node) receive(from core.NodeID, frame []byte, hash uint64) {
-	n.s.trace.event(evFrameGot, n.id, uint64(from), hash, uint64(len(frame)), 0)
-	n.heard[from] = n.mono()
-	err := core.DecodeFrame(from, n.id, frame,
+func (n *node) receive(f frame) {
+	n.s.trace.event(evFrameGot, n.id, uint64(f.from), f.hash, uint64(len(f.bytes)), 0)
+	n.s.trace.frame(&f)
+	n.heard[f.from] = n.mono()
+	err := core.DecodeFrame(f.from, n.id, f.bytes,
 		func(m core.Message) {
 			n.workerOf(m.Shard).post(func(in *core.Input) { in.Messages = append(in.Messages, m) })
 		},
@@ -298,8 +312,17 @@ func (n *node) receive(from core.NodeID, frame []byte, hash uint64) {
 			n.workerOf(c.Shard).post(func(in *core.Input) { in.Commits = append(in.Commits, c) })
 		})
 	if err != nil {
-		n.s.fail("frame", "from node %d to node %d: %v", from, n.id, err)
+		n.s.fail("frame", "from node %d to node %d: %v", f.from, n.id, err)
 	}
+	n.s.net.read(f)
+}
+
+// frame returns the frame that gathers for a peer.
+func (n *node) frame(to core.NodeID) []byte {
+	if n.frames[to] == nil {
+		n.frames[to] = n.s.net.memory()
+	}
+	return n.frames[to]
 }
 
 // sendFrames sends what has gathered for the first peers only, if upTo says so: a process can die between two.
@@ -327,7 +350,7 @@ func (w *worker) wake() {
 	}
 }
 
-func (w *worker) pass() {
+func (w *worker) runPass() {
 	n := w.n
 	if n.isPaused() {
 		n.after(n.paused-n.s.now+exp(n.rng, n.s.swarm.passDelay), w.pass)
@@ -335,9 +358,10 @@ func (w *worker) pass() {
 	}
 	w.waits = false
 	in := w.in
-	w.in = core.Input{}
+	w.in, w.spare = w.spare, core.Input{}
 	n.s.trace.event(evPass, n.id, uint64(w.num), uint64(len(in.Messages)), uint64(len(in.Requests)), uint64(len(in.Written)))
 	w.core.Pass(n.time(), &in)
+	w.spare = emptied(in)
 	n.s.check.observe(w)
 	if n.crashAfterPass {
 		n.sendFrames(1 + n.rng.IntN(len(n.frames)))
@@ -348,20 +372,32 @@ func (w *worker) pass() {
 	n.sendFrames(len(n.frames))
 }
 
+// emptied returns the input's slices for use again, without what they held.
+func emptied(in core.Input) core.Input {
+	clear(in.Messages)
+	clear(in.Requests)
+	clear(in.Written)
+	clear(in.Flushed)
+	clear(in.Calls)
+	return core.Input{
+		Messages: in.Messages[:0], Quiesces: in.Quiesces[:0], Commits: in.Commits[:0], Requests: in.Requests[:0], Written: in.Written[:0],
+		Flushed: in.Flushed[:0], Unreachable: in.Unreachable[:0], Pinned: in.Pinned[:0], Calls: in.Calls[:0],
+	}
+}
+
 // The core's Env.
 
 func (w *worker) Send(to core.NodeID, shard core.ShardID, m *raftpb.Message) {
 	w.n.s.check.promise(w.n, shard, m)
-	w.n.s.trace.message(shard, m)
-	w.n.frames[to] = core.AppendMessage(w.n.frames[to], shard, m)
+	w.n.frames[to] = core.AppendMessage(w.n.frame(to), shard, m)
 }
 
 func (w *worker) SendQuiesce(to core.NodeID, q core.Quiesce) {
-	w.n.frames[to] = core.AppendQuiesce(w.n.frames[to], q)
+	w.n.frames[to] = core.AppendQuiesce(w.n.frame(to), q)
 }
 
 func (w *worker) SendCommit(to core.NodeID, c core.CommitNote) {
-	w.n.frames[to] = core.AppendCommit(w.n.frames[to], c)
+	w.n.frames[to] = core.AppendCommit(w.n.frame(to), c)
 }
 
 func (w *worker) Write(wr *core.Write) { w.n.disk.add(w, wr) }
@@ -396,6 +432,13 @@ func (w *worker) Flush(f *core.FlushDone) {
 				n.flushes = append(n.flushes[:i:i], n.flushes[i+1:]...)
 				break
 			}
+		}
+		if f.Err != nil {
+			if !n.disk.mayFail(f.Err) {
+				n.s.fail("state", "flush on node %d: %v", n.id, f.Err)
+			}
+			n.s.faults.broken(n, f.Err)
+			return
 		}
 		w.post(func(in *core.Input) { in.Flushed = append(in.Flushed, f) })
 	})

@@ -12,8 +12,7 @@ import (
 
 // disk outlives the node's incarnations: the write-ahead log, and the file system under the state store.
 //
-// A write of the log is one payload with a checksum: a crash while it is under way leaves all of it or
-// nothing. Which writes share a payload is decided as in rsm's engine: whatever has come while the disk was busy.
+// A write of the log is one frame: a crash while it is under way leaves all of it, nothing, or some of its bytes, see tear. Which writes share a payload is decided as in rsm's engine: whatever has come while the disk was busy.
 type disk struct {
 	n   *node
 	log *wal.Memory
@@ -22,6 +21,7 @@ type disk struct {
 	queue   []logWrite
 	writing []logWrite // under way
 	slow    int        // faults that make it slow
+	faultyDisk
 
 	// shadow is what was made durable, kept apart from what wal.Memory says: one per shard.
 	shadow map[core.ShardID]*shadowLog
@@ -45,7 +45,7 @@ type shadowEntry struct {
 }
 
 func newDisk(n *node) *disk {
-	d := &disk{n: n, log: wal.NewMemory(), fs: vfs.NewCrashableMem(), shadow: map[core.ShardID]*shadowLog{}}
+	d := &disk{n: n, faultyDisk: faultyDisk{r: stream(n.s.seed, 400+uint64(n.id))}, log: wal.NewMemory(), fs: vfs.NewCrashableMem(), shadow: map[core.ShardID]*shadowLog{}}
 	for id := core.ShardID(1); id <= shardCount; id++ {
 		d.shadow[id] = &shadowLog{}
 	}
@@ -69,11 +69,16 @@ func (d *disk) begin() {
 		took = 50*millisecond + exp(d.n.rng, 200*millisecond)
 	}
 	s.trace.event(evSync, d.n.id, uint64(len(d.writing)), uint64(took/microsecond), 0, 0)
+	s.trace.records("sync of", d.records())
 	d.n.after(took, d.done)
 }
 
 // done makes the write under way durable and says so.
 func (d *disk) done() {
+	if err := d.writeFails(); err != nil {
+		d.n.s.faults.broken(d.n, err) // what of the write has reached the disk, crash decides: nobody can know
+		return
+	}
 	if err := d.append(); err != nil {
 		d.n.s.fail("wal", "append on node %d: %v", d.n.id, err)
 		return
@@ -88,10 +93,7 @@ func (d *disk) done() {
 }
 
 func (d *disk) append() error {
-	var records []wal.Record
-	for _, lw := range d.writing {
-		records = append(records, lw.write.Records...)
-	}
+	records := d.records()
 	if err := d.log.Append(records); err != nil {
 		return err
 	}
@@ -100,7 +102,30 @@ func (d *disk) append() error {
 	}
 	_, size := d.log.Size()
 	d.n.s.trace.event(evSynced, d.n.id, uint64(len(records)), uint64(size), 0, 0)
+	d.n.s.trace.records("synced", records)
 	return nil
+}
+
+// traceLost tells what a crash has cost.
+func (d *disk) traceLost(written bool) {
+	if !written {
+		d.n.s.trace.records("lost", d.records())
+	}
+	for _, lw := range d.queue {
+		d.n.s.trace.records("lost", lw.write.Records)
+	}
+}
+
+// records are those of the write under way.
+func (d *disk) records() []wal.Record {
+	if len(d.writing) == 1 {
+		return d.writing[0].write.Records
+	}
+	var all []wal.Record
+	for _, lw := range d.writing {
+		all = append(all, lw.write.Records...)
+	}
+	return all
 }
 
 func (l *shadowLog) add(r *wal.Record) {
@@ -126,7 +151,11 @@ func (l *shadowLog) at(i core.Index) (shadowEntry, bool) {
 // crash loses what was not durable. The write under way may have been, although nobody was told.
 func (d *disk) crash() {
 	happened := uint64(0)
-	if len(d.writing) > 0 && d.n.rng.IntN(2) == 0 {
+	switch {
+	case len(d.writing) == 0:
+	case chance(d.r, d.n.s.swarm.torn):
+		d.tear()
+	case d.n.rng.IntN(2) == 0:
 		if err := d.append(); err != nil {
 			d.n.s.fail("wal", "append on node %d: %v", d.n.id, err)
 		}
@@ -135,6 +164,7 @@ func (d *disk) crash() {
 	if lost := len(d.writing) + len(d.queue) - int(happened); lost > 0 {
 		d.n.s.stats.WritesLost += lost
 		d.n.s.trace.event(evSyncLost, d.n.id, uint64(lost), happened, 0, 0)
+		d.traceLost(happened > 0)
 	}
 	d.writing, d.queue = nil, nil
 	d.fs = d.fs.CrashClone(vfs.CrashCloneCfg{})
@@ -146,9 +176,13 @@ func (d *disk) reopen() (*wal.Recovered, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := d.judgeRepair(rec.Repaired); err != nil {
+		return nil, err
+	}
 	d.n.s.stats.SegmentsReleased += int(d.log.Stats().Released)
 	d.log = log
-	for id, shadow := range d.shadow {
+	for id := core.ShardID(1); id <= shardCount; id++ {
+		shadow := d.shadow[id]
 		l := rec.Shards[uint64(id)]
 		if l == nil {
 			l = &wal.ShardLog{}

@@ -1,7 +1,7 @@
 // Package sim runs a whole cluster in one goroutine, in virtual time, under one seed.
 //
 // It drives the very code of production: core.Worker, the state store on
-// pebble (on a file system in memory), the log's encoding (wal.Memory) and the
+// pebble (on a file system in memory), the log's bytes, recovery and repair (wal.Memory) and the
 // frames between nodes. What it replaces is rsm's shell: goroutines, clock, network and
 // disk. Everything that happens is an event of one queue; whatever is left to chance is drawn from the seed. So a
 // seed is a run, to the byte: the hash of its trace is the same on every machine.
@@ -9,7 +9,10 @@
 //	Run            the queue, and the phases: chaos, then calm, then the verdict
 //	swarm.go       what a seed draws: sizes, limits, and which faults, how often
 //	cluster.go     a node: what rsm's engine and clock do, step by step
+//	queue.go       the queue
 //	disk.go        the log's disk: an fsync takes time, and a crash loses what it had not done
+//	faultydisk.go  disks that tear, fail and fill up
+//	rot.go         disks that rot, and what a node has to do about it
 //	network.go     frames that are lost, late, doubled, out of order, cut off
 //	faults.go      who breaks what, when
 //	clients.go     who asks, and asks again
@@ -17,6 +20,7 @@
 //	builtin.go     two machines of its own (machine.go), whose every decision can be checked
 //	user.go        a user's machine, for rsm/rsmtest; usermodel.go replays the log through it
 //	oracle.go      the log as committed, replayed by a model that shares no code with the core
+//	trace.go       the run as numbers, for its hash, and in words, for people
 //	check.go       what must hold after every step, for every answer, and at the end
 //	plan.go        a run of which some faults and operations are left out
 //	shrink.go      a failing run with as few of them as it takes; story.go tells it
@@ -28,6 +32,8 @@
 // at most once; one leader per term; equal hashes at equal positions, over restarts
 // too; nothing is promised before it is durable; an answer is what the log says at its
 // position, and its position is not before what was answered before the question; "not proposed" means never.
+// What a crash tears from the end of a log is repaired; what rots on a disk is found, by the name of the file, and
+// nothing wrong is served of it: its node may stay out, so a quorum of disks stays intact, and must go on.
 // At the end: everything that was asked has ended, the cluster works and agrees. The history
 // of each key is for an outside judge (porcupine, in the tests).
 //
@@ -40,6 +46,8 @@
 // table statistics are off, a flush is run to its end within one event, and what a
 // crash leaves is exactly what was synced. The one global source of randomness below
 // us, etcd raft's for election timeouts, is seeded anew for each run (raftrand.go); so
-// runs in one process wait for one another. Each operation of a client and each fault has a random source of its
-// own, named by its number: to leave out one leaves the others what they were, and that is what shrinking is made of.
+// runs in one process wait for one another, and many seeds at once take many processes (fleet_test.go). ast_test.go reads the
+// source for what would spoil this: clocks, goroutines, global sources of chance, orders of maps. Each operation of a client and
+// each fault has a random source of its own, named by its number: to leave out one leaves the others what they were, and that
+// is what shrinking is made of.
 package sim

@@ -2,6 +2,7 @@ package sim
 
 import (
 	"math/rand/v2"
+	"time"
 
 	"github.com/decree-raft/decree/internal/core"
 )
@@ -26,12 +27,15 @@ const (
 	faultPin
 	faultUnreachable
 	faultSleepyLeader
+	faultDiskFull
+	faultRot
 	faultKinds
 )
 
 var faultNames = [faultKinds]string{
 	"crash", "crash-all", "stop", "pause", "clock", "transfer", "isolate", "halves", "one-way", "bridge", "flap",
 	"slow-disk", "disk-error", "disk-low", "pin", "unreachable", "sleepy-leader",
+	"disk-full", "rot",
 }
 
 // faultMeans are the mean times between two faults of a kind, when the seed has it.
@@ -42,6 +46,7 @@ var faultMeans = [faultKinds]int64{
 	faultBridge: 600 * millisecond, faultFlap: 500 * millisecond, faultSlowDisk: 500 * millisecond,
 	faultDiskError: 800 * millisecond, faultDiskLow: 500 * millisecond, faultPin: 50 * millisecond,
 	faultUnreachable: 100 * millisecond, faultSleepyLeader: 500 * millisecond,
+	faultDiskFull: 800 * millisecond, faultRot: 1000 * millisecond,
 }
 
 // longestPause keeps a pause from outlasting the calm phase's patience.
@@ -60,6 +65,8 @@ type underWay struct{ active []*activeFault }
 
 // activeFault is one that lasts. It heals after its time, or when calm begins.
 type activeFault struct {
+	kind   int
+	node   core.NodeID
 	heal   func()
 	healed bool
 }
@@ -109,40 +116,65 @@ func (f *faults) inject(kind int) {
 	s, n := f.s, f.victim()
 	s.stats.Faults[kind]++
 	s.trace.event(evFault, n.id, uint64(kind), 0, 0, 0)
-	s.trace.note("fault %s", faultNames[kind])
+	tell := s.trace.note
 	switch kind {
 	case faultCrash:
 		if n.up && f.r.IntN(2) == 0 {
+			tell("n%d will, in the middle of what its next pass sends", n.id)
 			n.crashAfterPass = true
 		} else {
+			tell("n%d, at once", n.id)
 			f.crash(n)
 		}
 	case faultCrashAll:
+		tell("every node, at once")
 		for _, n := range s.nodes {
 			f.crash(n)
 		}
-	case faultStop, faultDiskError:
-		f.stop(n, kind == faultDiskError)
+	case faultStop:
+		tell("n%d is told to, in order", n.id)
+		f.stop(n, &core.Error{Kind: core.ErrNotProposed, Code: core.CodeClosed, Message: "the node is closed"})
+	case faultDiskError:
+		file := f.r.IntN(3) == 0
+		tell("the next write of n%d fails, in a table: %v", n.id, file)
+		n.disk.failNext(file)
+	case faultDiskFull:
+		tell("there is no room left on n%d", n.id)
+		n.disk.full++
+		f.lasts(kind, n, func() { n.disk.full-- })
+	case faultRot:
+		tell("a file of n%d, if it can be spared", n.id)
+		f.rot(n)
 	case faultPause:
 		n.paused = s.now + min(exp(f.r, s.swarm.last), longestPause)
+		tell("n%d sleeps for %v", n.id, time.Duration(n.paused-s.now))
 	case faultSleepyLeader:
 		f.sleepyLeader(n)
+		tell("n%d sleeps for %v, and is cut off until after that", n.id, time.Duration(n.paused-s.now))
 	case faultClock:
-		n.skew += pick[int64](f.r, -200, -10, -1, 1, 10, 60, 200) * (second + f.r.Int64N(second))
+		by := pick[int64](f.r, -200, -10, -1, 1, 10, 60, 200) * (second + f.r.Int64N(second))
+		n.skew += by
+		tell("that of n%d jumps by %v", n.id, time.Duration(by))
 	case faultTransfer:
 		f.transfer(n)
 	case faultSlowDisk:
+		tell("an fsync of n%d takes 50 ms and more", n.id)
 		n.disk.slow++
-		f.lasts(func() { n.disk.slow-- })
+		f.lasts(kind, n, func() { n.disk.slow-- })
 	case faultDiskLow:
+		tell("n%d refuses commands", n.id)
 		f.diskLow(n)
 	case faultPin:
 		if n.up {
-			n.pin(core.ShardID(1 + f.r.IntN(shardCount)))
+			id := core.ShardID(1 + f.r.IntN(shardCount))
+			tell("n%d is told that shard %d holds back its log", n.id, id)
+			n.pin(id)
 		}
 	case faultUnreachable:
 		if n.up {
-			n.unreachable(core.NodeID(1 + f.r.IntN(len(s.nodes))))
+			id := core.NodeID(1 + f.r.IntN(len(s.nodes)))
+			tell("n%d is told that it cannot reach n%d", n.id, id)
+			n.unreachable(id)
 		}
 	default:
 		f.partition(kind, n)
@@ -166,10 +198,12 @@ func (f *faults) pickVictim() *node {
 }
 
 // lasts has a fault healed after a while.
-func (f *faults) lasts(heal func()) { f.lastsUntil(f.s.now+exp(f.r, f.s.swarm.last), heal) }
+func (f *faults) lasts(kind int, n *node, heal func()) {
+	f.lastsUntil(kind, n, f.s.now+exp(f.r, f.s.swarm.last), heal)
+}
 
-func (f *faults) lastsUntil(t int64, heal func()) {
-	a := &activeFault{heal: heal}
+func (f *faults) lastsUntil(kind int, n *node, t int64, heal func()) {
+	a := &activeFault{kind: kind, node: n.id, heal: heal}
 	f.active = append(f.active, a)
 	f.s.at(t, func() { f.end(a) })
 }
@@ -180,6 +214,7 @@ func (f *faults) end(a *activeFault) {
 	}
 	a.healed = true
 	a.heal()
+	f.s.trace.event(evHeal, a.node, uint64(a.kind), 0, 0, 0)
 	for i := range f.active {
 		if f.active[i] == a {
 			f.active = append(f.active[:i:i], f.active[i+1:]...)
@@ -198,22 +233,25 @@ func (f *faults) crash(n *node) {
 func (f *faults) restart(n *node) {
 	gen := n.gen
 	f.s.after(exp(f.r, f.s.swarm.last), func() {
-		if !n.up && n.gen == gen {
+		if !n.up && n.gen == gen && !n.out {
 			n.start()
 		}
 	})
 }
 
-func (f *faults) stop(n *node, diskError bool) {
-	if !n.up {
-		return
+func (f *faults) stop(n *node, reason *core.Error) {
+	if n.up {
+		n.stop(reason)
+		f.restart(n)
 	}
-	if diskError {
-		n.stop(&core.Error{Kind: core.ErrBroken, Code: core.CodeStorage, Message: "the write-ahead log could not be written"})
-	} else {
-		n.stop(&core.Error{Kind: core.ErrNotProposed, Code: core.CodeClosed, Message: "the node is closed"})
-	}
-	f.restart(n)
+}
+
+// broken stops a node whose disk has failed, as rsm's engine does [G10]. Whoever looks after it starts it again.
+func (f *faults) broken(n *node, err error) {
+	f.s.stats.DiskFailures++
+	f.s.trace.event(evBroken, n.id, n.gen, 0, 0, 0)
+	f.s.trace.note("n%d stops: %v", n.id, err)
+	f.stop(n, &core.Error{Kind: core.ErrBroken, Code: core.CodeStorage, Message: "the disk failed", Cause: err})
 }
 
 // sleepyLeader lets a node sleep, cuts it off a little later, and until after it has woken: as a leader of
@@ -225,7 +263,7 @@ func (f *faults) sleepyLeader(n *node) {
 	s.after(exp(f.r, 2*(s.swarm.net.mean+s.swarm.fsync.mean)), func() {
 		for _, other := range s.nodes {
 			if other != n && !s.calm {
-				f.lastsUntil(heal, s.net.block(other.id, n.id))
+				f.lastsUntil(faultSleepyLeader, other, heal, f.cut(other, n))
 			}
 		}
 	})
@@ -234,6 +272,7 @@ func (f *faults) sleepyLeader(n *node) {
 func (f *faults) transfer(n *node) {
 	to := core.NodeID(1 + f.r.IntN(len(f.s.nodes)))
 	id := core.ShardID(1 + f.r.IntN(shardCount))
+	f.s.trace.note("n%d hands shard %d to n%d, if it leads it", n.id, id, to)
 	if n.up {
 		w := n.workerOf(id)
 		w.post(func(in *core.Input) {
@@ -252,7 +291,7 @@ func (f *faults) diskLow(n *node) {
 		}
 	}
 	set(true)
-	f.lasts(func() { set(false) })
+	f.lasts(faultDiskLow, n, func() { set(false) })
 }
 
 // partition cuts directions of the network.
@@ -263,7 +302,7 @@ func (f *faults) partition(kind int, n *node) {
 		for _, a := range nodes {
 			for _, b := range nodes {
 				if a != b && pairs(a, b) {
-					f.lasts(f.s.net.block(a.id, b.id)) // each direction heals at its own time
+					f.lasts(kind, a, f.cut(a, b)) // each direction heals at its own time
 				}
 			}
 		}
@@ -290,13 +329,19 @@ func (f *faults) partition(kind int, n *node) {
 	}
 }
 
+// cut blocks a direction of the network until the function that it returns is called.
+func (f *faults) cut(from, to *node) (heal func()) {
+	f.s.trace.note("from n%d to n%d nothing arrives", from.id, to.id)
+	return f.s.net.block(from.id, to.id)
+}
+
 // flap cuts the link between two nodes again and again.
 func (f *faults) flap(a, b *node, times int) {
 	if a == b || times == 0 || f.s.calm {
 		return
 	}
-	one, two := f.s.net.block(a.id, b.id), f.s.net.block(b.id, a.id)
-	f.lasts(func() { one(); two() })
+	one, two := f.cut(a, b), f.cut(b, a)
+	f.lasts(faultFlap, a, func() { one(); two() })
 	f.s.after(exp(f.r, 2*f.s.swarm.last), func() { f.flap(a, b, times-1) })
 }
 
@@ -307,7 +352,8 @@ func (f *faults) calm() {
 	}
 	for _, n := range f.s.nodes {
 		n.crashAfterPass = false
-		if !n.up {
+		n.disk.heal()
+		if !n.up && !n.out {
 			n.start()
 		}
 	}

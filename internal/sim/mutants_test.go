@@ -39,7 +39,7 @@ var mutants = []mutant{
 	{guarantee: "G6", faults: "unknown-as-not-proposed"},
 	{guarantee: "G6", faults: "forget-pending"},
 	{guarantee: "G7", faults: "local-read"},
-	{guarantee: "G7", faults: "read-joins-inflight", from: 1001},
+	{guarantee: "G7", faults: "read-joins-inflight", opts: Options{tune: restless}},
 	{guarantee: "G7", faults: "same-read-context"},
 	{guarantee: "G7", faults: "no-read-reset"},
 	{guarantee: "G8", faults: "send-before-sync"},
@@ -62,7 +62,24 @@ var mutants = []mutant{
 	{guarantee: "bug", faults: "close-only-applied"},
 	{guarantee: "bug", faults: "no-expiry-in-flight"},
 	{guarantee: "bug", faults: "ack-only-applied"},
-	{guarantee: "bug", faults: "evict-expired", from: 11801},
+	{guarantee: "bug", faults: "evict-expired", opts: Options{tune: crowded}},
+	{guarantee: "bug", faults: "unreadable-leads", opts: Options{tune: rotten}, from: 201},
+}
+
+// restless makes for entries in flight on leaders that are none any more.
+func restless(s *swarm) {
+	s.nodes = max(s.nodes, 3)
+	s.every[faultSleepyLeader], s.every[faultIsolate], s.every[faultTransfer] = 200*millisecond, 300*millisecond, 150*millisecond
+	s.core.Limits.PipelineDepth, s.core.Limits.BatchBytes = 16, 1
+	s.fsync, s.net = latency{mean: 2 * millisecond}, latency{mean: 300 * microsecond}
+	s.think, s.loss = millisecond/2, 0
+}
+
+// crowded makes for more sessions than there may be, whose time is over all at once.
+func crowded(s *swarm) {
+	s.every[faultClock] = 30 * millisecond
+	s.core.Sessions.Max, s.core.Limits.PipelineDepth, s.core.Limits.BatchBytes = 3, 16, 1
+	s.sessions, s.clients, s.think = 1, 8, millisecond/2
 }
 
 func TestMutants(t *testing.T) {

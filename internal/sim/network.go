@@ -14,6 +14,33 @@ type network struct {
 	r   *rand.Rand
 	cut [][]int   // [from][to]: how many faults cut this direction
 	due [][]int64 // when the latest frame of the link arrives, for links that keep order
+
+	spare [][]byte // memory of frames that have been read
+}
+
+// frame is what a node has sent to another.
+type frame struct {
+	from, to core.NodeID
+	bytes    []byte
+	hash     uint64
+	doubled  bool
+}
+
+// memory returns room for a frame.
+func (n *network) memory() []byte {
+	if k := len(n.spare); k > 0 {
+		b := n.spare[k-1]
+		n.spare = n.spare[:k-1]
+		return b
+	}
+	return nil
+}
+
+// read gives back the memory of a frame that nobody will look at again.
+func (n *network) read(f frame) {
+	if !f.doubled {
+		n.spare = append(n.spare, f.bytes[:0])
+	}
 }
 
 func newNetwork(s *sim, r *rand.Rand) *network {
@@ -25,19 +52,21 @@ func newNetwork(s *sim, r *rand.Rand) *network {
 	return n
 }
 
-// send decides a frame's fate. The frame belongs to the network.
-func (n *network) send(from, to core.NodeID, frame []byte) {
-	sw, hash := &n.s.swarm, xxhash.Sum64(frame)
+// send decides a frame's fate. The bytes belong to the network.
+func (n *network) send(from, to core.NodeID, b []byte) {
+	sw, f := &n.s.swarm, frame{from: from, to: to, bytes: b, hash: xxhash.Sum64(b)}
 	cut := n.cut[from][to] > 0
 	if cut || !n.s.calm && chance(n.r, sw.loss) {
 		n.s.stats.FramesLost++
-		n.s.trace.event(evFrameLost, from, uint64(to), hash, uint64(len(frame)), b2u(cut))
+		n.s.trace.event(evFrameLost, from, uint64(to), f.hash, uint64(len(b)), b2u(cut))
+		n.s.trace.frame(&f)
 		n.reportLoss(from, to)
+		n.read(f)
 		return
 	}
 	copies := 1
 	if !sw.ordered && !n.s.calm && chance(n.r, sw.dup) {
-		copies = 2
+		copies, f.doubled = 2, true
 	}
 	for range copies {
 		delay := n.delay()
@@ -46,8 +75,9 @@ func (n *network) send(from, to core.NodeID, frame []byte) {
 			at = max(at, n.due[from][to])
 			n.due[from][to] = at
 		}
-		n.s.trace.event(evFrameSent, from, uint64(to), hash, uint64(len(frame)), uint64(delay/microsecond))
-		n.s.at(at, func() { n.s.node(to).arrive(from, frame, hash) })
+		n.s.trace.event(evFrameSent, from, uint64(to), f.hash, uint64(len(b)), uint64(delay/microsecond))
+		n.s.trace.frame(&f)
+		n.s.at(at, func() { n.s.node(to).arrive(f) })
 	}
 }
 

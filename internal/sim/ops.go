@@ -92,12 +92,15 @@ const (
 	unknownOutcome
 )
 
+var verdictNames = [...]string{"happened", "rejected", "refused", "not proposed", "unknown"}
+
 func verdictOf(err error) verdict {
-	var r *core.Rejection
-	switch {
-	case err == nil:
+	if err == nil {
 		return happened
-	case errors.As(err, &r):
+	}
+	r, ok := errors.AsType[*core.Rejection](err)
+	switch {
+	case ok:
 		switch r.Code {
 		case core.CodeSessionExpired, core.CodeSequenceAcked, core.CodeSequenceReused, core.CodeSequenceTooHigh:
 			return refused
@@ -123,12 +126,13 @@ func (a *attempt) mayHappen() bool {
 }
 
 func (a *attempt) code() core.Code {
-	var r *core.Rejection
-	var e *core.Error
-	switch {
-	case errors.As(a.req.Err, &r):
+	if a.req.Err == nil {
+		return ""
+	}
+	if r, ok := errors.AsType[*core.Rejection](a.req.Err); ok {
 		return r.Code
-	case errors.As(a.req.Err, &e):
+	}
+	if e, ok := errors.AsType[*core.Error](a.req.Err); ok {
 		return e.Code
 	}
 	return ""
@@ -164,7 +168,7 @@ func (a *attempt) give() {
 	}
 	s.trace.event(evSubmit, n.id, uint64(o.shard), o.num, uint64(a.num), uint64(o.kind))
 	s.tellAsked(a)
-	s.trace.note("%v (attempt %d, acknowledges %d)", o, a.num, q.Acknowledged)
+	s.trace.note("client %d: %v (acknowledges %d)", o.client.num, o, q.Acknowledged)
 	n.workerOf(o.shard).post(func(in *core.Input) { in.Requests = append(in.Requests, q) })
 }
 
@@ -175,7 +179,8 @@ func (s *sim) takeAnswers() {
 		s.answers = s.answers[1:]
 		a.at = s.now
 		s.trace.event(evAnswer, a.node.id, uint64(a.op.shard), a.op.num, uint64(a.num), uint64(a.verdict()))
-		s.trace.note("op %d attempt %d: index %d, %x %x, %v", a.op.num, a.num, a.req.Result.Index, a.req.Result.Replies, a.req.Result.Answer, a.req.Err)
+		s.trace.note("client %d: %s at index %d, replies %x, answer %x, error %v", a.op.client.num, verdictNames[a.verdict()],
+			a.req.Result.Index, a.req.Result.Replies, a.req.Result.Answer, a.req.Err)
 		s.tellAnswer(a)
 		s.check.answer(a)
 		a.op.client.replyUnderWay(a)

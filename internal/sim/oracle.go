@@ -103,7 +103,7 @@ func (o *oracle) learn(e shadowEntry) {
 }
 
 func (o *oracle) expire(i core.Index, now int64) {
-	for _, s := range o.sessions {
+	for _, s := range o.sessions { // any order: all that have expired are closed
 		if s.closedAt == 0 && now-s.used > s.ttl {
 			o.close(s, i)
 		}

@@ -120,6 +120,9 @@ func (s *sim) agreed() bool {
 		for _, w := range n.workers {
 			for _, id := range w.shards {
 				st, _ := w.core.Status(id)
+				if st.Err != nil && n.rotten != "" {
+					continue
+				}
 				if st.Applied != s.check.shards[id].last() || st.Queued != 0 || st.Inflight != 0 {
 					return false
 				}

@@ -21,6 +21,8 @@ type Options struct {
 	Nondeterministic bool
 	// User, if set, is run and judged instead of the simulator's own machines.
 	User *User
+	// tune, in tests, changes what the seed has drawn.
+	tune func(*swarm)
 	// MaxEvents ends a run that does not end; 0 means a bound that no sound run reaches.
 	MaxEvents uint64
 
@@ -58,10 +60,23 @@ type Stats struct {
 	Leaders, Entries, Flushes            int // entries: of both shards, as committed
 	Rollbacks, Duplicates                uint64
 	SegmentsReleased, WritesLost         int
+	WritesTorn, DiskFailures             int
+	Rotten, RotRefused, RotStopped       int // disks damaged; of these, nodes that did not start, replicas that stopped
 	FramesLost                           int
 	Acked, Rejected, Refused             int
 	NotProposed, Unknown, Reads, Retries int
 	Codes                                map[core.Code]int // of errors
+}
+
+// Operations is how many answers were checked.
+func (s *Stats) Operations() int { return s.Acked + s.Rejected + s.Refused + s.Reads }
+
+// Injected is how many faults of all kinds came.
+func (s *Stats) Injected() (n int) {
+	for _, k := range s.Faults {
+		n += k
+	}
+	return n
 }
 
 // sim is one run. All of it belongs to one goroutine.
@@ -72,7 +87,6 @@ type sim struct {
 	work   workload
 	now    int64 // virtual ns
 	queue  eventQueue
-	seq    uint64
 	trace  *trace
 	rng    *rand.Rand // of what is in no component of its own
 	logger *slog.Logger
@@ -118,6 +132,9 @@ func Run(seed uint64, opts Options) *Result {
 	if opts.plan != nil {
 		opts.plan.tune(&s.swarm)
 	}
+	if opts.tune != nil {
+		opts.tune(&s.swarm)
+	}
 	s.trace.note("seed %d: %+v", seed, s.swarm)
 	s.stats.Nodes, s.stats.Codes = s.swarm.nodes, map[core.Code]int{}
 	s.cache = state.NewCache(256 << 10)
@@ -127,7 +144,7 @@ func Run(seed uint64, opts Options) *Result {
 	for _, n := range s.nodes {
 		n.end()
 	}
-	r := &Result{Seed: seed, Hash: s.trace.hash.Sum64(), Events: s.trace.events, Virtual: time.Duration(s.now), Failure: s.failure, Stats: s.stats}
+	r := &Result{Seed: seed, Hash: s.trace.sum(), Events: s.trace.events, Virtual: time.Duration(s.now), Failure: s.failure, Stats: s.stats}
 	if b, ok := s.work.(*builtin); ok {
 		r.History = b.history()
 	}
@@ -160,16 +177,19 @@ func (s *sim) run() {
 	s.startClients()
 	s.at(int64(s.swarm.chaos), func() { s.beCalm() })
 	for s.failure == nil {
-		e, ok := s.queue.pop()
+		at, t, ok := s.queue.pop()
 		if !ok {
 			s.fail("harness", "nothing is left to happen")
 			return
 		}
-		s.now = e.at
-		if e.run == nil { // the end
+		s.now = at
+		if t.run == nil { // the end
 			return
 		}
-		e.run()
+		if t.ended() {
+			continue
+		}
+		t.run()
 		s.takeAnswers()
 		if s.trace.events > s.opts.MaxEvents {
 			s.fail("harness", "more than %d events", s.opts.MaxEvents)
@@ -189,66 +209,14 @@ func (s *sim) fail(rule, format string, args ...any) {
 func (s *sim) node(id core.NodeID) *node { return s.nodes[id-1] }
 
 // at has f run at a time; events of the same time run in the order in which they were given.
-func (s *sim) at(t int64, f func()) {
-	s.seq++
-	s.queue.push(event{at: max(t, s.now), seq: s.seq, run: f})
-}
+func (s *sim) at(t int64, f func()) { s.queue.push(max(t, s.now), task{run: f}) }
 
 func (s *sim) after(d int64, f func()) { s.at(s.now+d, f) }
 
 // end lets the run end here, with success unless a rule was broken.
 func (s *sim) end() {
-	s.queue.events = nil
-	s.seq++
-	s.queue.push(event{at: s.now, seq: s.seq})
-}
-
-type event struct {
-	at  int64
-	seq uint64
-	run func()
-}
-
-func (e *event) before(o *event) bool { return e.at < o.at || e.at == o.at && e.seq < o.seq }
-
-// eventQueue is a binary heap.
-type eventQueue struct{ events []event }
-
-func (q *eventQueue) push(e event) {
-	q.events = append(q.events, e)
-	i := len(q.events) - 1
-	for i > 0 {
-		up := (i - 1) / 2
-		if !q.events[i].before(&q.events[up]) {
-			break
-		}
-		q.events[i], q.events[up] = q.events[up], q.events[i]
-		i = up
-	}
-}
-
-func (q *eventQueue) pop() (e event, ok bool) {
-	n := len(q.events)
-	if n == 0 {
-		return e, false
-	}
-	e = q.events[0]
-	q.events[0] = q.events[n-1]
-	q.events[n-1] = event{}
-	q.events = q.events[:n-1]
-	for i, n := 0, n-1; ; {
-		next := i
-		for _, c := range [2]int{2*i + 1, 2*i + 2} {
-			if c < n && q.events[c].before(&q.events[next]) {
-				next = c
-			}
-		}
-		if next == i {
-			return e, true
-		}
-		q.events[i], q.events[next] = q.events[next], q.events[i]
-		i = next
-	}
+	s.queue = eventQueue{}
+	s.queue.push(s.now, task{})
 }
 
 // exp draws an exponential with the given mean, capped at twenty times of it.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"reflect"
+	"runtime"
 	"strconv"
 	"strings"
 	"testing"
@@ -15,10 +16,12 @@ import (
 )
 
 var (
-	seedsFlag = flag.Int("sim.seeds", 150, "how many seeds TestSim runs")
-	firstFlag = flag.Uint64("sim.first", 1, "the first of them")
-	seedFlag  = flag.Uint64("sim.seed", 0, "one seed to run alone")
-	traceFlag = flag.String("sim.trace", "-", "file for the trace of that seed; - is the standard output, nothing is none")
+	seedsFlag  = flag.Int("sim.seeds", 150, "how many seeds TestSim runs")
+	firstFlag  = flag.Uint64("sim.first", 1, "the first of them; 0: one that depends on the time")
+	procsFlag  = flag.Int("sim.procs", runtime.NumCPU(), "processes that run seeds")
+	seedFlag   = flag.Uint64("sim.seed", 0, "one seed to run alone")
+	workerFlag = flag.Bool("sim.worker", false, "be a worker of TestSim, see fleet_test.go")
+	traceFlag  = flag.String("sim.trace", "-", "file for the trace of that seed; - is the standard output, nothing is none")
 )
 
 // runJudged runs a seed and has its history judged.
@@ -33,6 +36,12 @@ func runJudged(seed uint64, opts Options) *Result {
 }
 
 func TestSim(t *testing.T) {
+	if *workerFlag {
+		if err := work(os.Stdin, os.Stdout); err != nil {
+			t.Fatal(err)
+		}
+		return
+	}
 	if *seedFlag != 0 {
 		one(t, *seedFlag)
 		return
@@ -40,27 +49,30 @@ func TestSim(t *testing.T) {
 	if testing.Short() {
 		*seedsFlag = min(*seedsFlag, 30)
 	}
-	started := time.Now()
-	var virtual time.Duration
-	var total Stats
-	failed := 0
-	for seed := *firstFlag; seed < *firstFlag+uint64(*seedsFlag); seed++ {
-		r := runJudged(seed, Options{})
-		virtual += r.Virtual
-		total.add(&r.Stats)
-		if r.Failure != nil {
-			t.Error(story(r, Options{}))
-			if failed++; failed == 10 {
-				break
+	first := *firstFlag
+	if first == 0 {
+		first = uint64(time.Now().UnixMilli()) // fewer than a thousand seeds a second: other ones each time
+	}
+	t.Logf("seeds %d to %d", first, first+uint64(*seedsFlag)-1)
+	p := newProgress(os.Stderr, *seedsFlag)
+	total, err := runFleet(first, *seedsFlag, *procsFlag, p.show)
+	p.end()
+	if err != nil {
+		t.Error(err)
+	}
+	t.Logf("%s\n%s", p.line(total), total.table())
+	for i, f := range total.Failures {
+		if i < 3 { // shrinking takes a while
+			if r := runJudged(f.Seed, Options{}); r.Failure != nil {
+				t.Error(story(r, Options{}))
+				continue
 			}
 		}
+		t.Errorf("seed %d: %s (make sim SEED=%d shows it)", f.Seed, f.Failure, f.Seed)
 	}
-	took := time.Since(started).Seconds()
-	t.Logf("%.1f seeds/s, %.0f simulated seconds per second", float64(*seedsFlag)/took, virtual.Seconds()/took)
-	t.Logf("%+v", total)
-	for kind, n := range total.Faults {
-		if n == 0 && *seedsFlag >= 100 {
-			t.Errorf("no fault of kind %s in %d seeds", faultNames[kind], *seedsFlag)
+	for kind, n := range total.Stats.Faults {
+		if n == 0 && total.Seeds >= 100 {
+			t.Errorf("no fault of kind %s in %d seeds", faultNames[kind], total.Seeds)
 		}
 	}
 }

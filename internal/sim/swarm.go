@@ -32,6 +32,7 @@ type swarm struct {
 
 	every [faultKinds]int64 // mean ns between two faults of a kind, 0: never
 	last  int64             // mean ns that a fault lasts
+	torn  float64           // share of the writes under way in a crash that are torn, and neither whole nor lost
 
 	clients, width    int
 	think             int64
@@ -79,12 +80,13 @@ func drawSwarm(r *rand.Rand) swarm {
 		loss:      pick(r, 0, 0, 0.01, 0.1), dup: pick(r, 0, 0, 0.02, 0.2),
 		last:    pick[int64](r, 50, 200, 600) * millisecond,
 		clients: 2 + r.IntN(7), width: 1 + r.IntN(5),
-		think: pick[int64](r, 1, 5, 30) * millisecond / 2,
+		think: pick[int64](r, 1, 3, 10) * millisecond / 2,
 		pad:   pick(r, 200, 2000, 6000), padChance: pick(r, 0, 0.1, 0.6),
 		sessions: pick(r, 0, 0.5, 0.7, 1), patience: pick[int64](r, 50, 200, 800) * millisecond,
 		clientLoss: pick(r, 0, 0.02, 0.1), longQueries: pick(r, 0, 0.1),
 		maxMemory: 16 << 20,
 	}
+	s.torn = pick(r, 0, 0.3, 0.8)
 	if r.IntN(3) == 0 {
 		s.idleEvery, s.idleOf = 500*millisecond, 700*millisecond
 	}

@@ -9,6 +9,7 @@ import (
 	"go.etcd.io/etcd/raft/v3/raftpb"
 
 	"github.com/decree-raft/decree/internal/core"
+	"github.com/decree-raft/decree/wal"
 )
 
 // A what is a kind of event in the trace.
@@ -37,32 +38,38 @@ const (
 	evHeal
 	evPhase
 	evStopped
+	evBroken
+	evTorn
+	evRot
+	evRefused
 )
 
-// formats of an event's node and four numbers, for people.
+// formats of an event's node (1) and four numbers (2 to 5), for people. Faults have names instead.
 var formats = [...]string{
-	evStart:     "n%d starts, incarnation %d%.0d%.0d%.0d",
-	evCrash:     "n%d CRASHES, incarnation %d%.0d%.0d%.0d",
-	evStop:      "n%d is stopped, incarnation %d%.0d%.0d%.0d",
-	evPass:      "n%d worker %d pass: %d messages, %d requests, %d writes back",
-	evFrameSent: "n%d -> n%d frame %016x, %d bytes, arrives after %dus",
-	evFrameLost: "n%d -> n%d frame %016x LOST (%d bytes, cut: %d)",
-	evFrameGot:  "n%d <- n%d frame %016x, %d bytes%.0d",
-	evSync:      "n%d log: writing %d records, takes %dus%.0d%.0d",
-	evSynced:    "n%d log: %d records durable (%d payload bytes in all)%.0d%.0d",
-	evSyncLost:  "n%d log: %d records LOST (in flight but durable: %d)%.0d%.0d",
-	evFlush:     "n%d shard %d flush begins, takes %dus%.0d%.0d",
-	evFlushed:   "n%d shard %d flushed to %d%.0d%.0d",
-	evFlushLost: "n%d %d flushes LOST, %d durable but not known%.0d%.0d",
-	evApplied:   "n%d shard %d applied %d, hash %016x, term %d",
-	evLeader:    "n%d shard %d sees leader n%d in term %d%.0d",
-	evSubmit:    "n%d shard %d <- op %d attempt %d kind %d",
-	evAnswer:    "n%d shard %d -> op %d attempt %d outcome %d",
-	evGiveUp:    "n%d shard %d op %d attempt %d timed out%.0d",
-	evFault:     "n%d FAULT %d (%d, %d, %d)",
-	evHeal:      "n%d fault %d ends (%d, %d, %d)",
-	evPhase:     "%.0dPHASE %d%.0d%.0d%.0d",
-	evStopped:   "n%d shard %d replica STOPPED%.0d%.0d%.0d",
+	evStart:     "n%[1]d STARTS, incarnation %[2]d",
+	evCrash:     "n%[1]d CRASHES, incarnation %[2]d",
+	evStop:      "n%[1]d stops, incarnation %[2]d",
+	evPass:      "n%[1]d worker %[2]d passes: %[3]d messages, %[4]d requests, %[5]d writes done",
+	evFrameSent: "n%[1]d -> n%[2]d sends %[4]d bytes, to arrive after %[5]d us",
+	evFrameLost: "n%[1]d -> n%[2]d LOST %[4]d bytes on the way",
+	evFrameGot:  "n%[1]d <- n%[2]d receives %[4]d bytes",
+	evSync:      "n%[1]d log: sync of %[2]d writes begins, takes %[3]d us",
+	evSynced:    "n%[1]d log: %[2]d records synced",
+	evSyncLost:  "n%[1]d log: %[2]d writes LOST, %[3]d synced that nobody was told of",
+	evFlush:     "n%[1]d shard %[2]d: flush begins, takes %[3]d us",
+	evFlushed:   "n%[1]d shard %[2]d: flushed to %[3]d",
+	evFlushLost: "n%[1]d %[2]d flushes LOST, %[3]d durable that nobody was told of",
+	evApplied:   "n%[1]d shard %[2]d: applied up to %[3]d, hash %016[4]x, term %[5]d",
+	evLeader:    "n%[1]d shard %[2]d: sees n%[3]d lead in term %[4]d",
+	evSubmit:    "n%[1]d shard %[2]d <- asked for op %[3]d, attempt %[4]d",
+	evAnswer:    "n%[1]d shard %[2]d -> answers op %[3]d, attempt %[4]d",
+	evGiveUp:    "n%[1]d shard %[2]d: nobody waits for op %[3]d, attempt %[4]d any more",
+	evPhase:     "PHASE %[2]d: faults have ended; 1: what is pending ends, 2: new calls succeed, 3: the replicas agree",
+	evStopped:   "n%[1]d shard %[2]d: replica STOPPED",
+	evBroken:    "n%[1]d disk FAILED, incarnation %[2]d ends",
+	evTorn:      "n%[1]d log: write TORN at byte %[2]d: of %[3]d bytes %[4]d are lost",
+	evRot:       "n%[1]d disk ROTS: byte %[3]d of %[4]d is changed by %02[2]x",
+	evRefused:   "n%[1]d REFUSES to start, incarnation %[2]d",
 }
 
 // trace is the run as a sequence of numbers: hashed always, written out for people if asked to.
@@ -70,42 +77,141 @@ type trace struct {
 	now    *int64
 	hash   *xxhash.Digest
 	events uint64
+	buf    []byte    // events that are still to be hashed
 	out    io.Writer // or nil
+	header int64     // the virtual ms whose header was written last
 }
 
+// eventBytes is an event in the hash; eventsAtOnce are hashed together.
+const eventBytes, eventsAtOnce = 42, 128
+
 func newTrace(now *int64, out io.Writer) *trace {
-	return &trace{now: now, hash: xxhash.New(), out: out}
+	return &trace{now: now, hash: xxhash.New(), buf: make([]byte, 0, eventBytes*eventsAtOnce), out: out, header: -1}
+}
+
+// sum returns the hash of all events so far.
+func (t *trace) sum() uint64 {
+	_, _ = t.hash.Write(t.buf) // never fails
+	t.buf = t.buf[:0]
+	return t.hash.Sum64()
 }
 
 func (t *trace) event(kind what, node core.NodeID, a, b, c, d uint64) {
 	t.events++
-	var buf [42]byte
+	if len(t.buf) == cap(t.buf) {
+		t.sum()
+	}
+	n := len(t.buf)
+	t.buf = t.buf[:n+eventBytes]
+	buf := t.buf[n:]
 	buf[0], buf[1] = byte(kind), byte(node)
 	binary.LittleEndian.PutUint64(buf[2:], uint64(*t.now))
 	binary.LittleEndian.PutUint64(buf[10:], a)
 	binary.LittleEndian.PutUint64(buf[18:], b)
 	binary.LittleEndian.PutUint64(buf[26:], c)
 	binary.LittleEndian.PutUint64(buf[34:], d)
-	_, _ = t.hash.Write(buf[:]) // never fails
-	if t.out != nil {
+	switch {
+	case t.out == nil:
+	case kind == evFault:
+		t.printf("n%d FAULT %s", node, faultNames[a])
+	case kind == evHeal:
+		t.printf("n%d HEALED %s", node, faultNames[a])
+	default:
 		t.printf(formats[kind], node, a, b, c, d)
 	}
 }
 
-// note explains an event; it is not part of the hash.
+// note explains the event before it; it is not part of the hash.
 func (t *trace) note(format string, args ...any) {
 	if t.out != nil {
-		t.printf("    "+format, args...)
+		t.printf("      "+format, args...)
 	}
 }
 
+// printf writes a line under the header of its virtual millisecond.
 func (t *trace) printf(format string, args ...any) {
-	fmt.Fprintf(t.out, "%12.3fms  %s\n", float64(*t.now)/1e6, fmt.Sprintf(format, args...))
+	if ms := *t.now / millisecond; ms != t.header {
+		t.header = ms
+		fmt.Fprintf(t.out, "---- %d ms\n", ms)
+	}
+	fmt.Fprintf(t.out, "%4d  %s\n", *t.now%millisecond/microsecond, fmt.Sprintf(format, args...))
 }
 
-func (t *trace) message(shard core.ShardID, m *raftpb.Message) {
-	if t.out != nil {
-		t.printf("    shard %d %v n%d->n%d term %d prev %d/%d commit %d reject %v, %d entries, context %x", shard, m.Type, m.From, m.To,
-			m.Term, m.Index, m.LogTerm, m.Commit, m.Reject, len(m.Entries), m.Context)
+// frame tells what is in a frame.
+func (t *trace) frame(f *frame) {
+	if t.out == nil {
+		return
+	}
+	beats := true
+	_ = core.DecodeFrame(f.from, f.to, f.bytes, // who receives it checks it
+		func(m core.Message) { t.note("shard %d: %s", m.Shard, messageWords(&m.Raft)); beats = false },
+		func(q core.Quiesce) {
+			t.note("shard %d: proposes to rest at %d, term %d", q.Shard, q.Last, q.Term)
+			beats = false
+		},
+		func(c core.CommitNote) {
+			t.note("shard %d: %d is committed, term %d, as of %v ago", c.Shard, c.Commit, c.Term, c.Age)
+			beats = false
+		})
+	if beats {
+		t.note("alive")
+	}
+}
+
+// messageWords says what a raft message says.
+func messageWords(m *raftpb.Message) string {
+	what := ""
+	switch m.Type {
+	case raftpb.MsgApp:
+		what = fmt.Sprintf("append %s after %d of term %d, committed %d", rangeWords(m.Entries), m.Index, m.LogTerm, m.Commit)
+	case raftpb.MsgAppResp:
+		what = fmt.Sprintf("has everything up to %d", m.Index)
+		if m.Reject {
+			what = fmt.Sprintf("rejects what comes after %d, try %d of term %d", m.Index, m.RejectHint, m.LogTerm)
+		}
+	case raftpb.MsgVote, raftpb.MsgPreVote:
+		what = fmt.Sprintf("asks for the vote, its log ends at %d of term %d", m.Index, m.LogTerm)
+	case raftpb.MsgVoteResp, raftpb.MsgPreVoteResp:
+		what = "gives its vote"
+		if m.Reject {
+			what = "refuses its vote"
+		}
+	case raftpb.MsgHeartbeat:
+		what = fmt.Sprintf("leads, committed %d", m.Commit)
+	case raftpb.MsgHeartbeatResp:
+		what = "follows"
+	case raftpb.MsgReadIndex:
+		what = "asks what is committed"
+	case raftpb.MsgReadIndexResp:
+		what = fmt.Sprintf("committed is %d", m.Index)
+	case raftpb.MsgTimeoutNow:
+		what = "campaign now"
+	}
+	if len(m.Context) > 0 {
+		what += fmt.Sprintf(", context %x", m.Context)
+	}
+	return fmt.Sprintf("%v term %d: %s", m.Type, m.Term, what)
+}
+
+func rangeWords(entries []raftpb.Entry) string {
+	if len(entries) == 0 {
+		return "nothing"
+	}
+	first, last := entries[0], entries[len(entries)-1]
+	return fmt.Sprintf("%d..%d (terms %d..%d)", first.Index, last.Index, first.Term, last.Term)
+}
+
+// records tells what is being written to a log, has been, or is lost.
+func (t *trace) records(what string, records []wal.Record) {
+	if t.out == nil {
+		return
+	}
+	for i := range records {
+		r := &records[i]
+		entries := "no entries"
+		if n := len(r.Entries); n > 0 {
+			entries = fmt.Sprintf("entries %d..%d (terms %d..%d)", r.Entries[0].Index, r.Entries[n-1].Index, r.Entries[0].Term, r.Entries[n-1].Term)
+		}
+		t.note("%s shard %d: %s, term %d, vote for n%d, committed %d", what, r.Shard, entries, r.HardState.Term, r.HardState.Vote, r.HardState.Commit)
 	}
 }

@@ -54,6 +54,10 @@ func (s *Store) pebbleOptions(cache *pebble.Cache) *pebble.Options {
 			},
 		},
 	}
+	if s.opts.DisableCompactions {
+		// The usual one has a goroutine, which a failed Open leaves behind.
+		o.Experimental.CompactionScheduler = pebble.NewConcurrencyLimitSchedulerWithNoPeriodicGrantingForTest()
+	}
 	o.Levels[0].FilterPolicy = bloom.FilterPolicy(bloomBitsPerKey)
 	o.Levels[0].Compression = func() *sstable.CompressionProfile { return sstable.SnappyCompression }
 	o.EnsureDefaults()

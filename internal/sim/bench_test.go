@@ -1,0 +1,29 @@
+package sim
+
+import (
+	"testing"
+	"time"
+)
+
+// BenchmarkSim measures how much faster than time a cluster of three nodes and two shards runs, all checks included: one
+// iteration is one seed. What happens in a simulated second is reported too, for an idle cluster would be quick.
+func BenchmarkSim(b *testing.B) {
+	var virtual time.Duration
+	var total Stats
+	seed := uint64(1)
+	for b.Loop() {
+		r := runJudged(seed, Options{tune: func(s *swarm) { s.nodes = 3 }})
+		if r.Failure != nil {
+			b.Fatalf("seed %d: %v", seed, r.Failure)
+		}
+		virtual += r.Virtual
+		total.add(&r.Stats)
+		seed++
+	}
+	real := b.Elapsed().Seconds()
+	b.ReportMetric(virtual.Seconds()/real, "sim-s/s")
+	b.ReportMetric(float64(seed-1)/real, "seeds/s")
+	b.ReportMetric(float64(total.Operations())/virtual.Seconds(), "ops/sim-s")
+	b.ReportMetric(float64(total.Injected())/virtual.Seconds(), "faults/sim-s")
+	b.Logf("%d operations/s and %d faults/s of real time", int(float64(total.Operations())/real), int(float64(total.Injected())/real))
+}

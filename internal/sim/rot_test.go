@@ -1,0 +1,32 @@
+package sim
+
+import "testing"
+
+// rotten makes for much on disks, and early damage to it.
+func rotten(s *swarm) {
+	s.nodes = max(s.nodes, 3)
+	s.every[faultRot] = 300 * millisecond
+	s.core.Limits.FlushBytes, s.core.Limits.LogCacheBytes = 64<<10, 1
+	s.pad, s.padChance = 6000, 0.6
+}
+
+// TestRot damages a disk in every run, when there is much on it: clusters of which a minority cannot read all that it has
+// must go on, and serve nothing of it.
+func TestRot(t *testing.T) {
+	seeds := uint64(60)
+	if testing.Short() {
+		seeds = 15
+	}
+	var total Stats
+	for seed := uint64(201); seed <= 200+seeds; seed++ { // 221 and 243 have found something, see docs/bugs.md
+		r := runJudged(seed, Options{tune: rotten})
+		if r.Failure != nil {
+			t.Errorf("seed %d: %v", seed, r.Failure)
+		}
+		total.add(&r.Stats)
+	}
+	t.Logf("%d disks damaged, %d nodes refused to start, %d replicas stopped", total.Rotten, total.RotRefused, total.RotStopped)
+	if total.Rotten < int(seeds)/2 || total.RotRefused == 0 || total.RotStopped == 0 {
+		t.Error("the runs have not seen enough damage")
+	}
+}
