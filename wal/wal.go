@@ -253,7 +253,7 @@ func (w *WAL) removeOldest() error {
 func (w *WAL) removeFile(path string) error {
 	f, err := os.Open(path)
 	if err != nil {
-		return err
+		return os.Remove(path) // for want of descriptors, say
 	}
 	err = os.Remove(path)
 	w.closing.Go(func() { _ = f.Close() }) // was only read

@@ -24,9 +24,10 @@ type raftLog struct {
 	first     uint64
 	firstTerm uint64 // of the entry before first
 	flushed   uint64
-	bytes     int64 // of entries
-	unflushed int64 // of those with index > flushed
-	keep      int64 // bytes of flushed entries kept for followers that are a little behind
+	bytes     int64  // of entries
+	unflushed int64  // of those with index > flushed
+	gone      func() // is told when an entry is asked for that is not there any more
+	keep      int64  // bytes of flushed entries kept for followers that are a little behind
 }
 
 // entryOverhead approximates what an entry costs beside its data.
@@ -168,5 +169,6 @@ func (l *raftLog) journal(lo, hi, maxSize uint64) ([]raftpb.Entry, error) {
 // Snapshot implements raft.Storage. There are no snapshots yet: the journal
 // keeps what any voter lacks (retain.go), so no follower can need one.
 func (l *raftLog) Snapshot() (raftpb.Snapshot, error) {
+	l.gone()
 	return raftpb.Snapshot{}, raft.ErrSnapshotTemporarilyUnavailable
 }

@@ -60,6 +60,7 @@ type Replica struct {
 	held    []raftpb.Message // that must not leave before the write is durable
 
 	everywhere   Index // see retain.go
+	goneAt       int64 // when that was last logged
 	freezeWanted bool  // whatever has gathered: the log needs it
 
 	freezing bool // the state is frozen at freezeAt, which is not committed yet
@@ -94,6 +95,7 @@ type Stats struct {
 	Refused       uint64 // calls turned away by a limit
 	Flushes       uint64
 	Strange       uint64 // messages from peers that were not acceptable
+	Stranded      uint64 // times that a voter asked for what every voter had had: it has lost part of its log
 }
 
 func newReplica(w *Worker, id ShardID, d Deps) (*Replica, error) {
@@ -153,6 +155,7 @@ func (r *Replica) restore(d Deps) error {
 		return err
 	}
 	r.log = newRaftLog(d.State, r.voters, r.applied, r.meta.term, r.cfg.Limits.LogCacheBytes)
+	r.log.gone = r.gone
 	hs := d.Log.HardState
 	if r.applied > 0 && hs.Term == 0 {
 		return fmt.Errorf("the state is flushed up to index %d, but the write-ahead log knows nothing of the shard: "+
@@ -419,6 +422,9 @@ func (r *Replica) send(m *raftpb.Message) {
 func (r *Replica) step(m *Message) {
 	defer r.contain()
 	if r.broken != nil {
+		return
+	}
+	if r.late(&m.Raft) {
 		return
 	}
 	if !r.acceptable(m) {

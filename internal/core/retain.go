@@ -1,6 +1,8 @@
 package core
 
 import (
+	"time"
+
 	"go.etcd.io/etcd/raft/v3"
 	"go.etcd.io/etcd/raft/v3/raftpb"
 	"go.etcd.io/etcd/raft/v3/tracker"
@@ -54,5 +56,37 @@ func (r *Replica) journalFrom() uint64 {
 	if mutated("forget-journal") {
 		return uint64(r.applied)
 	}
-	return uint64(min(r.everywhere, r.applied))
+	// What raft knows to be applied, which during a write is less than what is: it looks at the entries in between when it campaigns.
+	applied := min(r.applied, Index(r.rn.BasicStatus().Applied))
+	if mutated("forget-unapplied") {
+		applied = r.applied
+	}
+	return uint64(min(r.everywhere, applied))
+}
+
+// late reports whether a rejection is of a time before what its sender has acknowledged since. Raft v3.5 would go
+// back to where it points, which may lie before the journal (its Progress.MaybeDecrTo has no lower bound in StateProbe).
+func (r *Replica) late(m *raftpb.Message) bool {
+	if m.Type != raftpb.MsgAppResp || !m.Reject || r.lead == nil {
+		return false
+	}
+	match := uint64(0)
+	r.rn.WithProgress(func(id uint64, _ raft.ProgressType, p tracker.Progress) {
+		if id == m.From {
+			match = p.Match
+		}
+	})
+	return m.RejectHint < match
+}
+
+// gone is told when a follower needs an entry that every voter had: it has lost what it acknowledged. It
+// will not catch up, so it must be heard of.
+func (r *Replica) gone() {
+	r.stats.Stranded++
+	if now := r.w.now.Mono; r.goneAt == 0 || now-r.goneAt > int64(time.Minute) {
+		r.goneAt = now
+		first, _ := r.log.FirstIndex() // never fails
+		r.logger.Error("a voter asks for entries that every voter has had on disk: it has lost part of its log, and cannot catch up; "+
+			"remove its data and add it as a new node", "first_index", first)
+	}
 }

@@ -125,15 +125,17 @@ func (l *layer) restore(key string, prev entry) {
 	l.sync()
 	c := l.index[key]
 	assert(c != nil, "undo of a key that is not in its layer")
-	l.bytes -= entryBytes(key, c.e)
-	c.e = prev
-	if prev.isAbsent() { // which sorted leaves out
+	if prev.isAbsent() {
+		// sorted leaves it out. Its cell and bytes stay where they are until the layer goes, and so they still count: what is
+		// only ever rolled back must lead to a flush too.
+		c.e = prev
 		delete(l.index, key)
 		l.tree.Delete(key)
 		return
 	}
+	l.bytes += entryBytes(key, prev) - entryBytes(key, c.e)
+	c.e = prev
 	l.tree.Set(key, prev)
-	l.bytes += entryBytes(key, prev)
 }
 
 // sync completes the tree and returns it. Insertions in order find their place in the cache.

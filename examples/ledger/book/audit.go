@@ -139,6 +139,9 @@ func (a *auditor) hashContent() {
 	h := sha256.New()
 	var lengths [8]byte
 	for key, value := range a.v.Scan(nil, nil) {
+		if !soundKey(key) {
+			a.violation("key %q is of no kind", key)
+		}
 		binary.BigEndian.PutUint32(lengths[:], uint32(len(key)))
 		binary.BigEndian.PutUint32(lengths[4:], uint32(len(value)))
 		h.Write(lengths[:])
@@ -146,6 +149,24 @@ func (a *auditor) hashContent() {
 		h.Write(value)
 	}
 	copy(a.report.ContentHash[:], h.Sum(nil))
+}
+
+// soundKey reports whether a key is one that Apply writes, to the byte: what stands beside it would never be looked up.
+func soundKey(key []byte) bool {
+	if len(key) == 0 {
+		return false
+	}
+	switch key[0] {
+	case keyAccount, keyInfo, keyEntry, keyPending:
+		return len(key) == 1+16
+	case keyMark, keyExpiry:
+		return len(key) == 1+8+16
+	case keyAsset:
+		return len(key) > 1
+	case keyName: // judged as a whole, see readNames
+		return len(key) >= 1+1+1+16
+	}
+	return false
 }
 
 // readNames checks that the list of names has each account, as it was opened, and nothing else.

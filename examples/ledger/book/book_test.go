@@ -388,6 +388,14 @@ func repost(s *booktest.Memory, n int, change func([]posting) []posting) {
 	s.Set(k.id(keyEntry, id(n)), b)
 }
 
+// lengthen moves a value to a key that is a byte longer.
+func lengthen(s *booktest.Memory, key []byte) {
+	v, _ := s.Get(key)
+	longer, v := append(append([]byte{}, key...), 7), append([]byte{}, v...)
+	s.Delete(key)
+	s.Set(longer, v)
+}
+
 // An audit must find what it is for.
 func TestAuditFinds(t *testing.T) {
 	var k keys
@@ -486,8 +494,22 @@ func TestAuditFinds(t *testing.T) {
 		"a burnt id of another": func(s *booktest.Memory) {
 			s.Set(k.id(keyEntry, id(52)), appendBurnt(make([]byte, 8), id(99), ExceedsCredits))
 		},
-		"a lost status": func(s *booktest.Memory) { s.Delete(k.id(keyPending, id(51))) },
-		"a wrong scale": func(s *booktest.Memory) { s.Set(assetKey("EUR"), []byte{formatVersion, 3}) },
+		"an account under a longer key": func(s *booktest.Memory) { lengthen(s, k.id(keyAccount, id(1))) },
+		"an opening under a longer key": func(s *booktest.Memory) { lengthen(s, k.id(keyInfo, id(1))) },
+		"an entry under a longer key":   func(s *booktest.Memory) { lengthen(s, k.id(keyEntry, id(1010))) },
+		"a mark under a longer key":     func(s *booktest.Memory) { lengthen(s, k.mark(id(3), 1)) },
+		"a wrong account before a right one that is never read": func(s *booktest.Memory) {
+			v, _ := s.Get(k.id(keyAccount, id(1)))
+			v = append([]byte{}, v...)
+			lengthen(s, k.id(keyAccount, id(1)))
+			a, _ := decodeAccount(v)
+			a.DebitsPosted = U64(1 << 40)
+			s.Set(k.id(keyAccount, id(1)), a.append(nil))
+		},
+		"a key of no kind": func(s *booktest.Memory) { s.Set([]byte("zzz"), nil) },
+		"an empty key":     func(s *booktest.Memory) { s.Set([]byte{}, nil) },
+		"a lost status":    func(s *booktest.Memory) { s.Delete(k.id(keyPending, id(51))) },
+		"a wrong scale":    func(s *booktest.Memory) { s.Set(assetKey("EUR"), []byte{formatVersion, 3}) },
 		"a wrong amount": func(s *booktest.Memory) {
 			v, _ := s.Get(k.id(keyEntry, id(50)))
 			r, _ := decodeEntryRecord(v)

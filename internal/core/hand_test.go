@@ -1,0 +1,174 @@
+package core
+
+import (
+	"log/slog"
+	"math/rand/v2"
+	"testing"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+	"go.etcd.io/etcd/raft/v3/raftpb"
+
+	"github.com/decree-raft/decree/internal/state"
+)
+
+// hand drives one replica, node 2 of three, by hand: it is the replica's disk, its clock, and both of its peers.
+// What depends on a bad moment can be put there exactly; the simulator finds such moments by the thousand, but not each.
+type hand struct {
+	t       *testing.T
+	w       *Worker
+	now     Now
+	in      Input
+	writes  []*Write
+	flushes []*FlushDone
+	sent    []raftpb.Message
+	stopped *Error
+
+	last map[uint64]uint64 // index up to which each peer has the log
+	apps map[uint64]int    // MsgApp that each peer was sent
+}
+
+func (h *hand) Send(_ NodeID, _ ShardID, m *raftpb.Message) { h.sent = append(h.sent, *m) }
+func (h *hand) SendQuiesce(NodeID, Quiesce)                 {}
+func (h *hand) SendCommit(NodeID, CommitNote)               {}
+func (h *hand) Write(w *Write)                              { h.writes = append(h.writes, w) }
+func (h *hand) Query(*QueryBatch)                           {}
+func (h *hand) Flush(f *FlushDone)                          { h.flushes = append(h.flushes, f) }
+func (h *hand) Flushed(ShardID, Index)                      {}
+func (h *hand) LastHeard(NodeID) int64                      { return h.now.Mono }
+func (h *hand) Changed(ShardID, NodeID, Term)               {}
+func (h *hand) Stopped(_ ShardID, err *Error)               { h.stopped = err }
+
+// bulky writes 100 KiB for a command in capitals, and rejects "no".
+type bulky struct{}
+
+func (bulky) Decide(_ View, c Command) ([][]byte, []byte, error) {
+	if string(c.Data) == "no" {
+		return nil, nil, Reject("no", "no")
+	}
+	return [][]byte{c.Data}, nil, nil
+}
+
+func (bulky) Apply(s State, e Event) {
+	if c := e.Data[0]; c >= 'A' && c <= 'Z' {
+		value := make([]byte, 1024)
+		for i := range 100 {
+			s.Set([]byte{c, byte(i)}, value)
+		}
+	}
+}
+
+func (bulky) Query(View, []byte) ([]byte, error) { return nil, nil }
+
+func newHand(t *testing.T, limits Limits) *hand {
+	st, err := state.Open(state.Options{Dir: "state", FS: vfs.NewMem(), Logger: slog.New(slog.DiscardHandler), OnFatal: func(err error) { t.Error(err) }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	sh, err := st.Shard(1, state.Limits{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := &hand{t: t, last: map[uint64]uint64{}, apps: map[uint64]int{}}
+	h.w = NewWorker(Config{Node: 2, Limits: limits}.WithDefaults(), h, h.now)
+	if err := h.w.AddShard(1, Deps{Machine: bulky{}, State: sh, Voters: []NodeID{1, 2, 3}, Rand: rand.New(rand.NewPCG(1, 2)), Logger: slog.New(slog.DiscardHandler)}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		h.w.Stop(&Error{Kind: ErrUnknown, Code: CodeClosed})
+		sh.Close()
+		if err := st.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return h
+}
+
+func (h *hand) replica() *Replica { return h.w.replicas[1] }
+
+// pass runs one pass, d ms after the last.
+func (h *hand) pass(d int64) {
+	h.now.Mono += d * 1e6
+	h.now.Wall = h.now.Mono
+	in := h.in
+	h.in = Input{}
+	h.w.Pass(h.now, &in)
+}
+
+// sync lets the disk finish, and the flushes.
+func (h *hand) sync() {
+	h.in.Written, h.writes = append(h.in.Written, h.writes...), nil
+	h.flush()
+}
+
+func (h *hand) flush() {
+	for _, f := range h.flushes {
+		f.Err = f.Job.Run()
+	}
+	h.in.Flushed, h.flushes = append(h.in.Flushed, h.flushes...), nil
+}
+
+func (h *hand) message(m raftpb.Message) {
+	m.To = 2
+	h.in.Messages = append(h.in.Messages, Message{From: NodeID(m.From), Shard: 1, Raft: m})
+}
+
+// settle runs passes, the first of them with ticks, until nothing is under way. The peers answer as raft's do.
+func (h *hand) settle(ticks int) {
+	for i := range 300 {
+		if i < ticks {
+			h.in.Ticks = 1
+		}
+		h.sync()
+		h.pass(50)
+		sent := h.sent
+		h.sent = nil
+		for i := range sent {
+			h.answer(&sent[i])
+		}
+		if i >= ticks && len(h.in.Messages)+len(h.writes)+len(h.flushes) == 0 {
+			return
+		}
+	}
+}
+
+func (h *hand) answer(m *raftpb.Message) {
+	r := raftpb.Message{From: m.To, Term: m.Term, Context: m.Context}
+	switch m.Type {
+	case raftpb.MsgPreVote:
+		r.Type = raftpb.MsgPreVoteResp
+	case raftpb.MsgVote:
+		r.Type = raftpb.MsgVoteResp
+	case raftpb.MsgHeartbeat:
+		r.Type = raftpb.MsgHeartbeatResp
+	case raftpb.MsgApp:
+		h.apps[m.To]++
+		r.Type = raftpb.MsgAppResp
+		if m.Index > h.last[m.To] {
+			r.Index, r.Reject, r.RejectHint, r.LogTerm = m.Index, true, h.last[m.To], 1
+			break
+		}
+		r.Index = m.Index + uint64(len(m.Entries))
+		h.last[m.To] = max(h.last[m.To], r.Index)
+	default:
+		return
+	}
+	h.message(r)
+}
+
+// lead has the replica elected.
+func (h *hand) lead() {
+	h.t.Helper()
+	h.settle(60)
+	if l := h.replica().lead; l == nil || !l.ready {
+		h.t.Fatal("not elected")
+	}
+}
+
+func (h *hand) submit(commands ...string) {
+	q := &Request{Kind: KindCommand, Shard: 1, Done: func(*Request) {}}
+	for _, c := range commands {
+		q.Commands = append(q.Commands, []byte(c))
+	}
+	h.in.Requests = append(h.in.Requests, q)
+	h.settle(2)
+}

@@ -1,0 +1,106 @@
+package core
+
+import (
+	"testing"
+
+	"go.etcd.io/etcd/raft/v3/raftpb"
+)
+
+// smallCache lets go of what is flushed at once, and flushes often.
+var smallCache = Limits{FlushBytes: 64 << 10, LogCacheBytes: 1}
+
+// Raft hears at the end of a write what was applied during it, and looks at all entries since if it campaigns meanwhile.
+func TestCampaignWhileTheDiskHangs(t *testing.T) {
+	h := newHand(t, smallCache)
+	entries := func(from, to uint64) (es []raftpb.Entry) {
+		for i := from; i <= to; i++ {
+			es = append(es, raftpb.Entry{Term: 1, Index: i})
+		}
+		return es
+	}
+	h.message(raftpb.Message{Type: raftpb.MsgApp, From: 1, Term: 1, Entries: entries(1, 1200)})
+	h.pass(1)
+	h.sync()
+	h.pass(1) // 1 to 1200 are durable, and acknowledged
+	h.message(raftpb.Message{Type: raftpb.MsgApp, From: 1, Term: 1, Index: 1200, LogTerm: 1, Entries: entries(1201, 1210), Commit: 1200})
+	h.in.Commits = []CommitNote{{From: 1, Shard: 1, Term: 1, Commit: 1200, Everywhere: 1200, At: 1}}
+	h.pass(1)
+	if len(h.flushes) != 1 {
+		t.Fatalf("%d flushes are under way, want one", len(h.flushes))
+	}
+	h.flush()
+	h.pass(1)
+	for range 40 { // the leader has died, the write of 1201 hangs
+		h.in.Ticks = 1
+		h.pass(50)
+	}
+	if h.stopped != nil {
+		t.Fatalf("the replica stopped: %v", h.stopped)
+	}
+}
+
+func TestJournalForgetsWhatEverybodyHas(t *testing.T) {
+	h := newHand(t, smallCache)
+	h.lead()
+	for range 3000 {
+		h.submit("x")
+	}
+	if first, last := h.replica().state.JournalBounds(); last < 1000 || first < last-100 {
+		t.Errorf("the journal has %d to %d, and all have everything", first, last)
+	}
+}
+
+// A rejection that comes late, from before its sender caught up, must not send the leader back to what is not there any more.
+func TestLateRejection(t *testing.T) {
+	h := newHand(t, smallCache)
+	h.lead()
+	for range 3000 {
+		h.submit("x")
+	}
+	match := h.last[3]
+	h.in.Unreachable = []NodeID{3}
+	h.pass(1) // now raft probes it
+	h.message(raftpb.Message{Type: raftpb.MsgAppResp, From: 3, Term: uint64(h.replica().raftTerm), Index: match, Reject: true, RejectHint: 5, LogTerm: 1})
+	h.settle(5)
+	for range 50 {
+		h.submit("y")
+	}
+	h.settle(50)
+	if last := h.replica().log.last(); h.last[3] != last {
+		t.Errorf("the follower has entries up to %d of %d", h.last[3], last)
+	}
+}
+
+// A voter that lost what it had acknowledged cannot be helped without a snapshot. It must be heard of.
+func TestVoterThatLostItsLog(t *testing.T) {
+	h := newHand(t, smallCache)
+	h.lead()
+	for range 3000 {
+		h.submit("x")
+	}
+	h.last[3] = 10
+	h.message(raftpb.Message{Type: raftpb.MsgAppResp, From: 1, Term: uint64(h.replica().raftTerm) + 5, Index: 1})
+	h.settle(100) // a new term, whose leader knows nothing of who has what
+	if h.replica().lead == nil {
+		t.Fatal("not elected again")
+	}
+	for range 50 {
+		h.submit("y")
+	}
+	h.settle(100)
+	if h.replica().stats.Stranded == 0 {
+		t.Error("nobody was told")
+	}
+}
+
+// What is rolled back takes memory until a flush, and must lead to one.
+func TestRejectionsLeadToFlushes(t *testing.T) {
+	h := newHand(t, Limits{FlushBytes: 8 << 20})
+	h.lead()
+	for range 300 { // 30 MB
+		h.submit("A", "no")
+	}
+	if n := h.replica().stats.Flushes; n < 3 {
+		t.Errorf("%d flushes for 30 MB that were rolled back, with a limit of 8", n)
+	}
+}
