@@ -67,6 +67,9 @@ func (d *disk) begin() {
 		took = min(took, 5*millisecond)
 	} else if d.slow > 0 {
 		took = 50*millisecond + exp(d.n.rng, 200*millisecond)
+		if d.n.rng.IntN(4) == 0 { // hangs for longer than it takes the others to elect
+			took = min(int64(1+d.n.rng.IntN(3))*int64(s.swarm.core.ElectionTicks)*d.n.rate, longestPause)
+		}
 	}
 	s.trace.event(evSync, d.n.id, uint64(len(d.writing)), uint64(took/microsecond), 0, 0)
 	s.trace.records("sync of", d.records())

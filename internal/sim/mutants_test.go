@@ -39,7 +39,7 @@ var mutants = []mutant{
 	{guarantee: "G6", faults: "unknown-as-not-proposed"},
 	{guarantee: "G6", faults: "forget-pending"},
 	{guarantee: "G7", faults: "local-read"},
-	{guarantee: "G7", faults: "read-joins-inflight", opts: Options{tune: restless}},
+	{guarantee: "G7", faults: "read-joins-inflight", opts: Options{tune: restless}, from: 4501},
 	{guarantee: "G7", faults: "same-read-context"},
 	{guarantee: "G7", faults: "no-read-reset"},
 	{guarantee: "G8", faults: "send-before-sync"},
@@ -49,6 +49,7 @@ var mutants = []mutant{
 	{guarantee: "G9", faults: "flush-early"},
 	{guarantee: "G9", faults: "flush-without-sessions"},
 	{guarantee: "journal", faults: "forget-journal"},
+	{guarantee: "journal", faults: "forget-unapplied", opts: Options{tune: hanging}, from: 1301},
 	{guarantee: "sessions", faults: "no-dedup"},
 	{guarantee: "sessions", faults: "no-inflight-dedup"},
 	{guarantee: "sessions", faults: "no-digest"},
@@ -73,6 +74,16 @@ func restless(s *swarm) {
 	s.core.Limits.PipelineDepth, s.core.Limits.BatchBytes = 16, 1
 	s.fsync, s.net = latency{mean: 2 * millisecond}, latency{mean: 300 * microsecond}
 	s.think, s.loss = millisecond/2, 0
+}
+
+// hanging has disks that hang while much is being applied and flushed.
+func hanging(s *swarm) {
+	s.nodes = 3
+	s.every[faultSlowDisk], s.every[faultTransfer], s.every[faultCrash] = 100*millisecond, 0, 300*millisecond
+	s.core.Limits.FlushBytes, s.core.Limits.LogCacheBytes, s.core.KeepJournal = 64<<10, 1, false
+	s.core.Limits.PipelineDepth, s.core.Limits.BatchBytes = 16, 500
+	s.padChance, s.pad = 1, 2000
+	s.think, s.loss = millisecond/4, 0
 }
 
 // crowded makes for more sessions than there may be, whose time is over all at once.

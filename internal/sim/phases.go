@@ -88,6 +88,7 @@ func (s *sim) probe() func() bool {
 				unanswered--
 				return
 			}
+			c.guess[id] = c.guess[id]%core.NodeID(len(s.nodes)) + 1 // that one may be out for good
 			// An operation of its own each time: it may have no session, and then must not be asked for twice.
 			s.after(exp(o.r, 5*millisecond), func() { ask(id, prepare, then); unanswered-- })
 		})
