@@ -208,6 +208,39 @@ func (c *checker) compareState(w *worker, id core.ShardID) {
 	defer v.Close()
 	defer w.n.readsDamage(id)
 	c.shards[id].model.compare(w.n, v, at)
+	c.compareJournal(w.n, id)
+}
+
+// compareJournal compares a replica's journal with what was committed, and with what other voters may still ask it for.
+func (c *checker) compareJournal(n *node, id core.ShardID) {
+	st := n.shards[id-1]
+	first, last := st.JournalBounds()
+	if last == 0 {
+		return
+	}
+	for _, other := range c.s.nodes {
+		// The first entry is there for its term: whoever has it can be sent what follows.
+		if has := uint64(len(other.disk.shadow[id].entries)); has < first && first > 1 && other.rotten == "" {
+			c.s.fail("journal", "shard %d on node %d begins with entry %d, node %d ends at %d", id, n.id, first, other.id, has)
+			return
+		}
+	}
+	entries, err := st.Journal(first, last+1, 1<<62)
+	if err != nil {
+		if n.rotten == "" {
+			c.s.fail("journal", "shard %d on node %d: %v", id, n.id, err)
+		}
+		return
+	}
+	for _, e := range entries {
+		if known := c.shards[id].after(core.Index(e.Index)); uint64(known.term) != e.Term || known.hash != xxhash.Sum64(e.Data) {
+			c.s.fail("journal", "shard %d on node %d has another entry %d of term %d than was committed, of term %d", id, n.id, e.Index, e.Term, known.term)
+			return
+		}
+	}
+	if flushed := st.FlushedIndex(); last != flushed {
+		c.s.fail("journal", "shard %d on node %d ends with entry %d, and is flushed to %d", id, n.id, last, flushed)
+	}
 }
 
 // answer checks what a node has answered.
