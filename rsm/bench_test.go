@@ -10,7 +10,10 @@ import (
 	"testing"
 )
 
-var benchBytes = flag.Int("bench.bytes", 128, "bytes of a command of the benchmarks")
+var (
+	benchBytes = flag.Int("bench.bytes", 128, "bytes of a command of the benchmarks")
+	benchKeep  = flag.Bool("bench.keep", false, "leave GOMAXPROCS alone, see docs/decisions/0006-gomaxprocs.md")
+)
 
 // noop replicates the command and changes nothing: what remains is the price of the library.
 type noop struct{}
@@ -87,7 +90,7 @@ func benchCluster(b *testing.B, shards int) (leaders []*Shard) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	cfg := ClusterConfig{Dir: dir}
+	cfg := ClusterConfig{Dir: dir, Configure: func(c *Config) { c.KeepGOMAXPROCS = *benchKeep }}
 	for i := range shards {
 		cfg.Shards = append(cfg.Shards, ShardConfig{ID: ShardID(i + 1), Machine: noop{}})
 	}
