@@ -7,6 +7,7 @@ import (
 	"runtime/debug"
 
 	"github.com/decree-raft/decree/internal/core"
+	"github.com/decree-raft/decree/internal/state"
 )
 
 // The rules that a single call can break.
@@ -50,6 +51,9 @@ func call(what string, g *guard, f func()) (fault *Fault) {
 	defer func() {
 		if p := recover(); p != nil {
 			g.over = true
+			if damage, ok := p.(*state.ReadError); ok {
+				panic(damage) // the disk's fault, which the core contains
+			}
 			if fault = g.fault; fault == nil {
 				fault = &Fault{Rule: RulePanic, Expected: what + " returns", Seen: fmt.Sprintf("it panicked: %v\n%s", p, machineStack())}
 			}

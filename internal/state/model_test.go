@@ -347,7 +347,7 @@ func (m *model) step() {
 		m.journal()
 	default:
 		m.check(sameView(m.h, m.head))
-		if m.h.LayerBytes() < 0 || (m.h.LayerBytes() == 0) != (len(m.h.active.index) == 0) {
+		if held := m.h.LayerBytes(); held < int64(len(m.h.active.index))*entryOverhead { // and what was rolled back
 			m.t.Fatalf("layer of %d keys and %d bytes", len(m.h.active.index), m.h.LayerBytes())
 		}
 	}
