@@ -69,12 +69,12 @@ func (f *storeFaults) OnFatal(err error) {
 
 // MaybeError implements errorfs.Injector.
 func (f *storeFaults) MaybeError(op errorfs.Op) error {
-	if f.n == nil || !f.n.up {
-		return nil
-	}
 	switch op.Kind {
 	case errorfs.OpCreate, errorfs.OpFileWrite, errorfs.OpFileSync, errorfs.OpFileSyncData, errorfs.OpLink, errorfs.OpMkdirAll:
 	default:
+		return nil // before a look at the node: pebble removes files on a goroutine of its own
+	}
+	if f.n == nil || !f.n.up {
 		return nil
 	}
 	d := f.n.disk

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/cockroachdb/pebble/v2/objstorage/objstorageprovider"
 	"github.com/cockroachdb/pebble/v2/sstable"
@@ -584,9 +585,7 @@ func failInstall(t *testing.T, r *rand.Rand, n int32) (err error, fatal bool) {
 	index.Store(n)
 	err = j.Run(t.Context())
 	index.Store(-1)
-	mu.Lock()
-	wasFatal := fatal
-	mu.Unlock()
+	wasFatal := s.fatal.get() != nil // OnFatal may be told a little later, on another goroutine
 	if err == nil {
 		h.Installed(j)
 	} else {
@@ -601,7 +600,15 @@ func failInstall(t *testing.T, r *rand.Rand, n int32) (err error, fatal bool) {
 	h.Close()
 	other.Close()
 	cerr := s.Close()
-	if (cerr != nil) != wasFatal {
+	told := func() bool {
+		mu.Lock()
+		defer mu.Unlock()
+		return fatal
+	}
+	for i := 0; wasFatal && !told() && i < 500; i++ {
+		time.Sleep(10 * time.Millisecond)
+	}
+	if (cerr != nil) != wasFatal || told() != wasFatal {
 		t.Errorf("change %d: fatal %v, close: %v", n, wasFatal, cerr)
 	}
 	s = mustOpenAt(t, mem.CrashClone(vfs.CrashCloneCfg{}), "/d")
