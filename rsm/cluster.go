@@ -1,6 +1,7 @@
 package rsm
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -43,8 +44,8 @@ type Cluster struct {
 // StartCluster starts all nodes and returns when every shard has a leader, or
 // an error. It gives up after ten seconds.
 func StartCluster(cfg ClusterConfig) (*Cluster, error) {
-	orDefault(&cfg.Name, "embedded")
-	orDefault(&cfg.Nodes, 3)
+	cfg.Name = cmp.Or(cfg.Name, "embedded")
+	cfg.Nodes = cmp.Or(cfg.Nodes, 3)
 	c := &Cluster{cfg: cfg, peers: map[NodeID]string{}, disks: map[NodeID]*memoryDisk{}, nodes: map[NodeID]*Node{}}
 	if cfg.Dir == "" {
 		c.network = transport.NewMemoryNetwork()

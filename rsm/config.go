@@ -1,6 +1,7 @@
 package rsm
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -109,23 +110,16 @@ type ShardConfig struct {
 // nodeFlushBytes is what all shards of a node together keep in memory, by default, before they flush.
 const nodeFlushBytes = 512 << 20
 
-func orDefault[T comparable](v *T, d T) {
-	var zero T
-	if *v == zero {
-		*v = d
-	}
-}
-
 func (c Config) withDefaults() Config {
-	orDefault(&c.Listen, c.Peers[c.Node])
-	orDefault(&c.HeartbeatInterval, 100*time.Millisecond)
-	orDefault(&c.ElectionTimeout, 800*time.Millisecond)
-	orDefault(&c.QuiesceAfter, 4*c.ElectionTimeout)
-	orDefault(&c.Workers, min(runtime.NumCPU(), max(1, len(c.Shards))))
-	orDefault(&c.CacheBytes, 64<<20)
-	orDefault(&c.LogSegments, 8)
-	orDefault(&c.DiskWatermark, 256<<20)
-	orDefault(&c.FsyncStall, 10*time.Second)
+	c.Listen = cmp.Or(c.Listen, c.Peers[c.Node])
+	c.HeartbeatInterval = cmp.Or(c.HeartbeatInterval, 100*time.Millisecond)
+	c.ElectionTimeout = cmp.Or(c.ElectionTimeout, 800*time.Millisecond)
+	c.QuiesceAfter = cmp.Or(c.QuiesceAfter, 4*c.ElectionTimeout)
+	c.Workers = cmp.Or(c.Workers, min(runtime.NumCPU(), max(1, len(c.Shards))))
+	c.CacheBytes = cmp.Or(c.CacheBytes, 64<<20)
+	c.LogSegments = cmp.Or(c.LogSegments, 8)
+	c.DiskWatermark = cmp.Or(c.DiskWatermark, 256<<20)
+	c.FsyncStall = cmp.Or(c.FsyncStall, 10*time.Second)
 	if c.Limits.FlushBytes == 0 {
 		// Memory is the node's: many shards share what a few would take.
 		c.Limits.FlushBytes = min(32<<20, max(1<<20, nodeFlushBytes/int64(max(1, len(c.Shards)))))

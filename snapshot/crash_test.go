@@ -5,55 +5,13 @@ import (
 	"errors"
 	"math/rand/v2"
 	"strings"
-	"sync"
 	"testing"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
+
+	"github.com/decree-raft/decree/internal/testkit"
 )
-
-// crashFS takes an image of what a crash would leave before each change of the file system.
-type crashFS struct {
-	vfs.FS
-	mem *vfs.MemFS
-
-	mu     sync.Mutex
-	r      *rand.Rand
-	armed  bool
-	images []*vfs.MemFS
-}
-
-func newCrashFS(r *rand.Rand) *crashFS {
-	c := &crashFS{mem: vfs.NewCrashableMem(), r: r}
-	c.FS = errorfs.Wrap(c.mem, errorfs.InjectorFunc(func(op errorfs.Op) error {
-		if op.Kind.ReadOrWrite() == errorfs.OpIsWrite {
-			c.take()
-		}
-		return nil
-	}))
-	return c
-}
-
-func (c *crashFS) take() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.armed {
-		c.images = append(c.images, c.mem.CrashClone(vfs.CrashCloneCfg{
-			UnsyncedDataPercent: []int{0, 0, 50, 100}[c.r.IntN(4)], RNG: c.r}))
-	}
-}
-
-// during returns the images taken while f ran, and one of what is synced after it.
-func (c *crashFS) during(f func()) (images []*vfs.MemFS, after *vfs.MemFS) {
-	c.mu.Lock()
-	c.armed, c.images = true, nil
-	c.mu.Unlock()
-	f()
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.armed = false
-	return c.images, c.mem.CrashClone(vfs.CrashCloneCfg{})
-}
 
 // recovered opens an image and says how many snapshots it has, all of which must be whole. Nothing half done may stay behind.
 func recovered(t *testing.T, image *vfs.MemFS, path string) (d *Dir, complete int) {
@@ -77,16 +35,16 @@ func recovered(t *testing.T, image *vfs.MemFS, path string) (d *Dir, complete in
 //
 // Mutations with which it was seen to fail, one by one: the manifest is not synced; publish does not sync the directory before the rename.
 func TestCrashOfCut(t *testing.T) {
-	r := random(t)
+	r := testkit.Random(t)
 	w := newWorld(t, vfs.NewMem(), "/s")
 	w.fill(r, 2, 100, 500)
-	fs := newCrashFS(r)
+	fs := testkit.NewCrashFS(r)
 	d := openDir(t, fs, "/snaps")
-	images, after := fs.during(func() { w.cut(d, CutOptions{Info: testInfo(), TableBytes: 8 << 10, ChunkBytes: MinChunkBytes}) })
+	images := fs.During(func() { w.cut(d, CutOptions{Info: testInfo(), TableBytes: 8 << 10, ChunkBytes: MinChunkBytes}) })
 	for _, image := range images {
 		recovered(t, image, "/snaps")
 	}
-	if _, n := recovered(t, after, "/snaps"); n != 1 {
+	if _, n := recovered(t, fs.Synced(), "/snaps"); n != 1 {
 		t.Error("a snapshot that was cut is lost")
 	}
 	if len(images) < 20 {
@@ -99,12 +57,12 @@ func TestCrashOfCut(t *testing.T) {
 // Mutations with which it was seen to fail, one by one: chunks that lie there are believed without a look; files are not synced; remove
 // does not wait for the new name to be durable.
 func TestCrashOfReceive(t *testing.T) {
-	r := random(t)
+	r := testkit.Random(t)
 	x := newSender(t, r)
 	b := encoded(t, x.s)
-	fs := newCrashFS(r)
+	fs := testkit.NewCrashFS(r)
 	d := openDir(t, fs, "/in")
-	images, after := fs.during(func() {
+	images := fs.During(func() {
 		if _, err := d.Receive(t.Context(), b, x.src, accepted()); err != nil {
 			t.Fatal(err)
 		}
@@ -122,7 +80,7 @@ func TestCrashOfReceive(t *testing.T) {
 			t.Errorf("resumed after a crash (%d complete): %v", n, err)
 		}
 	}
-	if _, n := recovered(t, after, "/in"); n != 1 {
+	if _, n := recovered(t, fs.Synced(), "/in"); n != 1 {
 		t.Error("a snapshot that was received is lost")
 	}
 	if len(images) < x.chunks() {
@@ -130,7 +88,7 @@ func TestCrashOfReceive(t *testing.T) {
 	}
 
 	id := d.List()[0].ID
-	images, after = fs.during(func() {
+	images = fs.During(func() {
 		if err := d.Remove(id); err != nil {
 			t.Fatal(err)
 		}
@@ -138,14 +96,14 @@ func TestCrashOfReceive(t *testing.T) {
 	for _, image := range images {
 		recovered(t, image, "/in")
 	}
-	if _, n := recovered(t, after, "/in"); n != 0 {
+	if _, n := recovered(t, fs.Synced(), "/in"); n != 0 {
 		t.Error("a snapshot that was removed is back")
 	}
 }
 
 // TestErrorsOfTheDisk fails the n-th change of the file system during what there is to do, for all n. The second try succeeds without a restart.
 func TestErrorsOfTheDisk(t *testing.T) {
-	x := newSender(t, random(t))
+	x := newSender(t, testkit.Random(t))
 	b := encoded(t, x.s)
 	w := newWorld(t, vfs.NewMem(), "/s")
 	w.fill(rand.New(rand.NewPCG(1, 1)), 2, 100, 500)

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"flag"
 	"fmt"
 	"io"
 	"log/slog"
@@ -17,22 +16,6 @@ import (
 
 	"github.com/decree-raft/decree/internal/state"
 )
-
-var seedFlag = flag.Uint64("seed", 0, "seed of the random tests; 0: a random one")
-
-// random returns a source whose seed is printed if the test fails.
-func random(t testing.TB) *rand.Rand {
-	seed := *seedFlag
-	if seed == 0 {
-		seed = rand.Uint64()
-	}
-	t.Cleanup(func() {
-		if t.Failed() {
-			t.Logf("reproduce with: -run '^%s$' -seed %d", t.Name(), seed)
-		}
-	})
-	return rand.New(rand.NewPCG(seed, 0))
-}
 
 func quiet() *slog.Logger { return slog.New(slog.DiscardHandler) }
 

@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
+
+	"github.com/decree-raft/decree/internal/testkit"
 )
 
 // sender is a snapshot to be fetched, and what to do to it.
@@ -44,7 +46,7 @@ func (x *sender) chunks() (n int) {
 
 // TestResume breaks off after every number of chunks, restarts, and goes on: nothing is fetched twice.
 func TestResume(t *testing.T) {
-	r := random(t)
+	r := testkit.Random(t)
 	x := newSender(t, r)
 	broken := errors.New("connection lost")
 	for stop := range x.chunks() {
@@ -86,7 +88,7 @@ func TestResume(t *testing.T) {
 
 // TestResumeOfDamage: what lies there is believed no more than what arrives.
 func TestResumeOfDamage(t *testing.T) {
-	r := random(t)
+	r := testkit.Random(t)
 	x := newSender(t, r)
 	for range 20 {
 		fs := vfs.NewMem()
@@ -128,7 +130,7 @@ func TestResumeOfDamage(t *testing.T) {
 
 // TestDamagedChunks: what arrives damaged is asked for again, not for ever.
 func TestDamagedChunks(t *testing.T) {
-	r := random(t)
+	r := testkit.Random(t)
 	x := newSender(t, r)
 	fs := vfs.NewMem()
 	d := openDir(t, fs, "/in")
@@ -172,7 +174,7 @@ func TestDamagedChunks(t *testing.T) {
 
 // TestSourceOfDamage: the source notices, and says where, what its disk has done.
 func TestSourceOfDamage(t *testing.T) {
-	x := newSender(t, random(t))
+	x := newSender(t, testkit.Random(t))
 	name := x.s.Tables()[1]
 	b := readT(t, x.fs, name)
 	b[MinChunkBytes+5] ^= 1
@@ -195,7 +197,7 @@ func TestSourceOfDamage(t *testing.T) {
 // TestLyingPeer: manifests that are well formed and made up. Nothing may be written for most of them, and nothing outside of the
 // directory or beyond the limits for any.
 func TestLyingPeer(t *testing.T) {
-	x := newSender(t, random(t))
+	x := newSender(t, testkit.Random(t))
 	manifest := func(change func(m *Manifest)) []byte {
 		m := *x.s.Manifest
 		m.Files = append([]File(nil), m.Files...)
@@ -272,7 +274,7 @@ func TestLyingPeer(t *testing.T) {
 
 // TestReceiveIsAlone: one per shard at a time, and space is looked at again and again.
 func TestReceiveIsAlone(t *testing.T) {
-	x := newSender(t, random(t))
+	x := newSender(t, testkit.Random(t))
 	fs := vfs.NewMem()
 	d := openDir(t, fs, "/in")
 	calls := 0
@@ -342,7 +344,7 @@ func TestLimiter(t *testing.T) {
 
 // TestSummer: the sums do not depend on how the bytes come.
 func TestSummer(t *testing.T) {
-	r := random(t)
+	r := testkit.Random(t)
 	for _, size := range []int{0, 1, MinChunkBytes - 1, MinChunkBytes, MinChunkBytes + 1, 5 * MinChunkBytes, 5*MinChunkBytes + 7} {
 		b := make([]byte, size)
 		for i := range b {

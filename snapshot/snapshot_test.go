@@ -12,6 +12,7 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs"
 
 	"github.com/decree-raft/decree/internal/state"
+	"github.com/decree-raft/decree/internal/testkit"
 )
 
 // TestRoundTrip cuts, verifies, receives, verifies, installs, goes on, and cuts again.
@@ -21,7 +22,7 @@ func TestRoundTrip(t *testing.T) {
 }
 
 func testRoundTrip(t *testing.T, fs vfs.FS, root string) {
-	r := random(t)
+	r := testkit.Random(t)
 	from, to := newWorld(t, fs, root+"from"), newWorld(t, fs, root+"to")
 	from.fill(r, 6, 100, 1000)
 	to.fill(r, 1, 50, 100) // something else, and older
@@ -154,7 +155,7 @@ func TestCutWhileWriting(t *testing.T) {
 func TestCutEnds(t *testing.T) {
 	fs := vfs.NewMem()
 	w := newWorld(t, fs, "/s")
-	w.fill(random(t), 3, 200, 1000)
+	w.fill(testkit.Random(t), 3, 200, 1000)
 	d := openDir(t, fs, "/cuts")
 	c, err := w.store.Cut(testShard)
 	if err != nil {
@@ -188,7 +189,7 @@ func TestCutEnds(t *testing.T) {
 
 // TestVerify damages a snapshot in every way and wants to be told where.
 func TestVerify(t *testing.T) {
-	r := random(t)
+	r := testkit.Random(t)
 	fs := vfs.NewMem()
 	w := newWorld(t, fs, "/s")
 	w.fill(r, 3, 200, 1000)
@@ -302,7 +303,7 @@ func rewrite(t *testing.T, fs vfs.FS, dir string, m *Manifest, want string) stri
 func TestOpenClearsUp(t *testing.T) {
 	fs := vfs.NewMem()
 	w := newWorld(t, fs, "/s")
-	w.fill(random(t), 3, 100, 500)
+	w.fill(testkit.Random(t), 3, 100, 500)
 	d := openDir(t, fs, "/snaps")
 	s := w.cut(d, small)
 	b := encoded(t, s)

@@ -13,6 +13,7 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs"
 
 	"github.com/decree-raft/decree/internal/crash"
+	"github.com/decree-raft/decree/internal/testkit"
 )
 
 // statesEnv makes the test the program that is recorded.
@@ -92,7 +93,7 @@ func cutReceiveRemove(t *testing.T, root string) {
 			t.Fatal(err)
 		}
 	}
-	r := random(t)
+	r := testkit.Random(t)
 	w := newWorld(t, vfs.NewMem(), "/s")
 	w.fill(r, 2, 60, 300)
 	cuts, in := openDir(t, vfs.Default, filepath.Join(root, "cuts")), openDir(t, vfs.Default, filepath.Join(root, "in"))

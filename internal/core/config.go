@@ -1,6 +1,7 @@
 package core
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"time"
@@ -49,33 +50,27 @@ type Config struct {
 	Sessions SessionOptions
 }
 
-func orDefault[T int | int64 | uint64 | time.Duration](v *T, d T) {
-	if *v == 0 {
-		*v = d
-	}
-}
-
 // WithDefaults returns c with every zero field resolved.
 func (c Config) WithDefaults() Config {
-	orDefault(&c.Tick, 50*time.Millisecond)
-	orDefault(&c.HeartbeatTicks, 2)
-	orDefault(&c.ElectionTicks, 16)
-	orDefault(&c.QuiesceTicks, 4*c.ElectionTicks)
+	c.Tick = cmp.Or(c.Tick, 50*time.Millisecond)
+	c.HeartbeatTicks = cmp.Or(c.HeartbeatTicks, 2)
+	c.ElectionTicks = cmp.Or(c.ElectionTicks, 16)
+	c.QuiesceTicks = cmp.Or(c.QuiesceTicks, 4*c.ElectionTicks)
 	l := &c.Limits
-	orDefault(&l.MaxCommandBytes, 1<<20)
-	orDefault(&l.MaxRequestCommands, 4096)
-	orDefault(&l.MaxEntryBytes, 8<<20)
-	orDefault(&l.BatchBytes, 256<<10)
-	orDefault(&l.PipelineDepth, 16)
-	orDefault(&l.MaxKeyBytes, 4<<10)
-	orDefault(&l.MaxValueBytes, 4<<20)
-	orDefault(&l.MaxQueuedRequests, 65536)
-	orDefault(&l.MaxQueuedBytes, 64<<20)
-	orDefault(&l.FlushBytes, 32<<20)
-	orDefault(&l.LogCacheBytes, 4<<20)
-	orDefault(&c.Sessions.TTL, time.Hour)
-	orDefault(&c.Sessions.Window, 4096)
-	orDefault(&c.Sessions.Max, 65536)
+	l.MaxCommandBytes = cmp.Or(l.MaxCommandBytes, 1<<20)
+	l.MaxRequestCommands = cmp.Or(l.MaxRequestCommands, 4096)
+	l.MaxEntryBytes = cmp.Or(l.MaxEntryBytes, 8<<20)
+	l.BatchBytes = cmp.Or(l.BatchBytes, 256<<10)
+	l.PipelineDepth = cmp.Or(l.PipelineDepth, 16)
+	l.MaxKeyBytes = cmp.Or(l.MaxKeyBytes, 4<<10)
+	l.MaxValueBytes = cmp.Or(l.MaxValueBytes, 4<<20)
+	l.MaxQueuedRequests = cmp.Or(l.MaxQueuedRequests, 65536)
+	l.MaxQueuedBytes = cmp.Or(l.MaxQueuedBytes, 64<<20)
+	l.FlushBytes = cmp.Or(l.FlushBytes, 32<<20)
+	l.LogCacheBytes = cmp.Or(l.LogCacheBytes, 4<<20)
+	c.Sessions.TTL = cmp.Or(c.Sessions.TTL, time.Hour)
+	c.Sessions.Window = cmp.Or(c.Sessions.Window, 4096)
+	c.Sessions.Max = cmp.Or(c.Sessions.Max, 65536)
 	return c
 }
 

@@ -15,52 +15,9 @@ import (
 	"github.com/cespare/xxhash/v2"
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
+
+	"github.com/decree-raft/decree/internal/testkit"
 )
-
-// crashFS takes an image of what a crash would leave before each change of the file system.
-type crashFS struct {
-	vfs.FS
-	mem *vfs.MemFS
-
-	mu     sync.Mutex
-	r      *rand.Rand
-	armed  bool
-	images []*vfs.MemFS
-}
-
-func newCrashFS(r *rand.Rand) *crashFS {
-	c := &crashFS{mem: vfs.NewCrashableMem(), r: r}
-	c.FS = errorfs.Wrap(c.mem, errorfs.InjectorFunc(func(op errorfs.Op) error {
-		if op.Kind.ReadOrWrite() == errorfs.OpIsWrite {
-			c.take()
-		}
-		return nil
-	}))
-	return c
-}
-
-func (c *crashFS) take() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.armed {
-		c.images = append(c.images, c.mem.CrashClone(vfs.CrashCloneCfg{
-			UnsyncedDataPercent: []int{0, 0, 50, 100}[c.r.IntN(4)], RNG: c.r}))
-	}
-}
-
-// during returns the images taken while f ran.
-func (c *crashFS) during(f func()) []*vfs.MemFS {
-	c.mu.Lock()
-	c.armed, c.images = true, nil
-	c.mu.Unlock()
-	f()
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.armed = false
-	return c.images
-}
-
-func (c *crashFS) synced() *vfs.MemFS { return c.mem.CrashClone(vfs.CrashCloneCfg{}) }
 
 // recovered opens an image and says which of the two the shard is in: before or after.
 func recovered(t *testing.T, image *vfs.MemFS, id uint64, before, after durable) (isAfter bool) {
@@ -91,11 +48,11 @@ func recovered(t *testing.T, image *vfs.MemFS, id uint64, before, after durable)
 //   - tables are not synced before they are ingested: a synced image that lacks a confirmed flush,
 //     or does not open.
 func TestCrash(t *testing.T) {
-	r := random(t)
-	fs := newCrashFS(r)
+	r := testkit.Random(t)
+	fs := testkit.NewCrashFS(r)
 	const id = 3
 	var s *Store
-	for _, image := range fs.during(func() { s = open(t, fs) }) {
+	for _, image := range fs.During(func() { s = open(t, fs) }) {
 		recovered(t, image, id, newDurable(), newDurable())
 	}
 	h := openShard(t, s, id)
@@ -128,7 +85,7 @@ func TestCrash(t *testing.T) {
 		}
 		h.Freeze()
 		j := h.Flush(f)
-		images := fs.during(func() {
+		images := fs.During(func() {
 			if err := j.Run(); err != nil {
 				t.Fatal(err)
 			}
@@ -137,7 +94,7 @@ func TestCrash(t *testing.T) {
 			recovered(t, image, id, before, after)
 		}
 		count += len(images)
-		if !recovered(t, fs.synced(), id, before, after) {
+		if !recovered(t, fs.Synced(), id, before, after) {
 			t.Fatalf("flush %d was confirmed and is lost", i)
 		}
 		h.Flushed(j)
@@ -154,11 +111,11 @@ func TestCrash(t *testing.T) {
 
 // A crash during the first Open leaves something that opens.
 func TestCrashOfFirstOpen(t *testing.T) {
-	r := random(t)
+	r := testkit.Random(t)
 	for range 20 {
-		fs := newCrashFS(r)
+		fs := testkit.NewCrashFS(r)
 		var s *Store
-		images := fs.during(func() { s = open(t, fs) })
+		images := fs.During(func() { s = open(t, fs) })
 		if err := s.Close(); err != nil {
 			t.Fatal(err)
 		}
@@ -170,7 +127,7 @@ func TestCrashOfFirstOpen(t *testing.T) {
 
 // TestErrorsInRun fails the n-th change of the file system during a flush, for all n.
 func TestErrorsInRun(t *testing.T) {
-	r := random(t)
+	r := testkit.Random(t)
 	failed, fatals := 0, 0
 	for n := range int32(60) { // about twice as many as there are
 		err, fatal := failRun(t, r, n)
@@ -300,7 +257,7 @@ func TestCorruption(t *testing.T) {
 	mem := vfs.NewMem()
 	s := open(t, mem)
 	h := openShard(t, s, 1)
-	r := random(t)
+	r := testkit.Random(t)
 	head := map[string]string{}
 	for i := range 200 {
 		k, v := fmt.Sprint(i), fmt.Sprint(r.Uint64())

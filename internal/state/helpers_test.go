@@ -3,7 +3,6 @@ package state
 import (
 	"bytes"
 	"errors"
-	"flag"
 	"fmt"
 	"io"
 	"iter"
@@ -15,22 +14,6 @@ import (
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 )
-
-var seedFlag = flag.Uint64("seed", 0, "seed of the random tests; 0: a random one")
-
-// random returns a source whose seed is printed if the test fails.
-func random(t testing.TB) *rand.Rand {
-	seed := *seedFlag
-	if seed == 0 {
-		seed = rand.Uint64()
-	}
-	t.Cleanup(func() {
-		if t.Failed() {
-			t.Logf("reproduce with: -run '^%s$' -seed %d", t.Name(), seed)
-		}
-	})
-	return rand.New(rand.NewPCG(seed, 0))
-}
 
 func quiet() *slog.Logger { return slog.New(slog.NewTextHandler(io.Discard, nil)) }
 

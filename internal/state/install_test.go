@@ -17,6 +17,8 @@ import (
 	"github.com/cockroachdb/pebble/v2/sstable"
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
+
+	"github.com/decree-raft/decree/internal/testkit"
 )
 
 // cutTo writes a cut of the shard into dir, in tables of about that many bytes.
@@ -103,7 +105,7 @@ func compact(t testing.TB, s *Store) {
 // TestCutAndInstall moves a shard from one store to another, which has a shard of that id with something
 // else in it, between two others that must not notice.
 func TestCutAndInstall(t *testing.T) {
-	r := random(t)
+	r := testkit.Random(t)
 	fs := vfs.NewMem()
 	from, to := mustOpenAt(t, fs, "/from"), mustOpenAt(t, fs, "/to")
 	source := openShard(t, from, 2)
@@ -237,7 +239,7 @@ func TestInstallIntoNothing(t *testing.T) {
 	if _, err := from.Cut(id); !errors.Is(err, ErrNotFlushed) {
 		t.Errorf("cut of nothing: %v", err)
 	}
-	d := fill(t, random(t), h, newDurable(), 2)
+	d := fill(t, testkit.Random(t), h, newDurable(), 2)
 	h.Close()
 	tables, _ := cutTo(t, from, fs, id, "/snap", 0)
 	h = openShard(t, to, id)
@@ -256,7 +258,7 @@ func TestInstallIntoNothing(t *testing.T) {
 
 // TestInstallRefused: whatever is wrong with the tables, the shard stays as it was and goes on.
 func TestInstallRefused(t *testing.T) {
-	r := random(t)
+	r := testkit.Random(t)
 	fs := vfs.NewMem()
 	s := mustOpenAt(t, fs, "/s")
 	h, other := openShard(t, s, 1), openShard(t, s, 2)
@@ -391,7 +393,7 @@ func makeTable(t *testing.T, s *Store, fs vfs.FS, path string, write func(w *sst
 
 // TestCheckTablesDamaged flips bytes all over a table: it is refused, or nothing that is read from it has changed.
 func TestCheckTablesDamaged(t *testing.T) {
-	r := random(t)
+	r := testkit.Random(t)
 	fs := vfs.NewMem()
 	s := mustOpenAt(t, fs, "/s")
 	h := openShard(t, s, 1)
@@ -437,8 +439,8 @@ func TestCheckTablesDamaged(t *testing.T) {
 //   - replace excises first and ingests then: "neither";
 //   - link does not sync the tables, and cuts do not either: a synced image that does not open.
 func TestCrashOfInstall(t *testing.T) {
-	r := random(t)
-	fs := newCrashFS(r)
+	r := testkit.Random(t)
+	fs := testkit.NewCrashFS(r)
 	const id = 3
 	s := open(t, fs)
 	var shards [5]*Shard
@@ -457,12 +459,12 @@ func TestCrashOfInstall(t *testing.T) {
 	count := 0
 	for round := range rounds {
 		// The new state comes from another store, of which crashes are not the topic.
-		from := mustOpenAt(t, fs.mem, fmt.Sprint("/from", round))
+		from := mustOpenAt(t, fs.Mem, fmt.Sprint("/from", round))
 		source := openShard(t, from, id)
 		after := newDurable()
 		after.index = was[id].index
 		after = fill(t, r, source, after, 2)
-		tables, _ := cutTo(t, from, fs.mem, id, fmt.Sprint("/snap", round), 4<<10)
+		tables, _ := cutTo(t, from, fs.Mem, id, fmt.Sprint("/snap", round), 4<<10)
 		source.Close()
 		if err := from.Close(); err != nil {
 			t.Fatal(err)
@@ -472,21 +474,21 @@ func TestCrashOfInstall(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		images := fs.during(func() {
+		images := fs.During(func() {
 			if err := j.Run(t.Context()); err != nil {
 				t.Fatal(err)
 			}
 		})
 		count += len(images)
 		olds, news := 0, 0
-		for _, image := range append(images, fs.synced()) {
+		for _, image := range append(images, fs.Synced()) {
 			if replaced(t, image, was, id, after) {
 				news++
 			} else {
 				olds++
 			}
 		}
-		if !replaced(t, fs.synced(), was, id, after) {
+		if !replaced(t, fs.Synced(), was, id, after) {
 			t.Fatalf("install %d was confirmed and is lost", round)
 		}
 		if olds == 0 || news == 0 {
@@ -538,7 +540,7 @@ func replaced(t *testing.T, image *vfs.MemFS, was [5]durable, id uint64, after d
 
 // TestErrorsInInstall fails the n-th change of the file system during an install, for all n.
 func TestErrorsInInstall(t *testing.T) {
-	r := random(t)
+	r := testkit.Random(t)
 	failed, fatals := 0, 0
 	for n := range int32(50) {
 		err, fatal := failInstall(t, r, n)
@@ -748,7 +750,7 @@ func TestCutCancelled(t *testing.T) {
 	fs := vfs.NewMem()
 	s := open(t, fs)
 	h := openShard(t, s, 1)
-	fill(t, random(t), h, newDurable(), 3)
+	fill(t, testkit.Random(t), h, newDurable(), 3)
 	c, err := s.Cut(1)
 	if err != nil {
 		t.Fatal(err)

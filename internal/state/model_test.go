@@ -10,6 +10,8 @@ import (
 	"testing"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
+
+	"github.com/decree-raft/decree/internal/testkit"
 )
 
 // model is a shard and what it must look like.
@@ -382,7 +384,7 @@ func TestModel(t *testing.T) {
 	if testing.Short() {
 		rounds, steps = 3, 2000
 	}
-	r, fs := random(t), vfs.NewMem()
+	r, fs := testkit.Random(t), vfs.NewMem()
 	var models []*model
 	for range 5 {
 		models = append(models, &model{t: t, r: r, durable: newDurable()})
@@ -493,7 +495,7 @@ func TestLargeFlush(t *testing.T) {
 	s := open(t, fs)
 	h := openShard(t, s, 7)
 	value := make([]byte, 64<<10)
-	r := random(t)
+	r := testkit.Random(t)
 	for i := range value {
 		value[i] = byte(r.Uint32()) // does not compress
 	}
