@@ -23,6 +23,7 @@
 //	Pinned, Size  any; the same mutex
 //	Stats         any; atomic counters
 //	Close         after the last Append has returned
+//	removal       one goroutine per removed segment gives its blocks back; Close waits for it
 //	etcd          one goroutine per log prepares the next segment's file
 //
 // # Files

@@ -15,8 +15,9 @@ type Limits struct {
 	MaxRequestCommands int
 	// MaxEntryBytes bounds what one request may put into the log (events, replies). Default 8 MiB.
 	MaxEntryBytes int
-	// BatchBytes is when a batch is full and the next request waits for the next entry. Default 256 KiB: it is copied
-	// several times on its way, which costs half as much while it fits into a processor's cache.
+	// BatchBytes is when a batch is full and the next request waits for the next entry. Default 256 KiB, so
+	// that an entry, which is copied several times on its way, fits into a processor's cache. A full batch waits for nothing:
+	// several go out in one write.
 	BatchBytes int
 	// PipelineDepth is how many entries may be proposed and not yet applied, per shard. Default 16; 1 works.
 	PipelineDepth int

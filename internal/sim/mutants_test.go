@@ -39,7 +39,7 @@ var mutants = []mutant{
 	{guarantee: "G6", faults: "unknown-as-not-proposed"},
 	{guarantee: "G6", faults: "forget-pending"},
 	{guarantee: "G7", faults: "local-read"},
-	{guarantee: "G7", faults: "read-joins-inflight", opts: Options{tune: restless}, from: 4501},
+	{guarantee: "G7", faults: "read-joins-inflight", opts: Options{tune: restless}, from: 5501},
 	{guarantee: "G7", faults: "same-read-context"},
 	{guarantee: "G7", faults: "no-read-reset"},
 	{guarantee: "G8", faults: "send-before-sync"},
