@@ -8,7 +8,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"strings"
-	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -128,42 +128,75 @@ func TestCrashOfFirstOpen(t *testing.T) {
 // TestErrorsInRun fails the n-th change of the file system during a flush, for all n.
 func TestErrorsInRun(t *testing.T) {
 	r := testkit.Random(t)
-	failed, fatals := 0, 0
-	for n := range int32(60) { // about twice as many as there are
-		err, fatal := failRun(t, r, n)
-		if err == nil {
-			continue // the change was none, or one that does not matter, such as a removal
-		}
-		if !errors.Is(err, errorfs.ErrInjected) && !strings.Contains(err.Error(), errorfs.ErrInjected.Error()) {
+	everyFailure(t, r, func(r *rand.Rand, n int64) (bool, error, bool) {
+		met, err, fatal := failRun(t, r, n)
+		if err != nil && !errors.Is(err, errorfs.ErrInjected) && !strings.Contains(err.Error(), errorfs.ErrInjected.Error()) {
 			t.Errorf("change %d: %v", n, err)
 		}
-		failed++
+		return met, err, fatal
+	})
+}
+
+// everyFailure fails change after change of one and the same thing, until it has none left. Not each must make
+// it fail: a removal does not, nor a link where a copy is made instead.
+func everyFailure(t *testing.T, r *rand.Rand, do func(r *rand.Rand, n int64) (met bool, err error, fatal bool)) {
+	t.Helper()
+	seed := [2]uint64{r.Uint64(), r.Uint64()}
+	failed, fatals := 0, 0
+	for n := int64(0); ; n++ {
+		met, err, fatal := do(rand.New(rand.NewPCG(seed[0], seed[1])), n)
+		if !met {
+			if err != nil || fatal {
+				t.Errorf("nothing was made to fail, and yet: %v, fatal: %v", err, fatal)
+			}
+			break
+		}
+		if n > 1000 {
+			t.Fatal("there is no end of the changes")
+		}
+		if err != nil {
+			failed++
+		}
 		if fatal {
 			fatals++
 		}
 	}
-	if failed < 10 || fatals == 0 || fatals == failed {
+	if failed < 5 || fatals == 0 || fatals == failed {
 		t.Errorf("%d failures, %d of them fatal", failed, fatals)
 	}
 }
 
-func failRun(t *testing.T, r *rand.Rand, n int32) (err error, fatal bool) {
+// failNth is a file system one change of which fails.
+type failNth struct {
+	vfs.FS
+	left atomic.Int64 // changes until then, if armed
+	on   atomic.Bool
+	met  atomic.Bool
+}
+
+// arm makes the change after n others fail.
+func (f *failNth) arm(n int64) {
+	f.left.Store(n)
+	f.on.Store(true)
+}
+
+func (f *failNth) disarm() { f.on.Store(false) }
+
+func (f *failNth) inject(op errorfs.Op) error {
+	if op.Kind.ReadOrWrite() == errorfs.OpIsWrite && f.on.Load() && f.left.Add(-1) == -1 {
+		f.met.Store(true)
+		return errorfs.ErrInjected
+	}
+	return nil
+}
+
+func failRun(t *testing.T, r *rand.Rand, n int64) (met bool, err error, fatal bool) {
 	mem := vfs.NewCrashableMem()
-	index := errorfs.OnIndex(-1)
-	fs := errorfs.Wrap(mem, errorfs.InjectorFunc(func(op errorfs.Op) error {
-		if op.Kind.ReadOrWrite() == errorfs.OpIsWrite {
-			return index.MaybeError(op)
-		}
-		return nil
-	}))
-	var mu sync.Mutex
-	calls := 0
+	fs := &failNth{}
+	fs.FS = errorfs.Wrap(mem, errorfs.InjectorFunc(fs.inject))
+	var calls atomic.Int64
 	// Without compactions the changes are always the same ones, so that each is met.
-	s, err := Open(Options{Dir: "/d", FS: fs, Logger: quiet(), DisableCompactions: true, OnFatal: func(error) {
-		mu.Lock()
-		defer mu.Unlock()
-		calls++
-	}})
+	s, err := Open(Options{Dir: "/d", FS: fs, Logger: quiet(), DisableCompactions: true, OnFatal: func(error) { calls.Add(1) }})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -185,23 +218,24 @@ func failRun(t *testing.T, r *rand.Rand, n int32) (err error, fatal bool) {
 	after.index, after.journal = f.Index, append(after.journal, f.Journal[len(f.Journal)-1])
 	h.Freeze()
 	j := h.Flush(f)
-	index.Store(n)
+	fs.arm(n)
 	err = j.Run()
-	index.Store(-1)
+	fs.disarm()
 	if err != nil {
 		checkFailed(t, h, j, head, before)
 	}
 	if h.FlushedIndex() != before.index {
 		t.Error("the index advanced before Flushed")
 	}
+	fatal = s.fatal.get() != nil
 	h.Close()
 	cerr := s.Close()
-	mu.Lock()
-	fatal = calls > 0
-	if calls > 1 || (cerr != nil) != fatal {
-		t.Errorf("OnFatal was called %d times, close: %v", calls, cerr)
+	for i := 0; fatal && calls.Load() == 0 && i < 500; i++ { // OnFatal may be told a little later, on another goroutine
+		time.Sleep(10 * time.Millisecond)
 	}
-	mu.Unlock()
+	if calls.Load() > 1 || (calls.Load() == 1) != fatal || (cerr != nil) != fatal {
+		t.Errorf("fatal: %v, OnFatal was called %d times, close: %v", fatal, calls.Load(), cerr)
+	}
 	image := mem.CrashClone(vfs.CrashCloneCfg{})
 	s = mustOpenAt(t, image, "/d")
 	h = openShard(t, s, 1)
@@ -216,7 +250,7 @@ func failRun(t *testing.T, r *rand.Rand, n int32) (err error, fatal bool) {
 	if err := s.Close(); err != nil {
 		t.Error(err)
 	}
-	return err, fatal
+	return fs.met.Load(), err, fatal
 }
 
 func mustOpenAt(t *testing.T, fs vfs.FS, dir string) *Store {

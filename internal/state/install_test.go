@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -541,36 +542,15 @@ func replaced(t *testing.T, image *vfs.MemFS, was [5]durable, id uint64, after d
 // TestErrorsInInstall fails the n-th change of the file system during an install, for all n.
 func TestErrorsInInstall(t *testing.T) {
 	r := testkit.Random(t)
-	failed, fatals := 0, 0
-	for n := range int32(50) {
-		err, fatal := failInstall(t, r, n)
-		if err != nil {
-			failed++
-		}
-		if fatal {
-			fatals++
-		}
-	}
-	if failed < 10 || fatals == 0 || fatals == failed {
-		t.Errorf("%d failures, %d of them fatal", failed, fatals)
-	}
+	everyFailure(t, r, func(r *rand.Rand, n int64) (bool, error, bool) { return failInstall(t, r, n) })
 }
 
-func failInstall(t *testing.T, r *rand.Rand, n int32) (err error, fatal bool) {
+func failInstall(t *testing.T, r *rand.Rand, n int64) (met bool, err error, fatal bool) {
 	mem := vfs.NewCrashableMem()
-	index := errorfs.OnIndex(-1)
-	fs := errorfs.Wrap(mem, errorfs.InjectorFunc(func(op errorfs.Op) error {
-		if op.Kind.ReadOrWrite() == errorfs.OpIsWrite {
-			return index.MaybeError(op)
-		}
-		return nil
-	}))
-	var mu sync.Mutex
-	s, err := Open(Options{Dir: "/d", FS: fs, Logger: quiet(), DisableCompactions: true, OnFatal: func(error) {
-		mu.Lock()
-		defer mu.Unlock()
-		fatal = true
-	}})
+	fs := &failNth{}
+	fs.FS = errorfs.Wrap(mem, errorfs.InjectorFunc(fs.inject))
+	var told atomic.Bool
+	s, err := Open(Options{Dir: "/d", FS: fs, Logger: quiet(), DisableCompactions: true, OnFatal: func(error) { told.Store(true) }})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -584,10 +564,10 @@ func failInstall(t *testing.T, r *rand.Rand, n int32) (err error, fatal bool) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	index.Store(n)
+	fs.arm(n)
 	err = j.Run(t.Context())
-	index.Store(-1)
-	wasFatal := s.fatal.get() != nil // OnFatal may be told a little later, on another goroutine
+	fs.disarm()
+	fatal = s.fatal.get() != nil // OnFatal may be told a little later, on another goroutine
 	if err == nil {
 		h.Installed(j)
 	} else {
@@ -602,16 +582,11 @@ func failInstall(t *testing.T, r *rand.Rand, n int32) (err error, fatal bool) {
 	h.Close()
 	other.Close()
 	cerr := s.Close()
-	told := func() bool {
-		mu.Lock()
-		defer mu.Unlock()
-		return fatal
-	}
-	for i := 0; wasFatal && !told() && i < 500; i++ {
+	for i := 0; fatal && !told.Load() && i < 500; i++ {
 		time.Sleep(10 * time.Millisecond)
 	}
-	if (cerr != nil) != wasFatal || told() != wasFatal {
-		t.Errorf("change %d: fatal %v, close: %v", n, wasFatal, cerr)
+	if (cerr != nil) != fatal || told.Load() != fatal {
+		t.Errorf("change %d: fatal %v, close: %v", n, fatal, cerr)
 	}
 	s = mustOpenAt(t, mem.CrashClone(vfs.CrashCloneCfg{}), "/d")
 	h, other = openShard(t, s, 1), openShard(t, s, 2)
@@ -622,15 +597,15 @@ func failInstall(t *testing.T, r *rand.Rand, n int32) (err error, fatal bool) {
 	switch {
 	case err == nil && aerr != nil:
 		t.Errorf("change %d: confirmed and lost: %v", n, aerr)
-	case err != nil && berr != nil && (!wasFatal || aerr != nil):
-		t.Errorf("change %d (fatal %v): neither before nor after:\n%v\n%v", n, wasFatal, berr, aerr)
+	case err != nil && berr != nil && (!fatal || aerr != nil):
+		t.Errorf("change %d (fatal %v): neither before nor after:\n%v\n%v", n, fatal, berr, aerr)
 	}
 	h.Close()
 	other.Close()
 	if err := s.Close(); err != nil {
 		t.Error(err)
 	}
-	return err, wasFatal
+	return fs.met.Load(), err, fatal
 }
 
 // TestCutWhileWriting takes cuts while owners write and flush, another shard is replaced, and pebble compacts. Each
