@@ -11,20 +11,24 @@ const (
 	serviceName   = "decree.peer.v1.Peer"
 	streamName    = "Frames"
 	framesMethod  = "/" + serviceName + "/" + streamName
+	callName      = "Call"
+	callMethod    = "/" + serviceName + "/" + callName
 	rawCodecName  = "decree-raw"
 	codecMismatch = "transport: the raw codec cannot handle a %T"
 )
 
-// framesStream describes the only method. It is declared as carrying messages
+// framesStream describes the stream of frames. It is declared as carrying messages
 // both ways although the server never sends one: that way the client may wait
 // for the status in RecvMsg while it sends.
 var framesStream = grpc.StreamDesc{StreamName: streamName, ClientStreams: true, ServerStreams: true}
 
 // serviceDesc is written by hand, as generated code would insist on protobuf messages.
-func serviceDesc(handler grpc.StreamHandler) *grpc.ServiceDesc {
+func serviceDesc(frames, call grpc.StreamHandler) *grpc.ServiceDesc {
 	s := framesStream
-	s.Handler = handler
-	return &grpc.ServiceDesc{ServiceName: serviceName, Streams: []grpc.StreamDesc{s}}
+	s.Handler = frames
+	return &grpc.ServiceDesc{ServiceName: serviceName, Streams: []grpc.StreamDesc{
+		s, {StreamName: callName, Handler: call, ClientStreams: true, ServerStreams: true},
+	}}
 }
 
 // rawCodec hands frames through as they are. It is given to the server and to
@@ -38,15 +42,21 @@ type outgoing struct {
 	pool *bufferPool
 }
 
-// incoming is a received frame. data belongs to whoever holds the incoming.
+// outgoingCall is a request or an answer, which is sent without being copied:
+// after SendMsg nobody may change the payload.
+type outgoingCall struct{ callMessage }
+
+// incoming is a received frame or a message of a call. data belongs to whoever holds the incoming.
 type incoming struct{ data []byte }
 
 func (rawCodec) Marshal(v any) (mem.BufferSlice, error) {
-	out, ok := v.(*outgoing)
-	if !ok {
-		return nil, fmt.Errorf(codecMismatch, v)
+	switch out := v.(type) {
+	case *outgoing:
+		return mem.BufferSlice{mem.NewBuffer(out.buf, out.pool)}, nil
+	case *outgoingCall:
+		return mem.BufferSlice{mem.SliceBuffer(out.header()), mem.SliceBuffer(out.payload)}, nil
 	}
-	return mem.BufferSlice{mem.NewBuffer(out.buf, out.pool)}, nil
+	return nil, fmt.Errorf(codecMismatch, v)
 }
 
 // Unmarshal copies once: gRPC's buffers are pieces of 16 KiB that it takes back,

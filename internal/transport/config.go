@@ -1,6 +1,7 @@
 package transport
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -69,6 +70,12 @@ type Config struct {
 	// senders. The callee owns frame. While it blocks, the sender's queue fills up.
 	// Required.
 	Receive func(from uint64, frame []byte)
+	// Serve answers a peer's Call, on a goroutine of its own, at once for different calls: at most
+	// MaxCallsPerPeer of one peer and MaxCalls in all. ctx ends when the caller no longer waits (its
+	// deadline is known here), when it is removed, and with Close; Serve must then return soon. The
+	// callee owns request, and gives reply away. An error reaches the caller as its text, up to 4 KiB.
+	// Nil: calls are refused.
+	Serve func(ctx context.Context, from uint64, method uint8, request []byte) (reply []byte, err error)
 	// Unreachable reports that items for a peer were dropped or that its stream
 	// broke, about once in 50 ms per peer, on a goroutine of its own. Optional.
 	Unreachable func(peer uint64)
@@ -94,6 +101,11 @@ type Peer interface {
 	Append(peer uint64, size int, encode func(buf []byte) []byte) bool
 	// Flush lets go whatever has been appended. It never blocks.
 	Flush()
+	// Call asks a peer's Serve and waits for the answer, until ctx ends. The request, which is not
+	// kept, may have MaxCallRequestBytes, the reply MaxCallReplyBytes; what method means is up to the
+	// two sides. Calls neither wait for frames nor hold them up. The error is a *CallError, which says
+	// of which kind it is. Nothing is ever tried twice.
+	Call(ctx context.Context, to uint64, method uint8, request []byte) (reply []byte, err error)
 	// UpdatePeers replaces the peers. A peer that is gone or has moved loses what
 	// is queued for it. It does not wait for connections to come or go.
 	UpdatePeers(peers map[uint64]string)
@@ -124,6 +136,16 @@ type PeerStats struct {
 	DroppedItems, DroppedBytes       uint64 // not taken by Append, or lost with a stream
 	ReceivedFrames, ReceivedBytes    uint64
 	DroppedReceivedFrames, Connects  uint64 // received while blocked; streams that were accepted
+}
+
+// maxMessage is the largest message of any kind that gRPC is to take in: it knows
+// one limit for all methods.
+func (c Config) maxMessage() int {
+	n := c.MaxFrameBytes + frameHeaderSize
+	if c.Serve != nil {
+		n = max(n, MaxCallRequestBytes+callHeaderSize)
+	}
+	return n
 }
 
 // resolve returns c with every zero value replaced, or says what is wrong with it.

@@ -105,14 +105,21 @@ func helloNumber(md metadata.MD, key string, base int) (uint64, error) {
 func (t *Transport) checkHello(h hello) error {
 	switch {
 	case h.cluster != t.cfg.Cluster:
-		return status.Errorf(codes.FailedPrecondition,
-			"wrong cluster: the sender belongs to cluster %q, this node to cluster %q", clip(h.cluster), t.cfg.Cluster)
+		return wrongCluster(h.cluster, t.cfg.Cluster)
 	case h.to != t.cfg.Node:
 		return status.Errorf(codes.FailedPrecondition,
 			"wrong node: the sender looks for node %d, this is node %d", h.to, t.cfg.Node)
 	case h.from == t.cfg.Node:
 		return status.Errorf(codes.FailedPrecondition,
 			"wrong sender: it claims to be node %d, which is this node itself", h.from)
+	}
+	return nil
+}
+
+// allowed says whether a node may have streams and calls here. The error is a status.
+func (t *Transport) allowed(id uint64) error {
+	if table := *t.peers.Load(); table[id] == nil {
+		return unknownSender(id, t.cfg.Node, table)
 	}
 	return nil
 }
@@ -128,7 +135,12 @@ func (t *Transport) admit(peer uint64, data string) error {
 	return nil
 }
 
-func unknownSender(from, node uint64, table peerTable) error {
+func wrongCluster(theirs, ours string) error {
+	return status.Errorf(codes.FailedPrecondition,
+		"wrong cluster: the sender belongs to cluster %q, this node to cluster %q", clip(theirs), ours)
+}
+
+func unknownSender[P any](from, node uint64, table map[uint64]P) error {
 	const most = 16
 	ids := make([]uint64, 0, len(table))
 	for id := range table {

@@ -57,6 +57,7 @@ type peer struct {
 	dirty atomic.Bool
 	// wake lets the sender look into the queue; poke ends its backoff.
 	wake, poke chan struct{}
+	calls      callConn
 
 	connected atomic.Bool
 	lastError atomic.Pointer[string]
@@ -64,6 +65,7 @@ type peer struct {
 
 // run keeps a stream to the peer for as long as ctx lasts.
 func (p *peer) run(ctx context.Context) {
+	defer p.calls.close()
 	defer p.discard()
 	backoff := backoffMin
 	for ctx.Err() == nil {
@@ -141,7 +143,7 @@ func (p *peer) session(ctx context.Context) error {
 	defer sock.close() // first, or conn.Close waits for a writer that may be stuck
 	timeout := time.AfterFunc(p.t.cfg.handshakeTimeout, func() { cancel(errHandshakeTimeout) })
 	defer timeout.Stop()
-	stream, err := p.handshake(ctx, conn)
+	stream, err := p.handshake(ctx, conn, &framesStream, framesMethod)
 	if err != nil {
 		if errors.Is(context.Cause(ctx), errHandshakeTimeout) {
 			return fmt.Errorf("%w (%v)", errHandshakeTimeout, p.t.cfg.handshakeTimeout)
@@ -181,9 +183,9 @@ func (p *peer) dial(sock *socket) (*grpc.ClientConn, error) {
 }
 
 // handshake returns a stream that the peer has accepted.
-func (p *peer) handshake(ctx context.Context, conn *grpc.ClientConn) (grpc.ClientStream, error) {
+func (p *peer) handshake(ctx context.Context, conn *grpc.ClientConn, desc *grpc.StreamDesc, method string, opts ...grpc.CallOption) (grpc.ClientStream, error) {
 	h := hello{protocol: protocolMax, cluster: p.t.cfg.Cluster, from: p.t.cfg.Node, to: p.id, incarnation: p.t.incarnation, data: p.t.cfg.Data}
-	stream, err := conn.NewStream(metadata.NewOutgoingContext(ctx, h.metadata()), &framesStream, framesMethod)
+	stream, err := conn.NewStream(metadata.NewOutgoingContext(ctx, h.metadata()), desc, method, opts...)
 	if err != nil {
 		return nil, err
 	}

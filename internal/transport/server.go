@@ -34,7 +34,8 @@ const (
 func serverOptions(cfg Config) []grpc.ServerOption {
 	return []grpc.ServerOption{
 		grpc.ForceServerCodecV2(rawCodec{}),
-		grpc.MaxRecvMsgSize(cfg.MaxFrameBytes + frameHeaderSize),
+		grpc.MaxRecvMsgSize(cfg.maxMessage()),
+		grpc.WaitForHandlers(true), // Stop then waits for Serve
 		grpc.MaxConcurrentStreams(maxStreams),
 		grpc.MaxHeaderListSize(maxHeaderBytes),
 		grpc.StaticStreamWindowSize(streamWindow),
@@ -101,19 +102,30 @@ func (t *Transport) frames(_ any, stream grpc.ServerStream) error {
 
 var errClosing = status.Error(codes.Unavailable, "this node is shutting down")
 
-// accept checks the handshake and makes the stream the sender's only one.
-func (t *Transport) accept(ctx context.Context) (*inbound, error) {
+// introduce reads the handshake of a stream or a call and checks it. The error is a status.
+func (t *Transport) introduce(ctx context.Context) (hello, error) {
 	h, err := readHello(ctx)
 	if err != nil {
-		return nil, err
+		return h, err
 	}
 	if err := t.checkHello(h); err != nil {
-		return nil, err
+		return h, err
 	}
-	if table := *t.peers.Load(); table[h.from] == nil {
-		return nil, unknownSender(h.from, t.cfg.Node, table)
+	if err := t.allowed(h.from); err != nil {
+		return h, err
 	}
-	if err := t.admit(h.from, h.data); err != nil {
+	return h, t.admit(h.from, h.data)
+}
+
+// accepted is how this node introduces itself in return.
+func (t *Transport) accepted() metadata.MD {
+	return metadata.Pairs(keyAccepted, strconv.FormatUint(t.incarnation, 16), keyData, t.cfg.Data)
+}
+
+// accept checks the handshake and makes the stream the sender's only one.
+func (t *Transport) accept(ctx context.Context) (*inbound, error) {
+	h, err := t.introduce(ctx)
+	if err != nil {
 		return nil, err
 	}
 	t.mu.Lock()
@@ -178,7 +190,7 @@ func (in *inbound) read(stream grpc.ServerStream) error {
 	case <-stream.Context().Done():
 		return stream.Context().Err()
 	}
-	if err := stream.SendHeader(metadata.Pairs(keyAccepted, strconv.FormatUint(in.t.incarnation, 16), keyData, in.t.cfg.Data)); err != nil {
+	if err := stream.SendHeader(in.t.accepted()); err != nil {
 		return err
 	}
 	for {
@@ -188,6 +200,10 @@ func (in *inbound) read(stream grpc.ServerStream) error {
 				return nil
 			}
 			return err
+		}
+		if n, most := len(msg.data), in.t.cfg.MaxFrameBytes+frameHeaderSize; n > most {
+			// As gRPC says it, whose own limit may be higher for other methods' sake.
+			return status.Errorf(codes.ResourceExhausted, "received message larger than max (%d vs. %d)", n, most)
 		}
 		payload, err := openFrame(msg.data, in.t.cfg.MaxFrameBytes)
 		if err != nil {

@@ -36,6 +36,7 @@ type Transport struct {
 	peers atomic.Pointer[peerTable]
 	// blocked is the same for Block. Nil: nobody is.
 	blocked atomic.Pointer[map[uint64]struct{}]
+	served  servedCalls
 	// unknown counts what was appended for nodes that are not peers.
 	unknown counters
 
@@ -74,7 +75,7 @@ func Start(cfg Config) (*Transport, error) {
 	t.server = grpc.NewServer(append(serverOptions(cfg),
 		grpc.Creds(&serverCredentials{tls: cfg.TLS, log: t.log}),
 		grpc.UnknownServiceHandler(t.strangers))...)
-	t.server.RegisterService(serviceDesc(t.frames), nil)
+	t.server.RegisterService(serviceDesc(t.frames, t.answerCall), nil)
 	cfg.Logger.Info("peer transport started", "cluster", cfg.Cluster, "node", cfg.Node, "addr", t.Addr(), "peers", len(cfg.Peers),
 		"tls", cfg.TLS != nil, "maxQueueBytes", cfg.MaxQueueBytes, "maxFrameBytes", cfg.MaxFrameBytes)
 	t.spawn(func() { t.notify.run(t.ctx) })
