@@ -95,18 +95,7 @@ func (n *Node) start() (err error) {
 	if n.cfg.wrapLog != nil {
 		n.log = n.cfg.wrapLog(n.log)
 	}
-	e := newEngine(n.cfg.Node, n.cfg.Logger, n.log, n.cfg.Workers)
-	e.tick = n.cfg.tick()
-	e.fatal, e.changed, e.stopped = n.fail, n.leaderChanged, n.replicaStopped
-	e.members, e.address = n.membersChanged, n.topology.addressOf
-	e.store, e.snaps, e.fs, e.cluster, e.rate = n.store, n.snaps, n.fs, n.cfg.Cluster, n.cfg.SnapshotBytesPerSecond
-	n.engine = e
-	n.topology.static, n.topology.shards, n.topology.address = maps.Clone(n.cfg.Peers), map[ShardID]core.Configuration{}, map[NodeID]string{}
-	for id := range n.cfg.Peers {
-		if id != n.cfg.Node {
-			e.peers.met(id, e.mono())
-		}
-	}
+	e := n.makeEngine()
 	if err := n.addShards(recovered); err != nil {
 		return err
 	}
@@ -139,6 +128,23 @@ func (n *Node) start() (err error) {
 		}
 	}
 	return nil
+}
+
+// makeEngine makes the node's engine, without a transport yet.
+func (n *Node) makeEngine() *engine {
+	e := newEngine(n.cfg.Node, n.cfg.Logger, n.log, n.cfg.Workers)
+	e.tick = n.cfg.tick()
+	e.fatal, e.changed, e.stopped = n.fail, n.leaderChanged, n.replicaStopped
+	e.members, e.address = n.membersChanged, n.topology.addressOf
+	e.store, e.snaps, e.fs, e.cluster, e.rate = n.store, n.snaps, n.fs, n.cfg.Cluster, n.cfg.SnapshotBytesPerSecond
+	n.engine = e
+	n.topology.static, n.topology.shards, n.topology.address = maps.Clone(n.cfg.Peers), map[ShardID]core.Configuration{}, map[NodeID]string{}
+	for id := range n.cfg.Peers {
+		if id != n.cfg.Node {
+			e.peers.met(id, e.mono())
+		}
+	}
+	return e
 }
 
 func (n *Node) newClock() *clock {

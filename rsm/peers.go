@@ -128,7 +128,7 @@ func (n *Node) membersChanged(shard ShardID, c core.Configuration) {
 	for id := range changed {
 		n.engine.peers.met(id, n.engine.mono())
 	}
-	if t := n.engine.transport; t != nil {
+	if t, ok := n.engine.transport.(interface{ SetPeer(uint64, string) }); ok {
 		for id, address := range changed {
 			t.SetPeer(uint64(id), address)
 		}
@@ -155,7 +155,7 @@ func (n *Node) forgetPeer(id NodeID) {
 		select {
 		case <-n.done:
 		default:
-			if t := n.engine.transport; t != nil && n.topology.gone(id) {
+			if t, ok := n.engine.transport.(interface{ RemovePeer(uint64) }); ok && n.topology.gone(id) {
 				t.RemovePeer(uint64(id))
 			}
 		}
