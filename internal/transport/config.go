@@ -33,7 +33,7 @@ const (
 var ErrConfig = errors.New("transport: invalid configuration")
 
 // Config says who a node is, who its peers are, and what it is told. The
-// callbacks may call Append, Flush and Stats, but not Close or UpdatePeers.
+// callbacks may call everything but Close; Admit and Allow change no peers.
 type Config struct {
 	// Cluster is the cluster's name, 1 to 256 bytes. A node of another cluster is refused.
 	Cluster string
@@ -51,6 +51,11 @@ type Config struct {
 	// Admit is asked, with what a peer calls its data, before anything is exchanged with it in
 	// either direction; an error refuses the peer. It may be called on any goroutine. Optional.
 	Admit func(peer uint64, data string) error
+	// Allow says whether a node may have streams and calls here: an error refuses it in those words, which
+	// reach its log and its Stats. It is asked for each stream and call, on any goroutine, and for a
+	// peer that is removed. A node may be allowed before it is a peer: one that joins and whose
+	// address is not known yet. Nil: the peers are allowed, at any time exactly those.
+	Allow func(id uint64) error
 	// TLS makes both directions mutual TLS. Zero: plain text.
 	TLS *TLS
 
@@ -106,8 +111,16 @@ type Peer interface {
 	// two sides. Calls neither wait for frames nor hold them up. The error is a *CallError, which says
 	// of which kind it is. Nothing is ever tried twice.
 	Call(ctx context.Context, to uint64, method uint8, request []byte) (reply []byte, err error)
-	// UpdatePeers replaces the peers. A peer that is gone or has moved loses what
-	// is queued for it. It does not wait for connections to come or go.
+	// SetPeer adds a peer, or changes its address. One that has moved loses its stream, its calls and
+	// what is queued for it, which Unreachable reports; the address that it has already changes
+	// nothing. This node itself, id 0 and an empty address are ignored, the latter two with a warning.
+	// It does not wait for connections to come or go.
+	SetPeer(id uint64, address string)
+	// RemovePeer ends everything that goes on with a peer, in both directions, and forgets it. The
+	// streams and calls of a node that is no peer but was allowed are ended as well. Its next
+	// ones are up to Config.Allow. It waits for nothing: a Receive or Serve may still be running.
+	RemovePeer(id uint64)
+	// UpdatePeers replaces the peers: SetPeer and RemovePeer for all at once.
 	UpdatePeers(peers map[uint64]string)
 	// Addr is where this node can be reached.
 	Addr() string
