@@ -8,6 +8,8 @@ import (
 	"maps"
 	"net"
 	"time"
+
+	"google.golang.org/grpc"
 )
 
 const (
@@ -22,6 +24,9 @@ const (
 	// that the cost per frame vanishes, small enough that a frame does not hold up
 	// the heartbeats behind it for long (4 MiB are 4 ms at 10 Gbit/s).
 	softFrameBytes = 4 << 20
+
+	// MaxServiceBytes is the largest message that a service of Config.Services takes, as usual with gRPC.
+	MaxServiceBytes = 4 << 20
 
 	maxClusterName   = 256
 	handshakeTimeout = 5 * time.Second
@@ -75,6 +80,12 @@ type Config struct {
 	// senders. The callee owns frame. While it blocks, the sender's queue fills up.
 	// Required.
 	Receive func(from uint64, frame []byte)
+	// Services registers further gRPC services on the same port, with the same TLS, before it is served.
+	// Whoever reaches the port may call them: with TLS that is everyone with a certificate of the authorities.
+	// A message to them may have MaxServiceBytes. Close cancels their calls and waits for them.
+	// Ignored in memory. Optional.
+	Services func(grpc.ServiceRegistrar)
+
 	// Serve answers a peer's Call, on a goroutine of its own, at once for different calls: at most
 	// MaxCallsPerPeer of one peer and MaxCalls in all. ctx ends when the caller no longer waits (its
 	// deadline is known here), when it is removed, and with Close; Serve must then return soon. The
@@ -90,6 +101,8 @@ type Config struct {
 
 	// handshakeTimeout is for tests. Zero: 5 s.
 	handshakeTimeout time.Duration
+	// maxIdle is for tests. Zero: 30 s.
+	maxIdle time.Duration
 }
 
 // Peer is what an engine needs of a transport: a *Transport between processes,
@@ -158,6 +171,9 @@ func (c Config) maxMessage() int {
 	if c.Serve != nil {
 		n = max(n, MaxCallRequestBytes+callHeaderSize)
 	}
+	if c.Services != nil {
+		n = max(n, MaxServiceBytes)
+	}
 	return n
 }
 
@@ -178,6 +194,9 @@ func (c Config) resolve() (Config, error) {
 	}
 	if c.handshakeTimeout == 0 {
 		c.handshakeTimeout = handshakeTimeout
+	}
+	if c.maxIdle == 0 {
+		c.maxIdle = maxIdle
 	}
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)

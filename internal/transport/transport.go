@@ -76,6 +76,9 @@ func Start(cfg Config) (*Transport, error) {
 		grpc.Creds(&serverCredentials{tls: cfg.TLS, log: t.log}),
 		grpc.UnknownServiceHandler(t.strangers))...)
 	t.server.RegisterService(serviceDesc(t.frames, t.answerCall), nil)
+	if cfg.Services != nil {
+		cfg.Services(t.server)
+	}
 	cfg.Logger.Info("peer transport started", "cluster", cfg.Cluster, "node", cfg.Node, "addr", t.Addr(), "peers", len(cfg.Peers),
 		"tls", cfg.TLS != nil, "maxQueueBytes", cfg.MaxQueueBytes, "maxFrameBytes", cfg.MaxFrameBytes)
 	t.spawn(func() { t.notify.run(t.ctx) })
