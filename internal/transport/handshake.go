@@ -118,10 +118,24 @@ func (t *Transport) checkHello(h hello) error {
 
 // allowed says whether a node may have streams and calls here. The error is a status.
 func (t *Transport) allowed(id uint64) error {
+	if t.cfg.Allow != nil {
+		return t.cfg.allowed(id)
+	}
 	if table := *t.peers.Load(); table[id] == nil {
 		return unknownSender(id, t.cfg.Node, table)
 	}
 	return nil
+}
+
+func (c Config) allowed(id uint64) error {
+	if err := c.Allow(id); err != nil {
+		return status.Error(codes.FailedPrecondition, err.Error())
+	}
+	return nil
+}
+
+func removed(id, node uint64) error {
+	return status.Errorf(codes.FailedPrecondition, "removed: node %d is no peer of node %d any more", id, node)
 }
 
 // admit asks whether a peer's data is what it is known by. The error is a status.

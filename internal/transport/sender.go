@@ -66,14 +66,12 @@ type peer struct {
 // run keeps a stream to the peer for as long as ctx lasts.
 func (p *peer) run(ctx context.Context) {
 	defer p.calls.close()
-	defer p.discard()
+	defer p.markLost(false) // what came during a pause
 	backoff := backoffMin
 	for ctx.Err() == nil {
 		started := time.Now()
 		err := p.session(ctx)
-		if wasUp := p.connected.Swap(false); p.discard() > 0 || wasUp {
-			p.t.notify.mark(p.id)
-		}
+		p.markLost(p.connected.Swap(false))
 		if ctx.Err() != nil {
 			return
 		}
@@ -89,12 +87,14 @@ func (p *peer) run(ctx context.Context) {
 	}
 }
 
-// discard drops what is queued: raft sends again what still matters, and after a
-// pause most of it does not.
-func (p *peer) discard() (items int) {
+// markLost drops what is queued, and reports it or that the stream broke: raft
+// sends again what still matters, and after a pause most of it does not.
+func (p *peer) markLost(wasUp bool) {
 	items, bytes := p.queue.drop()
 	p.count.drop(items, bytes)
-	return items
+	if items > 0 || wasUp {
+		p.t.notify.mark(p.id)
+	}
 }
 
 // pause waits for d less up to a quarter, so that nodes that failed together do
