@@ -108,6 +108,13 @@ func (t *topology) update(shard ShardID, c core.Configuration, self NodeID) map[
 	return changed
 }
 
+// told returns where the transport was told to find peers.
+func (t *topology) told() map[NodeID]string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return maps.Clone(t.address)
+}
+
 // gone reports whether a node was removed from every shard of this node that it was in, and is in none.
 func (t *topology) gone(id NodeID) bool {
 	t.mu.Lock()
@@ -128,15 +135,30 @@ func (n *Node) membersChanged(shard ShardID, c core.Configuration) {
 	for id := range changed {
 		n.engine.peers.met(id, n.engine.mono())
 	}
-	if t, ok := n.engine.transport.(interface{ SetPeer(uint64, string) }); ok {
+	if t := n.port.Load(); t != nil {
 		for id, address := range changed {
-			t.SetPeer(uint64(id), address)
+			(*t).SetPeer(uint64(id), address)
 		}
 	}
 	for _, id := range c.Removed {
 		if n.topology.gone(id) {
 			n.forgetPeer(id)
 		}
+	}
+}
+
+// metPeer is told where a node that has dialled this one says that it is found. Only if nobody else has said so it is believed, and
+// only to answer: a leader that this node does not know yet must be answered, or it could tell nothing.
+func (n *Node) metPeer(id uint64, address string) {
+	t := &n.topology
+	t.mu.Lock()
+	known := t.locate(NodeID(id)) != "" || t.address[NodeID(id)] == address
+	if !known {
+		t.address[NodeID(id)] = address
+	}
+	t.mu.Unlock()
+	if p := n.port.Load(); !known && p != nil {
+		(*p).SetPeer(id, address)
 	}
 }
 
@@ -155,8 +177,8 @@ func (n *Node) forgetPeer(id NodeID) {
 		select {
 		case <-n.done:
 		default:
-			if t, ok := n.engine.transport.(interface{ RemovePeer(uint64) }); ok && n.topology.gone(id) {
-				t.RemovePeer(uint64(id))
+			if t := n.port.Load(); t != nil && n.topology.gone(id) {
+				(*t).RemovePeer(uint64(id))
 			}
 		}
 	})
