@@ -234,7 +234,7 @@ func TestRemovalThatWouldStopAll(t *testing.T) {
 }
 
 func TestJournal(t *testing.T) {
-	c := startCluster(t, "", counters{}, func(cfg *Config) { cfg.KeepJournal = true; cfg.Limits.FlushBytes = 64 << 10 })
+	c := startCluster(t, "", counters{}, small, func(cfg *Config) { cfg.KeepJournal = true })
 	fill(t, c, 1, 0, 2000)
 	s := leaderOf(t, c, 1).Shard(1)
 	events := 0

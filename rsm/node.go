@@ -145,6 +145,7 @@ func (n *Node) makeEngine() *engine {
 	e.store, e.snaps, e.fs, e.cluster, e.rate = n.store, n.snaps, n.fs, n.cfg.Cluster, n.cfg.SnapshotBytesPerSecond
 	n.engine = e
 	n.topology.static, n.topology.shards, n.topology.address = maps.Clone(n.cfg.Peers), map[ShardID]core.Configuration{}, map[NodeID]string{}
+	n.topology.leaving = map[NodeID]bool{}
 	for id := range n.cfg.Peers {
 		if id != n.cfg.Node {
 			e.peers.met(id, e.mono())

@@ -31,7 +31,10 @@ func (s *peerSet) get(id NodeID) *peer {
 	return nil
 }
 
-// met returns the peer, which is new, heard of at now, if it was not known.
+// maxPeers bounds what strangers who know the cluster's name can fill.
+const maxPeers = 4096
+
+// met returns the peer, which is new, heard of at now, if it was not known; nil if there are too many.
 func (s *peerSet) met(id NodeID, now int64) *peer {
 	if p := s.get(id); p != nil {
 		return p
@@ -44,6 +47,9 @@ func (s *peerSet) met(id NodeID, now int64) *peer {
 	m := map[NodeID]*peer{}
 	if old := s.all.Load(); old != nil {
 		maps.Copy(m, *old)
+	}
+	if len(m) >= maxPeers {
+		return nil
 	}
 	p := &peer{}
 	p.heard.Store(now)
@@ -66,6 +72,7 @@ type topology struct {
 	static  map[NodeID]string // Config.Peers
 	shards  map[ShardID]core.Configuration
 	address map[NodeID]string // as the transport was told
+	leaving map[NodeID]bool   // were removed, and are still talked to
 }
 
 // addressOf returns where a node is found; a log knows better than a configuration file.
@@ -152,7 +159,7 @@ func (n *Node) membersChanged(shard ShardID, c core.Configuration) {
 func (n *Node) metPeer(id uint64, address string) {
 	t := &n.topology
 	t.mu.Lock()
-	known := t.locate(NodeID(id)) != "" || t.address[NodeID(id)] == address
+	known := t.locate(NodeID(id)) != "" || t.address[NodeID(id)] == address || len(t.address) >= maxMet
 	if !known {
 		t.address[NodeID(id)] = address
 	}
@@ -162,23 +169,36 @@ func (n *Node) metPeer(id uint64, address string) {
 	}
 }
 
+// maxMet nodes are answered without anybody having spoken for them.
+const maxMet = 256
+
 // farewell is how long a node that was removed is still talked to, so that it learns of it.
 const farewell = time.Minute
 
 func (n *Node) forgetPeer(id NodeID) {
-	n.topology.mu.Lock()
-	_, is := n.topology.address[id]
-	delete(n.topology.address, id)
-	n.topology.mu.Unlock()
+	t := &n.topology
+	t.mu.Lock()
+	_, is := t.address[id]
+	is = is && !t.leaving[id]
+	if is {
+		t.leaving[id] = true
+	}
+	t.mu.Unlock()
 	if !is {
 		return
 	}
 	time.AfterFunc(farewell, func() {
+		if !t.gone(id) {
+			return
+		}
+		t.mu.Lock()
+		delete(t.address, id)
+		t.mu.Unlock()
 		select {
 		case <-n.done:
 		default:
-			if t := n.port.Load(); t != nil && n.topology.gone(id) {
-				(*t).RemovePeer(uint64(id))
+			if p := n.port.Load(); p != nil {
+				(*p).RemovePeer(uint64(id))
 			}
 		}
 	})
