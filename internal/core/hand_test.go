@@ -9,12 +9,18 @@ import (
 	"go.etcd.io/etcd/raft/v3/raftpb"
 
 	"github.com/decree-raft/decree/internal/state"
+	"github.com/decree-raft/decree/wal"
 )
 
 // hand drives one replica, node 2 of three, by hand: it is the replica's disk, its clock, and both of its peers.
 // What depends on a bad moment can be put there exactly; the simulator finds such moments by the thousand, but not each.
 type hand struct {
 	t        *testing.T
+	fs       *vfs.MemFS
+	store    *state.Store
+	shard    *state.Shard
+	limits   Limits
+	voters   []NodeID
 	w        *Worker
 	now      Now
 	in       Input
@@ -22,6 +28,8 @@ type hand struct {
 	flushes  []*FlushDone
 	sent     []raftpb.Message
 	notes    []Note
+	onSync   func() // before the writes are confirmed
+	released Index  // of the log, which is told so
 	cuts     []*CutDone
 	fetches  []*Fetch
 	installs []*InstallDone
@@ -37,7 +45,7 @@ func (h *hand) SendCommit(NodeID, CommitNote)               {}
 func (h *hand) Write(w *Write)                              { h.writes = append(h.writes, w) }
 func (h *hand) Query(*QueryBatch)                           {}
 func (h *hand) Flush(f *FlushDone)                          { h.flushes = append(h.flushes, f) }
-func (h *hand) Flushed(ShardID, Index)                      {}
+func (h *hand) Flushed(_ ShardID, i Index)                  { h.released = i }
 func (h *hand) SendNote(to NodeID, n Note)                  { h.notes = append(h.notes, n) }
 func (h *hand) Cut(c *CutDone)                              { h.cuts = append(h.cuts, c) }
 func (h *hand) Fetch(f *Fetch)                              { h.fetches = append(h.fetches, f) }
@@ -69,28 +77,40 @@ func (bulky) Apply(s State, e Event) {
 
 func (bulky) Query(View, []byte) ([]byte, error) { return nil, nil }
 
-func newHand(t *testing.T, limits Limits) *hand {
-	st, err := state.Open(state.Options{Dir: "state", FS: vfs.NewMem(), Logger: slog.New(slog.DiscardHandler), OnFatal: func(err error) { t.Error(err) }})
+func newHand(t *testing.T, limits Limits, voters ...NodeID) *hand {
+	h := &hand{t: t, fs: vfs.NewMem(), limits: limits, voters: voters, last: map[uint64]uint64{}, apps: map[uint64]int{}}
+	if len(voters) == 0 {
+		h.voters = []NodeID{1, 2, 3}
+	}
+	h.open(wal.ShardLog{})
+	t.Cleanup(func() { h.close() })
+	return h
+}
+
+// open starts the replica on what the file system has, and this log.
+func (h *hand) open(log wal.ShardLog) {
+	h.t.Helper()
+	st, err := state.Open(state.Options{Dir: "state", FS: h.fs, Logger: slog.New(slog.DiscardHandler), OnFatal: func(err error) { h.t.Error(err) }})
 	if err != nil {
-		t.Fatal(err)
+		h.t.Fatal(err)
 	}
 	sh, err := st.Shard(1, state.Limits{})
 	if err != nil {
-		t.Fatal(err)
+		h.t.Fatal(err)
 	}
-	h := &hand{t: t, last: map[uint64]uint64{}, apps: map[uint64]int{}}
-	h.w = NewWorker(Config{Node: 2, Limits: limits}.WithDefaults(), h, h.now)
-	if err := h.w.AddShard(1, Deps{Machine: bulky{}, State: sh, Voters: []NodeID{1, 2, 3}, Rand: rand.New(rand.NewPCG(1, 2)), Logger: slog.New(slog.DiscardHandler)}); err != nil {
-		t.Fatal(err)
+	h.store, h.shard = st, sh
+	h.w = NewWorker(Config{Node: 2, Limits: h.limits}.WithDefaults(), h, h.now)
+	if err := h.w.AddShard(1, Deps{Machine: bulky{}, State: sh, Voters: h.voters, Log: log, Rand: rand.New(rand.NewPCG(1, 2)), Logger: slog.New(slog.DiscardHandler)}); err != nil {
+		h.t.Fatal(err)
 	}
-	t.Cleanup(func() {
-		h.w.Stop(&Error{Kind: ErrUnknown, Code: CodeClosed})
-		sh.Close()
-		if err := st.Close(); err != nil {
-			t.Error(err)
-		}
-	})
-	return h
+}
+
+func (h *hand) close() {
+	h.w.Stop(&Error{Kind: ErrUnknown, Code: CodeClosed})
+	h.shard.Close()
+	if err := h.store.Close(); err != nil {
+		h.t.Error(err)
+	}
 }
 
 func (h *hand) replica() *Replica { return h.w.replicas[1] }
@@ -106,6 +126,9 @@ func (h *hand) pass(d int64) {
 
 // sync lets the disk finish, and the flushes.
 func (h *hand) sync() {
+	if h.onSync != nil {
+		h.onSync()
+	}
 	h.in.Written, h.writes = append(h.in.Written, h.writes...), nil
 	h.flush()
 }

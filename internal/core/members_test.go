@@ -1,0 +1,120 @@
+package core
+
+import (
+	"testing"
+
+	"go.etcd.io/etcd/raft/v3/raftpb"
+)
+
+func changeEntry(t *testing.T, index, term uint64, kind raftpb.ConfChangeType, node NodeID) raftpb.Entry {
+	t.Helper()
+	note := changeNote{kind: ChangeAddLearner, addresses: map[NodeID]string{node: "a:1"}}
+	cc := raftpb.ConfChangeV2{Context: note.encode(), Changes: []raftpb.ConfChangeSingle{{Type: kind, NodeID: uint64(node)}}}
+	data, err := cc.Marshal()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return raftpb.Entry{Index: index, Term: term, Type: raftpb.EntryConfChangeV2, Data: data}
+}
+
+// A single voter commits what it appends, at once: its learner must not hear of that before it is on the voter's own disk.
+func TestLearnerHearsOfWhatIsDurable(t *testing.T) {
+	h := newHand(t, Limits{}, 2)
+	h.lead()
+	h.change(Change{Kind: ChangeAddLearner, Node: 5, Address: "a:1"})
+	h.last[5] = 100 // it has all there will be, by a snapshot say
+	for range 3 {
+		h.submit("x")
+	}
+	durable := h.replica().log.last()
+	h.sent = nil
+	h.in.Requests = append(h.in.Requests, &Request{Kind: KindCommand, Shard: 1, Commands: [][]byte{[]byte("y")}, Done: func(*Request) {}})
+	h.pass(1)
+	if len(h.writes) == 0 || h.replica().log.last() != durable {
+		t.Fatal("there is no write under way")
+	}
+	for _, m := range h.sent {
+		if m.Commit > durable {
+			t.Errorf("%v tells node %d that %d is committed, and the disk has %d", m.Type, m.To, m.Commit, durable)
+		}
+	}
+	h.settle(3)
+	if h.last[5] <= durable {
+		t.Error("the learner was never sent the entry")
+	}
+}
+
+// Raft looks at all entries since what it calls applied when it campaigns, the first one too, although a change of members hides it from then on.
+func TestCampaignAfterTheFirstChange(t *testing.T) {
+	h := newHand(t, Limits{})
+	h.message(raftpb.Message{From: 1, Type: raftpb.MsgApp, Term: 5, Entries: []raftpb.Entry{{Index: 1, Term: 5}, changeEntry(t, 2, 5, raftpb.ConfChangeAddLearnerNode, 5)}})
+	h.pass(10)
+	h.sync()
+	h.pass(10)
+	h.message(raftpb.Message{From: 1, Type: raftpb.MsgApp, Term: 5, Index: 2, LogTerm: 5, Commit: 2, Entries: []raftpb.Entry{{Index: 3, Term: 5}}})
+	h.pass(10)
+	if r := h.replica(); r.applied != 2 || !r.writing {
+		t.Fatalf("applied %d, writing %v", r.applied, r.writing)
+	}
+	for i := 0; i < 40 && h.stopped == nil; i++ { // the disk hangs
+		h.in.Ticks = 1
+		h.pass(50)
+	}
+	if h.stopped != nil {
+		t.Fatal(h.stopped)
+	}
+	h.sync()
+	h.pass(10)
+	if first, _ := h.replica().log.FirstIndex(); first != 2 {
+		t.Errorf("the log begins with entry %d: a newcomer that is sent the first would not know the members", first)
+	}
+}
+
+// Raft takes a message without a term for a word of its own node.
+func TestMessagesWithoutATerm(t *testing.T) {
+	h := newHand(t, Limits{})
+	h.message(raftpb.Message{From: 1, Type: raftpb.MsgHeartbeat, Term: 5})
+	h.settle(1)
+	before := h.replica().stats.Strange
+	for _, m := range []raftpb.Message{
+		{Type: raftpb.MsgSnap, Snapshot: raftpb.Snapshot{Metadata: raftpb.SnapshotMetadata{Index: 9, Term: 5, ConfState: raftpb.ConfState{Voters: []uint64{1, 2, 3}}}}},
+		{Type: raftpb.MsgApp, Entries: []raftpb.Entry{{Index: 1, Term: 9}}, Commit: 1},
+	} {
+		m.From = 1
+		h.message(m)
+		h.settle(1)
+	}
+	if r := h.replica(); h.stopped != nil || r.applied != 0 || r.stats.Strange != before+2 {
+		t.Errorf("stopped: %v, applied %d, strange messages %d", h.stopped, r.applied, r.stats.Strange-before)
+	}
+}
+
+// What peers that lie, or are confused, have to say in notes changes nothing.
+func TestStrangeNotes(t *testing.T) {
+	h := newHand(t, Limits{})
+	h.lead()
+	for _, from := range []NodeID{1, 3, 77} {
+		for kind := NoteKind(0); kind < 20; kind++ {
+			for _, data := range [][]byte{nil, {0}, []byte("DECSNAPS and no more")} {
+				h.in.Notes = append(h.in.Notes, Note{From: from, Shard: 1, Kind: kind, A: 1 << 63, B: 1 << 63, C: 1 << 63, Data: data})
+			}
+		}
+	}
+	h.settle(3)
+	h.submit("x")
+	r := h.replica()
+	if h.stopped != nil || r.lead == nil || len(r.cuts) > 0 || r.busy() || r.meta.machine != 0 {
+		t.Errorf("stopped: %v, leads: %v, %d cuts, machine %d", h.stopped, r.lead != nil, len(r.cuts), r.meta.machine)
+	}
+}
+
+func (h *hand) change(c Change) {
+	h.t.Helper()
+	var err error
+	done := 0
+	h.in.Requests = append(h.in.Requests, &Request{Kind: KindChange, Shard: 1, Change: &c, Done: func(q *Request) { done++; err = q.Err }})
+	h.settle(5)
+	if done != 1 || err != nil {
+		h.t.Fatalf("%v: answered %d times, %v", &c, done, err)
+	}
+}

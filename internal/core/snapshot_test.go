@@ -1,0 +1,312 @@
+package core
+
+import (
+	"log/slog"
+	"testing"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+	"go.etcd.io/etcd/raft/v3/raftpb"
+
+	"github.com/decree-raft/decree/snapshot"
+	"github.com/decree-raft/decree/wal"
+)
+
+// snapshotAt makes a snapshot of a leader that has decided some commands, in dir of the file system fs.
+func snapshotAt(t *testing.T, fs *vfs.MemFS, dir string, commands int) *snapshot.Snapshot {
+	t.Helper()
+	h := newHand(t, Limits{})
+	h.message(raftpb.Message{From: 1, Type: raftpb.MsgHeartbeat, Term: 4})
+	h.settle(1)
+	h.lead() // in a later term
+	for range commands {
+		h.submit("A")
+	}
+	var cut []byte
+	h.in.Calls = append(h.in.Calls, func(w *Worker) {
+		w.Cut(1, true, func(manifest []byte, err error) {
+			if err != nil {
+				t.Error(err)
+			}
+			cut = manifest
+		})
+	})
+	var s *snapshot.Snapshot
+	for i := 0; i < 50 && cut == nil; i++ {
+		h.settle(1)
+		for _, c := range h.cuts {
+			s = h.cutTo(fs, dir, c)
+			h.in.Cuts = append(h.in.Cuts, c)
+		}
+		h.cuts = nil
+	}
+	if s == nil {
+		t.Fatal("nothing was cut")
+	}
+	return s
+}
+
+func (h *hand) cutTo(fs *vfs.MemFS, dir string, done *CutDone) *snapshot.Snapshot {
+	h.t.Helper()
+	d, err := snapshot.Open(snapshot.Options{Path: dir, FS: fs, Logger: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	c, err := h.store.Cut(1)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	defer c.Close()
+	info, err := SnapshotInfo("c", c.Meta())
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	s, err := d.Cut(h.t.Context(), c, snapshot.CutOptions{Info: info})
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	if done.Manifest, err = s.EncodedManifest(); err != nil {
+		h.t.Fatal(err)
+	}
+	return s
+}
+
+// offer sends the replica a snapshot as its leader, node 1, would, and has it fetched.
+func (h *hand) offer(s *snapshot.Snapshot, term uint64) {
+	h.t.Helper()
+	manifest, err := s.EncodedManifest()
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	o := offered{source: 3, manifest: manifest}
+	m := s.Manifest
+	h.message(raftpb.Message{From: 1, Type: raftpb.MsgHeartbeat, Term: term})
+	h.message(raftpb.Message{From: 1, Type: raftpb.MsgSnap, Term: term, Snapshot: raftpb.Snapshot{Data: o.encode(),
+		Metadata: raftpb.SnapshotMetadata{Index: m.Index, Term: m.Term, ConfState: raftpb.ConfState{Voters: m.Config.Voters}}}})
+	h.pass(1)
+	h.sync() // term and vote
+	h.pass(1)
+	if len(h.fetches) != 1 {
+		h.t.Fatalf("%d fetches", len(h.fetches))
+	}
+	h.fetches[0].Snapshot = s
+	h.in.Fetched, h.fetches = h.fetches, nil
+	h.pass(1)
+}
+
+// A crash between the installation of a snapshot and the record of it leaves a log that ends before the state, or contradicts it. The
+// next start must make it whole again: what is acknowledged after it must survive the next crash too.
+func TestCrashAfterInstall(t *testing.T) {
+	for name, old := range map[string][]raftpb.Entry{
+		"the log ends before": {{Index: 1, Term: 1}, {Index: 2, Term: 1}},
+		"the log contradicts": entriesOf(1, 60, 1),
+		"there was no log":    nil,
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := newHand(t, Limits{})
+			s := snapshotAt(t, h.fs, "snap", 3)
+			index := s.Manifest.Index
+			log := wal.NewMemory()
+			write := func() {
+				t.Helper()
+				for _, w := range h.writes {
+					if err := log.Append(w.Records); err != nil {
+						t.Fatal(err)
+					}
+				}
+			}
+			if old != nil {
+				h.message(raftpb.Message{From: 1, Type: raftpb.MsgApp, Term: 1, Entries: old})
+				h.pass(1)
+				write()
+				h.sync()
+				h.pass(1)
+			}
+			manifest := s.Manifest
+			if manifest.Term == 1 {
+				t.Fatalf("the snapshot is of term 1 itself")
+			}
+			h.offerWriting(s, 7, write)
+			if len(h.installs) != 1 {
+				t.Fatalf("%d installations", len(h.installs))
+			}
+			if err := h.installs[0].Job.Run(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			// The crash: the state is the snapshot's, the log knows nothing of it.
+			for range 2 { // and another one after more was acknowledged
+				h.reopen(&log)
+				if r := h.replica(); uint64(r.applied) != index {
+					t.Fatalf("applied %d, the snapshot is of %d", r.applied, index)
+				}
+				h.pass(1)
+				write()
+				h.sync()
+				last := h.replica().log.last()
+				h.message(raftpb.Message{From: 1, Type: raftpb.MsgApp, Term: 9, Index: last, LogTerm: lastTerm(t, h), Entries: []raftpb.Entry{{Index: last + 1, Term: 9}, {Index: last + 2, Term: 9}}})
+				h.pass(1)
+				write()
+				h.sync()
+				h.pass(1)
+				if got := h.replica().log.last(); got != last+2 {
+					t.Fatalf("the log ends at %d, want %d", got, last+2)
+				}
+			}
+			h.reopen(&log)
+			if got := h.replica().log.last(); got != index+4 {
+				t.Errorf("entries up to %d were acknowledged, the log ends at %d", index+4, got)
+			}
+		})
+	}
+}
+
+func lastTerm(t *testing.T, h *hand) uint64 {
+	term, err := h.replica().log.Term(h.replica().log.last())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return term
+}
+
+func entriesOf(from, to, term uint64) (es []raftpb.Entry) {
+	for i := from; i <= to; i++ {
+		es = append(es, raftpb.Entry{Index: i, Term: term})
+	}
+	return es
+}
+
+// offerWriting is offer with a log that keeps what is written.
+func (h *hand) offerWriting(s *snapshot.Snapshot, term uint64, write func()) {
+	h.t.Helper()
+	sync := h.onSync
+	h.onSync = write
+	h.offer(s, term)
+	for range 3 {
+		h.sync()
+		h.pass(1)
+	}
+	h.onSync = sync
+}
+
+// reopen restarts the replica on its disk.
+func (h *hand) reopen(log **wal.Memory) {
+	h.t.Helper()
+	h.close()
+	h.writes, h.flushes, h.in, h.installs, h.sent, h.stopped = nil, nil, Input{}, nil, nil, nil
+	reopened, rec, err := (*log).Reopen()
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	*log = reopened
+	h.open(*rec.Shards[1])
+}
+
+// A cut that is under way when a snapshot arrives ends some time; the installation waits for it, and for no more than that.
+func TestInstallWaitsForACut(t *testing.T) {
+	h := newHand(t, Limits{})
+	s := snapshotAt(t, h.fs, "snap", 3)
+	h.message(raftpb.Message{From: 1, Type: raftpb.MsgApp, Term: 1, Entries: entriesOf(1, 3, 1), Commit: 3})
+	h.pass(1)
+	h.sync()
+	h.pass(1)
+	h.in.Calls = append(h.in.Calls, func(w *Worker) { w.Cut(1, true, func([]byte, error) {}) })
+	h.pass(1)
+	h.sync()
+	h.pass(1)
+	if len(h.cuts) != 1 {
+		t.Fatalf("%d cuts are under way", len(h.cuts))
+	}
+	h.offer(s, 7)
+	if len(h.installs) != 0 {
+		t.Fatal("installed beside a cut")
+	}
+	h.cuts[0].Err = ErrNoSource // any error
+	h.in.Cuts, h.cuts = h.cuts, nil
+	h.pass(1)
+	if len(h.installs) != 1 {
+		t.Fatal("the installation does not go on")
+	}
+	h.finishInstall(nil)
+	if r := h.replica(); uint64(r.applied) != s.Manifest.Index || r.writing || r.installing != nil {
+		t.Errorf("applied %d of %d, writing %v", r.applied, s.Manifest.Index, r.writing)
+	}
+}
+
+// finishInstall runs the installation, or has it fail.
+func (h *hand) finishInstall(err error) {
+	for _, d := range h.installs {
+		if d.Err = err; err == nil {
+			d.Err = d.Job.Run(h.t.Context())
+		}
+	}
+	h.in.Installed, h.installs = h.installs, nil
+	for range 3 {
+		h.pass(1)
+		h.sync()
+	}
+	h.pass(1)
+}
+
+// A replica that stops in the middle of an installation must not keep others from releasing their log.
+func TestStopDuringInstall(t *testing.T) {
+	h := newHand(t, Limits{})
+	s := snapshotAt(t, h.fs, "snap", 3)
+	h.offer(s, 7)
+	h.finishInstall(ErrNoSource)
+	r := h.replica()
+	if h.stopped == nil || r.writing || r.installing != nil {
+		t.Fatalf("stopped: %v, writing %v", h.stopped, r.writing)
+	}
+	h.in.Pinned = []ShardID{1}
+	h.pass(1)
+	if len(h.writes) == 0 {
+		t.Error("it holds back the log")
+	}
+}
+
+// After a restart the log is told what is flushed: what is at rest would hold it back for ever.
+func TestRestartReleasesTheLog(t *testing.T) {
+	h := newHand(t, smallCache)
+	h.lead()
+	for range 50 {
+		h.submit("A")
+	}
+	h.settle(5)
+	flushed := h.replica().log.flushed
+	if flushed == 0 {
+		t.Fatal("nothing was flushed")
+	}
+	log := wal.ShardLog{HardState: wal.HardState{Term: uint64(h.replica().raftTerm), Commit: flushed}}
+	h.close()
+	h.released, h.in, h.writes, h.flushes = 0, Input{}, nil, nil
+	h.open(log)
+	if uint64(h.released) != flushed {
+		t.Errorf("the log may release entries up to %d, flushed are %d", h.released, flushed)
+	}
+}
+
+// A snapshot is refused if it is not what its message says, or not of this shard.
+func TestStrangeSnapshots(t *testing.T) {
+	h := newHand(t, Limits{})
+	s := snapshotAt(t, h.fs, "snap", 3)
+	manifest, err := s.EncodedManifest()
+	if err != nil {
+		t.Fatal(err)
+	}
+	o := offered{source: 3, manifest: manifest}
+	good := o.encode()
+	h.message(raftpb.Message{From: 1, Type: raftpb.MsgHeartbeat, Term: 7})
+	h.settle(2)
+	for name, m := range map[string]raftpb.Snapshot{
+		"no data":       {Metadata: raftpb.SnapshotMetadata{Index: s.Manifest.Index, Term: s.Manifest.Term}},
+		"half":          {Data: good[:len(good)/2], Metadata: raftpb.SnapshotMetadata{Index: s.Manifest.Index, Term: s.Manifest.Term}},
+		"another index": {Data: good, Metadata: raftpb.SnapshotMetadata{Index: s.Manifest.Index + 1, Term: s.Manifest.Term}},
+		"another term":  {Data: good, Metadata: raftpb.SnapshotMetadata{Index: s.Manifest.Index, Term: s.Manifest.Term + 1}},
+		"version 9":     {Data: append([]byte{9}, good[1:]...), Metadata: raftpb.SnapshotMetadata{Index: s.Manifest.Index, Term: s.Manifest.Term}},
+	} {
+		h.message(raftpb.Message{From: 1, Type: raftpb.MsgSnap, Term: 7, Snapshot: m})
+		h.settle(2)
+		if h.stopped != nil || len(h.fetches) > 0 || h.replica().applied != 0 {
+			t.Errorf("%s: stopped %v, %d fetches", name, h.stopped, len(h.fetches))
+		}
+	}
+}
