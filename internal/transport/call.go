@@ -20,8 +20,8 @@ const (
 	MaxCallRequestBytes = 1 << 20
 	// MaxCallReplyBytes is the largest reply: 16 MiB of content, and something to say about it.
 	MaxCallReplyBytes = 16<<20 + 64<<10
-	// MaxCallsPerPeer and MaxCalls bound the calls that a node serves at once, for one peer and for all.
-	// They also bound the memory that replies take until they are sent.
+	// MaxCallsPerPeer and MaxCalls bound the calls that a node serves at once, for one peer and for all. A
+	// reply that gRPC has taken over and not sent yet counts among the 16 streams of its connection.
 	MaxCallsPerPeer = 4
 	MaxCalls        = 16
 

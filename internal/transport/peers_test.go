@@ -112,6 +112,11 @@ func TestSetPeerReportsWhatIsLost(t *testing.T) {
 	b := startNode(t, 2, func(c *Config) { c.Peers = map[uint64]string{1: deadAddr(t)} })
 	a := startNode(t, 1, func(c *Config) { c.handshakeTimeout = time.Hour })
 	a.SetPeer(2, silent.Addr().String())
+	conn, err := silent.Accept() // the session has begun
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
 	a.send(t, 2, "lost")
 	if s := a.Stats()[2]; s.QueuedBytes != 4 {
 		t.Fatalf("stats: %+v", s)

@@ -291,7 +291,7 @@ func isQuiet(c codes.Code) bool {
 	return c == codes.Canceled || c == codes.Aborted || c == codes.Unavailable
 }
 
-// strangers answers calls of anything but Frames.
+// strangers answers calls of what nobody has registered.
 func (t *Transport) strangers(_ any, stream grpc.ServerStream) error {
 	method, _ := grpc.MethodFromServerStream(stream)
 	err := fmt.Sprintf("this is a Decree peer port: it serves %s, not %s", framesMethod, clip(method))
