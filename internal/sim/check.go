@@ -10,6 +10,7 @@ import (
 	"go.etcd.io/etcd/raft/v3/raftpb"
 
 	"github.com/decree-raft/decree/internal/core"
+	"github.com/decree-raft/decree/snapshot"
 )
 
 // checker holds every rule that a run must keep; see the package's doc for the list.
@@ -55,11 +56,11 @@ func (c *checker) promise(n *node, id core.ShardID, m *raftpb.Message) {
 	case raftpb.MsgVoteResp:
 		ok = m.Reject || disk.hard.Term > m.Term || disk.hard.Term == m.Term && disk.hard.Vote == m.To
 	case raftpb.MsgAppResp:
-		ok = m.Reject || disk.hard.Term > m.Term || disk.hard.Term == m.Term && uint64(len(disk.entries)) >= m.Index
+		ok = m.Reject || disk.hard.Term > m.Term || disk.hard.Term == m.Term && uint64(disk.last()) >= m.Index
 	}
 	if !ok {
-		c.s.fail("promise", "node %d sends %v of term %d, index %d to %d, while its disk has %+v and %d entries of shard %d",
-			n.id, m.Type, m.Term, m.Index, m.To, disk.hard, len(disk.entries), id)
+		c.s.fail("promise", "node %d sends %v of term %d, index %d to %d, while its disk has %+v and entries of shard %d up to %d",
+			n.id, m.Type, m.Term, m.Index, m.To, disk.hard, id, disk.last())
 	}
 }
 
@@ -97,6 +98,13 @@ func (c *checker) observe(w *worker) {
 		c.observeLeader(w.n, &st)
 		c.observeApplied(w.n, &st)
 		before := &w.n.counted[id]
+		if st.Stats.JournalShort > 0 || st.Stats.SnapshotsInstalled > 0 {
+			w.n.cutShort[id] = true
+		}
+		c.s.stats.JournalsShort += int(st.Stats.JournalShort - before.JournalShort)
+		if st.Stats.SnapshotsInstalled > before.SnapshotsInstalled {
+			c.compareState(w, id)
+		}
 		c.s.stats.Rollbacks += st.Stats.Rollbacks - before.Rollbacks
 		c.s.stats.Duplicates += st.Stats.Duplicates - before.Duplicates
 		*before = st.Stats
@@ -142,6 +150,10 @@ func (c *checker) observeApplied(n *node, st *core.Status) {
 	}
 	if !c.learnUpTo(n, st.Shard, st.Applied) {
 		return
+	}
+	// What a snapshot has brought was applied elsewhere. How the replica came to have it, the state's comparison need not know.
+	if jump := min(max(n.installed[st.Shard], disk.base), st.Applied); jump > was {
+		was = jump
 	}
 	for i := was + 1; i <= st.Applied; i++ {
 		e, ok := disk.at(i)
@@ -220,7 +232,7 @@ func (c *checker) compareJournal(n *node, id core.ShardID) {
 	}
 	for _, other := range c.s.nodes {
 		// The first entry is there for its term: whoever has it can be sent what follows.
-		if has := uint64(len(other.disk.shadow[id].entries)); has < first && first > 1 && other.rotten == "" {
+		if has := uint64(other.disk.shadow[id].last()); has < first && first > 1 && !n.cutShort[id] && other.rotten == "" {
 			c.s.fail("journal", "shard %d on node %d begins with entry %d, node %d ends at %d", id, n.id, first, other.id, has)
 			return
 		}
@@ -390,4 +402,16 @@ func digestOf(encoded [][]byte) uint64 {
 		return xxhash.Sum64(encoded[0])
 	}
 	return 0
+}
+
+// cut checks a snapshot that a node has cut: it is of what was committed.
+func (c *checker) cut(n *node, s *snapshot.Snapshot) {
+	m, o := s.Manifest, c.shards[s.Manifest.Shard]
+	if core.Index(m.Index) > o.last() {
+		c.s.fail("snapshot", "node %d cut shard %d at %d, and nobody has applied more than %d", n.id, m.Shard, m.Index, o.last())
+		return
+	}
+	if at := o.after(core.Index(m.Index)); m.Term != at.term || m.Hash != at.chain || m.Time != at.time {
+		c.s.fail("snapshot", "node %d cut shard %d at %d with term %d, hash %x, time %d; the log says %d, %x, %d", n.id, m.Shard, m.Index, m.Term, m.Hash, m.Time, at.term, at.chain, at.time)
+	}
 }

@@ -44,6 +44,12 @@ type swarm struct {
 	idleEvery, idleOf int64   // phases in which nobody asks
 	longQueries       float64
 	maxMemory         int64 // that a replica may take
+
+	spares     int     // nodes that may be added
+	programs   uint64  // the highest version of the machine that there is
+	chunk      int64   // mean ns from a few chunks of a snapshot to the next
+	chunks     int     // that come at a time, at most
+	chunkFlips float64 // of a chunk to arrive damaged
 }
 
 // latency is a mean with a heavy tail.
@@ -113,4 +119,11 @@ func drawCore(r *rand.Rand, tick time.Duration) core.Config {
 		Sessions: core.SessionOptions{TTL: time.Minute, Window: pick[uint64](r, 2, 8, 64), Max: pick(r, 3, 8, 100)},
 	}
 	return c.WithDefaults()
+}
+
+// drawMembers draws what concerns snapshots, members and versions. It has a source of its own, so that the rest of a seed is what it was.
+func (s *swarm) drawMembers(r *rand.Rand) {
+	s.chunk, s.chunks = pick[int64](r, 1, 5, 30)*millisecond, pick(r, 1, 3, 100)
+	s.chunkFlips = pick(r, 0, 0, 0.05, 0.3)
+	s.core.JournalMaxBytes = pick[int64](r, 1<<30, 1<<30, 1, 16<<10, 100<<10)
 }
