@@ -21,6 +21,10 @@ type checker struct {
 	ops     []*operation            // ops[i] has number i+1
 	leaders map[leaderKey]core.NodeID
 	latest  [shardCount + 1]core.NodeID // who was last seen to lead
+
+	changes    map[changeKey]*memberChange // of the members
+	changeList []*memberChange             // the same, in order
+	proposed   map[proposedKey]bool        // changes that have been written
 }
 
 type leaderKey struct {
@@ -29,7 +33,8 @@ type leaderKey struct {
 }
 
 func newChecker(s *sim) *checker {
-	c := &checker{s: s, rng: stream(s.seed, 5), leaders: map[leaderKey]core.NodeID{}}
+	c := &checker{s: s, rng: stream(s.seed, 5), leaders: map[leaderKey]core.NodeID{},
+		changes: map[changeKey]*memberChange{}, proposed: map[proposedKey]bool{}}
 	for id := core.ShardID(1); id <= s.work.shards(); id++ {
 		c.shards[id] = newOracle(c, id)
 	}
@@ -71,7 +76,11 @@ func (c *checker) stopped(n *node, id core.ShardID, err *core.Error) {
 		c.s.end()
 		return
 	}
-	if n.foundDamage(id, err) {
+	if n.foundDamage(id, err) || c.wentAway(n, id, err) || n.tooOld(err) {
+		return
+	}
+	if err.Code == core.CodeStorage && n.disk.mayFail(err) {
+		n.s.faults.restartSoon(n) // an installation that failed
 		return
 	}
 	c.s.fail("stopped", "shard %d on node %d: %v", id, n.id, err)
@@ -81,6 +90,9 @@ func (c *checker) stopped(n *node, id core.ShardID, err *core.Error) {
 func (c *checker) restarted(w *worker) {
 	for _, id := range w.shards {
 		w.n.applied[id], w.n.counted[id] = 0, core.Stats{}
+		if st, _ := w.core.Status(id); st.Err != nil {
+			c.stopped(w.n, id, st.Err)
+		}
 	}
 	c.observe(w)
 	for _, id := range w.shards {
@@ -97,6 +109,10 @@ func (c *checker) observe(w *worker) {
 		}
 		c.observeLeader(w.n, &st)
 		c.observeApplied(w.n, &st)
+		if c.s.failure != nil {
+			return
+		}
+		c.observeMembers(w.n, &st)
 		before := &w.n.counted[id]
 		if st.Stats.JournalShort > 0 || st.Stats.SnapshotsInstalled > 0 {
 			w.n.cutShort[id] = true
@@ -198,16 +214,20 @@ func (c *checker) learnUpTo(n *node, id core.ShardID, upTo core.Index) bool {
 	return c.s.failure == nil
 }
 
-// majority: what anybody applies must already be on more than half of the disks.
+// majority: what anybody applies must already be on the disks of a majority of the voters.
 func (c *checker) majority(id core.ShardID, i core.Index, e shadowEntry) {
-	on := 0
+	var on ids
 	for _, n := range c.s.nodes {
 		if other, ok := n.disk.shadow[id].at(i); ok && other.term == e.term && other.hash == e.hash {
-			on++
+			on = append(on, n.id)
 		}
 	}
-	if 2*on <= len(c.s.nodes) {
-		c.s.fail("durability", "shard %d: entry %d is applied, and on the disks of %d nodes of %d", id, i, on, len(c.s.nodes))
+	// A change takes effect where it is applied: what is committed together with it, its leader has counted by the members before it.
+	o := c.shards[id]
+	now := o.config(i - 1)
+	before := o.config(max(now.index, 1) - 1)
+	if !now.quorum(on.has) && !before.quorum(on.has) {
+		c.s.fail("durability", "shard %d: entry %d is applied, and on the disks of %v; %v", id, i, on, now)
 	}
 }
 
@@ -232,6 +252,9 @@ func (c *checker) compareJournal(n *node, id core.ShardID) {
 	}
 	for _, other := range c.s.nodes {
 		// The first entry is there for its term: whoever has it can be sent what follows.
+		if conf := c.shards[id].latest(); other.spare() || conf.removed.has(other.id) {
+			continue // one that joins begins with a snapshot, if need be
+		}
 		if has := uint64(other.disk.shadow[id].last()); has < first && first > 1 && !n.cutShort[id] && other.rotten == "" {
 			c.s.fail("journal", "shard %d on node %d begins with entry %d, node %d ends at %d", id, n.id, first, other.id, has)
 			return

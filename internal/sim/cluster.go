@@ -40,6 +40,7 @@ type node struct {
 	installed [shardCount + 1]core.Index
 	cutShort  [shardCount + 1]bool               // the journal has lost what others may need
 	confs     [shardCount + 1]core.Configuration // as the core last said
+	dial      map[core.NodeID]string             // the transport's: where peers were last found, by this incarnation
 	left      [shardCount + 1]bool               // the replica knows that it was removed
 	program   uint64                             // the highest version of the machine that it can run
 	ran       uint64                             // the highest that it ever could
@@ -85,6 +86,9 @@ func newNode(s *sim, id core.NodeID) *node {
 	n := &node{s: s, id: id, rng: stream(s.seed, 100+uint64(id)), snapRand: stream(s.seed, 500+uint64(id)), home: fmt.Sprintf("n%d", id)}
 	n.disk, n.ticker = newDisk(n), n.tick
 	n.rate = int64(s.swarm.tick) * (90 + n.rng.Int64N(21)) / 100
+	if top := s.swarm.programs; top > 0 {
+		n.program = stream(s.seed, 600+uint64(id)).Uint64N(top + 1)
+	}
 	n.skew = n.rng.Int64N(20*second) - 10*second
 	return n
 }
@@ -129,6 +133,19 @@ func (n *node) address(p core.NodeID) string {
 	return address
 }
 
+// locate brings the transport up to date. A peer of which this node had not heard counts as heard of now, as in rsm. One that has
+// been removed is still talked to, so that it learns of it.
+func (n *node) locate() {
+	for _, p := range n.s.nodes {
+		if a := n.address(p.id); a != "" && p != n && n.dial[p.id] != a {
+			n.dial[p.id] = a
+			if n.heard[p.id] == 0 {
+				n.heard[p.id] = n.mono()
+			}
+		}
+	}
+}
+
 // start opens what the disk holds and joins the others.
 func (n *node) start() {
 	n.gen++
@@ -141,12 +158,9 @@ func (n *node) start() {
 	n.paused, n.crashAfterPass, n.diskLow, n.ticks = 0, false, false, 0
 	n.unfit = nil
 	n.heard = make([]int64, len(n.s.nodes)+1)
-	n.confs = [shardCount + 1]core.Configuration{}
-	for _, p := range n.s.nodes {
-		if n.address(p.id) != "" {
-			n.heard[p.id] = n.mono()
-		}
-	}
+	n.confs, n.dial = [shardCount + 1]core.Configuration{}, map[core.NodeID]string{}
+	n.locate()
+	n.ran = max(n.ran, n.program)
 	n.frames = make([][]byte, len(n.s.nodes)+1)
 	if err := n.open(); err != nil {
 		n.refused(err)
@@ -310,7 +324,7 @@ func (n *node) tick() {
 	n.ticks++
 	if n.ticks%2 == 0 {
 		for p := range n.frames {
-			if p != 0 && core.NodeID(p) != n.id && n.address(core.NodeID(p)) != "" {
+			if p != 0 && core.NodeID(p) != n.id && n.dial[core.NodeID(p)] != "" {
 				n.frames[p] = core.AppendBeat(n.frame(core.NodeID(p)))
 			}
 		}
@@ -386,7 +400,7 @@ func (n *node) sendFrames(upTo int) {
 		if len(frame) > 0 {
 			n.frames[p] = nil
 			switch {
-			case n.address(core.NodeID(p)) == "": // nobody has said where it is
+			case n.dial[core.NodeID(p)] == "": // nobody has said where it is
 				n.s.net.spare = append(n.s.net.spare, frame[:0])
 			case p < upTo:
 				n.s.net.send(n.id, core.NodeID(p), frame)
@@ -469,20 +483,25 @@ func (w *worker) SendNote(to core.NodeID, m core.Note) {
 
 func (w *worker) Address(p core.NodeID) string { return w.n.address(p) }
 
-// Members implements core.Env. A peer of which this node had not heard counts as heard of now, as in rsm.
 func (w *worker) Members(shard core.ShardID, c core.Configuration) {
 	n := w.n
 	n.confs[shard] = c
-	for _, p := range n.s.nodes {
-		if n.heard[p.id] == 0 && n.address(p.id) != "" {
-			n.heard[p.id] = n.mono()
-		}
-	}
+	n.locate()
 	n.s.trace.event(evMembers, n.id, uint64(shard), uint64(c.Index), uint64(len(c.Voters)), uint64(len(c.Outgoing))<<32|uint64(len(c.Learners)))
 	n.s.trace.note("voters %v, outgoing %v, learners %v, removed %v, addresses %v", c.Voters, c.Outgoing, c.Learners, c.Removed, c.Addresses)
 }
 
-func (w *worker) Write(wr *core.Write) { w.n.disk.add(w, wr) }
+func (w *worker) Write(wr *core.Write) {
+	for i := range wr.Records {
+		r := &wr.Records[i]
+		for k := range r.Entries {
+			if e := &r.Entries[k]; e.Type == uint8(raftpb.EntryConfChangeV2) {
+				w.n.s.check.proposes(w.n, core.ShardID(r.Shard), core.Index(e.Index), core.Term(e.Term), e.Data)
+			}
+		}
+	}
+	w.n.disk.add(w, wr)
+}
 
 // Query runs at once, or long after: the state goes on, the version may not.
 func (w *worker) Query(b *core.QueryBatch) {

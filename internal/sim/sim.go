@@ -110,6 +110,10 @@ type sim struct {
 	told    []told         // of the run, if it is planned
 	failure *Failure
 	stats   Stats
+
+	missing       string   // for which calm waits
+	changes       int      // of members that were thought of
+	changeAnswers []func() // to be checked, as answers
 }
 
 // oneRun: what raft draws is drawn from one source per process.

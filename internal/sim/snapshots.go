@@ -183,7 +183,7 @@ func (p *peerSource) Fetch(ctx context.Context, id snapshot.ID, file, chunk int)
 	switch cut := s.net.cut[p.n.id][p.from.id] > 0 || s.net.cut[p.from.id][p.n.id] > 0; {
 	case p.left == 0:
 		return nil, errLater
-	case !p.from.up || p.from.isPaused() || cut || p.n.address(p.from.id) == "" || !s.calm && chance(r, s.swarm.loss):
+	case !p.from.up || p.from.isPaused() || cut || p.n.dial[p.from.id] == "" || !s.calm && chance(r, s.swarm.loss):
 		return nil, fmt.Errorf("node %d does not answer", p.from.id)
 	}
 	src, err := p.from.snaps.Source(id)
