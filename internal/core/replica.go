@@ -379,10 +379,17 @@ func (r *Replica) takeReady() {
 		r.rn.Advance(rd)
 		return
 	}
-	// A leader may replicate while it writes; everything else says "I have it", or "I vote", and waits.
+	// A leader may replicate while it writes; everything else says "I have it", or "I vote", and waits. So does word of what is
+	// committed when it is not on disk here: the only voter of a shard needs nobody else to commit, and a learner would apply what a crash takes back.
+	durable := r.log.last()
+	if len(rd.Entries) > 0 && !mutated("commit-before-sync") {
+		durable = min(durable, rd.Entries[0].Index-1)
+	} else if mutated("commit-before-sync") {
+		durable = 1 << 62
+	}
 	for i := range rd.Messages {
 		m := &rd.Messages[i]
-		if r.lead != nil && !promised && (m.Type == raftpb.MsgApp || m.Type == raftpb.MsgHeartbeat) || mutated("send-before-sync") {
+		if r.lead != nil && !promised && (m.Type == raftpb.MsgApp || m.Type == raftpb.MsgHeartbeat) && m.Commit <= durable || mutated("send-before-sync") {
 			r.send(m)
 		} else {
 			r.held = append(r.held, *m)
