@@ -90,9 +90,6 @@ func (c *checker) stopped(n *node, id core.ShardID, err *core.Error) {
 func (c *checker) restarted(w *worker) {
 	for _, id := range w.shards {
 		w.n.applied[id], w.n.counted[id] = 0, core.Stats{}
-		if st, _ := w.core.Status(id); st.Err != nil {
-			c.stopped(w.n, id, st.Err)
-		}
 	}
 	c.observe(w)
 	for _, id := range w.shards {

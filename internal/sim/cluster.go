@@ -365,6 +365,9 @@ func (n *node) receive(f frame) {
 	n.s.trace.event(evFrameGot, n.id, uint64(f.from), f.hash, uint64(len(f.bytes)), 0)
 	n.s.trace.frame(&f)
 	n.heard[f.from] = n.mono()
+	if n.dial[f.from] == "" {
+		n.dial[f.from] = n.s.node(f.from).home // who dials says where it is found
+	}
 	err := core.DecodeFrame(f.from, n.id, f.bytes, core.Receiver{
 		Message: func(m core.Message) {
 			n.workerOf(m.Shard).post(func(in *core.Input) { in.Messages = append(in.Messages, m) })

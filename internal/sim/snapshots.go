@@ -166,6 +166,9 @@ func (n *node) fetch(e *fetching) {
 }
 
 func (n *node) fetched(e *fetching, s *snapshot.Snapshot, err error) {
+	if err != nil && !n.disk.mayFail(err) {
+		err = fmt.Errorf("%w: %w", core.ErrNoSource, err)
+	}
 	e.f.Snapshot, e.f.Err = s, err
 	n.s.trace.event(evFetched, n.id, uint64(e.f.Shard), b2u(err == nil), 0, 0)
 	e.w.post(func(in *core.Input) { in.Fetched = append(in.Fetched, e.f) })

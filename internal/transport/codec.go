@@ -4,6 +4,7 @@ import (
 	"fmt"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/encoding"
 	"google.golang.org/grpc/mem"
 )
 
@@ -71,3 +72,28 @@ func (rawCodec) Unmarshal(data mem.BufferSlice, v any) error {
 }
 
 func (rawCodec) Name() string { return rawCodecName }
+
+// serverCodec is the raw one for this package's messages, and protobuf for those of Config.Services.
+type serverCodec struct {
+	rawCodec
+	proto encoding.CodecV2
+}
+
+func (c serverCodec) Marshal(v any) (mem.BufferSlice, error) {
+	switch v.(type) {
+	case *outgoing, *outgoingCall:
+		return c.rawCodec.Marshal(v)
+	}
+	return c.proto.Marshal(v)
+}
+
+// Unmarshal holds services to their own limit, as gRPC's is that of the largest message of any method.
+func (c serverCodec) Unmarshal(data mem.BufferSlice, v any) error {
+	if _, ok := v.(*incoming); ok {
+		return c.rawCodec.Unmarshal(data, v)
+	}
+	if n := data.Len(); n > MaxServiceBytes {
+		return fmt.Errorf("the message has %d bytes, at most %d are allowed", n, MaxServiceBytes)
+	}
+	return c.proto.Unmarshal(data, v)
+}

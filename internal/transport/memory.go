@@ -121,7 +121,9 @@ type MemoryNode struct {
 	notify  *notifier
 	served  servedCalls
 	unknown counters
-	pool    bufferPool
+	// newcomers counts what came from nodes that are allowed though not peers.
+	newcomers counters
+	pool      bufferPool
 
 	ctx    context.Context // ends with Close
 	cancel context.CancelFunc
@@ -170,14 +172,46 @@ func (m *MemoryNode) Flush() {
 	}
 }
 
+// SetPeer implements [Peer]. The address may be anything but empty.
+func (m *MemoryNode) SetPeer(id uint64, address string) {
+	if err := checkPeer(id, address); err != nil && id != m.cfg.Node {
+		m.cfg.Logger.Warn("a peer is ignored", "err", err)
+		return
+	}
+	m.changePeers(func(next map[uint64]struct{}) { next[id] = struct{}{} })
+}
+
+// RemovePeer implements [Peer].
+func (m *MemoryNode) RemovePeer(id uint64) {
+	m.changePeers(func(next map[uint64]struct{}) { delete(next, id) })
+	m.dismiss(id)
+}
+
 // UpdatePeers implements [Peer].
 func (m *MemoryNode) UpdatePeers(peers map[uint64]string) {
+	gone := m.changePeers(func(next map[uint64]struct{}) {
+		clear(next)
+		for id := range peers {
+			next[id] = struct{}{}
+		}
+	})
+	for _, id := range gone {
+		m.dismiss(id)
+	}
+}
+
+// changePeers starts and stops links, and returns who is no peer any more.
+func (m *MemoryNode) changePeers(change func(peers map[uint64]struct{})) (gone []uint64) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.closed {
-		return
+		return nil
 	}
-	old, next := *m.links.Load(), linkTable{}
+	old, next, peers := *m.links.Load(), linkTable{}, map[uint64]struct{}{}
+	for id := range old {
+		peers[id] = struct{}{}
+	}
+	change(peers)
 	for id := range peers {
 		if id == m.cfg.Node || id == 0 {
 			continue
@@ -194,8 +228,30 @@ func (m *MemoryNode) UpdatePeers(peers map[uint64]string) {
 			l.queue.close()
 			l.cancel()
 			delete(m.heard, id)
+			gone = append(gone, id)
 		}
 	}
+	return gone
+}
+
+// dismiss ends the calls of a node that is no peer any more. There are no streams.
+func (m *MemoryNode) dismiss(id uint64) {
+	reason := m.allowed(id)
+	if reason == nil {
+		reason = removed(id, m.cfg.Node)
+	}
+	m.served.end(id, reason)
+}
+
+// allowed says whether a node's frames and calls are taken. The error is a status.
+func (m *MemoryNode) allowed(id uint64) error {
+	if m.cfg.Allow != nil {
+		return m.cfg.allowed(id)
+	}
+	if table := *m.links.Load(); table[id] == nil {
+		return unknownSender(id, m.cfg.Node, table)
+	}
+	return nil
 }
 
 func (m *MemoryNode) newLink(to uint64) *memoryLink {
@@ -204,6 +260,7 @@ func (m *MemoryNode) newLink(to uint64) *memoryLink {
 		from: m, to: to, cancel: cancel, gone: ctx.Done(), count: &counters{}, wake: make(chan struct{}, 1),
 		queue: newQueue(m.cfg.MaxQueueBytes, m.cfg.MaxFrameBytes, &m.pool),
 	}
+	l.lastError.Store(new(string))
 	m.heard[to] = l.count
 	m.wg.Go(func() { l.run(ctx) })
 	return l
@@ -216,6 +273,7 @@ func (m *MemoryNode) Stats() map[uint64]PeerStats {
 		s := l.count.stats()
 		s.Connected, s.QueuedBytes = l.connected.Load(), l.queue.size()
 		s.Receiving = s.ReceivedFrames > 0
+		s.LastError = *l.lastError.Load()
 		stats[id] = s
 	}
 	return stats
@@ -251,6 +309,9 @@ func (m *MemoryNode) enter(from uint64, cluster string) (*counters, error) {
 	if cluster != m.cfg.Cluster {
 		return nil, wrongCluster(cluster, m.cfg.Cluster)
 	}
+	if err := m.allowed(from); err != nil {
+		return nil, err
+	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.closed {
@@ -258,7 +319,7 @@ func (m *MemoryNode) enter(from uint64, cluster string) (*counters, error) {
 	}
 	count := m.heard[from]
 	if count == nil {
-		return nil, unknownSender(from, m.cfg.Node, *m.links.Load())
+		count = &m.newcomers
 	}
 	m.wg.Add(1)
 	return count, nil
@@ -288,13 +349,18 @@ type memoryLink struct {
 	wake      chan struct{}
 	dirty     atomic.Bool
 	connected atomic.Bool
+	lastError atomic.Pointer[string]
 }
 
 func (l *memoryLink) run(ctx context.Context) {
 	for {
 		select {
 		case <-ctx.Done():
-			l.count.drop(l.queue.drop())
+			items, bytes := l.queue.drop()
+			l.count.drop(items, bytes)
+			if items > 0 {
+				l.from.notify.mark(l.to)
+			}
 			return
 		case <-l.wake:
 		}
@@ -318,6 +384,7 @@ func (l *memoryLink) deliver(f frame) {
 	}
 	if err != nil {
 		l.connected.Store(false)
+		l.report(err)
 		l.count.drop(f.items, len(payload))
 		l.queue.release(len(payload))
 		l.from.notify.mark(l.to)
@@ -325,6 +392,7 @@ func (l *memoryLink) deliver(f frame) {
 	}
 	defer dst.wg.Done()
 	if !l.connected.Swap(true) {
+		l.lastError.Store(new(string))
 		l.count.connects.Add(1)
 		if l.from.cfg.Connected != nil {
 			l.from.cfg.Connected(l.to)
@@ -335,8 +403,19 @@ func (l *memoryLink) deliver(f frame) {
 	l.count.sentBytes.Add(uint64(len(payload)))
 	heard.receivedFrames.Add(1)
 	heard.receivedBytes.Add(uint64(len(payload)))
+	if dst.cfg.Met != nil && (*dst.links.Load())[l.from.cfg.Node] == nil {
+		dst.cfg.Met(l.from.cfg.Node, l.from.Addr())
+	}
 	dst.cfg.Receive(l.from.cfg.Node, payload)
 	l.queue.release(len(payload))
+}
+
+// report keeps why a frame was not taken, and logs it unless it is what was logged last.
+func (l *memoryLink) report(err error) {
+	text := status.Convert(err).Message()
+	if last := l.lastError.Swap(&text); *last != text {
+		l.from.cfg.Logger.Warn("no frames to a peer", "peer", l.to, "reason", text)
+	}
 }
 
 // reach returns the node at the other end, which has been entered. The error is a status.
@@ -408,7 +487,16 @@ func (m *MemoryNode) beginCall(from uint64) (context.Context, func(), error) {
 	if m.cfg.Serve == nil {
 		return nil, nil, errNoServe
 	}
-	return m.served.begin(m.ctx, from)
+	ctx, done, err := m.served.begin(m.ctx, from)
+	if err != nil {
+		return nil, nil, err
+	}
+	// Again, as in serveCall.
+	if err := m.allowed(from); err != nil {
+		done()
+		return nil, nil, err
+	}
+	return ctx, done, nil
 }
 
 func (m *MemoryNode) answer(ctx context.Context, from uint64, request callMessage) (callMessage, error) {

@@ -10,6 +10,8 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/encoding"
+	"google.golang.org/grpc/encoding/proto"
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/metadata"
 	rpcpeer "google.golang.org/grpc/peer"
@@ -33,9 +35,9 @@ const (
 
 func serverOptions(cfg Config) []grpc.ServerOption {
 	return []grpc.ServerOption{
-		grpc.ForceServerCodecV2(rawCodec{}),
+		grpc.ForceServerCodecV2(serverCodec{proto: encoding.GetCodecV2(proto.Name)}),
 		grpc.MaxRecvMsgSize(cfg.maxMessage()),
-		grpc.WaitForHandlers(true), // Stop then waits for Serve
+		grpc.WaitForHandlers(true), // Stop then waits for Serve, and for Services
 		grpc.MaxConcurrentStreams(maxStreams),
 		grpc.MaxHeaderListSize(maxHeaderBytes),
 		grpc.StaticStreamWindowSize(streamWindow),
@@ -43,7 +45,7 @@ func serverOptions(cfg Config) []grpc.ServerOption {
 		grpc.WriteBufferSize(ioBuffer),
 		grpc.ReadBufferSize(ioBuffer),
 		grpc.ConnectionTimeout(cfg.handshakeTimeout),
-		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionIdle: maxIdle, Time: keepaliveTime, Timeout: keepaliveTimeout}),
+		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionIdle: cfg.maxIdle, Time: keepaliveTime, Timeout: keepaliveTimeout}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: keepaliveTime / 2, PermitWithoutStream: true}),
 	}
 }
@@ -73,9 +75,9 @@ type inbound struct {
 	count *counters
 	// kicked gets the status with which the stream is to end, at most one.
 	kicked chan error
-	// turn holds a token while some stream of the sender is being read. A stream
+	// turn's token is taken while some stream of the sender is being read. A stream
 	// that was replaced may still be in Receive; the newer one waits for it.
-	turn chan struct{}
+	turn *turn
 }
 
 // frames serves one stream (gRPC's goroutine). It does not read the stream
@@ -90,7 +92,10 @@ func (t *Transport) frames(_ any, stream grpc.ServerStream) error {
 	}
 	defer t.leave(in)
 	ended := make(chan error, 1)
-	if !t.spawn(func() { ended <- in.read(stream) }) {
+	if !t.spawn(func() {
+		defer t.endTurn(in)
+		ended <- in.read(stream)
+	}) {
 		return errClosing
 	}
 	select {
@@ -128,22 +133,42 @@ func (t *Transport) accept(ctx context.Context) (*inbound, error) {
 	if err != nil {
 		return nil, err
 	}
+	in, err := t.register(h)
+	if err != nil {
+		return nil, err
+	}
+	// Again, as who was removed meanwhile has been looked for in the register already.
+	if err := t.allowed(h.from); err != nil {
+		t.leave(in)
+		t.endTurn(in)
+		return nil, err
+	}
+	if t.cfg.Met != nil && h.address != "" {
+		t.cfg.Met(h.from, h.address)
+	}
+	return in, nil
+}
+
+func (t *Transport) register(h hello) (*inbound, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.closed {
 		return nil, errClosing
 	}
-	table := *t.peers.Load()
-	p := table[h.from]
-	if p == nil {
-		return nil, unknownSender(h.from, t.cfg.Node, table)
+	in := &inbound{t: t, hello: h, kicked: make(chan error, 1), turn: t.turn(h.from)}
+	old := t.inbound[h.from]
+	if p := (*t.peers.Load())[h.from]; p != nil {
+		in.count = p.count
+		signal(p.poke)
+	} else if old != nil {
+		in.count = old.count
+	} else {
+		in.count = &counters{}
 	}
-	in := &inbound{t: t, hello: h, count: p.count, kicked: make(chan error, 1), turn: t.turn(h.from)}
-	if old := t.inbound[h.from]; old != nil {
+	if old != nil {
 		t.replace(old, h)
 	}
 	t.inbound[h.from] = in
-	signal(p.poke)
 	return in, nil
 }
 
@@ -157,13 +182,28 @@ func (t *Transport) replace(old *inbound, h hello) {
 	old.kick(status.Error(codes.Aborted, "replaced: this node has accepted a newer stream from the same sender"))
 }
 
-// turn returns the token's place for a sender. It outlives the sender's being a
-// peer, as a Receive might. The caller holds t.mu.
-func (t *Transport) turn(from uint64) chan struct{} {
+// turn is held while a stream of one sender is being read. It outlives the sender's
+// being a peer, as a Receive might.
+type turn struct {
+	token chan struct{}
+	users int // streams that hold or await it; guarded by Transport.mu
+}
+
+// turn returns the sender's, which endTurn gives back. The caller holds t.mu.
+func (t *Transport) turn(from uint64) *turn {
 	if t.turns[from] == nil {
-		t.turns[from] = make(chan struct{}, 1)
+		t.turns[from] = &turn{token: make(chan struct{}, 1)}
 	}
+	t.turns[from].users++
 	return t.turns[from]
+}
+
+func (t *Transport) endTurn(in *inbound) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if in.turn.users--; in.turn.users == 0 {
+		delete(t.turns, in.hello.from)
+	}
 }
 
 // leave takes in out of the register, unless a newer stream is there.
@@ -185,8 +225,8 @@ func (in *inbound) kick(err error) {
 // read hands on frames until the stream ends. The error is a status, or nil.
 func (in *inbound) read(stream grpc.ServerStream) error {
 	select {
-	case in.turn <- struct{}{}:
-		defer func() { <-in.turn }()
+	case in.turn.token <- struct{}{}:
+		defer func() { <-in.turn.token }()
 	case <-stream.Context().Done():
 		return stream.Context().Err()
 	}
