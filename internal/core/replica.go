@@ -201,7 +201,7 @@ func (r *Replica) restore(d Deps) error {
 		return fmt.Errorf("version %d of the machine is active, this program knows up to %d: start the newer program", r.meta.machine, limit)
 	}
 	r.setConfiguration(r.conf)
-	r.settleLog(d.Log.Entries)
+	r.settleLog(&d.Log)
 	if r.leaving {
 		r.broken = r.removedError(r.conf.Index)
 		r.logger.Error("replica does not start", "reason", r.broken)
@@ -226,16 +226,17 @@ func (r *Replica) continuing(stored []wal.Entry) (entries []raftpb.Entry) {
 // settleLog makes the write-ahead log agree with the state that was found. After a crash between the installation of a snapshot and
 // the record of it, the log ends before the state, or contradicts it: what comes next could not be appended, or would be dropped
 // by the next restart. Otherwise the log is told what is flushed: a shard at rest must not hold back what others could release.
-func (r *Replica) settleLog(stored []wal.Entry) {
+func (r *Replica) settleLog(stored *wal.ShardLog) {
 	if r.applied == 0 {
 		return
 	}
-	due := false
-	if n := len(stored); n > 0 {
-		due = stored[n-1].Index < uint64(r.applied)
-		for _, e := range stored {
-			due = due || Index(e.Index) == r.applied && Term(e.Term) != r.meta.term
-		}
+	end := stored.RestartAfter // of a snapshot before this one, with nothing after it
+	if n := len(stored.Entries); n > 0 {
+		end = stored.Entries[n-1].Index
+	}
+	due := end != 0 && end < uint64(r.applied)
+	for _, e := range stored.Entries {
+		due = due || Index(e.Index) == r.applied && Term(e.Term) != r.meta.term
 	}
 	if !due || mutated("no-restart-record") {
 		r.w.env.Flushed(r.shard, r.applied)
@@ -414,12 +415,16 @@ func (r *Replica) takeReady() {
 		r.advance(rd)
 		return
 	}
-	// A leader may replicate while it writes; everything else says "I have it", or "I vote", and waits.
+	// A leader may replicate while it writes; everything else says "I have it", or "I vote", and waits. So does word of what is
+	// committed and not on disk here: a single voter commits what it appends, and a learner would apply what a crash takes back.
+	durable := r.log.last()
+	if len(rd.Entries) > 0 {
+		durable = min(durable, rd.Entries[0].Index-1)
+	}
 	for i := range rd.Messages {
 		m := &rd.Messages[i]
-		// (A single voter commits what it appends: then its learners must not hear of that before it is on its disk.)
 		early := r.lead != nil && !promised && (m.Type == raftpb.MsgApp || m.Type == raftpb.MsgHeartbeat) &&
-			(m.Commit <= r.log.last() || mutated("commit-before-sync"))
+			(m.Commit <= durable || mutated("commit-before-sync"))
 		if early || mutated("send-before-sync") {
 			r.send(m)
 		} else {

@@ -116,7 +116,8 @@ func (o *offered) encode() []byte {
 // offer answers raft, which needs a snapshot for somebody. Without a fitting one it has one cut, and raft asks again.
 func (r *Replica) offer() (raftpb.Snapshot, error) {
 	l := r.lead
-	if l == nil || !l.ready {
+	if l == nil || !l.ready && mutated("offer-when-ready") {
+		// A leader that has not committed its first entry yet may need the follower for that: it offers what it has applied.
 		return raftpb.Snapshot{}, raft.ErrSnapshotTemporarilyUnavailable
 	}
 	r.noticeStranded()

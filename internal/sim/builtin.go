@@ -2,6 +2,7 @@ package sim
 
 import (
 	"bytes"
+	"encoding/binary"
 	"fmt"
 	"math/rand/v2"
 
@@ -40,9 +41,9 @@ func (b *builtin) reads() bool          { return true }
 func (b *builtin) machine(n *node, _ core.ShardID) core.Machine {
 	if b.s.opts.Nondeterministic && n.id == 1 {
 		// Not while it leads: what a leader does is right by definition, and all others would stop.
-		return &machine{nondeterministic: func() bool { return b.s.check.someLeader(registers) != n.id && n.rng.IntN(200) == 0 }}
+		return &machine{max: n.program, nondeterministic: func() bool { return b.s.check.someLeader(registers) != n.id && n.rng.IntN(200) == 0 }}
 	}
-	return &machine{}
+	return &machine{max: n.program}
 }
 
 func (b *builtin) newID(o *operation) uint64 {
@@ -160,8 +161,10 @@ type builtinModel struct {
 }
 
 type valueAt struct {
-	index core.Index
-	value int64
+	index   core.Index
+	value   int64
+	version uint64 // of the machine that wrote it
+	pad     int    // bytes behind it
 }
 
 func (m *builtinModel) begin(core.Index, uint64, *logEntry) {}
@@ -202,8 +205,8 @@ func (m *builtinModel) sawAt(k uint16, i core.Index, value int64) bool {
 	return false
 }
 
-func (m *builtinModel) set(k uint16, i core.Index, v int64) {
-	m.values[k] = append(m.values[k], valueAt{i, v})
+func (m *builtinModel) set(k uint16, i core.Index, v int64, pad int) {
+	m.values[k] = append(m.values[k], valueAt{i, v, m.o.version, pad})
 }
 
 func (m *builtinModel) request(i core.Index, _ int, _ int64, r *logRequest) {
@@ -241,7 +244,10 @@ func (m *builtinModel) rejection(i core.Index, r *logRequest) {
 func (m *builtinModel) events(i core.Index, r *logRequest) {
 	var op *operation
 	for n, data := range r.events {
-		cmd, value := decodeEvent(data)
+		cmd, value, version := decodeEvent(data)
+		if version != m.o.version {
+			m.o.fail("version", "entry %d: %v was decided by version %d, and %d is active", i, cmd, version, m.o.version)
+		}
 		reply, want, ok := m.decide(cmd)
 		if !ok || value != want {
 			m.o.fail("decision", "entry %d: %v decided %d on value %d", i, cmd, value, m.latest(cmd.key))
@@ -249,10 +255,10 @@ func (m *builtinModel) events(i core.Index, r *logRequest) {
 		if r.session && (n >= len(r.outcome.replies) || decodeValue(r.outcome.replies[n]) != reply) {
 			m.o.fail("decision", "entry %d: %v replies %x, want %d", i, cmd, r.outcome.replies, reply)
 		}
-		m.set(cmd.key, i, value)
+		m.set(cmd.key, i, value, cmd.pad)
 		if cmd.op == opTransfer {
 			to := uint16(cmd.old)
-			m.set(to, i, m.latest(to)+cmd.arg)
+			m.set(to, i, m.latest(to)+cmd.arg, 0)
 		}
 		this := m.b.byID(cmd.id)
 		if n == 0 {
@@ -301,6 +307,25 @@ func (m *builtinModel) compare(n *node, v core.View, at core.Index) {
 	got, _ := (&machine{}).Query(v, query(queryAll)) // never fails
 	if want := m.answer(queryAll, at); !bytes.Equal(got, want) {
 		m.o.fail("state", "node %d at %d: %x, want %x", n.id, at, got, want)
+	}
+	for key, data := range v.Scan([]byte{'k'}, []byte{'l'}) {
+		k := binary.BigEndian.Uint16(key[1:])
+		list := m.values[k]
+		for len(list) > 0 && list[len(list)-1].index > at {
+			list = list[:len(list)-1]
+		}
+		if len(list) == 0 {
+			m.o.fail("state", "node %d at %d: key %d was never set", n.id, at, k)
+			return
+		}
+		is, tag := list[len(list)-1], 0
+		if is.version > 0 {
+			tag = 1
+		}
+		if len(data) != 8+is.pad+tag || tag > 0 && uint64(data[len(data)-1]) != is.version {
+			m.o.fail("version", "node %d at %d: key %d has %d bytes, ending with %x; it was written under version %d, with %d bytes of padding", n.id, at, k, len(data), data[len(data)-1], is.version, is.pad)
+			return
+		}
 	}
 }
 

@@ -10,6 +10,7 @@ import (
 	"go.etcd.io/etcd/raft/v3/raftpb"
 
 	"github.com/decree-raft/decree/internal/core"
+	"github.com/decree-raft/decree/snapshot"
 )
 
 // checker holds every rule that a run must keep; see the package's doc for the list.
@@ -20,6 +21,10 @@ type checker struct {
 	ops     []*operation            // ops[i] has number i+1
 	leaders map[leaderKey]core.NodeID
 	latest  [shardCount + 1]core.NodeID // who was last seen to lead
+
+	changes    map[changeKey]*memberChange // of the members
+	changeList []*memberChange             // the same, in order
+	proposed   map[proposedKey]bool        // changes that have been written
 }
 
 type leaderKey struct {
@@ -28,7 +33,8 @@ type leaderKey struct {
 }
 
 func newChecker(s *sim) *checker {
-	c := &checker{s: s, rng: stream(s.seed, 5), leaders: map[leaderKey]core.NodeID{}}
+	c := &checker{s: s, rng: stream(s.seed, 5), leaders: map[leaderKey]core.NodeID{},
+		changes: map[changeKey]*memberChange{}, proposed: map[proposedKey]bool{}}
 	for id := core.ShardID(1); id <= s.work.shards(); id++ {
 		c.shards[id] = newOracle(c, id)
 	}
@@ -55,11 +61,11 @@ func (c *checker) promise(n *node, id core.ShardID, m *raftpb.Message) {
 	case raftpb.MsgVoteResp:
 		ok = m.Reject || disk.hard.Term > m.Term || disk.hard.Term == m.Term && disk.hard.Vote == m.To
 	case raftpb.MsgAppResp:
-		ok = m.Reject || disk.hard.Term > m.Term || disk.hard.Term == m.Term && uint64(len(disk.entries)) >= m.Index
+		ok = m.Reject || disk.hard.Term > m.Term || disk.hard.Term == m.Term && uint64(disk.last()) >= m.Index
 	}
 	if !ok {
-		c.s.fail("promise", "node %d sends %v of term %d, index %d to %d, while its disk has %+v and %d entries of shard %d",
-			n.id, m.Type, m.Term, m.Index, m.To, disk.hard, len(disk.entries), id)
+		c.s.fail("promise", "node %d sends %v of term %d, index %d to %d, while its disk has %+v and entries of shard %d up to %d",
+			n.id, m.Type, m.Term, m.Index, m.To, disk.hard, id, disk.last())
 	}
 }
 
@@ -70,7 +76,11 @@ func (c *checker) stopped(n *node, id core.ShardID, err *core.Error) {
 		c.s.end()
 		return
 	}
-	if n.foundDamage(id, err) {
+	if n.foundDamage(id, err) || c.wentAway(n, id, err) || n.tooOld(err) {
+		return
+	}
+	if err.Code == core.CodeStorage && n.disk.mayFail(err) {
+		n.s.faults.restartSoon(n) // an installation that failed
 		return
 	}
 	c.s.fail("stopped", "shard %d on node %d: %v", id, n.id, err)
@@ -96,7 +106,18 @@ func (c *checker) observe(w *worker) {
 		}
 		c.observeLeader(w.n, &st)
 		c.observeApplied(w.n, &st)
+		if c.s.failure != nil {
+			return
+		}
+		c.observeMembers(w.n, &st)
 		before := &w.n.counted[id]
+		if st.Stats.JournalShort > 0 || st.Stats.SnapshotsInstalled > 0 {
+			w.n.cutShort[id] = true
+		}
+		c.s.stats.JournalsShort += int(st.Stats.JournalShort - before.JournalShort)
+		if st.Stats.SnapshotsInstalled > before.SnapshotsInstalled {
+			c.compareState(w, id)
+		}
 		c.s.stats.Rollbacks += st.Stats.Rollbacks - before.Rollbacks
 		c.s.stats.Duplicates += st.Stats.Duplicates - before.Duplicates
 		*before = st.Stats
@@ -143,6 +164,10 @@ func (c *checker) observeApplied(n *node, st *core.Status) {
 	if !c.learnUpTo(n, st.Shard, st.Applied) {
 		return
 	}
+	// What a snapshot has brought was applied elsewhere. How the replica came to have it, the state's comparison need not know.
+	if jump := min(max(n.installed[st.Shard], disk.base), st.Applied); jump > was {
+		was = jump
+	}
 	for i := was + 1; i <= st.Applied; i++ {
 		e, ok := disk.at(i)
 		if !ok {
@@ -186,16 +211,20 @@ func (c *checker) learnUpTo(n *node, id core.ShardID, upTo core.Index) bool {
 	return c.s.failure == nil
 }
 
-// majority: what anybody applies must already be on more than half of the disks.
+// majority: what anybody applies must already be on the disks of a majority of the voters.
 func (c *checker) majority(id core.ShardID, i core.Index, e shadowEntry) {
-	on := 0
+	var on ids
 	for _, n := range c.s.nodes {
 		if other, ok := n.disk.shadow[id].at(i); ok && other.term == e.term && other.hash == e.hash {
-			on++
+			on = append(on, n.id)
 		}
 	}
-	if 2*on <= len(c.s.nodes) {
-		c.s.fail("durability", "shard %d: entry %d is applied, and on the disks of %d nodes of %d", id, i, on, len(c.s.nodes))
+	// A change takes effect where it is applied: what is committed together with it, its leader has counted by the members before it.
+	o := c.shards[id]
+	now := o.config(i - 1)
+	before := o.config(max(now.index, 1) - 1)
+	if !now.quorum(on.has) && !before.quorum(on.has) {
+		c.s.fail("durability", "shard %d: entry %d is applied, and on the disks of %v; %v", id, i, on, now)
 	}
 }
 
@@ -220,7 +249,10 @@ func (c *checker) compareJournal(n *node, id core.ShardID) {
 	}
 	for _, other := range c.s.nodes {
 		// The first entry is there for its term: whoever has it can be sent what follows.
-		if has := uint64(len(other.disk.shadow[id].entries)); has < first && first > 1 && other.rotten == "" {
+		if conf := c.shards[id].latest(); other.spare() || conf.removed.has(other.id) {
+			continue // one that joins begins with a snapshot, if need be
+		}
+		if has := uint64(other.disk.shadow[id].last()); has < first && first > 1 && !n.cutShort[id] && other.rotten == "" {
 			c.s.fail("journal", "shard %d on node %d begins with entry %d, node %d ends at %d", id, n.id, first, other.id, has)
 			return
 		}
@@ -390,4 +422,16 @@ func digestOf(encoded [][]byte) uint64 {
 		return xxhash.Sum64(encoded[0])
 	}
 	return 0
+}
+
+// cut checks a snapshot that a node has cut: it is of what was committed.
+func (c *checker) cut(n *node, s *snapshot.Snapshot) {
+	m, o := s.Manifest, c.shards[s.Manifest.Shard]
+	if core.Index(m.Index) > o.last() {
+		c.s.fail("snapshot", "node %d cut shard %d at %d, and nobody has applied more than %d", n.id, m.Shard, m.Index, o.last())
+		return
+	}
+	if at := o.after(core.Index(m.Index)); m.Term != at.term || m.Hash != at.chain || m.Time != at.time {
+		c.s.fail("snapshot", "node %d cut shard %d at %d with term %d, hash %x, time %d; the log says %d, %x, %d", n.id, m.Shard, m.Index, m.Term, m.Hash, m.Time, at.term, at.chain, at.time)
+	}
 }

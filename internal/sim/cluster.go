@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"fmt"
 	"math/rand/v2"
 
 	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
@@ -8,6 +9,7 @@ import (
 
 	"github.com/decree-raft/decree/internal/core"
 	"github.com/decree-raft/decree/internal/state"
+	"github.com/decree-raft/decree/snapshot"
 )
 
 // node is what rsm.Node, its engine and its clock are in production. One struct stands
@@ -17,6 +19,7 @@ type node struct {
 	id   core.NodeID
 	rng  *rand.Rand
 	disk *disk
+	home string // where it is found
 
 	up      bool
 	gen     uint64
@@ -28,6 +31,20 @@ type node struct {
 	frames  [][]byte
 	flushes []*flush // begun and not known to be durable
 	queries []*core.QueryBatch
+
+	snaps    *snapshot.Dir
+	snapRand *rand.Rand // of cuts, fetches and installations
+	cuts     []*cutting
+	installs []*replacing
+	// installed is the last snapshot that the state store has taken over, by shard, whatever the log knows of it.
+	installed [shardCount + 1]core.Index
+	cutShort  [shardCount + 1]bool               // the journal has lost what others may need
+	confs     [shardCount + 1]core.Configuration // as the core last said
+	dial      map[core.NodeID]string             // the transport's: where peers were last found, by this incarnation
+	left      [shardCount + 1]bool               // the replica knows that it was removed
+	program   uint64                             // the highest version of the machine that it can run
+	ran       uint64                             // the highest that it ever could
+
 	applied [shardCount + 1]core.Index // as the checker saw it
 	counted [shardCount + 1]core.Stats
 	ticks   int
@@ -66,9 +83,12 @@ type flush struct {
 var _ core.Env = (*worker)(nil)
 
 func newNode(s *sim, id core.NodeID) *node {
-	n := &node{s: s, id: id, rng: stream(s.seed, 100+uint64(id))}
+	n := &node{s: s, id: id, rng: stream(s.seed, 100+uint64(id)), snapRand: stream(s.seed, 500+uint64(id)), home: fmt.Sprintf("n%d", id)}
 	n.disk, n.ticker = newDisk(n), n.tick
 	n.rate = int64(s.swarm.tick) * (90 + n.rng.Int64N(21)) / 100
+	if top := s.swarm.programs; top > 0 {
+		n.program = stream(s.seed, 600+uint64(id)).Uint64N(top + 1)
+	}
 	n.skew = n.rng.Int64N(20*second) - 10*second
 	return n
 }
@@ -85,11 +105,45 @@ func (n *node) after(d int64, f func()) {
 	n.s.queue.push(max(n.s.now+d, n.s.now), task{f, n, n.gen})
 }
 
+// voters are those that a shard was made with. A spare has none: it joins.
 func (n *node) voters() (all []core.NodeID) {
+	if n.spare() {
+		return nil
+	}
 	for i := range n.s.swarm.nodes {
 		all = append(all, core.NodeID(i+1))
 	}
 	return all
+}
+
+func (n *node) spare() bool { return int(n.id) > n.s.swarm.nodes }
+
+// address returns where a peer is found as far as this node knows: its configuration names the first nodes, logs all others.
+func (n *node) address(p core.NodeID) string {
+	latest, address := core.Index(0), ""
+	if int(p) <= n.s.swarm.nodes || p == n.id {
+		address = n.s.node(p).home
+	}
+	for i := range n.confs {
+		c := &n.confs[i]
+		if a := c.Addresses[p]; a != "" && (c.Index > latest || latest == 0) {
+			latest, address = c.Index, a
+		}
+	}
+	return address
+}
+
+// locate brings the transport up to date. A peer of which this node had not heard counts as heard of now, as in rsm. One that has
+// been removed is still talked to, so that it learns of it.
+func (n *node) locate() {
+	for _, p := range n.s.nodes {
+		if a := n.address(p.id); a != "" && p != n && n.dial[p.id] != a {
+			n.dial[p.id] = a
+			if n.heard[p.id] == 0 {
+				n.heard[p.id] = n.mono()
+			}
+		}
+	}
 }
 
 // start opens what the disk holds and joins the others.
@@ -103,11 +157,11 @@ func (n *node) start() {
 	}
 	n.paused, n.crashAfterPass, n.diskLow, n.ticks = 0, false, false, 0
 	n.unfit = nil
-	n.heard = make([]int64, n.s.swarm.nodes+1)
-	for i := range n.heard {
-		n.heard[i] = n.mono()
-	}
-	n.frames = make([][]byte, n.s.swarm.nodes+1)
+	n.heard = make([]int64, len(n.s.nodes)+1)
+	n.confs, n.dial = [shardCount + 1]core.Configuration{}, map[core.NodeID]string{}
+	n.locate()
+	n.ran = max(n.ran, n.program)
+	n.frames = make([][]byte, len(n.s.nodes)+1)
 	if err := n.open(); err != nil {
 		n.refused(err)
 		return
@@ -130,6 +184,9 @@ func (n *node) open() error {
 		Dir: "state", FS: errorfs.Wrap(n.disk.fs, n.faults), Cache: n.s.cache, Logger: n.s.logger, DisableCompactions: true, OnFatal: n.faults.OnFatal,
 	})
 	if err != nil {
+		return err
+	}
+	if err := n.openSnapshots(); err != nil {
 		return err
 	}
 	cfg := n.s.swarm.core
@@ -173,6 +230,7 @@ func (n *node) crash() {
 	n.s.trace.event(evCrash, n.id, n.gen, 0, 0, 0)
 	n.up = false
 	n.crashFlushes()
+	n.crashSnapshots()
 	n.disk.crash()
 	n.release()
 }
@@ -209,6 +267,7 @@ func (n *node) stop(reason *core.Error) {
 	}
 	n.up = false
 	n.crashFlushes()
+	n.crashSnapshots()
 	n.disk.crash()
 	n.release()
 }
@@ -224,6 +283,12 @@ func (n *node) release() {
 		}
 	}
 	n.queries = nil
+	for _, c := range n.cuts {
+		if c.from != nil {
+			c.from.Close()
+		}
+	}
+	n.cuts, n.installs = nil, nil
 	for _, st := range n.shards {
 		st.Close()
 	}
@@ -259,7 +324,7 @@ func (n *node) tick() {
 	n.ticks++
 	if n.ticks%2 == 0 {
 		for p := range n.frames {
-			if p != 0 && core.NodeID(p) != n.id {
+			if p != 0 && core.NodeID(p) != n.id && n.dial[core.NodeID(p)] != "" {
 				n.frames[p] = core.AppendBeat(n.frame(core.NodeID(p)))
 			}
 		}
@@ -300,17 +365,24 @@ func (n *node) receive(f frame) {
 	n.s.trace.event(evFrameGot, n.id, uint64(f.from), f.hash, uint64(len(f.bytes)), 0)
 	n.s.trace.frame(&f)
 	n.heard[f.from] = n.mono()
-	err := core.DecodeFrame(f.from, n.id, f.bytes,
-		func(m core.Message) {
+	if n.dial[f.from] == "" {
+		n.dial[f.from] = n.s.node(f.from).home // who dials says where it is found
+	}
+	err := core.DecodeFrame(f.from, n.id, f.bytes, core.Receiver{
+		Message: func(m core.Message) {
 			n.workerOf(m.Shard).post(func(in *core.Input) { in.Messages = append(in.Messages, m) })
 		},
-		func(q core.Quiesce) {
+		Quiesce: func(q core.Quiesce) {
 			n.workerOf(q.Shard).post(func(in *core.Input) { in.Quiesces = append(in.Quiesces, q) })
 		},
-		func(c core.CommitNote) {
+		Commit: func(c core.CommitNote) {
 			c.At = n.mono()
 			n.workerOf(c.Shard).post(func(in *core.Input) { in.Commits = append(in.Commits, c) })
-		})
+		},
+		Note: func(m core.Note) {
+			n.workerOf(m.Shard).post(func(in *core.Input) { in.Notes = append(in.Notes, m) })
+		},
+	})
 	if err != nil {
 		n.s.fail("frame", "from node %d to node %d: %v", f.from, n.id, err)
 	}
@@ -330,7 +402,10 @@ func (n *node) sendFrames(upTo int) {
 	for p, frame := range n.frames {
 		if len(frame) > 0 {
 			n.frames[p] = nil
-			if p < upTo {
+			switch {
+			case n.dial[core.NodeID(p)] == "": // nobody has said where it is
+				n.s.net.spare = append(n.s.net.spare, frame[:0])
+			case p < upTo:
 				n.s.net.send(n.id, core.NodeID(p), frame)
 			}
 		}
@@ -379,9 +454,14 @@ func emptied(in core.Input) core.Input {
 	clear(in.Written)
 	clear(in.Flushed)
 	clear(in.Calls)
+	clear(in.Notes)
+	clear(in.Cuts)
+	clear(in.Fetched)
+	clear(in.Installed)
 	return core.Input{
 		Messages: in.Messages[:0], Quiesces: in.Quiesces[:0], Commits: in.Commits[:0], Requests: in.Requests[:0], Written: in.Written[:0],
 		Flushed: in.Flushed[:0], Unreachable: in.Unreachable[:0], Pinned: in.Pinned[:0], Calls: in.Calls[:0],
+		Notes: in.Notes[:0], Cuts: in.Cuts[:0], Fetched: in.Fetched[:0], Installed: in.Installed[:0],
 	}
 }
 
@@ -400,7 +480,31 @@ func (w *worker) SendCommit(to core.NodeID, c core.CommitNote) {
 	w.n.frames[to] = core.AppendCommit(w.n.frame(to), c)
 }
 
-func (w *worker) Write(wr *core.Write) { w.n.disk.add(w, wr) }
+func (w *worker) SendNote(to core.NodeID, m core.Note) {
+	w.n.frames[to] = core.AppendNote(w.n.frame(to), m)
+}
+
+func (w *worker) Address(p core.NodeID) string { return w.n.address(p) }
+
+func (w *worker) Members(shard core.ShardID, c core.Configuration) {
+	n := w.n
+	n.confs[shard] = c
+	n.locate()
+	n.s.trace.event(evMembers, n.id, uint64(shard), uint64(c.Index), uint64(len(c.Voters)), uint64(len(c.Outgoing))<<32|uint64(len(c.Learners)))
+	n.s.trace.note("voters %v, outgoing %v, learners %v, removed %v, addresses %v", c.Voters, c.Outgoing, c.Learners, c.Removed, c.Addresses)
+}
+
+func (w *worker) Write(wr *core.Write) {
+	for i := range wr.Records {
+		r := &wr.Records[i]
+		for k := range r.Entries {
+			if e := &r.Entries[k]; e.Type == uint8(raftpb.EntryConfChangeV2) {
+				w.n.s.check.proposes(w.n, core.ShardID(r.Shard), core.Index(e.Index), core.Term(e.Term), e.Data)
+			}
+		}
+	}
+	w.n.disk.add(w, wr)
+}
 
 // Query runs at once, or long after: the state goes on, the version may not.
 func (w *worker) Query(b *core.QueryBatch) {

@@ -35,11 +35,13 @@ type logWrite struct {
 // shadowLog is a shard's log as a disk must have it.
 type shadowLog struct {
 	hard    wal.HardState
-	entries []shadowEntry // entries[i] has index i+1
+	base    core.Index    // the log begins after it: what a snapshot has taken the place of
+	entries []shadowEntry // entries[i] has index base+i+1
 }
 
 type shadowEntry struct {
 	term uint64
+	kind uint8 // raft's
 	hash uint64
 	data []byte
 }
@@ -132,23 +134,32 @@ func (d *disk) records() []wal.Record {
 }
 
 func (l *shadowLog) add(r *wal.Record) {
+	if r.Forget {
+		*l = shadowLog{}
+	}
+	if r.RestartAfter != 0 {
+		l.base, l.entries = core.Index(r.RestartAfter), nil
+	}
 	if !r.HardState.IsZero() {
 		l.hard = r.HardState
 	}
 	if len(r.Entries) == 0 {
 		return
 	}
-	l.entries = l.entries[:r.Entries[0].Index-1]
+	l.entries = l.entries[:core.Index(r.Entries[0].Index)-1-l.base]
 	for _, e := range r.Entries {
-		l.entries = append(l.entries, shadowEntry{term: e.Term, hash: xxhash.Sum64(e.Data), data: e.Data})
+		l.entries = append(l.entries, shadowEntry{term: e.Term, kind: e.Type, hash: xxhash.Sum64(e.Data), data: e.Data})
 	}
 }
 
+func (l *shadowLog) last() core.Index { return l.base + core.Index(len(l.entries)) }
+
+// at returns an entry, and false if the log ends before it, or begins after it.
 func (l *shadowLog) at(i core.Index) (shadowEntry, bool) {
-	if i == 0 || int(i) > len(l.entries) {
+	if i <= l.base || i > l.last() {
 		return shadowEntry{}, false
 	}
-	return l.entries[i-1], true
+	return l.entries[i-l.base-1], true
 }
 
 // crash loses what was not durable. The write under way may have been, although nobody was told.
@@ -198,7 +209,7 @@ func (d *disk) reopen() (*wal.Recovered, error) {
 				return nil, errors.New("the log came back with other entries")
 			}
 		}
-		if n := len(l.Entries); n > 0 && int(l.Entries[n-1].Index) != len(shadow.entries) {
+		if n := len(l.Entries); n > 0 && core.Index(l.Entries[n-1].Index) != shadow.last() {
 			return nil, errors.New("the log came back shorter or longer")
 		}
 	}

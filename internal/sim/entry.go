@@ -22,6 +22,7 @@ type logRequest struct {
 	evicted              []core.SessionID
 	id                   core.SessionID
 	seq, acked, digest   uint64
+	version              uint64 // of the machine, active from the next entry on; 0: no such request
 	outcome              logOutcome
 	events               [][]byte
 }
@@ -96,6 +97,9 @@ func (d *decoder) request() (r logRequest) {
 		if o := d.bytes(); len(o) > 0 {
 			r.outcome = (&decoder{o}).outcome()
 		}
+	}
+	if flags&8 != 0 {
+		r.version = d.n()
 	}
 	for n := d.n(); n > 0; n-- {
 		r.events = append(r.events, d.bytes())

@@ -29,6 +29,14 @@ const (
 	faultSleepyLeader
 	faultDiskFull
 	faultRot
+	faultCut
+	faultAddLearner
+	faultPromote
+	faultRemove
+	faultReplace
+	faultAddress
+	faultUpgrade
+	faultDowngrade
 	faultKinds
 )
 
@@ -36,6 +44,7 @@ var faultNames = [faultKinds]string{
 	"crash", "crash-all", "stop", "pause", "clock", "transfer", "isolate", "halves", "one-way", "bridge", "flap",
 	"slow-disk", "disk-error", "disk-low", "pin", "unreachable", "sleepy-leader",
 	"disk-full", "rot",
+	"cut", "add-learner", "promote", "remove", "replace", "address", "upgrade", "downgrade",
 }
 
 // faultMeans are the mean times between two faults of a kind, when the seed has it.
@@ -47,6 +56,10 @@ var faultMeans = [faultKinds]int64{
 	faultDiskError: 800 * millisecond, faultDiskLow: 500 * millisecond, faultPin: 50 * millisecond,
 	faultUnreachable: 100 * millisecond, faultSleepyLeader: 500 * millisecond,
 	faultDiskFull: 800 * millisecond, faultRot: 1000 * millisecond,
+
+	faultCut:        100 * millisecond,
+	faultAddLearner: 300 * millisecond, faultPromote: 150 * millisecond, faultRemove: 600 * millisecond, faultReplace: 400 * millisecond,
+	faultAddress: 600 * millisecond, faultUpgrade: 300 * millisecond, faultDowngrade: 600 * millisecond,
 }
 
 // longestPause keeps a pause from outlasting the calm phase's patience.
@@ -176,6 +189,12 @@ func (f *faults) inject(kind int) {
 			tell("n%d is told that it cannot reach n%d", n.id, id)
 			n.unreachable(id)
 		}
+	case faultCut:
+		f.cutSnapshot(n)
+	case faultAddLearner, faultPromote, faultRemove, faultReplace, faultAddress:
+		f.members(kind)
+	case faultUpgrade, faultDowngrade:
+		f.exchange(kind, n)
 	default:
 		f.partition(kind, n)
 	}
@@ -243,6 +262,27 @@ func (f *faults) stop(n *node, reason *core.Error) {
 	if n.up {
 		n.stop(reason)
 		f.restart(n)
+	}
+}
+
+// restartSoon has a node whose replica has stopped started again by whoever looks after it.
+func (f *faults) restartSoon(n *node) {
+	gen := n.gen
+	f.s.after(exp(f.r, f.s.swarm.last), func() {
+		if n.up && n.gen == gen {
+			f.stop(n, &core.Error{Kind: core.ErrNotProposed, Code: core.CodeClosed, Message: "the node is closed"})
+		}
+	})
+}
+
+// cutSnapshot has a snapshot of a shard written: of what is applied now, which needs a flush, or of the last flush.
+func (f *faults) cutSnapshot(n *node) {
+	id, fresh := core.ShardID(1+f.r.IntN(int(f.s.work.shards()))), f.r.IntN(4) > 0
+	f.s.trace.note("n%d is told to cut a snapshot of shard %d, a fresh one: %v", n.id, id, fresh)
+	if n.up {
+		n.workerOf(id).post(func(in *core.Input) {
+			in.Calls = append(in.Calls, func(c *core.Worker) { c.Cut(id, fresh, func([]byte, error) {}) })
+		})
 	}
 }
 
@@ -353,6 +393,7 @@ func (f *faults) calm() {
 	for _, n := range f.s.nodes {
 		n.crashAfterPass = false
 		n.disk.heal()
+		n.newest()
 		if !n.up && !n.out {
 			n.start()
 		}

@@ -69,14 +69,23 @@ func (c command) String() string {
 	return fmt.Sprintf("#%d %s(key %d, %d, %d)", c.id, [...]string{"set", "add", "cas", "take", "panic", "huge", "transfer"}[c.op], c.key, c.arg, c.old)
 }
 
-// An event is the command's bytes and, behind them, the decided value.
-func encodeEvent(command []byte, value int64) []byte {
-	return binary.BigEndian.AppendUint64(append([]byte(nil), command...), uint64(value))
+// An event is the command's bytes and, behind them, the decided value and the version of the machine that decided.
+func encodeEvent(command []byte, value int64, version uint64) []byte {
+	return append(binary.BigEndian.AppendUint64(append([]byte(nil), command...), uint64(value)), byte(version))
 }
 
-func decodeEvent(b []byte) (c command, value int64) {
-	n := len(b) - 8
-	return decodeCommand(b[:n]), int64(binary.BigEndian.Uint64(b[n:]))
+func decodeEvent(b []byte) (c command, value int64, version uint64) {
+	n := len(b) - 9
+	return decodeCommand(b[:n]), int64(binary.BigEndian.Uint64(b[n:])), uint64(b[n+8])
+}
+
+// stored is what is written for a value.
+func stored(v int64, pad []byte, version uint64) []byte {
+	b := append(encodeValue(v), pad...)
+	if version > 0 {
+		b = append(b, byte(version))
+	}
+	return b
 }
 
 func encodeValue(v int64) []byte { return binary.BigEndian.AppendUint64(nil, uint64(v)) }
@@ -94,9 +103,14 @@ func query(k uint16) []byte { return binary.BigEndian.AppendUint16(nil, k) }
 type machine struct {
 	// nondeterministic, if set, makes Apply write something else now and then: a user's fault, which must be found out.
 	nondeterministic func() bool
+	max              uint64 // the highest version that this program can run
 }
 
-var _ core.Machine = (*machine)(nil)
+var _ core.Versioned = (*machine)(nil)
+
+// MaxVersion implements core.Versioned. From version 1 on, each value ends with the version under which it was written, and each event
+// says under which it was decided.
+func (m *machine) MaxVersion() uint64 { return m.max }
 
 func get(v core.View, c op, k uint16) int64 {
 	data, ok := v.Get(keyName(k))
@@ -135,11 +149,11 @@ func (m *machine) Decide(v core.View, c core.Command) (events [][]byte, reply []
 		next = now - cmd.arg
 		reply = encodeValue(next)
 	}
-	return [][]byte{encodeEvent(c.Data, next)}, reply, nil
+	return [][]byte{encodeEvent(c.Data, next, c.Version)}, reply, nil
 }
 
 func (m *machine) Apply(s core.State, e core.Event) {
-	cmd, value := decodeEvent(e.Data)
+	cmd, value, _ := decodeEvent(e.Data)
 	pad := e.Data[commandBytes : commandBytes+cmd.pad]
 	switch cmd.op {
 	case opPanic:
@@ -152,8 +166,8 @@ func (m *machine) Apply(s core.State, e core.Event) {
 	case opTransfer:
 		to := uint16(cmd.old)
 		other := get(s, cmd.op, to)
-		s.Set(keyName(cmd.key), append(encodeValue(value), pad...))
-		s.Set(keyName(to), encodeValue(other+cmd.arg))
+		s.Set(keyName(cmd.key), stored(value, pad, e.Version))
+		s.Set(keyName(to), stored(other+cmd.arg, nil, e.Version))
 	default:
 		if m.nondeterministic != nil && m.nondeterministic() {
 			value++
@@ -161,7 +175,7 @@ func (m *machine) Apply(s core.State, e core.Event) {
 		if value == 0 {
 			s.Delete(keyName(cmd.key))
 		} else {
-			s.Set(keyName(cmd.key), append(encodeValue(value), pad...))
+			s.Set(keyName(cmd.key), stored(value, pad, e.Version))
 		}
 	}
 }

@@ -45,9 +45,10 @@ func (n *network) read(f frame) {
 
 func newNetwork(s *sim, r *rand.Rand) *network {
 	n := &network{s: s, r: r}
-	for range s.swarm.nodes + 1 {
-		n.cut = append(n.cut, make([]int, s.swarm.nodes+1))
-		n.due = append(n.due, make([]int64, s.swarm.nodes+1))
+	all := s.swarm.nodes + s.swarm.spares
+	for range all + 1 {
+		n.cut = append(n.cut, make([]int, all+1))
+		n.due = append(n.due, make([]int64, all+1))
 	}
 	return n
 }

@@ -174,6 +174,11 @@ func (a *attempt) give() {
 
 // takeAnswers checks what has been answered in this event, and sends it on to the clients.
 func (s *sim) takeAnswers() {
+	for len(s.changeAnswers) > 0 {
+		check := s.changeAnswers[0]
+		s.changeAnswers = s.changeAnswers[1:]
+		check()
+	}
 	for len(s.answers) > 0 {
 		a := s.answers[0]
 		s.answers = s.answers[1:]

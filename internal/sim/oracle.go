@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"github.com/cespare/xxhash/v2"
+	"go.etcd.io/etcd/raft/v3/raftpb"
 
 	"github.com/decree-raft/decree/internal/core"
 )
@@ -19,7 +20,9 @@ type oracle struct {
 	entries  []committedEntry // entries[i] has index i+1
 	sessions map[core.SessionID]*sessionModel
 	live     int
-	happened int // operations, in the entry being learned
+	happened int      // operations, in the entry being learned
+	configs  []config // ascending by index
+	version  uint64   // of the machine, in force
 }
 
 // committedEntry is an entry, and the shard after it.
@@ -45,7 +48,10 @@ type recorded struct {
 }
 
 func newOracle(c *checker, id core.ShardID) *oracle {
-	o := &oracle{c: c, shard: id, sessions: map[core.SessionID]*sessionModel{}}
+	o := &oracle{c: c, shard: id, sessions: map[core.SessionID]*sessionModel{}, configs: []config{{}}}
+	for i := range c.s.swarm.nodes {
+		o.configs[0].voters = o.configs[0].voters.with(core.NodeID(i + 1))
+	}
 	o.model = c.s.work.newModel(o)
 	return o
 }
@@ -74,6 +80,15 @@ func (o *oracle) learn(e shadowEntry) {
 		o.fail("log", "entry %d has term %d after term %d", i, e.term, before.term)
 	}
 	defer o.model.end(i)
+	if e.kind != uint8(raftpb.EntryNormal) {
+		o.model.begin(i, e.term, nil)
+		if e.kind != uint8(raftpb.EntryConfChangeV2) {
+			o.fail("log", "entry %d is of kind %d", i, e.kind)
+			return
+		}
+		o.change(i, e.data)
+		return
+	}
 	if len(e.data) == 0 {
 		o.model.begin(i, e.term, nil) // raft's own
 		return
@@ -92,13 +107,34 @@ func (o *oracle) learn(e shadowEntry) {
 	o.happened = 0
 	o.model.begin(i, e.term, &d)
 	o.expire(i, d.time)
+	next := o.version
+	defer func() { o.version = next }()
 	for n := range d.requests {
+		if v := d.requests[n].version; v != 0 {
+			o.activate(i, next, v)
+			next = v
+			continue
+		}
 		o.request(i, n, d.time, &d.requests[n])
 	}
 	last := &o.entries[i-1]
 	last.seq, last.time, last.chain, last.sessions = d.seq, d.time, d.chain, o.live
 	if limit := o.c.s.swarm.core.Sessions.Max; o.live > limit {
 		o.fail("sessions", "%d after entry %d, %d are allowed", o.live, i, limit)
+	}
+}
+
+// activate checks that a version of the machine becomes active when every member has a program for it.
+func (o *oracle) activate(i core.Index, now, v uint64) {
+	o.c.s.stats.Activations++
+	o.c.s.tell("version %d of the machine becomes active after entry %d", v, i)
+	if v <= now {
+		o.fail("version", "entry %d makes version %d active after version %d", i, v, now)
+	}
+	for _, m := range o.latest().members() {
+		if ran := o.c.s.node(m).ran; ran < v {
+			o.fail("version", "entry %d makes version %d active, and node %d has never had a program for more than %d", i, v, m, ran)
+		}
 	}
 }
 

@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"fmt"
 	"time"
 
 	"github.com/decree-raft/decree/internal/core"
@@ -53,7 +54,10 @@ func (s *sim) waitFor(that string, isSo func() bool, then func()) {
 }
 
 // settled: no client waits, and every call that a living node was given has been answered.
-func (s *sim) settled() bool { return s.unsettled() == nil }
+func (s *sim) settled() bool {
+	s.missing = s.unanswered()
+	return s.missing == "" && s.unsettled() == nil
+}
 
 func (s *sim) unsettled() *operation {
 	for _, o := range s.check.ops {
@@ -67,6 +71,18 @@ func (s *sim) unsettled() *operation {
 		}
 	}
 	return nil
+}
+
+// unanswered: an operator waits for the end of a change.
+func (s *sim) unanswered() string {
+	for _, m := range s.check.changeList {
+		for _, a := range m.attempts {
+			if a.answers == 0 && a.node.up && a.node.gen == a.gen {
+				return fmt.Sprintf("%v, asked of node %d, is not answered", &m.key.Change, a.node.id)
+			}
+		}
+	}
+	return ""
 }
 
 // probe asks for one of everything, of every shard, until there is an answer; the
@@ -115,16 +131,13 @@ func (s *sim) probe() func() bool {
 	return func() bool { return unanswered == 0 }
 }
 
-// agreed: every replica has applied all that anybody has, and holds nothing back.
+// agreed: every replica has applied all that anybody has, and holds nothing back; who was removed knows it.
 func (s *sim) agreed() bool {
 	for _, n := range s.nodes {
 		for _, w := range n.workers {
 			for _, id := range w.shards {
-				st, _ := w.core.Status(id)
-				if st.Err != nil && n.rotten != "" {
-					continue
-				}
-				if st.Applied != s.check.shards[id].last() || st.Queued != 0 || st.Inflight != 0 {
+				if why := s.disagrees(n, w, id); why != "" {
+					s.missing = fmt.Sprintf("shard %d on node %d: %s", id, n.id, why)
 					return false
 				}
 			}
@@ -143,7 +156,34 @@ func (s *sim) agreed() bool {
 	return true
 }
 
+func (s *sim) disagrees(n *node, w *worker, id core.ShardID) string {
+	st, _ := w.core.Status(id)
+	o := s.check.shards[id]
+	conf := o.latest()
+	switch {
+	case conf.joint():
+		return "the configuration is joint"
+	case o.version != s.swarm.programs:
+		return fmt.Sprintf("version %d is active, every program can run %d", o.version, s.swarm.programs)
+	case conf.removed.has(n.id):
+		if st.Err == nil || st.Err.Code != core.CodeRemoved {
+			return "it was removed, and does not know"
+		}
+	case !conf.has(n.id):
+		if st.Applied != 0 || st.Err != nil {
+			return "it never was a member, and is not as it was made"
+		}
+	case st.Err != nil && n.rotten != "":
+	case st.Applied != o.last() || st.Queued != 0 || st.Inflight != 0:
+		return fmt.Sprintf("it has applied %d of %d, %d calls are pending, %d entries in flight (%v)", st.Applied, o.last(), st.Queued, st.Inflight, st.Err)
+	}
+	return ""
+}
+
 func (s *sim) whatIsMissing() string {
+	if s.missing != "" {
+		return s.missing
+	}
 	if o := s.unsettled(); o != nil {
 		return o.String()
 	}

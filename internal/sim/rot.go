@@ -122,6 +122,9 @@ func (n *node) refused(err error) {
 	switch {
 	case n.disk.mayFail(err) && n.disk.full > 0:
 		s.faults.restart(n)
+	case n.program < s.swarm.programs && strings.Contains(err.Error(), "start the newer program"):
+		n.program = s.swarm.programs
+		s.faults.restart(n)
 	case n.rotten == "":
 		s.fail("restart", "node %d does not come back: %v", n.id, err)
 	case !namesDamage(err, n.rotten):

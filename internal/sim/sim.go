@@ -63,6 +63,12 @@ type Stats struct {
 	WritesTorn, DiskFailures             int
 	Rotten, RotRefused, RotStopped       int // disks damaged; of these, nodes that did not start, replicas that stopped
 	FramesLost                           int
+	Cuts, Fetches, Installs              int // of snapshots
+	Chunks, ChunksDamaged                int
+	JournalsShort                        int // flushes that dropped what somebody may need
+	Changes, ChangesRefused              int // of the members: in the log; asked for and not proposed
+	Left                                 int // replicas that were removed and know it
+	Activations, Upgrades                int // of versions of the machine
 	Acked, Rejected, Refused             int
 	NotProposed, Unknown, Reads, Retries int
 	Codes                                map[core.Code]int // of errors
@@ -104,6 +110,10 @@ type sim struct {
 	told    []told         // of the run, if it is planned
 	failure *Failure
 	stats   Stats
+
+	missing       string   // for which calm waits
+	changes       int      // of members that were thought of
+	changeAnswers []func() // to be checked, as answers
 }
 
 // oneRun: what raft draws is drawn from one source per process.
@@ -123,6 +133,7 @@ func Run(seed uint64, opts Options) *Result {
 		s.logger = slog.New(slog.NewTextHandler(logWriter{s.trace}, &slog.HandlerOptions{Level: slog.LevelDebug, ReplaceAttr: dropTime}))
 	}
 	s.swarm = drawSwarm(stream(seed, 2))
+	s.swarm.drawMembers(stream(seed, 6))
 	if opts.User != nil {
 		s.work = newUserWork(s, opts.User)
 	} else {
@@ -167,7 +178,7 @@ func (s *sim) run() {
 		}
 	}()
 	s.net = newNetwork(s, stream(s.seed, 3))
-	for i := range s.swarm.nodes {
+	for i := range s.swarm.nodes + s.swarm.spares {
 		s.nodes = append(s.nodes, newNode(s, core.NodeID(i+1)))
 	}
 	for _, n := range s.nodes {

@@ -21,6 +21,7 @@ var (
 	procsFlag  = flag.Int("sim.procs", runtime.NumCPU(), "processes that run seeds")
 	seedFlag   = flag.Uint64("sim.seed", 0, "one seed to run alone")
 	workerFlag = flag.Bool("sim.worker", false, "be a worker of TestSim, see fleet_test.go")
+	shrinkFlag = flag.Int("sim.shrink", 3, "how many of the seeds that fail are shrunk, and their stories told")
 	traceFlag  = flag.String("sim.trace", "-", "file for the trace of that seed; - is the standard output, nothing is none")
 )
 
@@ -62,7 +63,7 @@ func TestSim(t *testing.T) {
 	}
 	t.Logf("%s\n%s", p.line(total), total.table())
 	for i, f := range total.Failures {
-		if i < 3 { // shrinking takes a while
+		if i < *shrinkFlag { // shrinking takes a while
 			if r := runJudged(f.Seed, Options{}); r.Failure != nil {
 				t.Error(story(r, Options{}))
 				continue

@@ -44,6 +44,12 @@ type swarm struct {
 	idleEvery, idleOf int64   // phases in which nobody asks
 	longQueries       float64
 	maxMemory         int64 // that a replica may take
+
+	spares     int     // nodes that may be added
+	programs   uint64  // the highest version of the machine that there is
+	chunk      int64   // mean ns from a few chunks of a snapshot to the next
+	chunks     int     // that come at a time, at most
+	chunkFlips float64 // of a chunk to arrive damaged
 }
 
 // latency is a mean with a heavy tail.
@@ -91,7 +97,7 @@ func drawSwarm(r *rand.Rand) swarm {
 		s.idleEvery, s.idleOf = 500*millisecond, 700*millisecond
 	}
 	s.core = drawCore(r, s.tick)
-	for k := range s.every {
+	for k := range faultCut {
 		if r.IntN(4) == 0 {
 			s.every[k] = faultMeans[k] * pick[int64](r, 1, 2, 6)
 		}
@@ -113,4 +119,35 @@ func drawCore(r *rand.Rand, tick time.Duration) core.Config {
 		Sessions: core.SessionOptions{TTL: time.Minute, Window: pick[uint64](r, 2, 8, 64), Max: pick(r, 3, 8, 100)},
 	}
 	return c.WithDefaults()
+}
+
+// drawMembers draws what concerns snapshots, members and versions. It has a source of its own, so that the rest of a seed is what it was.
+func (s *swarm) drawMembers(r *rand.Rand) {
+	s.chunk, s.chunks = pick[int64](r, 1, 5, 30)*millisecond, pick(r, 1, 3, 100)
+	s.chunkFlips = pick(r, 0, 0, 0.05, 0.3)
+	s.core.JournalMaxBytes = pick[int64](r, 1<<30, 1<<30, 1, 1, 16<<10, 100<<10)
+	some := func(kinds ...int) {
+		for _, k := range kinds {
+			s.every[k] = faultMeans[k] * pick[int64](r, 1, 1, 2, 6)
+		}
+	}
+	if s.core.JournalMaxBytes < 1<<30 || r.IntN(3) == 0 {
+		some(faultCut)
+	}
+	if r.IntN(5) < 2 {
+		// Each member must be able to come back, or the last ones could not go on.
+		s.every[faultRot] = 0
+		s.spares = 1 + r.IntN(3)
+		some(faultAddLearner, faultPromote, faultRemove, faultReplace, faultAddress)
+		if r.IntN(4) == 0 {
+			s.every[faultRemove] = 0
+		}
+	}
+	if r.IntN(4) == 0 {
+		s.programs = 1 + r.Uint64N(2)
+		some(faultUpgrade)
+		if r.IntN(2) == 0 {
+			some(faultDowngrade)
+		}
+	}
 }

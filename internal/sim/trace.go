@@ -42,6 +42,18 @@ const (
 	evTorn
 	evRot
 	evRefused
+	evCut
+	evCutDone
+	evFetch
+	evChunks
+	evChunkFlip
+	evFetched
+	evInstall
+	evInstalled
+	evMembers
+	evChange
+	evChangeAnswer
+	evProgram
 )
 
 // formats of an event's node (1) and four numbers (2 to 5), for people. Faults have names instead.
@@ -70,6 +82,19 @@ var formats = [...]string{
 	evTorn:      "n%[1]d log: write TORN at byte %[2]d: of %[3]d bytes %[4]d are lost",
 	evRot:       "n%[1]d disk ROTS: byte %[3]d of %[4]d is changed by %02[2]x",
 	evRefused:   "n%[1]d REFUSES to start, incarnation %[2]d",
+
+	evCut:          "n%[1]d shard %[2]d: cut begins, takes %[3]d us",
+	evCutDone:      "n%[1]d shard %[2]d: cut ends, 1 if well: %[3]d, manifest of %[4]d bytes",
+	evFetch:        "n%[1]d shard %[2]d: fetches a snapshot, manifest of %[3]d bytes, from %[4]d sources",
+	evChunks:       "n%[1]d shard %[2]d: %[4]d chunks from n%[3]d, 1 if that was all: %[5]d",
+	evChunkFlip:    "n%[1]d chunk %[3]d of file %[2]d is DAMAGED on its way at byte %[4]d, by %02[5]x",
+	evFetched:      "n%[1]d shard %[2]d: fetch ends, 1 if well: %[3]d",
+	evInstall:      "n%[1]d shard %[2]d: installation of the snapshot at %[3]d begins, takes %[4]d us",
+	evInstalled:    "n%[1]d shard %[2]d: snapshot at %[3]d installed, 1 if well: %[4]d",
+	evMembers:      "n%[1]d shard %[2]d: members as of %[3]d: %[4]d voters",
+	evChange:       "n%[1]d shard %[2]d <- asked for change %[3]d of the members, attempt %[4]d",
+	evChangeAnswer: "n%[1]d shard %[2]d -> answers change %[3]d of the members, attempt %[4]d",
+	evProgram:      "n%[1]d will run version %[2]d of the program, after %[3]d",
 }
 
 // trace is the run as a sequence of numbers: hashed always, written out for people if asked to.
@@ -143,16 +168,21 @@ func (t *trace) frame(f *frame) {
 		return
 	}
 	beats := true
-	_ = core.DecodeFrame(f.from, f.to, f.bytes, // who receives it checks it
-		func(m core.Message) { t.note("shard %d: %s", m.Shard, messageWords(&m.Raft)); beats = false },
-		func(q core.Quiesce) {
-			t.note("shard %d: proposes to rest at %d, term %d", q.Shard, q.Last, q.Term)
-			beats = false
+	said := func(format string, args ...any) {
+		t.note(format, args...)
+		beats = false
+	}
+	// Who receives it checks it.
+	_ = core.DecodeFrame(f.from, f.to, f.bytes, core.Receiver{
+		Message: func(m core.Message) { said("shard %d: %s", m.Shard, messageWords(&m.Raft)) },
+		Quiesce: func(q core.Quiesce) { said("shard %d: proposes to rest at %d, term %d", q.Shard, q.Last, q.Term) },
+		Commit: func(c core.CommitNote) {
+			said("shard %d: %d is committed, term %d, as of %v ago, and everybody has %d", c.Shard, c.Commit, c.Term, c.Age, c.Everywhere)
 		},
-		func(c core.CommitNote) {
-			t.note("shard %d: %d is committed, term %d, as of %v ago", c.Shard, c.Commit, c.Term, c.Age)
-			beats = false
-		})
+		Note: func(n core.Note) {
+			said("shard %d: note: %v %d %d %d, %d bytes", n.Shard, n.Kind, n.A, n.B, n.C, len(n.Data))
+		},
+	})
 	if beats {
 		t.note("alive")
 	}
@@ -169,6 +199,9 @@ func messageWords(m *raftpb.Message) string {
 		if m.Reject {
 			what = fmt.Sprintf("rejects what comes after %d, try %d of term %d", m.Index, m.RejectHint, m.LogTerm)
 		}
+	case raftpb.MsgSnap:
+		m := &m.Snapshot.Metadata
+		what = fmt.Sprintf("a snapshot at %d of term %d, voters %v, outgoing %v, learners %v", m.Index, m.Term, m.ConfState.Voters, m.ConfState.VotersOutgoing, m.ConfState.Learners)
 	case raftpb.MsgVote, raftpb.MsgPreVote:
 		what = fmt.Sprintf("asks for the vote, its log ends at %d of term %d", m.Index, m.LogTerm)
 	case raftpb.MsgVoteResp, raftpb.MsgPreVoteResp:
@@ -211,6 +244,9 @@ func (t *trace) records(what string, records []wal.Record) {
 		entries := "no entries"
 		if n := len(r.Entries); n > 0 {
 			entries = fmt.Sprintf("entries %d..%d (terms %d..%d)", r.Entries[0].Index, r.Entries[n-1].Index, r.Entries[0].Term, r.Entries[n-1].Term)
+		}
+		if r.RestartAfter != 0 {
+			entries += fmt.Sprintf(", anew after %d", r.RestartAfter)
 		}
 		t.note("%s shard %d: %s, term %d, vote for n%d, committed %d", what, r.Shard, entries, r.HardState.Term, r.HardState.Vote, r.HardState.Commit)
 	}

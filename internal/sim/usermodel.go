@@ -49,7 +49,7 @@ func (m *userModel) begin(i core.Index, term uint64, d *logEntry) {
 	}
 	requests := 0
 	for k := range d.requests {
-		if r := &d.requests[k]; !r.open && !r.close {
+		if r := &d.requests[k]; !r.open && !r.close && r.version == 0 {
 			requests++
 		}
 	}
