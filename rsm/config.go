@@ -70,6 +70,9 @@ type Config struct {
 	// JournalMaxBytes bounds, per shard, what the journal keeps for members that are behind, KeepJournal aside; one that lacks more
 	// is given a snapshot. Default 1 GiB, or twice JournalBytes if that is more; negative: no bound.
 	JournalMaxBytes int64
+	// KeepDamage leaves a replica whose state on disk turned out to be damaged out of service, for somebody to look at. Otherwise it is
+	// given the state of another member, see Shard.Repair.
+	KeepDamage bool
 	// SnapshotBytesPerSecond bounds, for each snapshot, how fast it is cut or fetched. Default: no bound.
 	SnapshotBytesPerSecond int64
 	// Workers drive the shards. Default one per core, at most one per shard.

@@ -141,7 +141,7 @@ func (n *Node) makeEngine() *engine {
 	e := newEngine(n.cfg.Node, n.cfg.Logger, n.log, n.cfg.Workers)
 	e.tick = n.cfg.tick()
 	e.fatal, e.changed, e.stopped = n.fail, n.leaderChanged, n.replicaStopped
-	e.members, e.address = n.membersChanged, n.topology.addressOf
+	e.members, e.address, e.shard = n.membersChanged, n.topology.addressOf, n.Shard
 	e.store, e.snaps, e.fs, e.cluster, e.rate = n.store, n.snaps, n.fs, n.cfg.Cluster, n.cfg.SnapshotBytesPerSecond
 	n.engine = e
 	n.topology.static, n.topology.shards, n.topology.address = maps.Clone(n.cfg.Peers), map[ShardID]core.Configuration{}, map[NodeID]string{}
@@ -466,6 +466,7 @@ func (n *Node) leaderChanged(id ShardID, leader NodeID) {
 func (n *Node) replicaStopped(id ShardID, err *Error) {
 	if s := n.shards[id]; s != nil {
 		s.stopped.Store(err)
+		n.repairStopped(s, err)
 	}
 }
 

@@ -24,6 +24,7 @@ type Replica struct {
 	w       *Worker
 	cfg     *Config
 	logger  *slog.Logger
+	parent  *slog.Logger // without the shard
 	machine Machine
 	rand    *rand.Rand
 
@@ -78,6 +79,7 @@ type Replica struct {
 	fetchFailed   Index              // the last that could not be
 	fetchFailedAt int64
 	installing    *installing
+	repairing     *repair // see repair.go
 
 	freezeWanted bool // whatever has gathered: the log needs it
 
@@ -125,7 +127,7 @@ type Stats struct {
 func newReplica(w *Worker, id ShardID, d Deps) (*Replica, error) {
 	r := &Replica{
 		shard: id, w: w, cfg: &w.cfg, machine: d.Machine, state: d.State, rand: d.Rand,
-		logger: d.Logger.With("shard", uint64(id)),
+		parent: d.Logger, logger: d.Logger.With("shard", uint64(id)),
 	}
 	r.apply.s = d.State
 	if err := r.restore(d); err != nil {
@@ -458,6 +460,10 @@ func (r *Replica) durable(rd raft.Ready) []raftpb.Entry {
 // written continues after the outstanding Ready has become durable.
 func (r *Replica) written() {
 	defer r.contain()
+	if r.repairing != nil {
+		r.restart()
+		return
+	}
 	if !r.writing {
 		return
 	}

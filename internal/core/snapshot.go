@@ -87,6 +87,8 @@ type InstallDone struct {
 	// Snapshot is what is installed; afterwards the Env may remove what is older.
 	Snapshot *snapshot.Snapshot
 	Err      error // set by the Env after Job.Run
+
+	done func(*InstallDone) // nil: it is the replica's own, out of a Ready
 }
 
 // ErrNoSource is wrapped by the error of a Fetch that found nobody who has the snapshot.

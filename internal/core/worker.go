@@ -71,7 +71,11 @@ func (w *Worker) Pass(now Now, in *Input) {
 	}
 	for _, d := range in.Installed {
 		if r := w.replicas[d.Shard]; r != nil {
-			r.installed(d)
+			if d.done != nil {
+				d.done(d)
+			} else {
+				r.installed(d)
+			}
 			r.touch()
 		}
 	}
