@@ -102,6 +102,9 @@ func (c *checker) observe(w *worker) {
 	for _, id := range w.shards {
 		st, _ := w.core.Status(id)
 		if st.Err != nil {
+			if st.Err.Code == core.CodeRemoved {
+				c.observeApplied(w.n, &st) // it may have answered reads before it went
+			}
 			continue // see stopped
 		}
 		c.observeLeader(w.n, &st)
