@@ -68,8 +68,11 @@ type Replica struct {
 
 	everywhere Index // see retain.go
 	marks      []journalMark
-	cutShort   bool  // the journal has lost, for want of room, what somebody may need
-	goneAt     int64 // when a stranded voter was last logged
+
+	journalAt   uint64 // the flush as of which journalSize is
+	journalSize int64
+	cutShort    bool  // the journal has lost, for want of room, what somebody may need
+	goneAt      int64 // when a stranded voter was last logged
 
 	// Snapshots, see snapshot.go.
 	cuts          []cutWanted

@@ -44,6 +44,7 @@ type cutting struct {
 	from  NodeID
 	min   Index
 	since int64 // monotonic ns
+	asked int64 // the same, when it was asked last
 }
 
 // transfer is what a leader knows of a snapshot on its way.
@@ -156,7 +157,14 @@ func (r *Replica) wantSnapshot() {
 		return
 	}
 	if c := l.cutting; c != nil {
-		if c.from == r.cfg.Node || r.w.now.Mono-c.since < cutPatience*r.electionNanos() {
+		now := r.w.now.Mono
+		if c.from == r.cfg.Node {
+			return
+		}
+		if now-c.since < cutPatience*r.electionNanos() {
+			if now-c.asked > askAgain*r.electionNanos() && !mutated("ask-once") {
+				r.askCut(c) // the question may have been lost, or the answer, or the cut with a restart
+			}
 			return
 		}
 		l.failedCut(c.from)
@@ -167,8 +175,16 @@ func (r *Replica) wantSnapshot() {
 		r.cut(l.cutting.min, 0)
 		return
 	}
-	r.w.env.SendNote(l.cutting.from, Note{Shard: r.shard, Kind: noteCutWanted, A: uint64(l.cutting.min)})
+	r.askCut(l.cutting)
 }
+
+func (r *Replica) askCut(c *cutting) {
+	c.asked = r.w.now.Mono
+	r.w.env.SendNote(c.from, Note{Shard: r.shard, Kind: noteCutWanted, A: uint64(c.min)})
+}
+
+// askAgain is after how many election timeouts a replica is asked for its cut once more: who is at it goes on with it.
+const askAgain = 4
 
 // cutPatience is how many election timeouts a leader waits for another replica's cut. A large state takes longer, and is then cut
 // in two places: that costs disk, not correctness.

@@ -102,6 +102,9 @@ func (c *checker) observe(w *worker) {
 	for _, id := range w.shards {
 		st, _ := w.core.Status(id)
 		if st.Err != nil {
+			if st.Err.Code == core.CodeRemoved {
+				c.observeApplied(w.n, &st) // it may have answered reads before it went
+			}
 			continue // see stopped
 		}
 		c.observeLeader(w.n, &st)
@@ -122,7 +125,8 @@ func (c *checker) observe(w *worker) {
 		c.s.stats.Duplicates += st.Stats.Duplicates - before.Duplicates
 		*before = st.Stats
 		l := &c.s.swarm.core.Limits
-		if st.Queued < 0 || st.Queued > l.MaxQueuedRequests || st.Inflight > l.PipelineDepth || st.Memory > c.s.swarm.maxMemory {
+		if st.Queued < 0 || st.Queued > l.MaxQueuedRequests+1 || // the leader's own, that activates a version
+			st.Inflight > l.PipelineDepth || st.Memory > c.s.swarm.maxMemory {
 			c.s.fail("bounds", "shard %d on node %d: %d calls pending, %d entries in flight, %d bytes", id, w.n.id, st.Queued, st.Inflight, st.Memory)
 		}
 		if st.Stats.Voids > 0 {
