@@ -66,7 +66,7 @@ func plural(n int, what string) string {
 	return fmt.Sprintf("%d %ss", n, what)
 }
 
-// plainEvery is how often a progress line is repeated where there is no terminal.
+// plainEvery is how often a progress line is written where there is no terminal, and how long work takes that has any.
 const plainEvery = 2 * time.Second
 
 // progress tells how long work comes along: on a terminal in one line that changes, elsewhere in a line now and then.
@@ -82,7 +82,7 @@ type progress struct {
 }
 
 func newProgress(w io.Writer) *progress {
-	p := &progress{w: w, now: time.Now}
+	p := &progress{w: w, now: time.Now, at: time.Now()}
 	if f, ok := w.(*os.File); ok {
 		if info, err := f.Stat(); err == nil {
 			p.terminal = info.Mode()&os.ModeCharDevice != 0

@@ -232,10 +232,17 @@ func absent(hosts []*node, shard uint64) (ids []uint64) {
 }
 
 func hashTable(w *tabwriter.Writer, reports []hashReport) {
-	row(w, "SHARD", "NODE", "INDEX", "HASH", "")
+	row(w, "SHARD", "NODE", "INDEX", "HASH")
 	for _, r := range reports {
 		for _, h := range r.Replicas {
-			row(w, r.Shard, h.Node, number(h.Index), dash(h.Hash), h.Error)
+			row(w, r.Shard, h.Node, number(h.Index), dash(h.Hash))
+		}
+	}
+	for _, r := range reports {
+		for _, h := range r.Replicas {
+			if h.Error != "" {
+				fmt.Fprintf(w, "shard %d: node %d: %s\n", r.Shard, h.Node, h.Error)
+			}
 		}
 	}
 	for _, r := range reports {

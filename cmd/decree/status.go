@@ -171,7 +171,7 @@ func milliseconds(nanos int64) float64 { return float64(nanos/1000) / 1000 }
 func replicaReportOf(node uint64, s *adminv1.ShardStatus) replicaReport {
 	k := s.GetCounters()
 	r := replicaReport{
-		Shard: s.GetShard(), Node: node, Role: s.GetRole(), Term: s.GetTerm(), Leader: s.GetLeader(), Voters: s.GetVoters(),
+		Shard: s.GetShard(), Node: node, Role: s.GetRole(), Term: s.GetTerm(), Leader: s.GetLeader(), Voters: append([]uint64{}, s.GetVoters()...),
 		Applied: s.GetApplied(), Commit: s.GetCommit(), Last: s.GetLast(), Flushed: s.GetFlushed(), Sequence: s.GetSequence(),
 		Time: instant(s.GetTime()), Hash: hash(s.GetHash()), Sessions: s.GetSessions(), InFlight: s.GetInFlight(), Queued: s.GetQueued(),
 		MemoryBytes: s.GetMemoryBytes(), Quiet: s.GetQuiet(),

@@ -51,7 +51,7 @@ func start(t *testing.T, dir string) *service {
 	c, err := rsm.StartCluster(rsm.ClusterConfig{
 		Dir: dir, Shards: []rsm.ShardConfig{{ID: 1, Machine: register{}}, {ID: 2, Machine: register{}}},
 		Configure: func(cfg *rsm.Config) {
-			cfg.HeartbeatInterval, cfg.ElectionTimeout, cfg.DiskWatermark = 40*time.Millisecond, 400*time.Millisecond, -1
+			cfg.HeartbeatInterval, cfg.ElectionTimeout, cfg.DiskWatermark = 100*time.Millisecond, time.Second, -1
 		},
 	})
 	if err != nil {
