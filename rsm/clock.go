@@ -45,7 +45,7 @@ func (c *clock) run() {
 }
 
 func (c *clock) beat() {
-	for id := range c.e.peers {
+	for _, id := range c.e.peers.ids() {
 		c.e.transport.Append(uint64(id), 1, core.AppendBeat)
 	}
 	c.e.transport.Flush()

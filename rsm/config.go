@@ -42,7 +42,8 @@ type Config struct {
 	Dir string
 	// Listen is the host:port for the other nodes. Default: this node's address in Peers.
 	Listen string
-	// Peers has the address (host:port) of every node, this one included. Required.
+	// Peers has the address (host:port) of every node, this one included. Required. Of nodes that joined later it may know nothing:
+	// their addresses are in the shards' logs, which also know better where somebody has moved.
 	Peers map[NodeID]string
 	// TLS, if set, is asked of every peer and shown to every peer.
 	TLS *TLS
@@ -63,6 +64,14 @@ type Config struct {
 	// KeepJournal keeps every committed entry for ever, as history. Otherwise the journal has what some voter may
 	// still need to catch up, and every command is written to disk once (docs/decisions/0007-journal.md).
 	KeepJournal bool
+	// JournalBytes and JournalAge keep at least that much of the journal, per shard, as history. Age is by entries' time. Default none.
+	JournalBytes int64
+	JournalAge   time.Duration
+	// JournalMaxBytes bounds, per shard, what the journal keeps for members that are behind, KeepJournal aside; one that lacks more
+	// is given a snapshot. Default 1 GiB, or twice JournalBytes if that is more; negative: no bound.
+	JournalMaxBytes int64
+	// SnapshotBytesPerSecond bounds, for each snapshot, how fast it is cut or fetched. Default: no bound.
+	SnapshotBytesPerSecond int64
 	// Workers drive the shards. Default one per core, at most one per shard.
 	Workers int
 	// CacheBytes is the memory for blocks of the state store. Default 64 MiB.
@@ -103,8 +112,11 @@ type ShardConfig struct {
 	ID ShardID
 	// Machine is run by this replica. All replicas of a shard run the same.
 	Machine Machine
-	// Voters are the initial members, the same on every node. Default: all Peers.
+	// Voters are the initial members, the same on every node. Default: all Peers. Later changes are not made here, but with Shard.AddLearner
+	// and its like; Voters stays what it was.
 	Voters []NodeID
+	// Join: the shard exists already, and this node is, or will be, added to it. Voters is not looked at. It stays set.
+	Join bool
 }
 
 // nodeFlushBytes is what all shards of a node together keep in memory, by default, before they flush.
@@ -129,6 +141,10 @@ func (c Config) withDefaults() Config {
 	}
 	c.Shards = slices.Clone(c.Shards)
 	for i := range c.Shards {
+		if c.Shards[i].Join {
+			c.Shards[i].Voters = nil
+			continue
+		}
 		if c.Shards[i].Voters == nil {
 			for id := range c.Peers {
 				c.Shards[i].Voters = append(c.Shards[i].Voters, id)
@@ -149,7 +165,8 @@ func (c *Config) core() core.Config {
 	}
 	return core.Config{
 		Node: c.Node, Tick: c.tick(), HeartbeatTicks: 2, ElectionTicks: int(c.ElectionTimeout / c.tick()), QuiesceTicks: quiesce,
-		KeepJournal: c.KeepJournal, Limits: c.Limits, Sessions: c.Sessions,
+		KeepJournal: c.KeepJournal, JournalBytes: c.JournalBytes, JournalAge: c.JournalAge, JournalMaxBytes: c.JournalMaxBytes,
+		Limits: c.Limits, Sessions: c.Sessions,
 	}.WithDefaults()
 }
 
@@ -171,6 +188,7 @@ func (c *Config) validate() error {
 	check(c.HeartbeatInterval >= 2*time.Millisecond, "HeartbeatInterval is %v: at least 2ms", c.HeartbeatInterval)
 	check(c.ElectionTimeout >= 3*c.HeartbeatInterval, "ElectionTimeout is %v: at least three heartbeats, %v", c.ElectionTimeout, 3*c.HeartbeatInterval)
 	check(c.Workers >= 1 && c.Workers <= 1024, "Workers is %d: 1 to 1024", c.Workers)
+	check(c.SnapshotBytesPerSecond >= 0, "SnapshotBytesPerSecond is %d: at least 0", c.SnapshotBytesPerSecond)
 	check(c.LogSegments >= 2, "LogSegments is %d: at least 2", c.LogSegments)
 	check(c.FsyncStall >= c.ElectionTimeout, "FsyncStall is %v: at least the election timeout, %v", c.FsyncStall, c.ElectionTimeout)
 	seen := map[ShardID]bool{}
@@ -179,7 +197,7 @@ func (c *Config) validate() error {
 		check(!seen[s.ID], "shard %d stands twice in Shards", s.ID)
 		seen[s.ID] = true
 		check(s.Machine != nil, "shard %d has no Machine", s.ID)
-		check(slices.Contains(s.Voters, c.Node), "shard %d is hosted here, but node %d is not among its voters %v", s.ID, c.Node, s.Voters)
+		check(s.Join || slices.Contains(s.Voters, c.Node), "shard %d is hosted here, but node %d is not among its voters %v; set Join if it is to be added to a shard that exists", s.ID, c.Node, s.Voters)
 		check(len(slices.Compact(slices.Clone(s.Voters))) == len(s.Voters), "shard %d has a voter twice: %v", s.ID, s.Voters)
 		for _, v := range s.Voters {
 			_, ok := c.Peers[v]

@@ -23,9 +23,7 @@ func openOffline(cfg Config) (o offline, err error) {
 	if err != nil {
 		return o, err
 	}
-	n.engine = newEngine(n.cfg.Node, n.cfg.Logger, n.log, n.cfg.Workers)
-	n.engine.tick = n.cfg.tick()
-	n.engine.fatal, n.engine.changed, n.engine.stopped = n.fail, n.leaderChanged, n.replicaStopped
+	n.makeEngine()
 	o = offline{n}
 	if err = n.addShards(recovered); err == nil && n.newShards {
 		err = n.identity.write(n.cfg.Dir)

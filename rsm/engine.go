@@ -1,16 +1,20 @@
 package rsm
 
 import (
+	"context"
 	"fmt"
 	"log/slog"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	"github.com/cockroachdb/pebble/v2/vfs"
 	"go.etcd.io/etcd/raft/v3/raftpb"
 
 	"github.com/decree-raft/decree/internal/core"
+	"github.com/decree-raft/decree/internal/state"
 	"github.com/decree-raft/decree/internal/transport"
+	"github.com/decree-raft/decree/snapshot"
 	"github.com/decree-raft/decree/wal"
 )
 
@@ -23,6 +27,7 @@ import (
 //	Node.watchDisk   one               the disk's watermark
 //	runQueries       one per batch     a version of the state; more of them when a query runs long
 //	runFlush         one per flush     tables being written
+//	snapshots.go     one per cut, fetch or installation
 //	transport's      see there
 type engine struct {
 	node      NodeID
@@ -31,10 +36,18 @@ type engine struct {
 	tick      time.Duration
 	workers   []*worker
 	log       wal.Log
-	peers     map[NodeID]*peer
+	peers     peerSet
 	transport transport.Peer
-	fatal     func(*Error)               // the node must stop; may be called more than once
-	changed   func(ShardID, NodeID)      // who leads a shard
+	store     *state.Store
+	snaps     *snapshot.Dir
+	cluster   string
+	fs        vfs.FS                // of snaps
+	life      context.Context       // ends with the engine
+	rate      int64                 // bytes of snapshots per second, 0: no bound
+	fatal     func(*Error)          // the node must stop; may be called more than once
+	changed   func(ShardID, NodeID) // who leads a shard
+	members   func(ShardID, core.Configuration)
+	address   func(NodeID) string
 	stopped   func(ShardID, *core.Error) // a replica went out of service
 
 	logQueue chan struct{} // has one token while toWrite is not empty
@@ -48,13 +61,7 @@ type engine struct {
 	quit    chan struct{}
 	dead    chan struct{} // closed by shutdown: who waits for a worker need wait no longer
 	once    sync.Once
-}
-
-// peer is what the engine knows of another node.
-type peer struct {
-	heard  atomic.Int64
-	mu     sync.Mutex
-	inputs []core.Input // per worker; scratch of receive
+	end     context.CancelFunc // of life
 }
 
 type logWrite struct {
@@ -67,9 +74,10 @@ const maxFlushes = 2
 
 func newEngine(node NodeID, logger *slog.Logger, log wal.Log, workers int) *engine {
 	e := &engine{
-		node: node, logger: logger, start: time.Now(), log: log, peers: map[NodeID]*peer{},
+		node: node, logger: logger, start: time.Now(), log: log,
 		logQueue: make(chan struct{}, 1), flushes: make(chan struct{}, maxFlushes), quit: make(chan struct{}), dead: make(chan struct{}),
 	}
+	e.life, e.end = context.WithCancel(context.Background())
 	for range workers {
 		e.workers = append(e.workers, &worker{e: e, wake: make(chan struct{}, 1), done: make(chan struct{})})
 	}
@@ -94,7 +102,7 @@ func (e *engine) run() {
 // begun are dropped, as a crash would. It reports whether all has ended: a disk that does
 // not answer, or a query that does not return, is waited for a while only.
 func (e *engine) stop(reason *Error, patience time.Duration) bool {
-	e.once.Do(func() { close(e.quit) })
+	e.once.Do(func() { close(e.quit); e.end() })
 	deadline := time.After(patience)
 	all := true
 	for _, w := range e.workers {
@@ -167,10 +175,7 @@ func (e *engine) fail(code Code, cause error, format string, args ...any) {
 
 // receive takes a frame from the transport.
 func (e *engine) receive(from uint64, frame []byte) {
-	p := e.peers[NodeID(from)]
-	if p == nil {
-		return
-	}
+	p := e.peers.met(NodeID(from), e.mono())
 	p.heard.Store(e.mono())
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -178,26 +183,30 @@ func (e *engine) receive(from uint64, frame []byte) {
 		p.inputs = make([]core.Input, len(e.workers))
 	}
 	inputs := p.inputs
-	err := core.DecodeFrame(NodeID(from), e.node, frame,
-		func(m core.Message) {
+	err := core.DecodeFrame(NodeID(from), e.node, frame, core.Receiver{
+		Message: func(m core.Message) {
 			in := &inputs[uint64(m.Shard)%uint64(len(inputs))]
 			in.Messages = append(in.Messages, m)
 		},
-		func(q core.Quiesce) {
+		Quiesce: func(q core.Quiesce) {
 			in := &inputs[uint64(q.Shard)%uint64(len(inputs))]
 			in.Quiesces = append(in.Quiesces, q)
 		},
-		func(n core.CommitNote) {
+		Commit: func(n core.CommitNote) {
 			n.At = e.mono()
 			in := &inputs[uint64(n.Shard)%uint64(len(inputs))]
 			in.Commits = append(in.Commits, n)
-		})
+		},
+		Note: func(n core.Note) {
+			in := &inputs[uint64(n.Shard)%uint64(len(inputs))]
+			in.Notes = append(in.Notes, n)
+		}})
 	if err != nil {
 		e.logger.Warn("frame refused", "peer", from, "reason", err)
 	}
 	for i := range inputs {
 		got := &inputs[i]
-		if err == nil && len(got.Messages)+len(got.Quiesces)+len(got.Commits) > 0 {
+		if err == nil && len(got.Messages)+len(got.Quiesces)+len(got.Commits)+len(got.Notes) > 0 {
 			e.workers[i].postPeer(len(frame), got)
 		}
 		*got = emptied(*got)
@@ -282,6 +291,7 @@ func (w *worker) postPeer(size int, got *core.Input) {
 		in.Messages = append(in.Messages, got.Messages...)
 		in.Quiesces = append(in.Quiesces, got.Quiesces...)
 		in.Commits = append(in.Commits, got.Commits...)
+		in.Notes = append(in.Notes, got.Notes...)
 	})
 }
 
@@ -345,9 +355,10 @@ func emptied(in core.Input) core.Input {
 	clear(in.Written)
 	clear(in.Flushed)
 	clear(in.Calls)
+	clear(in.Notes)
 	return core.Input{
 		Messages: in.Messages[:0], Quiesces: in.Quiesces[:0], Commits: in.Commits[:0], Requests: in.Requests[:0], Written: in.Written[:0],
-		Flushed: in.Flushed[:0], Unreachable: in.Unreachable[:0], Pinned: in.Pinned[:0], Calls: in.Calls[:0],
+		Flushed: in.Flushed[:0], Unreachable: in.Unreachable[:0], Pinned: in.Pinned[:0], Calls: in.Calls[:0], Notes: in.Notes[:0],
 	}
 }
 
@@ -445,11 +456,19 @@ func (e *engine) runFlush(w *worker, f *core.FlushDone) {
 func (w *worker) Flushed(shard ShardID, index Index) { w.e.log.Flushed(uint64(shard), uint64(index)) }
 
 func (w *worker) LastHeard(p NodeID) int64 {
-	if p := w.e.peers[p]; p != nil {
+	if p := w.e.peers.get(p); p != nil {
 		return p.heard.Load()
 	}
 	return 0
 }
+
+func (w *worker) SendNote(to NodeID, n core.Note) {
+	w.e.transport.Append(uint64(to), len(n.Data)+64, func(b []byte) []byte { return core.AppendNote(b, n) })
+}
+
+func (w *worker) Members(shard ShardID, c core.Configuration) { w.e.members(shard, c) }
+
+func (w *worker) Address(n NodeID) string { return w.e.address(n) }
 
 func (w *worker) Changed(shard ShardID, leader NodeID, term Term) { w.e.changed(shard, leader) }
 

@@ -2,7 +2,10 @@ package rsm
 
 import (
 	"context"
+	"slices"
 	"time"
+
+	"github.com/decree-raft/decree/internal/core"
 )
 
 // Role is what a member is in a shard.
@@ -43,65 +46,93 @@ type Members struct {
 }
 
 // Members returns who takes part in the shard as far as this replica has applied its log.
-func (s *Shard) Members() (Members, error) { return Members{}, errNotYet }
+func (s *Shard) Members() (Members, error) {
+	var v core.MembersView
+	ok := false
+	if err := s.node.engine.call(s.id, func(w *core.Worker) { v, ok = w.Members(s.id) }); err != nil {
+		return Members{}, err
+	}
+	if !ok {
+		return Members{}, errClosed
+	}
+	m := Members{Shard: s.id, Index: v.Index, Leader: s.Leader(), Applied: v.Applied, Removed: slices.Clone(v.Removed)}
+	for _, id := range v.Members() {
+		p := v.Progress[id]
+		member := Member{Node: id, Role: roleOf(&v.Configuration, id), Address: s.node.topology.addressOf(id), Seen: -1,
+			Match: p.Match, Progress: p.State, SnapshotBytes: p.SnapshotBytes, SnapshotTotal: p.SnapshotTotal}
+		if peer := s.node.engine.peers.get(id); peer != nil && id != s.node.cfg.Node {
+			member.Seen = time.Duration(s.node.engine.mono() - peer.heard.Load())
+		}
+		m.List = append(m.List, member)
+	}
+	return m, nil
+}
+
+func roleOf(c *core.Configuration, id NodeID) Role {
+	voter, outgoing := slices.Contains(c.Voters, id), slices.Contains(c.Outgoing, id)
+	switch {
+	case !voter && !outgoing:
+		return RoleLearner
+	case c.Joint() && !outgoing:
+		return RoleIncoming
+	case c.Joint() && !voter:
+		return RoleOutgoing
+	}
+	return RoleVoter
+}
+
+// change has a change of the members decided, and waits until it is applied here.
+func (s *Shard) change(ctx context.Context, change core.Change) error {
+	c := newCall()
+	c.req.Kind, c.req.Change = core.KindChange, &change
+	_, err := s.start(c).Wait(ctx)
+	return err
+}
 
 // AddLearner adds a node as a learner: it gets everything and has no vote. The node must be started with
 // ShardConfig.Join for this shard. A learner may stay one for ever, as a read replica. Leader only, like all changes of members:
 // others answer ErrNotProposed with a hint. It returns when the change is applied here. One change at a time: CodeChangePending.
 // An id that was ever removed is refused (CodeChangeRefused): ids are never reused.
-func (s *Shard) AddLearner(ctx context.Context, id NodeID, address string) error { return errNotYet }
+func (s *Shard) AddLearner(ctx context.Context, id NodeID, address string) error {
+	return s.change(ctx, core.Change{Kind: core.ChangeAddLearner, Node: id, Address: address})
+}
 
-// Promote makes a learner a voter. CodeNotCaughtUp: it lacks more than a second or so of log; wait and try again.
-func (s *Shard) Promote(ctx context.Context, id NodeID) error { return errNotYet }
+// Promote makes a learner a voter. CodeNotCaughtUp: it lacks more than a few entries; wait and try again.
+func (s *Shard) Promote(ctx context.Context, id NodeID) error {
+	return s.change(ctx, core.Change{Kind: core.ChangePromote, Node: id})
+}
 
 // Remove removes a member for ever. A leader that is asked to remove itself hands leadership over first, and answers
-// ErrNotProposed with CodeTransfer: ask the next one.
-func (s *Shard) Remove(ctx context.Context, id NodeID) error { return errNotYet }
+// ErrNotProposed with CodeTransfer: ask the next one. Refused is also what would leave the shard without a majority that answers.
+func (s *Shard) Remove(ctx context.Context, id NodeID) error {
+	return s.change(ctx, core.Change{Kind: core.ChangeRemove, Node: id})
+}
 
-// Replace makes the learner a voter and removes the voter old, in one joint change: at no time are there fewer voters, or one more, than before and after.
-// It returns when the new configuration stands alone. If leadership changes on the way, the next leader completes it.
-func (s *Shard) Replace(ctx context.Context, old, learner NodeID) error { return errNotYet }
+// Replace makes the learner a voter and removes the voter old, in one joint change: at no time do fewer voters count than before
+// and after. It returns when the new configuration stands alone. If leadership changes on the way, the next leader completes it.
+func (s *Shard) Replace(ctx context.Context, old, learner NodeID) error {
+	if err := s.change(ctx, core.Change{Kind: core.ChangeReplace, Node: learner, Old: old}); err != nil {
+		return err
+	}
+	for {
+		m, err := s.Members()
+		if err != nil {
+			return &Error{Kind: ErrUnknown, Code: core.CodeClosed, Message: "the replacement has begun, and will be completed; this node stopped before it was", Cause: err}
+		}
+		if !slices.ContainsFunc(m.List, func(m Member) bool { return m.Role == RoleIncoming || m.Role == RoleOutgoing }) {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return &Error{Kind: ErrUnknown, Code: core.CodeCancelled, Message: "the replacement has begun, and will be completed; the caller stopped waiting", Cause: ctx.Err()}
+		case <-s.node.done:
+			return &Error{Kind: ErrUnknown, Code: core.CodeClosed, Message: "the replacement has begun, and will be completed; this node stopped before it was"}
+		case <-time.After(s.node.cfg.tick() / 4):
+		}
+	}
+}
 
 // SetAddress tells everybody under which address a member is found from now on.
-func (s *Shard) SetAddress(ctx context.Context, id NodeID, address string) error { return errNotYet }
-
-// Entry is a committed entry of a shard's log, taken apart.
-type Entry struct {
-	Index    Index
-	Term     Term
-	Time     Timestamp // 0: the entry has none
-	Sequence uint64    // 0: not a decision
-	Kind     string    // decision, reads (nothing but reads rode on it), empty (a leader's first), members, void
-	Note     string    // for people: of a change of members, what it was
-	Events   []Event   // of a decision
-	Hash     uint64    // running hash after it, as the leader computed it
+func (s *Shard) SetAddress(ctx context.Context, id NodeID, address string) error {
+	return s.change(ctx, core.Change{Kind: core.ChangeAddress, Node: id, Address: address})
 }
-
-// Journal returns committed entries from an index on, at most limit, as far as this replica has them on disk or in memory.
-// CodeCompacted: the first ones are gone; first is where the log begins now.
-func (s *Shard) Journal(ctx context.Context, from Index, limit int) (entries []Entry, first Index, err error) {
-	return nil, 0, errNotYet
-}
-
-// SnapshotInfo is a snapshot on a node's disk.
-type SnapshotInfo struct {
-	ID    string // hexadecimal
-	Shard ShardID
-	Index Index
-	Term  Term
-	Time  Timestamp
-	Hash  uint64
-	Bytes int64
-	Files int
-	Dir   string
-}
-
-// CutSnapshot writes a snapshot of the shard as of its last flush, or after a flush if fresh, while the shard goes on.
-func (s *Shard) CutSnapshot(ctx context.Context, fresh bool) (SnapshotInfo, error) {
-	return SnapshotInfo{}, errNotYet
-}
-
-// Snapshots lists the complete snapshots on the node's disk.
-func (n *Node) Snapshots() []SnapshotInfo { return nil }
-
-var errNotYet = &Error{Kind: ErrNotProposed, Message: "not built yet"}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -17,18 +18,22 @@ import (
 	"github.com/decree-raft/decree/internal/core"
 	"github.com/decree-raft/decree/internal/state"
 	"github.com/decree-raft/decree/internal/transport"
+	"github.com/decree-raft/decree/snapshot"
 	"github.com/decree-raft/decree/wal"
 )
 
 // Node hosts replicas of many shards: one process, or one of several embedded in a process.
 // All its methods may be called at any time from any goroutine.
 type Node struct {
-	cfg    Config
-	engine *engine
-	log    wal.Log
-	store  *state.Store
-	shards map[ShardID]*Shard
-	disk   *diskMonitor
+	cfg      Config
+	engine   *engine
+	log      wal.Log
+	store    *state.Store
+	shards   map[ShardID]*Shard
+	snaps    *snapshot.Dir
+	fs       vfs.FS // of state and snapshots
+	disk     *diskMonitor
+	topology topology
 
 	newShards bool // identity has shards that node.json has not
 	idMu      sync.Mutex
@@ -90,17 +95,7 @@ func (n *Node) start() (err error) {
 	if n.cfg.wrapLog != nil {
 		n.log = n.cfg.wrapLog(n.log)
 	}
-	e := newEngine(n.cfg.Node, n.cfg.Logger, n.log, n.cfg.Workers)
-	e.tick = n.cfg.tick()
-	e.fatal, e.changed, e.stopped = n.fail, n.leaderChanged, n.replicaStopped
-	n.engine = e
-	for id := range n.cfg.Peers {
-		if id != n.cfg.Node {
-			p := &peer{}
-			p.heard.Store(e.mono())
-			e.peers[id] = p
-		}
-	}
+	e := n.makeEngine()
 	if err := n.addShards(recovered); err != nil {
 		return err
 	}
@@ -135,6 +130,23 @@ func (n *Node) start() (err error) {
 	return nil
 }
 
+// makeEngine makes the node's engine, without a transport yet.
+func (n *Node) makeEngine() *engine {
+	e := newEngine(n.cfg.Node, n.cfg.Logger, n.log, n.cfg.Workers)
+	e.tick = n.cfg.tick()
+	e.fatal, e.changed, e.stopped = n.fail, n.leaderChanged, n.replicaStopped
+	e.members, e.address = n.membersChanged, n.topology.addressOf
+	e.store, e.snaps, e.fs, e.cluster, e.rate = n.store, n.snaps, n.fs, n.cfg.Cluster, n.cfg.SnapshotBytesPerSecond
+	n.engine = e
+	n.topology.static, n.topology.shards, n.topology.address = maps.Clone(n.cfg.Peers), map[ShardID]core.Configuration{}, map[NodeID]string{}
+	for id := range n.cfg.Peers {
+		if id != n.cfg.Node {
+			e.peers.met(id, e.mono())
+		}
+	}
+	return e
+}
+
 func (n *Node) newClock() *clock {
 	return &clock{
 		e: n.engine, cfg: &n.cfg, beatTicks: 2,
@@ -164,10 +176,14 @@ func (n *Node) openData() (map[uint64]*wal.ShardLog, error) {
 			return nil, err
 		}
 		m.log, n.log = log, log
-		options.Dir, options.FS = "state", m.fs
-		n.store, err = state.Open(options)
+		options.Dir, options.FS, n.fs = "state", m.fs, m.fs
+		if n.store, err = state.Open(options); err != nil {
+			return nil, err
+		}
+		n.snaps, err = n.openSnapshots("snap")
 		return recovered.Shards, err
 	}
+	n.fs = vfs.Default
 	n.disk.dir = n.cfg.Dir
 	err := os.MkdirAll(n.cfg.Dir, 0o700)
 	if err != nil {
@@ -191,6 +207,10 @@ func (n *Node) openData() (map[uint64]*wal.ShardLog, error) {
 		return nil, errors.Join(err, log.Close())
 	}
 	n.log, n.store = log, store
+	if n.snaps, err = n.openSnapshots(filepath.Join(n.cfg.Dir, "snap")); err != nil {
+		n.closeData()
+		return nil, err
+	}
 	if err = n.settleIdentity(recovered); err == nil {
 		err = n.settleShards()
 	}
@@ -199,6 +219,10 @@ func (n *Node) openData() (map[uint64]*wal.ShardLog, error) {
 		return nil, err
 	}
 	return recovered.Shards, nil
+}
+
+func (n *Node) openSnapshots(dir string) (*snapshot.Dir, error) {
+	return snapshot.Open(snapshot.Options{Path: dir, FS: n.fs, Reserve: uint64(max(0, n.cfg.DiskWatermark)), Logger: n.cfg.Logger})
 }
 
 // settleIdentity makes sure that a directory is either this node's, whole, or
@@ -231,7 +255,7 @@ func (n *Node) settleShards() error {
 	for _, s := range n.cfg.Shards {
 		hosted[s.ID] = true
 		known, ok := n.identity.Shards[s.ID]
-		if ok && !slices.Equal(known, s.Voters) {
+		if ok && !slices.Equal(known, s.Voters) && !(s.Join && len(known) == 0) {
 			return fmt.Errorf("shard %d was made with the voters %v and is configured with %v: "+
 				"members cannot be changed by configuration; set ShardConfig.Voters (by default all Peers) to what it was", s.ID, known, s.Voters)
 		}
@@ -281,11 +305,16 @@ func (n *Node) startTransport() (transport.Peer, error) {
 	cfg := transport.Config{
 		Cluster: n.cfg.Cluster, Node: uint64(n.cfg.Node), Listen: n.cfg.Listen, Listener: n.cfg.listener,
 		Peers: map[uint64]string{}, TLS: n.cfg.TLS, Logger: n.cfg.Logger,
-		Receive: n.engine.receive, Unreachable: n.engine.unreachable,
+		Receive: n.engine.receive, Unreachable: n.engine.unreachable, Serve: n.engine.serve,
 	}
+	n.topology.mu.Lock()
 	for id, addr := range n.cfg.Peers {
 		cfg.Peers[uint64(id)] = addr
 	}
+	for id, addr := range n.topology.address {
+		cfg.Peers[uint64(id)] = addr
+	}
+	n.topology.mu.Unlock()
 	if n.cfg.network != nil {
 		return n.cfg.network.Start(cfg)
 	}
@@ -405,7 +434,7 @@ func (n *Node) Drain(ctx context.Context) error {
 	for {
 		led := 0
 		for _, s := range n.shards {
-			if s.Leader() == n.cfg.Node && len(n.cfg.Peers) > 1 {
+			if s.Leader() == n.cfg.Node && s.hasOthers() {
 				led++
 				_ = s.handOver()
 			}
@@ -469,8 +498,8 @@ func (n *Node) Status() (NodeStatus, error) {
 		s.Shards = append(s.Shards, st)
 	}
 	stats := n.engine.transport.Stats()
-	for id, p := range n.engine.peers {
-		t := stats[uint64(id)]
+	for _, id := range n.engine.peers.ids() {
+		p, t := n.engine.peers.get(id), stats[uint64(id)]
 		s.Peers[id] = PeerStatus{
 			Connected: t.Connected, QueuedBytes: t.QueuedBytes, LastError: t.LastError,
 			LastHeard: time.Duration(n.engine.mono() - p.heard.Load()),

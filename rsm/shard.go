@@ -271,6 +271,12 @@ func (s *Shard) TransferLeadership(ctx context.Context, to NodeID) error {
 	return nil
 }
 
+// hasOthers reports whether there is anybody to hand leadership to.
+func (s *Shard) hasOthers() bool {
+	st, err := s.Status()
+	return err == nil && len(st.Voters) > 1
+}
+
 // handOver starts a transfer to the voter that was heard last.
 func (s *Shard) handOver() error {
 	var best NodeID
@@ -280,7 +286,7 @@ func (s *Shard) handOver() error {
 		return err
 	}
 	for _, v := range st.Voters {
-		if p := s.node.engine.peers[v]; p != nil && p.heard.Load() >= latest {
+		if p := s.node.engine.peers.get(v); v != s.node.cfg.Node && p != nil && p.heard.Load() >= latest {
 			best, latest = v, p.heard.Load()
 		}
 	}

@@ -20,7 +20,11 @@ func (r *Replica) applyCommitted(entries []raftpb.Entry) {
 		}
 		if l := r.lead; l != nil && l.ready {
 			// Everything after the first entry of a leader's term is its own.
-			r.promote()
+			if b := l.inflight; len(b) > 0 && b[0].change != nil {
+				r.promoteChange(e)
+			} else {
+				r.promote()
+			}
 		} else {
 			r.applyEntry(e)
 		}
@@ -41,7 +45,8 @@ func (r *Replica) promoteCommitted() {
 	if mutated("promote-before-sync") {
 		upTo = Index(r.rn.BasicStatus().Commit)
 	}
-	for r.lead == l && len(l.inflight) > 0 && l.inflight[0].index <= upTo {
+	// A change of members waits for the Ready: raft must not be ahead of what it calls applied.
+	for r.lead == l && len(l.inflight) > 0 && l.inflight[0].index <= upTo && l.inflight[0].change == nil {
 		r.promote()
 	}
 }
@@ -69,11 +74,40 @@ func (r *Replica) promote() {
 	r.committed = b.end
 	r.applied, r.meta.term = b.index, b.term
 	r.seq, r.time, r.chain = b.seq, b.time, b.chain
+	if b.nextMachine != 0 {
+		r.meta.machine = b.nextMachine
+		l.raising = 0
+	}
 	r.stats.Entries++
 	// Not before here: should anything above panic, stop finds the batch and ends its calls.
 	l.inflight[0] = nil
 	l.inflight = l.inflight[1:]
 	r.answer(b)
+	r.maybeFlush()
+}
+
+// promoteChange makes a leader's own change of members final, or finds that raft has put an empty entry in its place.
+func (r *Replica) promoteChange(e *raftpb.Entry) {
+	l := r.lead
+	b := l.inflight[0]
+	if uint64(b.index) != e.Index || uint64(b.term) != e.Term {
+		panic(broken(CodeCorruption, nil, "entry %d of term %d was committed where this leader's change of members should be, at %d", e.Index, e.Term, b.index))
+	}
+	l.inflight[0] = nil
+	l.inflight = l.inflight[1:]
+	l.changing = false
+	var err error
+	if e.Type == raftpb.EntryNormal {
+		err = notProposed(CodeChangePending, "raft did not take the change: another is under way")
+	}
+	r.applied, r.meta.term = b.index, b.term
+	r.stats.Entries++
+	if err == nil {
+		r.applyChange(e)
+	}
+	for _, d := range b.decided {
+		r.finish(d.req, d.result, err)
+	}
 	r.maybeFlush()
 }
 
@@ -106,17 +140,17 @@ func (r *Replica) answer(b *batch) {
 // applyEntry folds an entry that this replica has not decided itself.
 func (r *Replica) applyEntry(e *raftpb.Entry) {
 	index, term := Index(e.Index), Term(e.Term)
-	if e.Type != raftpb.EntryNormal {
-		panic(broken(CodeUnsupported, nil, "entry %d is of raft type %v, which this version does not know", index, e.Type))
-	}
 	void := false
-	if len(e.Data) > 0 {
+	if e.Type == raftpb.EntryNormal && len(e.Data) > 0 {
 		void = !r.applyDecision(index, term, e.Data)
 	}
 	r.applied, r.meta.term = index, term
 	r.stats.Entries++
-	r.settle(index, term, void)
-	if l := r.lead; l != nil && !l.ready && len(e.Data) == 0 && term == l.term {
+	if e.Type != raftpb.EntryNormal {
+		r.applyChange(e)
+	}
+	r.settle(index, term, void, e.Type != raftpb.EntryNormal)
+	if l := r.lead; l != nil && !l.ready && e.Type == raftpb.EntryNormal && len(e.Data) == 0 && term == l.term {
 		r.becomeReady()
 	}
 }
@@ -133,9 +167,14 @@ func (r *Replica) applyDecision(index Index, term Term, data []byte) bool {
 		return false
 	}
 	r.sessions.expire(h.time)
-	event := Event{Time: h.time, Position: Position{Shard: r.shard, Index: index}}
+	event := Event{Time: h.time, Version: r.meta.machine, Position: Position{Shard: r.shard, Index: index}}
+	machine := r.meta.machine // what comes after this entry is decided under it
 	for i := range h.requests {
 		q := rd.request()
+		if q.flags&flagVersion != 0 && rd.err == nil {
+			machine = q.version
+			r.checkVersion(machine, index)
+		}
 		for range q.events {
 			data, digests := rd.event()
 			if rd.err != nil {
@@ -155,7 +194,7 @@ func (r *Replica) applyDecision(index Index, term Term, data []byte) bool {
 	if rd.err != nil {
 		panic(broken(CodeCorruption, rd.err, "entry %d", index))
 	}
-	r.seq, r.time = h.seq, h.time
+	r.seq, r.time, r.meta.machine = h.seq, h.time, machine
 	r.chain = chainEntry(r.apply.chain, h.seq, h.time)
 	r.apply.chain = r.chain
 	if r.chain != h.chain && !mutated("no-hash-check") {
@@ -187,7 +226,7 @@ func (r *Replica) stuffed(times int64) bool {
 // maybeFreeze starts a flush when enough has gathered: the state is frozen at the head,
 // and written out when the head is committed.
 func (r *Replica) maybeFreeze() {
-	if r.freezing || r.flushing || r.broken != nil {
+	if r.freezing || r.flushing || r.broken != nil || r.installing != nil {
 		return
 	}
 	if r.freezeWanted || r.state.LayerBytes()+r.log.unflushed > r.cfg.Limits.FlushBytes {
@@ -226,6 +265,11 @@ func (r *Replica) maybeFlush() {
 	for _, e := range r.log.slice(max(r.log.flushed+1, f.TruncateJournalBelow), uint64(r.applied)) {
 		f.Journal = append(f.Journal, state.JournalEntry{Index: e.Index, Term: e.Term, Type: uint8(e.Type), Data: e.Data})
 	}
+	added := int64(0)
+	for i := range f.Journal {
+		added += int64(len(f.Journal[i].Data)) + entryOverhead
+	}
+	r.markJournal(added, Index(f.TruncateJournalBelow))
 	r.w.env.Flush(&FlushDone{Shard: r.shard, Job: r.state.Flush(f), index: r.applied})
 }
 
@@ -236,6 +280,7 @@ func (r *Replica) flushed(f *FlushDone) {
 	if r.broken != nil {
 		return
 	}
+	defer r.continueInstall()
 	if f.Err != nil {
 		panic(broken(CodeStorage, f.Err, "flushing the state at index %d", f.index))
 	}
@@ -243,6 +288,7 @@ func (r *Replica) flushed(f *FlushDone) {
 	r.log.flushedTo(uint64(f.index))
 	r.stats.Flushes++
 	r.w.env.Flushed(r.shard, f.index)
+	r.nextCut()
 }
 
 // unpin frees the WAL segment that this shard's entries keep from being

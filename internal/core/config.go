@@ -44,8 +44,13 @@ type Config struct {
 	// QuiesceTicks of idleness quiet a shard. 0 never.
 	QuiesceTicks int
 
-	// KeepJournal keeps all of the journal, not only what another voter may still need.
+	// KeepJournal keeps all of the journal, not only what another member may still need.
 	KeepJournal bool
+	// JournalBytes and JournalAge keep at least that much of it, as history. 0: none.
+	JournalBytes int64
+	JournalAge   time.Duration
+	// JournalMaxBytes bounds what is kept, KeepJournal aside, for members that are behind. Default 1 GiB; negative: no bound.
+	JournalMaxBytes int64
 
 	Limits   Limits
 	Sessions SessionOptions
@@ -57,6 +62,7 @@ func (c Config) WithDefaults() Config {
 	c.HeartbeatTicks = cmp.Or(c.HeartbeatTicks, 2)
 	c.ElectionTicks = cmp.Or(c.ElectionTicks, 16)
 	c.QuiesceTicks = cmp.Or(c.QuiesceTicks, 4*c.ElectionTicks)
+	c.JournalMaxBytes = max(0, cmp.Or(c.JournalMaxBytes, max(1<<30, 2*c.JournalBytes)))
 	l := &c.Limits
 	l.MaxCommandBytes = cmp.Or(l.MaxCommandBytes, 1<<20)
 	l.MaxRequestCommands = cmp.Or(l.MaxRequestCommands, 4096)
@@ -101,6 +107,8 @@ func (c Config) Validate() error {
 	check(l.MaxRequestCommands > 0 && l.MaxRequestCommands < maxRequestsPerEntry, "MaxRequestCommands is %d: 1 to %d", l.MaxRequestCommands, maxRequestsPerEntry-1)
 	check(l.MaxQueuedRequests > 0 && l.MaxQueuedBytes >= l.MaxCommandBytes, "queues of %d requests and %d bytes: at least 1 and MaxCommandBytes", l.MaxQueuedRequests, l.MaxQueuedBytes)
 	check(l.FlushBytes >= 64<<10, "FlushBytes is %d: at least 64 KiB", l.FlushBytes)
+	check(c.JournalBytes >= 0 && c.JournalAge >= 0, "JournalBytes is %d and JournalAge %v: at least 0", c.JournalBytes, c.JournalAge)
+	check(c.JournalMaxBytes == 0 || c.JournalMaxBytes >= c.JournalBytes, "JournalMaxBytes is %d: at least JournalBytes, %d", c.JournalMaxBytes, c.JournalBytes)
 	check(c.Sessions.TTL >= time.Minute, "session TTL is %v: at least 1 minute", c.Sessions.TTL)
 	check(c.Sessions.Window >= 1 && c.Sessions.Window <= 65536, "session window is %d: 1 to 65536", c.Sessions.Window)
 	check(c.Sessions.Max >= 1, "session limit is %d: at least 1", c.Sessions.Max)

@@ -23,6 +23,8 @@ type leadership struct {
 		index Index
 		seq   uint64
 		time  Timestamp
+		// machine is the version that comes to be active.
+		machine uint64
 	}
 	inflight []*batch // proposed and not yet applied, in log order
 	open     *batch   // being decided; not handed to raft yet
@@ -30,6 +32,21 @@ type leadership struct {
 	opening, evicting int // sessions, by entries in flight
 
 	noted map[uint64]int64 // when each voter was last sent a CommitNote
+
+	versions map[NodeID]uint64 // that members can run, see version.go
+	raising  uint64            // being activated
+
+	first    Index   // of the entries that this leader decides
+	change   *change // of the members, to be proposed
+	changing bool    // one is in flight
+
+	// Snapshots for those who need one, see snapshot.go.
+	snapWanted bool
+	offered    *offered
+	offeredAt  int64
+	cutting    *cutting
+	cutFailed  NodeID
+	transfers  map[NodeID]*transfer
 
 	transferee   NodeID // leadership is to go there; nothing new is decided meanwhile
 	transferSent bool
@@ -53,6 +70,11 @@ type batch struct {
 	riders  []rider
 	reads   []*Request
 	version *state.Version // what the reads see
+
+	machine     uint64 // version under which it is decided
+	nextMachine uint64 // active after it, if not 0
+
+	change *change // a change of the members: it has no sequence number, and nothing else is in the entry
 }
 
 // decided is a request whose outcome stands in the entry.
@@ -110,6 +132,8 @@ func (r *Replica) becomeReady() {
 	l := r.lead
 	l.ready = true
 	l.head.index, l.head.seq, l.head.time = r.applied, r.seq, r.time
+	l.first = r.applied
+	l.head.machine = r.meta.machine
 	r.state.SetUndo(true)
 	r.committed = r.state.Mark()
 	r.apply.chain = r.chain
@@ -149,8 +173,9 @@ func (r *Replica) openBatch() *batch {
 	if l.open == nil {
 		l.open = &batch{
 			term: l.term, index: l.head.index + 1, seq: l.head.seq + 1,
-			time:  r.entryTime(),
-			start: r.state.Mark(), startChain: r.apply.chain,
+			time:    r.entryTime(),
+			machine: l.head.machine,
+			start:   r.state.Mark(), startChain: r.apply.chain,
 			buf: make([]byte, entryHeaderMax, r.w.bufferHint()),
 		}
 	}
@@ -180,6 +205,8 @@ func (r *Replica) decideOne(q *Request) {
 		r.decideOpen(b, q)
 	case KindCloseSession:
 		r.decideClose(b, q)
+	case kindVersion:
+		r.decideVersion(b, q)
 	default:
 		if q.Session == 0 || r.admit(b, q) {
 			r.decideCommands(b, q)
@@ -346,7 +373,7 @@ func (r *Replica) execute(b *batch, q *Request, res *Result) (events int, reject
 	res.Replies = q.replySpace()
 	replied := 0
 	for _, data := range q.Commands {
-		out, reply, err := r.decide(Command{Data: data, Time: b.time, Rand: r.rand})
+		out, reply, err := r.decide(Command{Data: data, Time: b.time, Version: b.machine, Rand: r.rand})
 		r.state.EndScans()
 		if err != nil {
 			return 0, r.boundedRejection(err)
@@ -389,7 +416,7 @@ func (r *Replica) decide(c Command) (events [][]byte, reply []byte, err error) {
 func (r *Replica) applyDecided(b *batch, data []byte) {
 	r.apply.collect()
 	r.machine.Apply(&r.apply, Event{
-		Data: data, Time: b.time,
+		Data: data, Time: b.time, Version: b.machine,
 		Position: Position{Shard: r.shard, Index: b.index, Ordinal: b.ordinal},
 	})
 	r.state.EndScans()
@@ -428,6 +455,7 @@ func (r *Replica) propose() {
 		r.proposeOpen(l)
 		r.decideQueue() // what a full batch left over goes along in the same write
 	}
+	r.proposeChange()
 	if l.transferee != 0 && l.open == nil && !l.transferSent {
 		l.transferSent = true
 		r.rn.TransferLeader(uint64(l.transferee))
@@ -453,6 +481,9 @@ func (r *Replica) proposeOpen(l *leadership) {
 		return
 	}
 	l.head.index, l.head.seq, l.head.time = b.index, b.seq, b.time
+	if b.nextMachine != 0 {
+		l.head.machine = b.nextMachine
+	}
 	// Here and not only at the end of a pass: under load the next batch is open by then, always.
 	r.maybeFreeze()
 }
@@ -463,6 +494,9 @@ func (r *Replica) refused(b *batch, err error) {
 		r.rollback(b.start, b.startChain)
 	}
 	r.forget(b)
+	if b.nextMachine != 0 {
+		r.lead.raising = 0
+	}
 	b.fail(r, notProposed(CodeTransfer, "raft did not take the entry: %v", err))
 }
 
@@ -509,6 +543,11 @@ func (r *Replica) stepDown(leader NodeID) {
 	r.lead = nil
 	r.logger.Info("no longer leader", "term", uint64(l.term), "new_leader", uint64(leader))
 	r.reads.reset()
+	if c := l.change; c != nil && c.req != nil {
+		e := notProposed(CodeLeadershipLost, "leadership of shard %d went before the change was proposed", r.shard)
+		e.Leader = leader
+		r.finish(c.req, Result{}, e)
+	}
 	if !l.ready {
 		return
 	}
@@ -536,14 +575,14 @@ func (r *Replica) stepDown(leader NodeID) {
 // settle answers the calls of a former leader's entry when the entry that was
 // committed in its place is applied. Only a committed entry proves anything: one that merely
 // stands in the log may itself be overwritten.
-func (r *Replica) settle(index Index, term Term, void bool) {
+func (r *Replica) settle(index Index, term Term, void, change bool) {
 	for len(r.orphans) > 0 && r.orphans[0].index <= index {
 		b := r.orphans[0]
 		r.orphans = r.orphans[1:]
 		switch {
 		case b.index != index:
 			b.fail(r, unknown(CodeLeadershipLost, "leadership of shard %d went while the entry was under way", r.shard))
-		case b.term != term || void:
+		case b.term != term || void || (b.change != nil) != change:
 			b.fail(r, notProposed(CodeOverwritten, "another leader's entry was committed at index %d", index))
 		default:
 			for _, d := range b.decided {

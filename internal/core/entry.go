@@ -13,6 +13,7 @@ import (
 //	request:  flags (1 byte)
 //	          if flagOpen:    ttl (ns), window, count of evicted, evicted session ids...
 //	          if flagSession: session id, sequence, acknowledged, digest (8 bytes), outcome (bytes)
+//	          if flagVersion: version of the machine that is active from the next entry on
 //	          count of events, event...
 //	event:    data (bytes), count of effects, digest of each effect (2 bytes)
 //	outcome:  0, count of replies, reply (bytes)...
@@ -27,7 +28,8 @@ const (
 	flagSession = 1 << iota
 	flagOpen
 	flagClose
-	flagsKnown = flagSession | flagOpen | flagClose
+	flagVersion
+	flagsKnown = flagSession | flagOpen | flagClose | flagVersion
 )
 
 const (
@@ -152,6 +154,8 @@ type requestHeader struct {
 	digest  uint64
 	outcome []byte
 
+	version uint64
+
 	events int
 }
 
@@ -171,6 +175,9 @@ func (h *requestHeader) append(b []byte) []byte {
 		b = binary.AppendUvarint(b, h.acked)
 		b = binary.LittleEndian.AppendUint64(b, h.digest)
 		b = appendBytes(b, h.outcome)
+	}
+	if h.flags&flagVersion != 0 {
+		b = binary.AppendUvarint(b, h.version)
 	}
 	return binary.AppendUvarint(b, uint64(h.events))
 }
@@ -194,6 +201,9 @@ func (r *reader) request() (h requestHeader) {
 		h.acked = r.uvarint("acknowledged")
 		h.digest = r.uint64("digest")
 		h.outcome = r.bytes("outcome")
+	}
+	if h.flags&flagVersion != 0 {
+		h.version = r.uvarint("machine version")
 	}
 	h.events = r.count("event count")
 	return h

@@ -1,6 +1,7 @@
 package core
 
 import (
+	"fmt"
 	"log/slog"
 	"math/rand/v2"
 	"time"
@@ -30,6 +31,18 @@ type Env interface {
 	Flush(f *FlushDone)
 	// Flushed says that the WAL need not keep the shard's entries up to index.
 	Flushed(shard ShardID, index Index)
+	// SendNote queues a word for a replica of the shard on another node. Losing it is allowed.
+	SendNote(to NodeID, n Note)
+	// Cut writes a snapshot of the shard's last flush, off the worker's goroutine, and hands it back in Input.Cuts.
+	Cut(c *CutDone)
+	// Fetch receives a snapshot from peers, checks all of it, and hands it back in Input.Fetched. One per shard at a time.
+	Fetch(f *Fetch)
+	// Install runs job off the worker's goroutine and hands it back in Input.Installed.
+	Install(d *InstallDone)
+	// Members tells who takes part in a shard from now on, and where they are found.
+	Members(shard ShardID, c Configuration)
+	// Address returns where a node is found as far as this one was told; empty if it was not.
+	Address(n NodeID) string
 	// LastHeard returns when (monotonic ns) anything was last received from the peer.
 	LastHeard(peer NodeID) int64
 	// Changed tells that what ShardStatus shows of leadership has changed.
@@ -67,6 +80,41 @@ type Quiesce struct {
 	Last  Index
 }
 
+// Note is a word from replica to replica for which raft has none. See snapshot.go, members.go and version.go for who says what.
+type Note struct {
+	From    NodeID
+	Shard   ShardID
+	Kind    NoteKind
+	A, B, C uint64
+	Data    []byte
+}
+
+// NoteKind says what a Note means.
+type NoteKind uint8
+
+// They travel: never renumber them.
+const (
+	noteCutWanted   NoteKind = 1 + iota // leader: cut a snapshot; A: that has at least this index
+	noteCut                             // the answer; A: as asked, Data: manifest, empty if it failed
+	noteFetching                        // to the leader; A: index of the snapshot, B: bytes that are here, C: of so many
+	noteFetchFailed                     // to the leader; A: index of the snapshot, Data: why
+	noteRemoved                         // to one that does not know; A: index of the configuration without it
+	noteWho                             // to members: A: is this node one of us?
+	noteKnown                           // the answer: A: yes, B: by this entry, Data: its address
+	noteVersions                        // to the leader; A: the highest version of the machine that this replica can run
+)
+
+func (k NoteKind) String() string {
+	if int(k) < len(noteNames) && k > 0 {
+		return noteNames[k]
+	}
+	return fmt.Sprintf("note %d", uint8(k))
+}
+
+var noteNames = [...]string{
+	noteCutWanted: "cut wanted", noteCut: "cut", noteFetching: "fetching", noteFetchFailed: "fetch failed", noteRemoved: "removed", noteWho: "who", noteKnown: "known", noteVersions: "versions",
+}
+
 // CommitNote is a leader's word of what is committed, and of what every voter has. Raft's heartbeats do not tell:
 // their commit index is bounded by what the follower has.
 type CommitNote struct {
@@ -87,6 +135,10 @@ type Input struct {
 	Requests    []*Request
 	Written     []*Write
 	Flushed     []*FlushDone
+	Notes       []Note
+	Cuts        []*CutDone
+	Fetched     []*Fetch
+	Installed   []*InstallDone
 	Unreachable []NodeID
 	Ticks       int
 	Pinned      []ShardID // that keep WAL segments from being released
@@ -104,7 +156,8 @@ type Now struct {
 type Deps struct {
 	Machine Machine
 	State   *state.Shard
-	// Voters are the initial members; ignored when the store has them already.
+	// Voters are the initial members; ignored when the store has them already. None: the shard exists already, and
+	// this node is, or will be, added to it.
 	Voters []NodeID
 	Log    wal.ShardLog // what the WAL had at start
 	Rand   *rand.Rand

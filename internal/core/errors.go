@@ -41,6 +41,10 @@ const (
 	CodeValueTooLarge   Code = "value_too_large"   // Apply set a value over MaxValueBytes
 	CodeMachinePanic    Code = "machine_panic"     // Decide, Query or Apply panicked; nothing was replicated
 	CodeMachineError    Code = "machine_error"     // Decide or Query returned a plain error
+	CodeChangePending   Code = "change_pending"    // another change of the members is under way
+	CodeChangeRefused   Code = "change_refused"    // the change of the members makes no sense, or would do harm
+	CodeNotCaughtUp     Code = "not_caught_up"     // the learner lacks too much to become a voter
+	CodeCompacted       Code = "compacted"         // the entries that were asked for are not kept any more
 	CodeClosed          Code = "closed"            // the node is closing or closed
 	CodeCancelled       Code = "cancelled"         // the caller's context ended first
 	CodeNoShard         Code = "no_shard"          // this node hosts no such shard
@@ -57,6 +61,7 @@ const (
 	CodeStorage     Code = "storage"     // a disk write, fsync or read failed
 	CodeCorruption  Code = "corruption"  // stored or replicated bytes are damaged
 	CodeUnsupported Code = "unsupported" // written by a newer version
+	CodeRemoved     Code = "removed"     // this node is no member of the shard any more
 )
 
 // Error is every error of the library that is not a Rejection.

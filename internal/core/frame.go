@@ -1,6 +1,7 @@
 package core
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -17,6 +18,7 @@ import (
 //	  quiesce: shard, term, last index (varints)
 //	  beat:    nothing
 //	  commit:  shard, term, commit index, index that everybody has, age in ns (varints)
+//	  note:    shard (varint), kind (1 byte), a, b, c (varints), data (bytes); see NoteKind
 //
 // The transport's own header has the version and the checksum.
 const (
@@ -24,6 +26,7 @@ const (
 	itemQuiesce = 2
 	itemBeat    = 3
 	itemCommit  = 4
+	itemNote    = 5
 )
 
 // AppendMessage appends a raft message to a frame.
@@ -63,6 +66,25 @@ func AppendCommit(b []byte, n CommitNote) []byte {
 	return binary.AppendUvarint(b, uint64(max(0, n.Age)))
 }
 
+// AppendNote appends a note.
+func AppendNote(b []byte, n Note) []byte {
+	b = append(b, itemNote)
+	b = binary.AppendUvarint(b, uint64(n.Shard))
+	b = append(b, byte(n.Kind))
+	for _, v := range []uint64{n.A, n.B, n.C} {
+		b = binary.AppendUvarint(b, v)
+	}
+	return appendBytes(b, n.Data)
+}
+
+// A Receiver gets what a frame carries, item by item.
+type Receiver struct {
+	Message func(Message)
+	Quiesce func(Quiesce)
+	Commit  func(CommitNote)
+	Note    func(Note)
+}
+
 // AppendBeat appends a sign of life.
 func AppendBeat(b []byte) []byte { return append(b, itemBeat) }
 
@@ -72,7 +94,7 @@ var ErrFrame = errors.New("frame is malformed")
 // DecodeFrame takes a frame apart that node from sent to node to. What is
 // wrong with it is an error, and then nothing of it may be used.
 // Messages share no memory with the frame.
-func DecodeFrame(from, to NodeID, frame []byte, message func(Message), quiesce func(Quiesce), commit func(CommitNote)) error {
+func DecodeFrame(from, to NodeID, frame []byte, got Receiver) error {
 	r := reader{b: frame}
 	for len(r.b) > 0 {
 		switch kind := r.byte("kind"); kind {
@@ -88,17 +110,23 @@ func DecodeFrame(from, to NodeID, frame []byte, message func(Message), quiesce f
 			if m.Raft.From != uint64(from) || m.Raft.To != uint64(to) {
 				return fmt.Errorf("%w: node %d sent node %d a message that claims to go from %d to %d", ErrFrame, from, to, m.Raft.From, m.Raft.To)
 			}
-			message(m)
+			got.Message(m)
 		case itemQuiesce:
 			q := Quiesce{From: from, Shard: ShardID(r.uvarint("shard")), Term: Term(r.uvarint("term")), Last: Index(r.uvarint("last"))}
 			if r.err == nil {
-				quiesce(q)
+				got.Quiesce(q)
 			}
 		case itemCommit:
 			n := CommitNote{From: from, Shard: ShardID(r.uvarint("shard")), Term: Term(r.uvarint("term")),
 				Commit: Index(r.uvarint("commit")), Everywhere: Index(r.uvarint("everywhere")), Age: time.Duration(r.uvarint("age"))}
 			if r.err == nil {
-				commit(n)
+				got.Commit(n)
+			}
+		case itemNote:
+			n := Note{From: from, Shard: ShardID(r.uvarint("shard")), Kind: NoteKind(r.byte("kind")), A: r.uvarint("a"), B: r.uvarint("b"), C: r.uvarint("c")}
+			n.Data = bytes.Clone(r.bytes("data"))
+			if r.err == nil {
+				got.Note(n)
 			}
 		case itemBeat:
 		default:

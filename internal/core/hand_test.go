@@ -14,14 +14,18 @@ import (
 // hand drives one replica, node 2 of three, by hand: it is the replica's disk, its clock, and both of its peers.
 // What depends on a bad moment can be put there exactly; the simulator finds such moments by the thousand, but not each.
 type hand struct {
-	t       *testing.T
-	w       *Worker
-	now     Now
-	in      Input
-	writes  []*Write
-	flushes []*FlushDone
-	sent    []raftpb.Message
-	stopped *Error
+	t        *testing.T
+	w        *Worker
+	now      Now
+	in       Input
+	writes   []*Write
+	flushes  []*FlushDone
+	sent     []raftpb.Message
+	notes    []Note
+	cuts     []*CutDone
+	fetches  []*Fetch
+	installs []*InstallDone
+	stopped  *Error
 
 	last map[uint64]uint64 // index up to which each peer has the log
 	apps map[uint64]int    // MsgApp that each peer was sent
@@ -34,6 +38,12 @@ func (h *hand) Write(w *Write)                              { h.writes = append(
 func (h *hand) Query(*QueryBatch)                           {}
 func (h *hand) Flush(f *FlushDone)                          { h.flushes = append(h.flushes, f) }
 func (h *hand) Flushed(ShardID, Index)                      {}
+func (h *hand) SendNote(to NodeID, n Note)                  { h.notes = append(h.notes, n) }
+func (h *hand) Cut(c *CutDone)                              { h.cuts = append(h.cuts, c) }
+func (h *hand) Fetch(f *Fetch)                              { h.fetches = append(h.fetches, f) }
+func (h *hand) Install(d *InstallDone)                      { h.installs = append(h.installs, d) }
+func (h *hand) Members(ShardID, Configuration)              {}
+func (h *hand) Address(NodeID) string                       { return "" }
 func (h *hand) LastHeard(NodeID) int64                      { return h.now.Mono }
 func (h *hand) Changed(ShardID, NodeID, Term)               {}
 func (h *hand) Stopped(_ ShardID, err *Error)               { h.stopped = err }

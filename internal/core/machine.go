@@ -48,6 +48,8 @@ type Command struct {
 	// Time is the timestamp of the entry that the decision will be part of;
 	// its events carry the same.
 	Time Timestamp
+	// Version is that of the machine under which the command is decided, see Versioned; 0 for machines without.
+	Version uint64
 	// Rand is the leader's random source. Decide is the only place where
 	// randomness is allowed, because only its outcome is replicated.
 	Rand *rand.Rand
@@ -58,6 +60,7 @@ type Event struct {
 	Data     []byte // belongs to the library; must not be kept or changed
 	Position Position
 	Time     Timestamp // of the leader that decided it, see Timestamp
+	Version  uint64    // of the machine, under which it was decided, see Versioned
 }
 
 // View is the ordered key-value state of one shard at one log position.
@@ -114,4 +117,17 @@ type Machine interface {
 	// Query answers a read at one log position. It may run long: it never
 	// holds up the shard. An error is returned to the caller as a rejection.
 	Query(v View, query []byte) (answer []byte, err error)
+}
+
+// Versioned is implemented by machines whose rules change from one program to the next. All replicas must
+// fold the same events into the same state, also while half of the nodes run the new program and half the old one. So a
+// new version becomes active through the log: when every member of the shard has said that it can run it. From the entry after that on,
+// Command.Version and Event.Version say it. Until then the new program decides and applies as the old one did.
+//
+// A replica whose program cannot run what is active stops, and says so.
+type Versioned interface {
+	Machine
+	// MaxVersion is the highest version that this program can run. It must be able to run every version before as well, from
+	// 0, which is active in a new shard until the first change.
+	MaxVersion() uint64
 }

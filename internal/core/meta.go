@@ -6,18 +6,22 @@ import (
 )
 
 // meta is what a flush records of a replica beside state, sessions and journal.
-// Encoding: version (1 byte, 1), varints applied, term, seq, time, chain (8
-// bytes), count of voters, voters. The store adds a checksum.
+//
+// Encoding, version 2: version (1 byte), varints applied, term, seq, time, chain (8 bytes, little-endian), varint version of the
+// machine, then the configuration: varint index; voters, outgoing voters, learners and learners next, each a count and ids; addresses
+// as in a change (members.go); removed, a count and ids. Version 1 ends after the voters, and
+// has neither machine version nor configuration index. The store adds a checksum.
 type meta struct {
 	applied Index
 	term    Term // of the entry at applied
 	seq     uint64
 	time    Timestamp
 	chain   uint64
-	voters  []NodeID
+	machine uint64 // the version that is active
+	conf    Configuration
 }
 
-const metaVersion = 1
+const metaVersion = 2
 
 func (m *meta) encode() []byte {
 	b := []byte{metaVersion}
@@ -25,25 +29,55 @@ func (m *meta) encode() []byte {
 		b = binary.AppendUvarint(b, v)
 	}
 	b = binary.LittleEndian.AppendUint64(b, m.chain)
-	b = binary.AppendUvarint(b, uint64(len(m.voters)))
-	for _, v := range m.voters {
-		b = binary.AppendUvarint(b, uint64(v))
+	b = binary.AppendUvarint(b, m.machine)
+	c := &m.conf
+	b = binary.AppendUvarint(b, uint64(c.Index))
+	for _, ids := range [][]NodeID{c.Voters, c.Outgoing, c.Learners, c.LearnersNext} {
+		b = appendIDs(b, ids)
+	}
+	b = appendAddresses(b, c.Addresses)
+	return appendIDs(b, c.Removed)
+}
+
+func appendIDs(b []byte, ids []NodeID) []byte {
+	b = binary.AppendUvarint(b, uint64(len(ids)))
+	for _, id := range ids {
+		b = binary.AppendUvarint(b, uint64(id))
 	}
 	return b
 }
 
+func (r *reader) ids(what string) (ids []NodeID) {
+	for n := r.count(what); n > 0; n-- {
+		ids = append(ids, NodeID(r.uvarint(what)))
+	}
+	return ids
+}
+
 func decodeMeta(b []byte) (m meta, err error) {
 	r := reader{b: b}
-	if v := r.byte("version"); r.err == nil && v != metaVersion {
-		return m, fmt.Errorf("the state was stored in format %d, this program knows %d", v, metaVersion)
+	version := r.byte("version")
+	if r.err == nil && (version == 0 || version > metaVersion) {
+		return m, fmt.Errorf("the state was stored in format %d, this program knows up to %d", version, metaVersion)
 	}
 	m.applied = Index(r.uvarint("applied"))
 	m.term = Term(r.uvarint("term"))
 	m.seq = r.uvarint("sequence")
 	m.time = Timestamp(r.uvarint("time"))
 	m.chain = r.uint64("chain")
-	for n := r.count("voters"); n > 0; n-- {
-		m.voters = append(m.voters, NodeID(r.uvarint("voter")))
+	c := &m.conf
+	if version == 1 {
+		c.Voters = r.ids("voters")
+		return m, r.err
+	}
+	m.machine = r.uvarint("machine version")
+	c.Index = Index(r.uvarint("configuration index"))
+	c.Voters, c.Outgoing = r.ids("voters"), r.ids("outgoing")
+	c.Learners, c.LearnersNext = r.ids("learners"), r.ids("learners next")
+	c.Addresses = r.addresses()
+	c.Removed = r.ids("removed")
+	if r.err == nil && len(r.b) > 0 {
+		r.fail("bytes after the meta record")
 	}
 	return m, r.err
 }

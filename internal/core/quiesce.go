@@ -28,11 +28,13 @@ func (r *Replica) tick() {
 		return
 	}
 	r.tickReads()
+	r.tickSnapshots()
 	if r.quiet {
 		return
 	}
 	r.rn.Tick()
 	r.idleTicks++
+	r.tellVersion()
 	r.touch()
 	if n := r.cfg.QuiesceTicks; n > 0 && r.lead != nil && r.idleTicks >= n && r.idleTicks%r.cfg.HeartbeatTicks == 0 {
 		r.proposeQuiesce()
@@ -41,26 +43,27 @@ func (r *Replica) tick() {
 
 func (r *Replica) busy() bool {
 	q := &r.reads
-	return r.writing || len(r.queue)+len(q.due)+len(q.waiting)+len(q.wanted)+len(q.asked) > 0 ||
+	return r.writing || r.fetch != nil || r.leaving || len(r.cuts) > 0 || len(r.queue)+len(q.due)+len(q.waiting)+len(q.wanted)+len(q.asked) > 0 ||
 		uint64(r.applied) != r.log.last()
 }
 
 func (r *Replica) proposeQuiesce() {
 	l := r.lead
-	if r.busy() || !l.ready || l.open != nil || len(l.inflight) > 0 || l.transferee != 0 {
+	if r.busy() || !l.ready || l.open != nil || len(l.inflight) > 0 || l.transferee != 0 || l.change != nil || r.conf.Joint() {
 		return
 	}
 	last, same := r.log.last(), true
 	r.rn.WithProgress(func(_ uint64, _ raft.ProgressType, p tracker.Progress) {
 		same = same && p.Match == last
 	})
-	for _, v := range r.voters {
+	members := r.conf.Members()
+	for _, v := range members {
 		same = same && (v == r.cfg.Node || r.w.alive(v))
 	}
 	if !same {
 		return
 	}
-	for _, v := range r.voters {
+	for _, v := range members {
 		if v != r.cfg.Node {
 			r.w.env.SendQuiesce(v, Quiesce{Shard: r.shard, Term: r.raftTerm, Last: Index(last)})
 		}

@@ -17,6 +17,9 @@ type raftLog struct {
 	shard *state.Shard
 	conf  raftpb.ConfState
 	hard  raftpb.HardState
+	// changed: the members are not those that the shard was made with. Then the first entry is never sent: a replica
+	// that began with it would not know who the members were. It begins with a snapshot instead.
+	changed bool
 
 	// Invariant: entries is contiguous and starts at first; first-1 <= flushed,
 	// so that journal and memory together leave no gap.
@@ -24,10 +27,10 @@ type raftLog struct {
 	first     uint64
 	firstTerm uint64 // of the entry before first
 	flushed   uint64
-	bytes     int64  // of entries
-	unflushed int64  // of those with index > flushed
-	gone      func() // is told when an entry is asked for that is not there any more
-	keep      int64  // bytes of flushed entries kept for followers that are a little behind
+	bytes     int64                           // of entries
+	unflushed int64                           // of those with index > flushed
+	offer     func() (raftpb.Snapshot, error) // answers raft when a follower needs what is not there any more
+	keep      int64                           // bytes of flushed entries kept for followers that are a little behind
 }
 
 // entryOverhead approximates what an entry costs beside its data.
@@ -35,12 +38,8 @@ const entryOverhead = 64
 
 func entryBytes(e *raftpb.Entry) int64 { return int64(len(e.Data)) + entryOverhead }
 
-func newRaftLog(shard *state.Shard, voters []NodeID, flushed Index, flushedTerm Term, keep int64) *raftLog {
-	l := &raftLog{shard: shard, first: uint64(flushed) + 1, firstTerm: uint64(flushedTerm), flushed: uint64(flushed), keep: keep}
-	for _, v := range voters {
-		l.conf.Voters = append(l.conf.Voters, uint64(v))
-	}
-	return l
+func newRaftLog(shard *state.Shard, flushed Index, flushedTerm Term, keep int64) *raftLog {
+	return &raftLog{shard: shard, first: uint64(flushed) + 1, firstTerm: uint64(flushedTerm), flushed: uint64(flushed), keep: keep}
 }
 
 func (l *raftLog) last() uint64 { return l.first + uint64(len(l.entries)) - 1 }
@@ -100,11 +99,15 @@ func (l *raftLog) InitialState() (raftpb.HardState, raftpb.ConfState, error) {
 
 // FirstIndex implements raft.Storage. Of a journal that has been truncated, the first entry is there for its term only.
 func (l *raftLog) FirstIndex() (uint64, error) {
+	least := uint64(1)
+	if l.changed && !mutated("log-from-the-first") {
+		least = 2
+	}
 	switch first, _ := l.shard.JournalBounds(); first {
 	case 0:
-		return l.first, nil
+		return max(least, l.first), nil
 	case 1:
-		return 1, nil
+		return least, nil
 	default:
 		return min(first+1, l.first), nil
 	}
@@ -166,9 +169,5 @@ func (l *raftLog) journal(lo, hi, maxSize uint64) ([]raftpb.Entry, error) {
 	return entries, nil
 }
 
-// Snapshot implements raft.Storage. There are no snapshots yet: the journal
-// keeps what any voter lacks (retain.go), so no follower can need one.
-func (l *raftLog) Snapshot() (raftpb.Snapshot, error) {
-	l.gone()
-	return raftpb.Snapshot{}, raft.ErrSnapshotTemporarilyUnavailable
-}
+// Snapshot implements raft.Storage, see snapshot.go.
+func (l *raftLog) Snapshot() (raftpb.Snapshot, error) { return l.offer() }

@@ -196,8 +196,16 @@ func (r *Replica) catchUpNote() {
 
 // quorumHeard returns the latest time since when a quorum, this node included, was heard from.
 func (r *Replica) quorumHeard(now int64) int64 {
-	times := make([]int64, 0, len(r.voters))
-	for _, v := range r.voters {
+	heard := r.majorityHeard(r.conf.Voters, now)
+	if r.conf.Joint() {
+		heard = min(heard, r.majorityHeard(r.conf.Outgoing, now))
+	}
+	return heard
+}
+
+func (r *Replica) majorityHeard(voters []NodeID, now int64) int64 {
+	times := make([]int64, 0, len(voters))
+	for _, v := range voters {
 		if v == r.cfg.Node {
 			times = append(times, now)
 		} else {

@@ -14,6 +14,7 @@ import (
 	"go.etcd.io/etcd/raft/v3/raftpb"
 
 	"github.com/decree-raft/decree/internal/state"
+	"github.com/decree-raft/decree/snapshot"
 	"github.com/decree-raft/decree/wal"
 )
 
@@ -45,9 +46,12 @@ type Replica struct {
 	raftTerm Term
 	leader   NodeID
 
-	lead    *leadership // nil unless leading
-	queue   []*Request  // to be decided or to ride, in order of arrival
-	orphans []*batch    // in flight when leadership went; settled within the pass
+	lead    *leadership       // nil unless leading
+	queue   []*Request        // to be decided or to ride, in order of arrival
+	orphans []*batch          // in flight when leadership went; settled within the pass
+	leaving bool              // no member any more, see members.go
+	known   map[NodeID]string // members by entries that this replica lacks, with their addresses
+	askedOf int64             // monotonic ns, when it was last asked who somebody is
 	reads   readQueue
 	pending pendingBound
 	running atomic.Int64 // queries that have left pending and not ended
@@ -59,9 +63,19 @@ type Replica struct {
 	ready   raft.Ready
 	held    []raftpb.Message // that must not leave before the write is durable
 
-	everywhere   Index // see retain.go
-	goneAt       int64 // when that was last logged
-	freezeWanted bool  // whatever has gathered: the log needs it
+	everywhere Index // see retain.go
+	marks      []journalMark
+	cutShort   bool  // the journal has lost, for want of room, what somebody may need
+	goneAt     int64 // when a stranded voter was last logged
+
+	// Snapshots, see snapshot.go.
+	cuts        []cutWanted
+	cutUnderWay bool
+	fetch       *Fetch
+	have        *snapshot.Snapshot // fetched, and handed to raft
+	installing  *installing
+
+	freezeWanted bool // whatever has gathered: the log needs it
 
 	freezing bool // the state is frozen at freezeAt, which is not committed yet
 	freezeAt Index
@@ -96,6 +110,10 @@ type Stats struct {
 	Flushes       uint64
 	Strange       uint64 // messages from peers that were not acceptable
 	Stranded      uint64 // times that a voter asked for what every voter had had: it has lost part of its log
+	JournalShort  uint64 // flushes that dropped entries which a member may lack, for want of room (Config.JournalMaxBytes)
+
+	SnapshotsFetched   uint64 // begun
+	SnapshotsInstalled uint64
 }
 
 func newReplica(w *Worker, id ShardID, d Deps) (*Replica, error) {
@@ -107,23 +125,10 @@ func newReplica(w *Worker, id ShardID, d Deps) (*Replica, error) {
 	if err := r.restore(d); err != nil {
 		return nil, fmt.Errorf("shard %d: %w", id, err)
 	}
-	rn, err := raft.NewRawNode(&raft.Config{
-		ID:                        uint64(w.cfg.Node),
-		ElectionTick:              w.cfg.ElectionTicks,
-		HeartbeatTick:             w.cfg.HeartbeatTicks,
-		Storage:                   r.log,
-		Applied:                   uint64(r.applied),
-		MaxSizePerMsg:             1 << 20,
-		MaxCommittedSizePerReady:  8 << 20,
-		MaxUncommittedEntriesSize: 1 << 30, // bounded by pipeline depth and entry size; see proposal
-		MaxInflightMsgs:           64,      // of 1 MiB, or an entry if that is larger: raft v3.5 has no bound in bytes
-		CheckQuorum:               true,
-		PreVote:                   true,
-		ReadOnlyOption:            raft.ReadOnlySafe,
-		Logger:                    raftLogger{r.logger},
-		// A follower cannot decide, so it has nothing to forward.
-		DisableProposalForwarding: true,
-	})
+	if r.broken != nil {
+		return r, nil // removed: it is here to say so
+	}
+	rn, err := raft.NewRawNode(r.raftConfig())
 	if err != nil {
 		return nil, fmt.Errorf("shard %d: %w", id, err)
 	}
@@ -136,9 +141,29 @@ func newReplica(w *Worker, id ShardID, d Deps) (*Replica, error) {
 	return r, nil
 }
 
+func (r *Replica) raftConfig() *raft.Config {
+	return &raft.Config{
+		ID:                        uint64(r.cfg.Node),
+		ElectionTick:              r.cfg.ElectionTicks,
+		HeartbeatTick:             r.cfg.HeartbeatTicks,
+		Storage:                   r.log,
+		Applied:                   uint64(r.applied),
+		MaxSizePerMsg:             1 << 20,
+		MaxCommittedSizePerReady:  8 << 20,
+		MaxUncommittedEntriesSize: 1 << 30, // bounded by pipeline depth and entry size; see proposal
+		MaxInflightMsgs:           64,      // of 1 MiB, or an entry if that is larger: raft v3.5 has no bound in bytes
+		CheckQuorum:               true,
+		PreVote:                   true,
+		ReadOnlyOption:            raft.ReadOnlySafe,
+		Logger:                    raftLogger{r.logger},
+		// A follower cannot decide, so it has nothing to forward.
+		DisableProposalForwarding: true,
+	}
+}
+
 // restore rebuilds what a crash left: the last flush, and the WAL's entries after it.
 func (r *Replica) restore(d Deps) error {
-	r.voters = d.Voters
+	r.conf.Voters = d.Voters
 	if data := d.State.Meta(); data != nil {
 		m, err := decodeMeta(data)
 		if err != nil {
@@ -146,28 +171,19 @@ func (r *Replica) restore(d Deps) error {
 		}
 		r.meta = m
 	}
-	if len(r.voters) == 0 {
-		return fmt.Errorf("no voters: a shard needs at least one")
-	}
 	r.apply.chain = r.chain
 	var err error
 	if r.sessions, err = loadSessions(d.State); err != nil {
 		return err
 	}
-	r.log = newRaftLog(d.State, r.voters, r.applied, r.meta.term, r.cfg.Limits.LogCacheBytes)
-	r.log.gone = r.gone
+	r.log = newRaftLog(d.State, r.applied, r.meta.term, r.cfg.Limits.LogCacheBytes)
+	r.log.offer = r.offer
 	hs := d.Log.HardState
 	if r.applied > 0 && hs.Term == 0 {
 		return fmt.Errorf("the state is flushed up to index %d, but the write-ahead log knows nothing of the shard: "+
 			"this node has lost part of its log and may not come back under its old id; remove its data and add it as a new node", r.applied)
 	}
-	var entries []raftpb.Entry
-	for _, e := range d.Log.Entries {
-		if e.Index > uint64(r.applied) {
-			entries = append(entries, raftpb.Entry{Index: e.Index, Term: e.Term, Type: raftpb.EntryType(e.Type), Data: e.Data})
-		}
-	}
-	if err := r.log.append(entries); err != nil {
+	if err := r.log.append(r.continuing(d.Log.Entries)); err != nil {
 		return fmt.Errorf("the write-ahead log does not continue the state: %w", err)
 	}
 	if hs.Commit > r.log.last() {
@@ -175,11 +191,34 @@ func (r *Replica) restore(d Deps) error {
 			"log and may not come back under its old id; remove its data and add it as a new node", hs.Commit, r.log.last())
 	}
 	r.log.hard = raftpb.HardState{Term: hs.Term, Vote: hs.Vote, Commit: max(hs.Commit, uint64(r.applied))}
+	if limit := r.maxVersion(); r.meta.machine > limit {
+		return fmt.Errorf("version %d of the machine is active, this program knows up to %d: start the newer program", r.meta.machine, limit)
+	}
+	r.setConfiguration(r.conf)
+	if r.leaving {
+		r.broken = r.removedError(r.conf.Index)
+		r.logger.Error("replica does not start", "reason", r.broken)
+	}
 	return nil
 }
 
+// continuing returns the entries after what is applied, those that continue it. A crash between the installation of a snapshot
+// and the record of it leaves a log that the snapshot may contradict: then raft had dropped it already.
+func (r *Replica) continuing(stored []wal.Entry) (entries []raftpb.Entry) {
+	for _, e := range stored {
+		if Index(e.Index) == r.applied && Term(e.Term) != r.meta.term && !mutated("keep-contradicted") {
+			return nil
+		}
+		if e.Index > uint64(r.applied) {
+			entries = append(entries, raftpb.Entry{Index: e.Index, Term: e.Term, Type: raftpb.EntryType(e.Type), Data: e.Data})
+		}
+	}
+	return entries
+}
+
 func (r *Replica) firstCandidate() bool {
-	return r.voters[uint64(r.shard)%uint64(len(r.voters))] == r.cfg.Node
+	v := r.conf.Voters
+	return len(v) > 0 && v[uint64(r.shard)%uint64(len(v))] == r.cfg.Node
 }
 
 // process brings the replica as far as the inputs so far allow.
@@ -206,7 +245,12 @@ func (r *Replica) process() {
 	}
 	r.settleOrphans()
 	r.serveReads()
+	r.wantSnapshot()
+	r.nextCut()
 	r.maybeFreeze()
+	if r.leaving {
+		r.leave()
+	}
 }
 
 // contain keeps a fault of this shard from taking others down: the replica stops, with the reason.
@@ -249,6 +293,9 @@ func (r *Replica) stop(err *Error) {
 		if b := r.lead.open; b != nil {
 			b.fail(r, err)
 		}
+		if c := r.lead.change; c != nil && c.req != nil {
+			r.finish(c.req, Result{}, err)
+		}
 	}
 	for _, b := range inflight {
 		b.fail(r, unknown(err.Code, "the replica stopped while the entry was under way: %s", err.Message))
@@ -259,6 +306,7 @@ func (r *Replica) stop(err *Error) {
 	}
 	r.queue = nil
 	r.reads.failAll(r, err)
+	r.failCuts(err)
 	r.w.env.Changed(r.shard, 0, r.raftTerm)
 	r.w.env.Stopped(r.shard, err)
 }
@@ -313,6 +361,10 @@ func (r *Replica) notLeader() *Error {
 // takeReady handles one Ready. The order of things is raft's contract (raft/doc.go; Raft thesis 10.2.1).
 func (r *Replica) takeReady() {
 	rd := r.rn.Ready()
+	if !raft.IsEmptySnap(rd.Snapshot) {
+		r.beginInstall(rd)
+		return
+	}
 	hard := r.log.hard
 	if !raft.IsEmptyHardState(rd.HardState) {
 		hard = rd.HardState
@@ -367,6 +419,14 @@ func (r *Replica) written() {
 		return
 	}
 	rd := r.ready
+	if in := r.installing; in != nil && !in.done {
+		// It was the promise that comes before the installation.
+		r.log.hard.Term, r.log.hard.Vote = rd.HardState.Term, rd.HardState.Vote
+		in.promised = false
+		r.continueInstall()
+		return
+	}
+	r.installing = nil
 	r.writing, r.ready = false, raft.Ready{}
 	if err := r.log.append(rd.Entries); err != nil {
 		panic(broken(CodeCorruption, err, "raft saved entries that do not fit"))
@@ -432,14 +492,24 @@ func (r *Replica) step(m *Message) {
 		return
 	}
 	r.wakeFor(&m.Raft)
+	if m.Raft.Type == raftpb.MsgSnap {
+		r.hearSnapshot(m)
+		return
+	}
 	// What raft refuses (an unknown sender, an answer to a former term) is not an error of ours.
 	_ = r.rn.Step(m.Raft)
 }
 
-// acceptable lets through what a voter of this shard may have to say, and
-// what raft can take: it trusts its callers, and we do not trust the network.
+// acceptable lets through what a member of this shard may have to say, and what raft can take: it trusts its callers, and
+// we do not trust the network. A sender that is no member here may be one by entries that this replica lacks: those who
+// are members here know. One that was removed is told so.
 func (r *Replica) acceptable(m *Message) bool {
-	if !slices.Contains(r.voters, m.From) {
+	switch {
+	case r.conf.Has(m.From) || len(r.conf.Voters) == 0:
+	case slices.Contains(r.conf.Removed, m.From):
+		r.tellRemoved(m.From)
+		return false
+	case !r.vouchedFor(m.From):
 		return false
 	}
 	switch m.Raft.Type {
@@ -448,8 +518,46 @@ func (r *Replica) acceptable(m *Message) bool {
 		return true
 	case raftpb.MsgReadIndex, raftpb.MsgReadIndexResp:
 		return len(m.Raft.Entries) == 1 && len(m.Raft.Entries[0].Data) == 8
+	case raftpb.MsgSnap:
+		return m.Raft.Snapshot.Metadata.Index > 0
 	}
-	return false // proposals, which are never forwarded; snapshots, which there are not yet; what only a node tells itself
+	return false // proposals, which are never forwarded; what only a node tells itself
+}
+
+// tellRemoved answers one that does not know that it is no member any more: nobody else would tell it.
+func (r *Replica) tellRemoved(n NodeID) {
+	r.w.env.SendNote(n, Note{Shard: r.shard, Kind: noteRemoved, A: uint64(r.conf.Index)})
+}
+
+// hear takes a note from a replica.
+func (r *Replica) hear(n Note) {
+	defer r.contain()
+	if r.broken != nil {
+		return
+	}
+	if slices.Contains(r.conf.Removed, n.From) {
+		r.tellRemoved(n.From)
+		return
+	}
+	switch n.Kind {
+	case noteCutWanted:
+		r.cuts = slices.DeleteFunc(r.cuts, func(c cutWanted) bool { return c.to == n.From })
+		r.cut(Index(n.A), n.From)
+	case noteCut:
+		r.hearCut(n)
+	case noteFetching, noteFetchFailed:
+		r.hearFetching(n)
+	case noteRemoved:
+		if Index(n.A) > r.conf.Index && r.lead == nil {
+			r.stop(r.removedError(Index(n.A)))
+		}
+	case noteWho:
+		r.answerWho(n)
+	case noteKnown:
+		r.hearKnown(n)
+	case noteVersions:
+		r.hearVersions(n)
+	}
 }
 
 // finish hands a request back.

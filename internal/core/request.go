@@ -18,6 +18,8 @@ const (
 	KindOpenSession
 	KindCloseSession
 	KindRead
+	KindChange  // of the members
+	kindVersion // a leader's own, see version.go
 )
 
 // Level says what a read promises.
@@ -66,6 +68,8 @@ type Request struct {
 	Session      SessionID
 	Sequence     uint64
 	Acknowledged uint64
+
+	Change *Change // of KindChange
 
 	Level Level
 	Query []byte

@@ -44,11 +44,6 @@ func (w *Worker) AddShard(id ShardID, d Deps) error {
 	}
 	w.replicas[id] = r
 	w.order = append(w.order, r)
-	for _, v := range r.voters {
-		if v != w.cfg.Node {
-			w.peers[v] = true
-		}
-	}
 	r.touch()
 	return nil
 }
@@ -68,6 +63,29 @@ func (w *Worker) Pass(now Now, in *Input) {
 	for _, f := range in.Flushed {
 		if r := w.replicas[f.Shard]; r != nil {
 			r.flushed(f)
+			r.touch()
+		}
+	}
+	for _, d := range in.Installed {
+		if r := w.replicas[d.Shard]; r != nil {
+			r.installed(d)
+			r.touch()
+		}
+	}
+	for _, d := range in.Cuts {
+		if r := w.replicas[d.Shard]; r != nil {
+			d.done(d)
+			r.touch()
+		}
+	}
+	for _, f := range in.Fetched {
+		if r := w.replicas[f.Shard]; r != nil {
+			r.fetched(f)
+		}
+	}
+	for _, n := range in.Notes {
+		if r := w.replicas[n.Shard]; r != nil {
+			r.hear(n)
 			r.touch()
 		}
 	}
@@ -145,6 +163,10 @@ func (w *Worker) accept(q *Request) {
 		r.finish(q, Result{}, r.notLeader())
 		return
 	}
+	if q.Kind == KindChange {
+		r.acceptChange(q)
+		return
+	}
 	r.queue = append(r.queue, q)
 }
 
@@ -159,7 +181,7 @@ func (r *Replica) refuses(q *Request) error {
 			r.pending.requests, r.pending.bytes, r.shard, l.MaxQueuedRequests, l.MaxQueuedBytes)
 		e.RetryAfter = r.cfg.Tick
 		return e
-	case q.Kind == KindRead:
+	case q.Kind == KindRead || q.Kind == KindChange:
 		return nil
 	case r.w.diskLow && !q.MakesRoom && q.Kind != KindCloseSession:
 		e := notProposed(CodeDiskLow, "node %d is low on disk space: commands are refused until there is more, reads go on", r.cfg.Node)
@@ -252,6 +274,9 @@ func (r *Replica) quietStop(err *Error) {
 		if b := r.lead.open; b != nil {
 			b.fail(r, err)
 		}
+		if c := r.lead.change; c != nil && c.req != nil {
+			r.finish(c.req, Result{}, err)
+		}
 		for _, b := range r.lead.inflight {
 			b.fail(r, unknown(err.Code, "the node stopped while the entry was under way"))
 		}
@@ -260,30 +285,36 @@ func (r *Replica) quietStop(err *Error) {
 		r.finish(q, Result{}, err)
 	}
 	r.reads.failAll(r, err)
+	r.failCuts(err)
 	r.broken, r.lead, r.queue = err, nil, nil
 }
 
 // Status is what a replica looks like between two passes.
 type Status struct {
-	Shard    ShardID
-	Role     string // leader, follower, candidate, pre-candidate, stopped
-	Term     Term
-	Leader   NodeID // 0: unknown
-	Voters   []NodeID
-	Applied  Index
-	Commit   Index
-	Last     Index  // of the log, durable
-	Flushed  Index  // what the state store has on disk
-	Sequence uint64 // decided entries so far
-	Time     Timestamp
-	Hash     uint64 // of all state changes up to Applied; equal on all replicas
-	Sessions int
-	Inflight int // entries proposed and not applied
-	Queued   int // calls pending
-	Memory   int64
-	Quiet    bool
-	Err      *Error // why it stopped
-	Stats    Stats
+	Shard        ShardID
+	Role         string // leader, follower, candidate, pre-candidate, stopped
+	Term         Term
+	Leader       NodeID // 0: unknown
+	Voters       []NodeID
+	Learners     []NodeID
+	Members      Configuration // not to be changed
+	Version      uint64        // of the machine, active
+	MaxVersion   uint64        // that this program can run
+	JournalBytes int64         // about; what followers or history need
+	Applied      Index
+	Commit       Index
+	Last         Index  // of the log, durable
+	Flushed      Index  // what the state store has on disk
+	Sequence     uint64 // decided entries so far
+	Time         Timestamp
+	Hash         uint64 // of all state changes up to Applied; equal on all replicas
+	Sessions     int
+	Inflight     int // entries proposed and not applied
+	Queued       int // calls pending
+	Memory       int64
+	Quiet        bool
+	Err          *Error // why it stopped
+	Stats        Stats
 }
 
 // Status returns the status of a shard, or false if the worker has no such shard.
@@ -293,7 +324,7 @@ func (w *Worker) Status(id ShardID) (Status, bool) {
 		return Status{}, false
 	}
 	s := Status{
-		Shard: id, Role: roleNames[r.role], Term: r.raftTerm, Leader: r.leader, Voters: r.voters,
+		Shard: id, Role: roleNames[r.role], Term: r.raftTerm, Leader: r.leader, Voters: r.conf.Voters, Learners: r.conf.Learners, Members: r.conf, Version: r.meta.machine, MaxVersion: r.maxVersion(), JournalBytes: r.state.JournalBytes(),
 		Applied: r.applied, Last: Index(r.log.last()), Flushed: Index(r.log.flushed),
 		Sequence: r.seq, Time: r.time, Hash: r.chain, Sessions: len(r.sessions.byID), Queued: r.pending.requests,
 		Quiet: r.quiet, Err: r.broken, Stats: r.stats, Memory: r.state.LayerBytes() + r.log.bytes,
@@ -332,7 +363,7 @@ func (w *Worker) Transfer(id ShardID, to NodeID) error {
 	case r.lead.transferee != 0:
 		return notProposed(CodeTransfer, "leadership of shard %d is on its way to node %d already", id, r.lead.transferee)
 	}
-	for _, v := range r.voters {
+	for _, v := range r.conf.Voters {
 		if v == to && v != w.cfg.Node {
 			r.wake()
 			r.lead.transferee = to
@@ -340,7 +371,7 @@ func (w *Worker) Transfer(id ShardID, to NodeID) error {
 			return nil
 		}
 	}
-	return notProposed(CodeTransfer, "node %d is no other voter of shard %d (voters: %v)", to, id, r.voters)
+	return notProposed(CodeTransfer, "node %d is no other voter of shard %d (voters: %v)", to, id, r.conf.Voters)
 }
 
 var roleNames = [...]string{

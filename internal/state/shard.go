@@ -205,3 +205,12 @@ func (h *Shard) wrote(key string, prev entry) {
 		h.undo.push(key, prev)
 	}
 }
+
+// JournalBytes is about what the durable journal takes on disk.
+func (h *Shard) JournalBytes() int64 {
+	n, err := h.store.db.EstimateDiskUsage(prefix(nil, h.id, kindJournal), prefixEnd(nil, h.id, kindJournal))
+	if err != nil {
+		return 0 // an estimate that cannot be had
+	}
+	return int64(n)
+}

@@ -4,6 +4,7 @@ import (
 	"fmt"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/encoding"
 	"google.golang.org/grpc/mem"
 )
 
@@ -11,20 +12,24 @@ const (
 	serviceName   = "decree.peer.v1.Peer"
 	streamName    = "Frames"
 	framesMethod  = "/" + serviceName + "/" + streamName
+	callName      = "Call"
+	callMethod    = "/" + serviceName + "/" + callName
 	rawCodecName  = "decree-raw"
 	codecMismatch = "transport: the raw codec cannot handle a %T"
 )
 
-// framesStream describes the only method. It is declared as carrying messages
+// framesStream describes the stream of frames. It is declared as carrying messages
 // both ways although the server never sends one: that way the client may wait
 // for the status in RecvMsg while it sends.
 var framesStream = grpc.StreamDesc{StreamName: streamName, ClientStreams: true, ServerStreams: true}
 
 // serviceDesc is written by hand, as generated code would insist on protobuf messages.
-func serviceDesc(handler grpc.StreamHandler) *grpc.ServiceDesc {
+func serviceDesc(frames, call grpc.StreamHandler) *grpc.ServiceDesc {
 	s := framesStream
-	s.Handler = handler
-	return &grpc.ServiceDesc{ServiceName: serviceName, Streams: []grpc.StreamDesc{s}}
+	s.Handler = frames
+	return &grpc.ServiceDesc{ServiceName: serviceName, Streams: []grpc.StreamDesc{
+		s, {StreamName: callName, Handler: call, ClientStreams: true, ServerStreams: true},
+	}}
 }
 
 // rawCodec hands frames through as they are. It is given to the server and to
@@ -38,15 +43,21 @@ type outgoing struct {
 	pool *bufferPool
 }
 
-// incoming is a received frame. data belongs to whoever holds the incoming.
+// outgoingCall is a request or an answer, which is sent without being copied:
+// after SendMsg nobody may change the payload.
+type outgoingCall struct{ callMessage }
+
+// incoming is a received frame or a message of a call. data belongs to whoever holds the incoming.
 type incoming struct{ data []byte }
 
 func (rawCodec) Marshal(v any) (mem.BufferSlice, error) {
-	out, ok := v.(*outgoing)
-	if !ok {
-		return nil, fmt.Errorf(codecMismatch, v)
+	switch out := v.(type) {
+	case *outgoing:
+		return mem.BufferSlice{mem.NewBuffer(out.buf, out.pool)}, nil
+	case *outgoingCall:
+		return mem.BufferSlice{mem.SliceBuffer(out.header()), mem.SliceBuffer(out.payload)}, nil
 	}
-	return mem.BufferSlice{mem.NewBuffer(out.buf, out.pool)}, nil
+	return nil, fmt.Errorf(codecMismatch, v)
 }
 
 // Unmarshal copies once: gRPC's buffers are pieces of 16 KiB that it takes back,
@@ -61,3 +72,28 @@ func (rawCodec) Unmarshal(data mem.BufferSlice, v any) error {
 }
 
 func (rawCodec) Name() string { return rawCodecName }
+
+// serverCodec is the raw one for this package's messages, and protobuf for those of Config.Services.
+type serverCodec struct {
+	rawCodec
+	proto encoding.CodecV2
+}
+
+func (c serverCodec) Marshal(v any) (mem.BufferSlice, error) {
+	switch v.(type) {
+	case *outgoing, *outgoingCall:
+		return c.rawCodec.Marshal(v)
+	}
+	return c.proto.Marshal(v)
+}
+
+// Unmarshal holds services to their own limit, as gRPC's is that of the largest message of any method.
+func (c serverCodec) Unmarshal(data mem.BufferSlice, v any) error {
+	if _, ok := v.(*incoming); ok {
+		return c.rawCodec.Unmarshal(data, v)
+	}
+	if n := data.Len(); n > MaxServiceBytes {
+		return fmt.Errorf("the message has %d bytes, at most %d are allowed", n, MaxServiceBytes)
+	}
+	return c.proto.Unmarshal(data, v)
+}

@@ -1,12 +1,15 @@
 package transport
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
 	"net"
 	"time"
+
+	"google.golang.org/grpc"
 )
 
 const (
@@ -22,6 +25,9 @@ const (
 	// the heartbeats behind it for long (4 MiB are 4 ms at 10 Gbit/s).
 	softFrameBytes = 4 << 20
 
+	// MaxServiceBytes is the largest message that a service of Config.Services takes, as usual with gRPC.
+	MaxServiceBytes = 4 << 20
+
 	maxClusterName   = 256
 	handshakeTimeout = 5 * time.Second
 	// closeTimeout bounds Close, should a callback not return.
@@ -32,7 +38,7 @@ const (
 var ErrConfig = errors.New("transport: invalid configuration")
 
 // Config says who a node is, who its peers are, and what it is told. The
-// callbacks may call Append, Flush and Stats, but not Close or UpdatePeers.
+// callbacks may call everything but Close; Admit and Allow change no peers.
 type Config struct {
 	// Cluster is the cluster's name, 1 to 256 bytes. A node of another cluster is refused.
 	Cluster string
@@ -50,6 +56,11 @@ type Config struct {
 	// Admit is asked, with what a peer calls its data, before anything is exchanged with it in
 	// either direction; an error refuses the peer. It may be called on any goroutine. Optional.
 	Admit func(peer uint64, data string) error
+	// Allow says whether a node may have streams and calls here: an error refuses it in those words, which
+	// reach its log and its Stats. It is asked for each stream and call, on any goroutine, and for a
+	// peer that is removed. A node may be allowed before it is a peer: one that joins and whose
+	// address is not known yet. Nil: the peers are allowed, at any time exactly those.
+	Allow func(id uint64) error
 	// TLS makes both directions mutual TLS. Zero: plain text.
 	TLS *TLS
 
@@ -69,6 +80,18 @@ type Config struct {
 	// senders. The callee owns frame. While it blocks, the sender's queue fills up.
 	// Required.
 	Receive func(from uint64, frame []byte)
+	// Services registers further gRPC services on the same port, with the same TLS, before it is served.
+	// Whoever reaches the port may call them: with TLS that is everyone with a certificate of the authorities.
+	// A message to them may have MaxServiceBytes. Close cancels their calls and waits for them.
+	// Ignored in memory. Optional.
+	Services func(grpc.ServiceRegistrar)
+
+	// Serve answers a peer's Call, on a goroutine of its own, at once for different calls: at most
+	// MaxCallsPerPeer of one peer and MaxCalls in all. ctx ends when the caller no longer waits (its
+	// deadline is known here), when it is removed, and with Close; Serve must then return soon. The
+	// callee owns request, and gives reply away. An error reaches the caller as its text, up to 4 KiB.
+	// Nil: calls are refused.
+	Serve func(ctx context.Context, from uint64, method uint8, request []byte) (reply []byte, err error)
 	// Unreachable reports that items for a peer were dropped or that its stream
 	// broke, about once in 50 ms per peer, on a goroutine of its own. Optional.
 	Unreachable func(peer uint64)
@@ -78,6 +101,8 @@ type Config struct {
 
 	// handshakeTimeout is for tests. Zero: 5 s.
 	handshakeTimeout time.Duration
+	// maxIdle is for tests. Zero: 30 s.
+	maxIdle time.Duration
 }
 
 // Peer is what an engine needs of a transport: a *Transport between processes,
@@ -94,8 +119,21 @@ type Peer interface {
 	Append(peer uint64, size int, encode func(buf []byte) []byte) bool
 	// Flush lets go whatever has been appended. It never blocks.
 	Flush()
-	// UpdatePeers replaces the peers. A peer that is gone or has moved loses what
-	// is queued for it. It does not wait for connections to come or go.
+	// Call asks a peer's Serve and waits for the answer, until ctx ends. The request, which is not
+	// kept, may have MaxCallRequestBytes, the reply MaxCallReplyBytes; what method means is up to the
+	// two sides. Calls neither wait for frames nor hold them up. The error is a *CallError, which says
+	// of which kind it is. Nothing is ever tried twice.
+	Call(ctx context.Context, to uint64, method uint8, request []byte) (reply []byte, err error)
+	// SetPeer adds a peer, or changes its address. One that has moved loses its stream, its calls and
+	// what is queued for it, which Unreachable reports; the address that it has already changes
+	// nothing. This node itself, id 0 and an empty address are ignored, the latter two with a warning.
+	// It does not wait for connections to come or go.
+	SetPeer(id uint64, address string)
+	// RemovePeer ends everything that goes on with a peer, in both directions, and forgets it. The
+	// streams and calls of a node that is no peer but was allowed are ended as well. Its next
+	// ones are up to Config.Allow. It waits for nothing: a Receive or Serve may still be running.
+	RemovePeer(id uint64)
+	// UpdatePeers replaces the peers: SetPeer and RemovePeer for all at once.
 	UpdatePeers(peers map[uint64]string)
 	// Addr is where this node can be reached.
 	Addr() string
@@ -126,6 +164,19 @@ type PeerStats struct {
 	DroppedReceivedFrames, Connects  uint64 // received while blocked; streams that were accepted
 }
 
+// maxMessage is the largest message of any kind that gRPC is to take in: it knows
+// one limit for all methods.
+func (c Config) maxMessage() int {
+	n := c.MaxFrameBytes + frameHeaderSize
+	if c.Serve != nil {
+		n = max(n, MaxCallRequestBytes+callHeaderSize)
+	}
+	if c.Services != nil {
+		n = max(n, MaxServiceBytes)
+	}
+	return n
+}
+
 // resolve returns c with every zero value replaced, or says what is wrong with it.
 func (c Config) resolve() (Config, error) {
 	if err := c.check(); err != nil {
@@ -143,6 +194,9 @@ func (c Config) resolve() (Config, error) {
 	}
 	if c.handshakeTimeout == 0 {
 		c.handshakeTimeout = handshakeTimeout
+	}
+	if c.maxIdle == 0 {
+		c.maxIdle = maxIdle
 	}
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)

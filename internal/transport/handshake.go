@@ -105,8 +105,7 @@ func helloNumber(md metadata.MD, key string, base int) (uint64, error) {
 func (t *Transport) checkHello(h hello) error {
 	switch {
 	case h.cluster != t.cfg.Cluster:
-		return status.Errorf(codes.FailedPrecondition,
-			"wrong cluster: the sender belongs to cluster %q, this node to cluster %q", clip(h.cluster), t.cfg.Cluster)
+		return wrongCluster(h.cluster, t.cfg.Cluster)
 	case h.to != t.cfg.Node:
 		return status.Errorf(codes.FailedPrecondition,
 			"wrong node: the sender looks for node %d, this is node %d", h.to, t.cfg.Node)
@@ -115,6 +114,28 @@ func (t *Transport) checkHello(h hello) error {
 			"wrong sender: it claims to be node %d, which is this node itself", h.from)
 	}
 	return nil
+}
+
+// allowed says whether a node may have streams and calls here. The error is a status.
+func (t *Transport) allowed(id uint64) error {
+	if t.cfg.Allow != nil {
+		return t.cfg.allowed(id)
+	}
+	if table := *t.peers.Load(); table[id] == nil {
+		return unknownSender(id, t.cfg.Node, table)
+	}
+	return nil
+}
+
+func (c Config) allowed(id uint64) error {
+	if err := c.Allow(id); err != nil {
+		return status.Error(codes.FailedPrecondition, err.Error())
+	}
+	return nil
+}
+
+func removed(id, node uint64) error {
+	return status.Errorf(codes.FailedPrecondition, "removed: node %d is no peer of node %d any more", id, node)
 }
 
 // admit asks whether a peer's data is what it is known by. The error is a status.
@@ -128,7 +149,12 @@ func (t *Transport) admit(peer uint64, data string) error {
 	return nil
 }
 
-func unknownSender(from, node uint64, table peerTable) error {
+func wrongCluster(theirs, ours string) error {
+	return status.Errorf(codes.FailedPrecondition,
+		"wrong cluster: the sender belongs to cluster %q, this node to cluster %q", clip(theirs), ours)
+}
+
+func unknownSender[P any](from, node uint64, table map[uint64]P) error {
 	const most = 16
 	ids := make([]uint64, 0, len(table))
 	for id := range table {

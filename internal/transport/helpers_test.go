@@ -189,8 +189,8 @@ func (n *testNode) expectUp(t testing.TB, peer *testNode) {
 	peer.expect(t, n.cfg.Node, "hello")
 }
 
-// rawStream opens a stream as some sender, without the Transport's care.
-func rawStream(t testing.TB, addr string, md metadata.MD, creds credentials.TransportCredentials) grpc.ClientStream {
+// rawConn is a connection without the Transport's care.
+func rawConn(t testing.TB, addr string, creds credentials.TransportCredentials) *grpc.ClientConn {
 	t.Helper()
 	if creds == nil {
 		creds = insecure.NewCredentials()
@@ -200,13 +200,24 @@ func rawStream(t testing.TB, addr string, md metadata.MD, creds credentials.Tran
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { conn.Close() })
-	ctx, cancel := context.WithTimeout(metadata.NewOutgoingContext(context.Background(), md), patience)
-	t.Cleanup(cancel)
-	s, err := conn.NewStream(ctx, &framesStream, framesMethod)
+	return conn
+}
+
+// rawStream opens a stream as some sender.
+func rawStream(t testing.TB, addr string, md metadata.MD, creds credentials.TransportCredentials) grpc.ClientStream {
+	t.Helper()
+	s, err := rawConn(t, addr, creds).NewStream(metadata.NewOutgoingContext(patient(t), md), &framesStream, framesMethod)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return s
+}
+
+// patient ends when the test does, and earlier if it hangs.
+func patient(t testing.TB) context.Context {
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	t.Cleanup(cancel)
+	return ctx
 }
 
 func goodHello() hello {

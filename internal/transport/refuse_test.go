@@ -213,6 +213,7 @@ func TestGarbageOnThePort(t *testing.T) {
 func TestThousandStrangers(t *testing.T) {
 	a, b := startPair(t)
 	a.expectUp(t, b)
+	b.expectUp(t, a) // or it would be this connection that is found below
 	var conns []net.Conn
 	defer func() {
 		for _, c := range conns {

@@ -57,6 +57,7 @@ type peer struct {
 	dirty atomic.Bool
 	// wake lets the sender look into the queue; poke ends its backoff.
 	wake, poke chan struct{}
+	calls      callConn
 
 	connected atomic.Bool
 	lastError atomic.Pointer[string]
@@ -64,14 +65,13 @@ type peer struct {
 
 // run keeps a stream to the peer for as long as ctx lasts.
 func (p *peer) run(ctx context.Context) {
-	defer p.discard()
+	defer p.calls.close()
+	defer p.markLost(false) // what came during a pause
 	backoff := backoffMin
 	for ctx.Err() == nil {
 		started := time.Now()
 		err := p.session(ctx)
-		if wasUp := p.connected.Swap(false); p.discard() > 0 || wasUp {
-			p.t.notify.mark(p.id)
-		}
+		p.markLost(p.connected.Swap(false))
 		if ctx.Err() != nil {
 			return
 		}
@@ -87,12 +87,14 @@ func (p *peer) run(ctx context.Context) {
 	}
 }
 
-// discard drops what is queued: raft sends again what still matters, and after a
-// pause most of it does not.
-func (p *peer) discard() (items int) {
+// markLost drops what is queued, and reports it or that the stream broke: raft
+// sends again what still matters, and after a pause most of it does not.
+func (p *peer) markLost(wasUp bool) {
 	items, bytes := p.queue.drop()
 	p.count.drop(items, bytes)
-	return items
+	if items > 0 || wasUp {
+		p.t.notify.mark(p.id)
+	}
 }
 
 // pause waits for d less up to a quarter, so that nodes that failed together do
@@ -141,7 +143,7 @@ func (p *peer) session(ctx context.Context) error {
 	defer sock.close() // first, or conn.Close waits for a writer that may be stuck
 	timeout := time.AfterFunc(p.t.cfg.handshakeTimeout, func() { cancel(errHandshakeTimeout) })
 	defer timeout.Stop()
-	stream, err := p.handshake(ctx, conn)
+	stream, err := p.handshake(ctx, conn, &framesStream, framesMethod)
 	if err != nil {
 		if errors.Is(context.Cause(ctx), errHandshakeTimeout) {
 			return fmt.Errorf("%w (%v)", errHandshakeTimeout, p.t.cfg.handshakeTimeout)
@@ -181,9 +183,9 @@ func (p *peer) dial(sock *socket) (*grpc.ClientConn, error) {
 }
 
 // handshake returns a stream that the peer has accepted.
-func (p *peer) handshake(ctx context.Context, conn *grpc.ClientConn) (grpc.ClientStream, error) {
+func (p *peer) handshake(ctx context.Context, conn *grpc.ClientConn, desc *grpc.StreamDesc, method string, opts ...grpc.CallOption) (grpc.ClientStream, error) {
 	h := hello{protocol: protocolMax, cluster: p.t.cfg.Cluster, from: p.t.cfg.Node, to: p.id, incarnation: p.t.incarnation, data: p.t.cfg.Data}
-	stream, err := conn.NewStream(metadata.NewOutgoingContext(ctx, h.metadata()), &framesStream, framesMethod)
+	stream, err := conn.NewStream(metadata.NewOutgoingContext(ctx, h.metadata()), desc, method, opts...)
 	if err != nil {
 		return nil, err
 	}

@@ -10,6 +10,8 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/encoding"
+	"google.golang.org/grpc/encoding/proto"
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/metadata"
 	rpcpeer "google.golang.org/grpc/peer"
@@ -33,8 +35,9 @@ const (
 
 func serverOptions(cfg Config) []grpc.ServerOption {
 	return []grpc.ServerOption{
-		grpc.ForceServerCodecV2(rawCodec{}),
-		grpc.MaxRecvMsgSize(cfg.MaxFrameBytes + frameHeaderSize),
+		grpc.ForceServerCodecV2(serverCodec{proto: encoding.GetCodecV2(proto.Name)}),
+		grpc.MaxRecvMsgSize(cfg.maxMessage()),
+		grpc.WaitForHandlers(true), // Stop then waits for Serve, and for Services
 		grpc.MaxConcurrentStreams(maxStreams),
 		grpc.MaxHeaderListSize(maxHeaderBytes),
 		grpc.StaticStreamWindowSize(streamWindow),
@@ -42,7 +45,7 @@ func serverOptions(cfg Config) []grpc.ServerOption {
 		grpc.WriteBufferSize(ioBuffer),
 		grpc.ReadBufferSize(ioBuffer),
 		grpc.ConnectionTimeout(cfg.handshakeTimeout),
-		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionIdle: maxIdle, Time: keepaliveTime, Timeout: keepaliveTimeout}),
+		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionIdle: cfg.maxIdle, Time: keepaliveTime, Timeout: keepaliveTimeout}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: keepaliveTime / 2, PermitWithoutStream: true}),
 	}
 }
@@ -72,9 +75,9 @@ type inbound struct {
 	count *counters
 	// kicked gets the status with which the stream is to end, at most one.
 	kicked chan error
-	// turn holds a token while some stream of the sender is being read. A stream
+	// turn's token is taken while some stream of the sender is being read. A stream
 	// that was replaced may still be in Receive; the newer one waits for it.
-	turn chan struct{}
+	turn *turn
 }
 
 // frames serves one stream (gRPC's goroutine). It does not read the stream
@@ -89,7 +92,10 @@ func (t *Transport) frames(_ any, stream grpc.ServerStream) error {
 	}
 	defer t.leave(in)
 	ended := make(chan error, 1)
-	if !t.spawn(func() { ended <- in.read(stream) }) {
+	if !t.spawn(func() {
+		defer t.endTurn(in)
+		ended <- in.read(stream)
+	}) {
 		return errClosing
 	}
 	select {
@@ -101,37 +107,65 @@ func (t *Transport) frames(_ any, stream grpc.ServerStream) error {
 
 var errClosing = status.Error(codes.Unavailable, "this node is shutting down")
 
+// introduce reads the handshake of a stream or a call and checks it. The error is a status.
+func (t *Transport) introduce(ctx context.Context) (hello, error) {
+	h, err := readHello(ctx)
+	if err != nil {
+		return h, err
+	}
+	if err := t.checkHello(h); err != nil {
+		return h, err
+	}
+	if err := t.allowed(h.from); err != nil {
+		return h, err
+	}
+	return h, t.admit(h.from, h.data)
+}
+
+// accepted is how this node introduces itself in return.
+func (t *Transport) accepted() metadata.MD {
+	return metadata.Pairs(keyAccepted, strconv.FormatUint(t.incarnation, 16), keyData, t.cfg.Data)
+}
+
 // accept checks the handshake and makes the stream the sender's only one.
 func (t *Transport) accept(ctx context.Context) (*inbound, error) {
-	h, err := readHello(ctx)
+	h, err := t.introduce(ctx)
 	if err != nil {
 		return nil, err
 	}
-	if err := t.checkHello(h); err != nil {
+	in, err := t.register(h)
+	if err != nil {
 		return nil, err
 	}
-	if table := *t.peers.Load(); table[h.from] == nil {
-		return nil, unknownSender(h.from, t.cfg.Node, table)
-	}
-	if err := t.admit(h.from, h.data); err != nil {
+	// Again, as who was removed meanwhile has been looked for in the register already.
+	if err := t.allowed(h.from); err != nil {
+		t.leave(in)
+		t.endTurn(in)
 		return nil, err
 	}
+	return in, nil
+}
+
+func (t *Transport) register(h hello) (*inbound, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.closed {
 		return nil, errClosing
 	}
-	table := *t.peers.Load()
-	p := table[h.from]
-	if p == nil {
-		return nil, unknownSender(h.from, t.cfg.Node, table)
+	in := &inbound{t: t, hello: h, kicked: make(chan error, 1), turn: t.turn(h.from)}
+	old := t.inbound[h.from]
+	if p := (*t.peers.Load())[h.from]; p != nil {
+		in.count = p.count
+		signal(p.poke)
+	} else if old != nil {
+		in.count = old.count
+	} else {
+		in.count = &counters{}
 	}
-	in := &inbound{t: t, hello: h, count: p.count, kicked: make(chan error, 1), turn: t.turn(h.from)}
-	if old := t.inbound[h.from]; old != nil {
+	if old != nil {
 		t.replace(old, h)
 	}
 	t.inbound[h.from] = in
-	signal(p.poke)
 	return in, nil
 }
 
@@ -145,13 +179,28 @@ func (t *Transport) replace(old *inbound, h hello) {
 	old.kick(status.Error(codes.Aborted, "replaced: this node has accepted a newer stream from the same sender"))
 }
 
-// turn returns the token's place for a sender. It outlives the sender's being a
-// peer, as a Receive might. The caller holds t.mu.
-func (t *Transport) turn(from uint64) chan struct{} {
+// turn is held while a stream of one sender is being read. It outlives the sender's
+// being a peer, as a Receive might.
+type turn struct {
+	token chan struct{}
+	users int // streams that hold or await it; guarded by Transport.mu
+}
+
+// turn returns the sender's, which endTurn gives back. The caller holds t.mu.
+func (t *Transport) turn(from uint64) *turn {
 	if t.turns[from] == nil {
-		t.turns[from] = make(chan struct{}, 1)
+		t.turns[from] = &turn{token: make(chan struct{}, 1)}
 	}
+	t.turns[from].users++
 	return t.turns[from]
+}
+
+func (t *Transport) endTurn(in *inbound) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if in.turn.users--; in.turn.users == 0 {
+		delete(t.turns, in.hello.from)
+	}
 }
 
 // leave takes in out of the register, unless a newer stream is there.
@@ -173,12 +222,12 @@ func (in *inbound) kick(err error) {
 // read hands on frames until the stream ends. The error is a status, or nil.
 func (in *inbound) read(stream grpc.ServerStream) error {
 	select {
-	case in.turn <- struct{}{}:
-		defer func() { <-in.turn }()
+	case in.turn.token <- struct{}{}:
+		defer func() { <-in.turn.token }()
 	case <-stream.Context().Done():
 		return stream.Context().Err()
 	}
-	if err := stream.SendHeader(metadata.Pairs(keyAccepted, strconv.FormatUint(in.t.incarnation, 16), keyData, in.t.cfg.Data)); err != nil {
+	if err := stream.SendHeader(in.t.accepted()); err != nil {
 		return err
 	}
 	for {
@@ -188,6 +237,10 @@ func (in *inbound) read(stream grpc.ServerStream) error {
 				return nil
 			}
 			return err
+		}
+		if n, most := len(msg.data), in.t.cfg.MaxFrameBytes+frameHeaderSize; n > most {
+			// As gRPC says it, whose own limit may be higher for other methods' sake.
+			return status.Errorf(codes.ResourceExhausted, "received message larger than max (%d vs. %d)", n, most)
 		}
 		payload, err := openFrame(msg.data, in.t.cfg.MaxFrameBytes)
 		if err != nil {

@@ -165,6 +165,40 @@ func (t *TLS) clientCredentials() (credentials.TransportCredentials, error) {
 	return credentials.NewTLS(cfg), nil
 }
 
+// clientCredentials does the client's side of the handshake, for a connection that
+// gRPC opens again by itself, with the TLS configuration of the moment.
+type clientCredentials struct{ tls *TLS }
+
+func (c *clientCredentials) ClientHandshake(ctx context.Context, authority string, raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	creds, err := c.tls.clientCredentials()
+	if err != nil {
+		return nil, nil, err
+	}
+	return creds.ClientHandshake(ctx, authority, raw)
+}
+
+// ServerHandshake is never called: these credentials are a client's.
+func (c *clientCredentials) ServerHandshake(net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	return nil, nil, errors.New("transport: a client's credentials were used by a server")
+}
+
+func (c *clientCredentials) Info() credentials.ProtocolInfo { return protocolInfo(c.tls) }
+
+func (c *clientCredentials) Clone() credentials.TransportCredentials {
+	clone := *c
+	return &clone
+}
+
+// OverrideServerName is asked for by the interface; the configuration has the name.
+func (c *clientCredentials) OverrideServerName(string) error { return nil }
+
+func protocolInfo(t *TLS) credentials.ProtocolInfo {
+	if t == nil {
+		return insecure.NewCredentials().Info()
+	}
+	return credentials.ProtocolInfo{SecurityProtocol: "tls"}
+}
+
 // serverCredentials does the server's side of the handshake with the TLS
 // configuration of the moment, logs what gRPC would keep to itself, and tells the
 // guard when a connection is through.
@@ -205,12 +239,7 @@ func (c *serverCredentials) ClientHandshake(context.Context, string, net.Conn) (
 	return nil, nil, errors.New("transport: a server's credentials were used by a client")
 }
 
-func (c *serverCredentials) Info() credentials.ProtocolInfo {
-	if c.tls == nil {
-		return insecure.NewCredentials().Info()
-	}
-	return credentials.ProtocolInfo{SecurityProtocol: "tls"}
-}
+func (c *serverCredentials) Info() credentials.ProtocolInfo { return protocolInfo(c.tls) }
 
 func (c *serverCredentials) Clone() credentials.TransportCredentials {
 	clone := *c

@@ -36,15 +36,16 @@ type Transport struct {
 	peers atomic.Pointer[peerTable]
 	// blocked is the same for Block. Nil: nobody is.
 	blocked atomic.Pointer[map[uint64]struct{}]
+	served  servedCalls
 	// unknown counts what was appended for nodes that are not peers.
 	unknown counters
 
 	mu sync.Mutex // guards what follows, and changes of peers and blocked
 	// inbound holds the newest accepted stream of each sender.
 	inbound map[uint64]*inbound
-	// turns lets one stream of a sender be read at a time. It has an entry for
-	// every node that ever was a peer and connected.
-	turns  map[uint64]chan struct{}
+	// turns lets one stream of a sender be read at a time. Invariant: has an entry
+	// for every sender of which a stream is being read or is to be read.
+	turns  map[uint64]*turn
 	closed bool
 }
 
@@ -66,7 +67,7 @@ func Start(cfg Config) (*Transport, error) {
 			return nil, fmt.Errorf("transport: cannot listen for peers: %w", err)
 		}
 	}
-	t := &Transport{cfg: cfg, log: newLimitedLog(cfg.Logger), notify: newNotifier(cfg.Unreachable), inbound: map[uint64]*inbound{}, turns: map[uint64]chan struct{}{}}
+	t := &Transport{cfg: cfg, log: newLimitedLog(cfg.Logger), notify: newNotifier(cfg.Unreachable), inbound: map[uint64]*inbound{}, turns: map[uint64]*turn{}}
 	t.incarnation = newIncarnation()
 	t.ctx, t.cancel = context.WithCancel(context.Background())
 	t.peers.Store(&peerTable{})
@@ -74,7 +75,10 @@ func Start(cfg Config) (*Transport, error) {
 	t.server = grpc.NewServer(append(serverOptions(cfg),
 		grpc.Creds(&serverCredentials{tls: cfg.TLS, log: t.log}),
 		grpc.UnknownServiceHandler(t.strangers))...)
-	t.server.RegisterService(serviceDesc(t.frames), nil)
+	t.server.RegisterService(serviceDesc(t.frames, t.answerCall), nil)
+	if cfg.Services != nil {
+		cfg.Services(t.server)
+	}
 	cfg.Logger.Info("peer transport started", "cluster", cfg.Cluster, "node", cfg.Node, "addr", t.Addr(), "peers", len(cfg.Peers),
 		"tls", cfg.TLS != nil, "maxQueueBytes", cfg.MaxQueueBytes, "maxFrameBytes", cfg.MaxFrameBytes)
 	t.spawn(func() { t.notify.run(t.ctx) })
@@ -145,14 +149,44 @@ func (t *Transport) Flush() {
 	}
 }
 
+// SetPeer implements [Peer].
+func (t *Transport) SetPeer(id uint64, address string) {
+	if err := checkPeer(id, address); err != nil && id != t.cfg.Node {
+		t.cfg.Logger.Warn("a peer is ignored", "err", err)
+		return // what was there stays
+	}
+	t.changePeers(func(next map[uint64]string) { next[id] = address })
+}
+
+// RemovePeer implements [Peer].
+func (t *Transport) RemovePeer(id uint64) {
+	t.changePeers(func(next map[uint64]string) { delete(next, id) })
+	t.dismiss(id) // also where it was no peer
+}
+
 // UpdatePeers implements [Peer]. An entry without an address is left out, with a warning.
 func (t *Transport) UpdatePeers(peers map[uint64]string) {
+	gone := t.changePeers(func(next map[uint64]string) {
+		clear(next)
+		maps.Copy(next, peers)
+	})
+	for _, id := range gone {
+		t.dismiss(id)
+	}
+}
+
+// changePeers starts and stops the senders, and returns who is no peer any more.
+func (t *Transport) changePeers(change func(peers map[uint64]string)) (gone []uint64) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.closed {
-		return
+		return nil
 	}
-	old, next := *t.peers.Load(), peerTable{}
+	old, next, peers := *t.peers.Load(), peerTable{}, map[uint64]string{}
+	for id, p := range old {
+		peers[id] = p.addr
+	}
+	change(peers)
 	for id, addr := range peers {
 		if id == t.cfg.Node {
 			continue
@@ -173,13 +207,32 @@ func (t *Transport) UpdatePeers(peers map[uint64]string) {
 			p.queue.close()
 			p.cancel()
 		}
-		if in := t.inbound[id]; next[id] == nil && in != nil {
-			in.kick(unknownSender(id, t.cfg.Node, next))
+		if next[id] == nil {
+			gone = append(gone, id)
 		}
 	}
+	return gone
 }
 
-// newPeer starts the sender of a peer; before is the same peer at another address, if any.
+// dismiss ends the streams and calls of a node that is no peer any more. Those
+// that are just being accepted ask once more whether they are allowed. Not under
+// t.mu, as Allow is not ours.
+func (t *Transport) dismiss(id uint64) {
+	reason := t.allowed(id)
+	if reason == nil {
+		reason = removed(id, t.cfg.Node)
+	}
+	t.mu.Lock()
+	in := t.inbound[id]
+	t.mu.Unlock()
+	if in != nil {
+		in.kick(reason)
+	}
+	t.served.end(id, reason)
+}
+
+// newPeer starts the sender of a peer; before is the same peer at another address,
+// if any. The caller holds t.mu.
 func (t *Transport) newPeer(id uint64, addr string, before *peer) *peer {
 	ctx, cancel := context.WithCancel(t.ctx)
 	p := &peer{
@@ -189,6 +242,8 @@ func (t *Transport) newPeer(id uint64, addr string, before *peer) *peer {
 	}
 	if before != nil {
 		p.count = before.count
+	} else if in := t.inbound[id]; in != nil {
+		p.count = in.count // it came to us first
 	}
 	p.lastError.Store(new(string))
 	t.wg.Go(func() { p.run(ctx) })

@@ -1,0 +1,613 @@
+package core
+
+import (
+	"encoding/binary"
+	"fmt"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"go.etcd.io/etcd/raft/v3"
+	"go.etcd.io/etcd/raft/v3/raftpb"
+	"go.etcd.io/etcd/raft/v3/tracker"
+
+	"github.com/decree-raft/decree/internal/state"
+	"github.com/decree-raft/decree/snapshot"
+)
+
+// A follower that needs what the journal does not have any more gets a snapshot (Raft, section 7). Raft's message carries its manifest only.
+//
+//	leader                          another replica                 the follower
+//	raft asks for a snapshot
+//	  noteCutWanted  ─────────────► flushes if need be, cuts
+//	  noteCut, manifest ◄──────────
+//	MsgSnap: source, manifest  ──────────────────────────────────► fetches the chunks from the source, or any
+//	  noteFetching: how far  ◄────────────────────────────────────  other that has it
+//	                                                                hands MsgSnap to raft, installs
+//	MsgAppResp  ◄─────────────────────────────────────────────────
+//
+// The leader is spared where another replica can cut; it cuts itself if none does in time. From the moment that a snapshot is offered
+// the journal is kept from there on, within its cap, so that what is transferred is of use when it has arrived.
+// What was fetched before a transfer broke off is not fetched again.
+
+// offered is the snapshot that a leader has for those who need one.
+type offered struct {
+	source   NodeID
+	manifest []byte
+	index    Index
+	term     Term
+}
+
+// cutting is a leader's request for a snapshot.
+type cutting struct {
+	from  NodeID
+	min   Index
+	since int64 // monotonic ns
+}
+
+// transfer is what a leader knows of a snapshot on its way.
+type transfer struct {
+	heard        int64 // monotonic ns
+	bytes, total int64
+}
+
+// CutDone is a cut under way, or a failed one.
+type CutDone struct {
+	Shard ShardID
+	// Set by the Env: the manifest of what was cut.
+	Manifest []byte
+	Err      error
+
+	done func(*CutDone) // on the worker's goroutine
+}
+
+// Fetch is a snapshot being fetched from peers.
+type Fetch struct {
+	Shard    ShardID
+	Manifest []byte
+	// Sources are to be asked in this order, and again, until one has it.
+	Sources []NodeID
+	// Progress may be called by the Env with what has arrived; on any goroutine.
+	Progress func(bytes, total int64)
+
+	// Set by the Env.
+	Snapshot *snapshot.Snapshot
+	Err      error
+
+	message  raftpb.Message // that the snapshot came with
+	index    Index
+	progress fetchProgress
+}
+
+// InstallDone is a snapshot being put in the place of a shard's state.
+type InstallDone struct {
+	Shard ShardID
+	Job   *state.InstallJob
+	// Snapshot is what is installed; afterwards the Env may remove what is older.
+	Snapshot *snapshot.Snapshot
+	Err      error // set by the Env after Job.Run
+}
+
+// SnapshotInfo returns what a manifest says of a flush, from its meta record.
+func SnapshotInfo(cluster string, data []byte) (snapshot.Info, error) {
+	m, err := decodeMeta(data)
+	if err != nil {
+		return snapshot.Info{}, err
+	}
+	c := &m.conf
+	return snapshot.Info{
+		Cluster: cluster, Term: uint64(m.term), MachineVersion: m.machine, Time: int64(m.time), Hash: m.chain,
+		Config: snapshot.Config{Voters: rawIDs(c.Voters), Outgoing: rawIDs(c.Outgoing), Learners: rawIDs(c.Learners), LearnersNext: rawIDs(c.LearnersNext)},
+	}, nil
+}
+
+// The data of a raft snapshot: version (1 byte, 1), source (varint), manifest.
+const snapDataVersion = 1
+
+func (o *offered) encode() []byte {
+	b := binary.AppendUvarint([]byte{snapDataVersion}, uint64(o.source))
+	return append(b, o.manifest...)
+}
+
+// offer answers raft, which needs a snapshot for somebody. Without a fitting one it has one cut, and raft asks again.
+func (r *Replica) offer() (raftpb.Snapshot, error) {
+	l := r.lead
+	if l == nil || !l.ready {
+		return raftpb.Snapshot{}, raft.ErrSnapshotTemporarilyUnavailable
+	}
+	r.noticeStranded()
+	if o := l.offered; o != nil && r.fits(o.index) {
+		l.offeredAt = r.w.now.Mono
+		m, _, err := snapshot.Decode(o.manifest)
+		if err != nil {
+			panic(broken(CodeCorruption, err, "the manifest of a snapshot"))
+		}
+		return raftpb.Snapshot{Data: o.encode(), Metadata: raftpb.SnapshotMetadata{
+			Index: uint64(o.index), Term: uint64(o.term), ConfState: raftpb.ConfState{
+				Voters: m.Config.Voters, VotersOutgoing: m.Config.Outgoing, Learners: m.Config.Learners, LearnersNext: m.Config.LearnersNext},
+		}}, nil
+	}
+	l.snapWanted = true
+	r.touch()
+	return raftpb.Snapshot{}, raft.ErrSnapshotTemporarilyUnavailable
+}
+
+// fits reports whether the log continues a snapshot, and whether it knows the present members: raft refuses one that its receiver is not in.
+func (r *Replica) fits(index Index) bool {
+	first, _ := r.log.FirstIndex() // never fails
+	return uint64(index)+1 >= first && index >= r.conf.Index && index <= r.applied
+}
+
+// wantSnapshot has one cut: by another replica, or here if none can.
+func (r *Replica) wantSnapshot() {
+	l := r.lead
+	if l == nil || !l.snapWanted {
+		return
+	}
+	l.snapWanted = false
+	if l.offered != nil && r.fits(l.offered.index) {
+		return
+	}
+	if c := l.cutting; c != nil {
+		if c.from == r.cfg.Node || r.w.now.Mono-c.since < cutPatience*r.electionNanos() {
+			return
+		}
+		l.cutFailed = c.from
+	}
+	first, _ := r.log.FirstIndex() // never fails
+	l.cutting = &cutting{from: r.cutter(), min: max(r.conf.Index, Index(first-1)), since: r.w.now.Mono}
+	if l.cutting.from == r.cfg.Node {
+		r.cut(l.cutting.min, 0)
+		return
+	}
+	r.w.env.SendNote(l.cutting.from, Note{Shard: r.shard, Kind: noteCutWanted, A: uint64(l.cutting.min)})
+}
+
+// cutPatience is how many election timeouts a leader waits for another replica's cut. A large state takes longer, and is then cut
+// in two places: that costs disk, not correctness.
+const cutPatience = 60
+
+func (r *Replica) electionNanos() int64 { return int64(r.cfg.ElectionTicks) * int64(r.cfg.Tick) }
+
+// cutter is the replica that is to cut: not this leader if another follows closely.
+func (r *Replica) cutter() (best NodeID) {
+	match := uint64(0)
+	r.rn.WithProgress(func(id uint64, _ raft.ProgressType, p tracker.Progress) {
+		n := NodeID(id)
+		if n == r.cfg.Node || n == r.lead.cutFailed || p.State != tracker.StateReplicate || Index(p.Match) < r.conf.Index || !r.w.alive(n) {
+			return
+		}
+		if best == 0 || p.Match > match || p.Match == match && n < best {
+			best, match = n, p.Match
+		}
+	})
+	if best == 0 || mutated("leader-cuts") {
+		return r.cfg.Node
+	}
+	return best
+}
+
+// cutWanted is who waits for a cut of this replica.
+type cutWanted struct {
+	min Index
+	to  NodeID // 0: this leader, or a caller
+	ask []func(manifest []byte, err error)
+}
+
+// cut makes a snapshot that has at least min, for a leader or for this replica's own use.
+func (r *Replica) cut(min Index, to NodeID, ask ...func([]byte, error)) {
+	r.cuts = append(r.cuts, cutWanted{min: min, to: to, ask: ask})
+	r.nextCut()
+}
+
+// nextCut begins the cut that is wanted, as soon as what it must have is flushed.
+func (r *Replica) nextCut() {
+	if len(r.cuts) == 0 || r.cutUnderWay || r.installing != nil {
+		return
+	}
+	c := r.cuts[0]
+	if Index(r.log.flushed) < c.min || r.log.flushed == 0 {
+		if r.applied > Index(r.log.flushed) {
+			r.freezeWanted = true
+			r.maybeFreeze()
+		}
+		return // after the flush, or when more is applied
+	}
+	r.cutUnderWay = true
+	r.w.env.Cut(&CutDone{Shard: r.shard, done: r.cutDone})
+}
+
+// cutDone hands a cut to whoever waited for it.
+func (r *Replica) cutDone(d *CutDone) {
+	defer r.contain()
+	r.cutUnderWay = false
+	var index Index
+	if d.Err == nil {
+		m, _, err := snapshot.Decode(d.Manifest)
+		if err != nil {
+			d.Err = err
+		} else {
+			index = Index(m.Index)
+		}
+	}
+	if d.Err != nil {
+		r.logger.Warn("a snapshot could not be cut", "reason", d.Err)
+	}
+	still := r.cuts[:0:0]
+	for _, c := range r.cuts {
+		if d.Err == nil && index < c.min {
+			still = append(still, c)
+			continue
+		}
+		for _, f := range c.ask {
+			f(d.Manifest, d.Err)
+		}
+		if len(c.ask) > 0 {
+			continue
+		}
+		if c.to != 0 {
+			n := Note{Shard: r.shard, Kind: noteCut, A: uint64(c.min), Data: d.Manifest}
+			if d.Err != nil {
+				n.Data = nil
+			}
+			r.w.env.SendNote(c.to, n)
+			continue
+		}
+		r.takeOffer(r.cfg.Node, d.Manifest, d.Err)
+	}
+	r.cuts = still
+	r.nextCut()
+}
+
+// failCuts answers those who wait for a cut of a replica that stops.
+func (r *Replica) failCuts(err error) {
+	for _, c := range r.cuts {
+		for _, f := range c.ask {
+			f(nil, err)
+		}
+	}
+	r.cuts = nil
+}
+
+// hearCut takes another replica's snapshot, or its refusal.
+func (r *Replica) hearCut(n Note) {
+	l := r.lead
+	if l == nil || l.cutting == nil || l.cutting.from != n.From {
+		return
+	}
+	var err error
+	if len(n.Data) == 0 {
+		err = fmt.Errorf("node %d cannot cut", n.From)
+	}
+	r.takeOffer(n.From, n.Data, err)
+}
+
+// takeOffer makes a snapshot the one that raft is given.
+func (r *Replica) takeOffer(source NodeID, manifest []byte, err error) {
+	l := r.lead
+	if l == nil || l.cutting == nil {
+		return
+	}
+	var m *snapshot.Manifest
+	if err == nil {
+		m, _, err = snapshot.Decode(manifest)
+	}
+	if err == nil && (m.Shard != uint64(r.shard) || Index(m.Index) > r.applied) {
+		err = fmt.Errorf("it is of shard %d at %d", m.Shard, m.Index)
+	}
+	l.cutting = nil
+	if err != nil {
+		l.cutFailed = source
+		r.logger.Warn("no snapshot for a follower", "source", uint64(source), "reason", err)
+		return
+	}
+	l.cutFailed = 0
+	l.offered = &offered{source: source, manifest: manifest, index: Index(m.Index), term: Term(m.Term)}
+	l.offeredAt = r.w.now.Mono
+	r.logger.Info("snapshot for followers", "source", uint64(source), "index", m.Index, "bytes", m.Bytes())
+}
+
+// pinned returns from where on a snapshot on its way needs the log, or false.
+func (r *Replica) pinned() (Index, bool) {
+	if l := r.lead; l != nil && l.offered != nil && !mutated("no-snapshot-pin") {
+		return l.offered.index, true
+	}
+	return 0, false
+}
+
+// offerPatience is how many election timeouts a snapshot is kept for whoever may need it next.
+const offerPatience = 40
+
+// tickSnapshots gives up on followers that are not heard of, and lets go of a snapshot that nobody needs.
+func (r *Replica) tickSnapshots() {
+	if f := r.fetch; f != nil {
+		r.tellProgress(f)
+	}
+	l := r.lead
+	if l == nil || l.offered == nil && l.cutting == nil {
+		return
+	}
+	now := r.w.now.Mono
+	var silent []uint64
+	busy := false
+	r.rn.WithProgress(func(id uint64, _ raft.ProgressType, p tracker.Progress) {
+		if p.State != tracker.StateSnapshot {
+			delete(l.transfers, NodeID(id))
+			return
+		}
+		busy = true
+		t := l.transfers[NodeID(id)]
+		if t == nil {
+			t = &transfer{heard: now}
+			if l.transfers == nil {
+				l.transfers = map[NodeID]*transfer{}
+			}
+			l.transfers[NodeID(id)] = t
+		}
+		if now-t.heard > 2*r.electionNanos() {
+			silent = append(silent, id)
+		}
+	})
+	for _, id := range silent {
+		delete(l.transfers, NodeID(id))
+		r.rn.ReportSnapshot(id, raft.SnapshotFailure)
+		r.touch()
+	}
+	if busy {
+		l.offeredAt = now
+	} else if l.offered != nil && now-l.offeredAt > offerPatience*r.electionNanos() {
+		l.offered = nil
+	}
+}
+
+// fetchProgress is written by who fetches and read by the worker.
+type fetchProgress struct{ bytes, total atomic.Int64 }
+
+// tellProgress says to the leader that the transfer goes on.
+func (r *Replica) tellProgress(f *Fetch) {
+	if r.leader == 0 || r.leader == r.cfg.Node {
+		return
+	}
+	r.w.env.SendNote(r.leader, Note{Shard: r.shard, Kind: noteFetching, A: uint64(f.index), B: uint64(f.progress.bytes.Load()), C: uint64(f.progress.total.Load())})
+}
+
+// hearFetching takes the word of a follower that fetches.
+func (r *Replica) hearFetching(n Note) {
+	l := r.lead
+	if l == nil {
+		return
+	}
+	t := l.transfers[n.From]
+	if t == nil {
+		return
+	}
+	t.heard, t.bytes, t.total = r.w.now.Mono, int64(n.B), int64(n.C)
+	if n.Kind == noteFetchFailed {
+		r.logger.Warn("a follower could not fetch the snapshot", "follower", uint64(n.From), "index", n.A, "reason", string(n.Data))
+		delete(l.transfers, n.From)
+		if l.offered != nil && uint64(l.offered.index) == n.A {
+			l.cutFailed = l.offered.source // another may do better
+			l.offered = nil
+		}
+		r.rn.ReportSnapshot(uint64(n.From), raft.SnapshotFailure)
+		r.touch()
+	}
+}
+
+// hearSnapshot takes a snapshot's manifest from the leader. Raft gets to see it when all of it is here.
+func (r *Replica) hearSnapshot(m *Message) {
+	meta := m.Raft.Snapshot.Metadata
+	if m.Raft.Term < uint64(r.raftTerm) || Index(meta.Index) <= Index(r.rn.BasicStatus().Commit) {
+		_ = r.rn.Step(m.Raft) // it answers with what it has
+		return
+	}
+	if r.installing != nil {
+		return
+	}
+	if f := r.fetch; f != nil {
+		if uint64(f.index) == meta.Index {
+			f.message = m.Raft // of a later term, perhaps
+		}
+		return // one at a time: what is on its way is of use to any leader
+	}
+	rd := reader{b: m.Raft.Snapshot.Data}
+	version := rd.byte("version")
+	source := NodeID(rd.uvarint("source"))
+	manifest, _, err := snapshot.Decode(rd.b)
+	switch {
+	case rd.err != nil || version != snapDataVersion:
+		err = fmt.Errorf("%w: a snapshot's message of version %d", errEntry, version)
+	case err == nil && (manifest.Shard != uint64(r.shard) || manifest.Index != meta.Index || manifest.Term != meta.Term):
+		err = fmt.Errorf("%w: the manifest is of shard %d at %d, the message of shard %d at %d", errEntry, manifest.Shard, manifest.Index, r.shard, meta.Index)
+	case err == nil && manifest.MachineVersion > r.maxVersion():
+		err = fmt.Errorf("version %d of the machine is active, this program knows up to %d: start the newer program", manifest.MachineVersion, r.maxVersion())
+	}
+	if err != nil {
+		r.stats.Strange++
+		r.logger.Warn("a snapshot was refused", "from", uint64(m.From), "reason", err)
+		r.w.env.SendNote(m.From, Note{Shard: r.shard, Kind: noteFetchFailed, A: meta.Index, Data: []byte(err.Error())})
+		return
+	}
+	f := &Fetch{Shard: r.shard, Manifest: append([]byte(nil), rd.b...), message: m.Raft, index: Index(meta.Index)}
+	for _, n := range append([]NodeID{source, m.From}, r.conf.Members()...) {
+		if n != r.cfg.Node && !slices.Contains(f.Sources, n) {
+			f.Sources = append(f.Sources, n)
+		}
+	}
+	f.Progress = func(bytes, total int64) {
+		f.progress.bytes.Store(bytes)
+		f.progress.total.Store(total)
+	}
+	r.fetch = f
+	r.stats.SnapshotsFetched++
+	r.logger.Info("fetching a snapshot", "index", meta.Index, "bytes", manifest.Bytes(), "source", uint64(source))
+	r.w.env.Fetch(f)
+}
+
+// fetched hands a complete snapshot to raft.
+func (r *Replica) fetched(f *Fetch) {
+	defer r.contain()
+	if r.fetch == f {
+		r.fetch = nil
+	}
+	if r.broken != nil {
+		return
+	}
+	if f.Err != nil {
+		r.logger.Warn("a snapshot could not be fetched", "index", uint64(f.index), "reason", f.Err)
+		if r.leader != 0 && r.leader != r.cfg.Node {
+			r.w.env.SendNote(r.leader, Note{Shard: r.shard, Kind: noteFetchFailed, A: uint64(f.index), Data: []byte(f.Err.Error())})
+		}
+		return
+	}
+	if r.leader == 0 || r.leader == r.cfg.Node {
+		return // whoever leads next sends it, or another, again
+	}
+	m := f.message
+	// The snapshot is of what is committed, whoever says so: it may have taken longer than its sender led.
+	m.From, m.Term = uint64(r.leader), uint64(r.raftTerm)
+	r.have = f.Snapshot
+	_ = r.rn.Step(m)
+	r.touch()
+}
+
+// installing is a Ready with a snapshot, between raft and the state store.
+//
+// What is durable when, and what a crash leaves: first the promise (term and vote), since the log still ends where it did. Then the
+// state, in one step of the store: from there on, a restart finds it, and keeps of the log what continues it (restore). Then a
+// record that begins the log anew after the snapshot.
+type installing struct {
+	snap     *snapshot.Snapshot
+	promised bool // the write of term and vote is under way
+	job      *state.InstallJob
+	done     bool // the state is the snapshot's
+}
+
+// beginInstall takes a Ready whose snapshot is to replace the state.
+func (r *Replica) beginInstall(rd raft.Ready) {
+	if r.have == nil || r.have.Manifest.Index != rd.Snapshot.Metadata.Index || r.have.Manifest.Term != rd.Snapshot.Metadata.Term {
+		panic(broken(CodeCorruption, nil, "raft wants a snapshot at %d installed that was not fetched", rd.Snapshot.Metadata.Index))
+	}
+	r.writing, r.ready = true, rd
+	r.held = append(r.held, rd.Messages...)
+	r.installing = &installing{snap: r.have}
+	r.have = nil
+	r.takeReadStates(rd.ReadStates)
+	hard := rd.HardState
+	if hard.Term != r.log.hard.Term || hard.Vote != r.log.hard.Vote {
+		hard.Commit = r.log.hard.Commit // up to the snapshot it is not there yet
+		if !raft.IsEmptyHardState(rd.HardState) {
+			r.installing.promised = true
+			r.w.write(r, record(r.shard, hard, nil))
+			return
+		}
+	}
+	r.continueInstall()
+}
+
+// continueInstall goes on when what had to come before is done.
+func (r *Replica) continueInstall() {
+	in := r.installing
+	if in == nil || in.promised || in.job != nil || r.flushing || r.cutUnderWay {
+		return
+	}
+	if r.freezing {
+		r.freezing = false
+		r.state.Unfreeze()
+	}
+	job, err := r.state.Install(in.snap.Install())
+	if err != nil {
+		panic(broken(CodeStorage, err, "the snapshot at %d", in.snap.Manifest.Index))
+	}
+	in.job = job
+	r.w.env.Install(&InstallDone{Shard: r.shard, Job: job, Snapshot: in.snap})
+}
+
+// installed continues after the state has been replaced.
+func (r *Replica) installed(d *InstallDone) {
+	defer r.contain()
+	in := r.installing
+	if in == nil || in.job != d.Job {
+		return
+	}
+	if r.broken != nil || d.Err != nil {
+		if d.Err != nil {
+			r.state.AbandonInstall(d.Job)
+		} else {
+			r.state.Installed(d.Job)
+		}
+		r.installing = nil
+		if r.broken != nil {
+			return
+		}
+		// Raft has moved on to the snapshot already. A restart begins with what is on disk.
+		panic(broken(CodeStorage, d.Err, "the snapshot at %d could not be installed", in.snap.Manifest.Index))
+	}
+	r.state.Installed(d.Job)
+	in.done = true
+	if err := r.adopt(in.snap.Manifest); err != nil {
+		panic(broken(CodeCorruption, err, "the snapshot at %d", in.snap.Manifest.Index))
+	}
+	rd := r.ready
+	hard := r.log.hard
+	if !raft.IsEmptyHardState(rd.HardState) {
+		hard = rd.HardState
+	}
+	hard.Commit = max(hard.Commit, uint64(r.applied))
+	rec := record(r.shard, hard, rd.Entries)
+	rec.RestartAfter = uint64(r.applied)
+	r.w.write(r, rec)
+}
+
+// adopt makes what the state store says now what this replica has applied.
+func (r *Replica) adopt(m *snapshot.Manifest) error {
+	meta, err := decodeMeta(r.state.Meta())
+	switch {
+	case err != nil:
+		return err
+	case uint64(meta.applied) != m.Index || uint64(meta.term) != m.Term || meta.chain != m.Hash:
+		return fmt.Errorf("the manifest says index %d, term %d, hash %016x, the tables say %d, %d, %016x", m.Index, m.Term, m.Hash, meta.applied, meta.term, meta.chain)
+	}
+	sessions, err := loadSessions(r.state)
+	if err != nil {
+		return err
+	}
+	r.meta, r.sessions = meta, sessions
+	r.apply.chain = r.chain
+	r.committed = r.state.Mark()
+	hard := r.log.hard
+	log := newRaftLog(r.state, r.applied, r.meta.term, r.cfg.Limits.LogCacheBytes)
+	*r.log = *log // raft holds the pointer
+	r.log.hard, r.log.offer = hard, r.offer
+	r.everywhere = min(r.everywhere, r.applied)
+	r.marks = nil
+	r.setConfiguration(r.conf)
+	r.stats.SnapshotsInstalled++
+	// The log is not told that it may let go: should it drop the entry that the snapshot contradicts, and not those after it, a
+	// restart could not see that they are void. The record that follows voids them all.
+	r.logger.Info("snapshot installed", "index", m.Index, "bytes", m.Bytes())
+	return nil
+}
+
+// noticeStranded speaks up when a voter needs what every voter has had: it has lost part of its log.
+func (r *Replica) noticeStranded() {
+	first, _ := r.log.FirstIndex() // never fails
+	if r.cutShort || uint64(r.everywhere)+1 < first {
+		return // the journal was cut short, others may be in need
+	}
+	lost := NodeID(0)
+	r.rn.WithProgress(func(id uint64, t raft.ProgressType, p tracker.Progress) {
+		if t != raft.ProgressTypeLearner && p.Next < first && slices.Contains(r.conf.Voters, NodeID(id)) {
+			lost = NodeID(id)
+		}
+	})
+	if lost == 0 {
+		return
+	}
+	r.stats.Stranded++
+	if now := r.w.now.Mono; r.goneAt == 0 || now-r.goneAt > int64(time.Minute) {
+		r.goneAt = now
+		r.logger.Error("a voter asks for entries that every voter has had on disk: it has lost part of its log. It gets a snapshot, but "+
+			"what it acknowledged may have counted: check its disk, and better replace it by a new node", "voter", uint64(lost), "first_index", first)
+	}
+}

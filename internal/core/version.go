@@ -1,0 +1,76 @@
+package core
+
+// Which version of the machine is active is part of the replicated state: it changes with an entry, and the same for every
+// replica. The leader writes that entry when each member has said that its program can run the version.
+
+// maxVersion is what this replica's program can run.
+func (r *Replica) maxVersion() uint64 {
+	if v, ok := r.machine.(Versioned); ok {
+		return v.MaxVersion()
+	}
+	return 0
+}
+
+// checkVersion stops the replica before it applies anything by rules that its program does not know.
+func (r *Replica) checkVersion(v uint64, at Index) {
+	if limit := r.maxVersion(); v > limit {
+		panic(broken(CodeUnsupported, nil, "entry %d makes version %d of the machine active, this program knows up to %d: start the newer program", at, v, limit))
+	}
+}
+
+// tellVersion says to the leader what this replica can run, as long as that is more than what is active.
+func (r *Replica) tellVersion() {
+	limit := r.maxVersion()
+	if limit <= r.meta.machine || r.idleTicks%(2*r.cfg.HeartbeatTicks) != 0 {
+		return
+	}
+	if r.lead != nil {
+		r.raiseVersion()
+	} else if r.leader != 0 {
+		r.w.env.SendNote(r.leader, Note{Shard: r.shard, Kind: noteVersions, A: limit})
+	}
+}
+
+func (r *Replica) hearVersions(n Note) {
+	if l := r.lead; l != nil {
+		if l.versions == nil {
+			l.versions = map[NodeID]uint64{}
+		}
+		l.versions[n.From] = n.A
+		r.raiseVersion()
+	}
+}
+
+// raiseVersion has the version activated that every member can run.
+func (r *Replica) raiseVersion() {
+	l := r.lead
+	if !l.ready || l.raising != 0 || len(r.conf.Voters) == 0 {
+		return
+	}
+	version := r.maxVersion()
+	for _, m := range r.conf.Members() {
+		if m != r.cfg.Node {
+			version = min(version, l.versions[m])
+		}
+	}
+	if mutated("version-alone") {
+		version = r.maxVersion()
+	}
+	if version <= r.meta.machine {
+		return
+	}
+	l.raising = version
+	r.logger.Info("every member can run a new version of the machine", "version", version, "active", r.meta.machine)
+	r.pending.requests++
+	r.queue = append(r.queue, &Request{Kind: kindVersion, Shard: r.shard, Done: func(*Request) {}})
+	r.wake()
+	r.touch()
+}
+
+// decideVersion writes the activation into the open batch. It takes effect with the next entry.
+func (r *Replica) decideVersion(b *batch, q *Request) {
+	h := requestHeader{flags: flagVersion, version: r.lead.raising}
+	b.nextMachine = h.version
+	b.buf = h.append(b.buf)
+	b.decided = append(b.decided, decided{req: q, result: Result{Index: b.index}})
+}

@@ -1,0 +1,29 @@
+package rsm
+
+import (
+	"context"
+
+	"github.com/decree-raft/decree/internal/core"
+)
+
+// Entry is a committed entry of a shard's log, taken apart.
+type Entry = core.LogEntry
+
+// maxJournalEntries are returned by one call of Journal, at most.
+const maxJournalEntries = 1000
+
+// Journal returns committed entries from an index on, at most limit (0, or more than 1000: 1000) and about a mebibyte, as far as this replica has them
+// on disk or in memory; none if there are none yet. CodeCompacted: the first ones are gone; first is where the log begins now.
+func (s *Shard) Journal(ctx context.Context, from Index, limit int) (entries []Entry, first Index, err error) {
+	if limit <= 0 || limit > maxJournalEntries {
+		limit = maxJournalEntries
+	}
+	if err := ctx.Err(); err != nil {
+		return nil, 0, err
+	}
+	cerr := s.node.engine.call(s.id, func(w *core.Worker) { entries, first, err = w.Journal(s.id, from, limit) })
+	if cerr != nil {
+		return nil, 0, cerr
+	}
+	return entries, first, err
+}

@@ -1,0 +1,177 @@
+package rsm
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/decree-raft/decree/internal/core"
+)
+
+// peer is what the engine knows of another node.
+type peer struct {
+	heard  atomic.Int64
+	mu     sync.Mutex
+	inputs []core.Input // per worker; scratch of receive
+}
+
+// peerSet are the nodes that were met or heard of. It only grows: an id is never reused, and an entry is small.
+type peerSet struct {
+	mu  sync.Mutex
+	all atomic.Pointer[map[NodeID]*peer] // never changed, but replaced
+}
+
+func (s *peerSet) get(id NodeID) *peer {
+	if m := s.all.Load(); m != nil {
+		return (*m)[id]
+	}
+	return nil
+}
+
+// met returns the peer, which is new, heard of at now, if it was not known.
+func (s *peerSet) met(id NodeID, now int64) *peer {
+	if p := s.get(id); p != nil {
+		return p
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if p := s.get(id); p != nil {
+		return p
+	}
+	m := map[NodeID]*peer{}
+	if old := s.all.Load(); old != nil {
+		maps.Copy(m, *old)
+	}
+	p := &peer{}
+	p.heard.Store(now)
+	m[id] = p
+	s.all.Store(&m)
+	return p
+}
+
+// ids returns all of them, ascending.
+func (s *peerSet) ids() []NodeID {
+	if m := s.all.Load(); m != nil {
+		return slices.Sorted(maps.Keys(*m))
+	}
+	return nil
+}
+
+// topology is where the other nodes are found, and who has gone: what the configuration says, and what the shards' logs say since.
+type topology struct {
+	mu      sync.Mutex
+	static  map[NodeID]string // Config.Peers
+	shards  map[ShardID]core.Configuration
+	address map[NodeID]string // as the transport was told
+}
+
+// addressOf returns where a node is found; a log knows better than a configuration file.
+func (t *topology) addressOf(id NodeID) string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.locate(id)
+}
+
+func (t *topology) locate(id NodeID) string {
+	latest, address := Index(0), t.static[id]
+	for _, c := range t.shards { // any order: the latest counts
+		if a := c.Addresses[id]; a != "" && (c.Index > latest || latest == 0) {
+			latest, address = c.Index, a
+		}
+	}
+	return address
+}
+
+// update takes a shard's members, and returns where which peers are to be found from now on: all whose address has changed.
+func (t *topology) update(shard ShardID, c core.Configuration, self NodeID) map[NodeID]string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.shards[shard] = c
+	known := map[NodeID]bool{}
+	for id := range t.static {
+		known[id] = true
+	}
+	for _, c := range t.shards {
+		for id := range c.Addresses {
+			known[id] = true
+		}
+	}
+	changed := map[NodeID]string{}
+	for id := range known {
+		if a := t.locate(id); id != self && a != "" && t.address[id] != a {
+			t.address[id], changed[id] = a, a
+		}
+	}
+	return changed
+}
+
+// gone reports whether a node was removed from every shard of this node that it was in, and is in none.
+func (t *topology) gone(id NodeID) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	removed := false
+	for _, c := range t.shards {
+		if c.Has(id) {
+			return false
+		}
+		removed = removed || slices.Contains(c.Removed, id)
+	}
+	return removed
+}
+
+// membersChanged brings the transport up to date. It is called on workers' goroutines, also before there is a transport.
+func (n *Node) membersChanged(shard ShardID, c core.Configuration) {
+	changed := n.topology.update(shard, c, n.cfg.Node)
+	for id := range changed {
+		n.engine.peers.met(id, n.engine.mono())
+	}
+	if t, ok := n.engine.transport.(interface{ SetPeer(uint64, string) }); ok {
+		for id, address := range changed {
+			t.SetPeer(uint64(id), address)
+		}
+	}
+	for _, id := range c.Removed {
+		if n.topology.gone(id) {
+			n.forgetPeer(id)
+		}
+	}
+}
+
+// farewell is how long a node that was removed is still talked to, so that it learns of it.
+const farewell = time.Minute
+
+func (n *Node) forgetPeer(id NodeID) {
+	n.topology.mu.Lock()
+	_, is := n.topology.address[id]
+	delete(n.topology.address, id)
+	n.topology.mu.Unlock()
+	if !is {
+		return
+	}
+	time.AfterFunc(farewell, func() {
+		select {
+		case <-n.done:
+		default:
+			if t, ok := n.engine.transport.(interface{ RemovePeer(uint64) }); ok && n.topology.gone(id) {
+				t.RemovePeer(uint64(id))
+			}
+		}
+	})
+}
+
+// allow is asked by the transport whether a node may talk to this one. One that is not known here may be a member by entries that
+// this node lacks: the replicas ask their members before they believe it (internal/core, vouchedFor).
+func (n *Node) allow(id uint64) error {
+	if n.topology.gone(NodeID(id)) {
+		n.topology.mu.Lock()
+		_, talking := n.topology.address[NodeID(id)]
+		n.topology.mu.Unlock()
+		if _, static := n.cfg.Peers[NodeID(id)]; !talking && !static {
+			return fmt.Errorf("node %d was removed from every shard of node %d", id, n.cfg.Node)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,250 @@
+package rsm
+
+import (
+	"cmp"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/decree-raft/decree/internal/core"
+	"github.com/decree-raft/decree/snapshot"
+)
+
+// Snapshots: what internal/core/snapshot.go decides, this file does, on goroutines of its own. Each node keeps its newest
+// snapshot of a shard; what is older goes when nobody reads it.
+
+// callChunk asks a peer for a chunk of a snapshot: id (32 bytes), file, chunk (varints).
+const callChunk = 1
+
+// Cut implements core.Env.
+func (w *worker) Cut(c *core.CutDone) {
+	w.e.background(func(ctx context.Context) {
+		var s *snapshot.Snapshot
+		if s, c.Err = w.e.cut(ctx, c.Shard); c.Err == nil {
+			c.Manifest, c.Err = s.EncodedManifest()
+		}
+		w.post(func(in *core.Input) { in.Cuts = append(in.Cuts, c) })
+	})
+}
+
+// background runs f until it ends or the engine stops.
+func (e *engine) background(f func(context.Context)) {
+	e.bg.Add(1)
+	go func() {
+		defer e.bg.Done()
+		ctx, cancel := context.WithCancelCause(context.Background())
+		defer cancel(nil)
+		stop := context.AfterFunc(e.life, func() { cancel(errClosed) })
+		defer stop()
+		f(ctx)
+	}()
+}
+
+// cut writes a snapshot of a shard's last flush, or finds that there is one of it.
+func (e *engine) cut(ctx context.Context, shard ShardID) (*snapshot.Snapshot, error) {
+	c, err := e.store.Cut(uint64(shard))
+	if err != nil {
+		return nil, err
+	}
+	defer c.Close()
+	for _, s := range e.snaps.List() {
+		if s.Manifest.Shard == uint64(shard) && s.Manifest.Index == c.Index() {
+			return s, nil
+		}
+	}
+	info, err := core.SnapshotInfo(e.cluster, c.Meta())
+	if err != nil {
+		return nil, err
+	}
+	s, err := e.snaps.Cut(ctx, c, snapshot.CutOptions{Info: info, BytesPerSecond: e.rate})
+	if err == nil {
+		e.removeOlder(s)
+	}
+	return s, err
+}
+
+// removeOlder removes a shard's snapshots but for the one given. What is being read stays until the next time.
+func (e *engine) removeOlder(than *snapshot.Snapshot) {
+	for _, s := range e.snaps.List() {
+		if s.Manifest.Shard == than.Manifest.Shard && s.ID != than.ID && s.Manifest.Index <= than.Manifest.Index {
+			if err := e.snaps.Remove(s.ID); err != nil && !errors.Is(err, snapshot.ErrBusy) {
+				e.logger.Warn("an old snapshot could not be removed", "dir", s.Dir, "reason", err)
+			}
+		}
+	}
+}
+
+// serve answers a peer's call.
+func (e *engine) serve(ctx context.Context, from uint64, method uint8, request []byte) ([]byte, error) {
+	if method != callChunk {
+		return nil, fmt.Errorf("node %d knows no call %d: it may be older than node %d", e.node, method, from)
+	}
+	var id snapshot.ID
+	if len(request) < len(id) {
+		return nil, fmt.Errorf("the request for a chunk has %d bytes", len(request))
+	}
+	rest := request[copy(id[:], request):]
+	file, n := binary.Uvarint(rest)
+	chunk, m := binary.Uvarint(rest[max(n, 0):])
+	if n <= 0 || m <= 0 || n+m != len(rest) || file >= snapshot.MaxFiles || chunk > snapshot.MaxFileBytes {
+		return nil, errors.New("the request for a chunk is malformed")
+	}
+	src, err := e.snaps.Source(id)
+	if err != nil {
+		return nil, err
+	}
+	defer src.Close()
+	return src.Fetch(ctx, id, int(file), int(chunk))
+}
+
+// Fetch implements core.Env.
+func (w *worker) Fetch(f *core.Fetch) {
+	w.e.background(func(ctx context.Context) {
+		f.Snapshot, f.Err = w.e.fetch(ctx, f)
+		w.post(func(in *core.Input) { in.Fetched = append(in.Fetched, f) })
+	})
+}
+
+// How often all sources of a snapshot are tried in a row without a single new chunk, and how long one is waited for.
+const (
+	fetchRounds  = 5
+	chunkTimeout = 20 * time.Second
+)
+
+// fetch receives a snapshot and reads all of it once: raft must not be told of one that cannot be installed.
+func (e *engine) fetch(ctx context.Context, f *core.Fetch) (s *snapshot.Snapshot, err error) {
+	if len(f.Sources) == 0 {
+		return nil, errors.New("nobody is known to have it")
+	}
+	src := &peerSource{e: e, sources: f.Sources}
+	o := snapshot.ReceiveOptions{Cluster: e.cluster, Shard: uint64(f.Shard), BytesPerSecond: e.rate,
+		Progress: func(p snapshot.Progress) { f.Progress(p.Bytes, p.Total) }}
+	for failed := 0; failed < fetchRounds*len(f.Sources); failed++ {
+		got := src.got
+		if s, err = e.snaps.Receive(ctx, f.Manifest, src, o); err == nil {
+			break
+		}
+		if ctx.Err() != nil {
+			return nil, context.Cause(ctx)
+		}
+		if errors.Is(err, snapshot.ErrForeign) || errors.Is(err, snapshot.ErrNewerFormat) || errors.Is(err, snapshot.ErrNoSpace) || errors.Is(err, snapshot.ErrTooLarge) {
+			return nil, err
+		}
+		if src.got > got {
+			failed = 0
+		}
+		src.next()
+		select {
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	if _, err := snapshot.Verify(ctx, e.fs, s.Dir); err != nil {
+		return nil, errors.Join(err, e.snaps.Remove(s.ID))
+	}
+	return s, nil
+}
+
+// peerSource fetches chunks from one peer after the other.
+type peerSource struct {
+	e       *engine
+	sources []NodeID
+	at      int
+	got     int // chunks
+}
+
+func (p *peerSource) next() { p.at++ }
+
+// Fetch implements snapshot.Fetcher.
+func (p *peerSource) Fetch(ctx context.Context, id snapshot.ID, file, chunk int) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, chunkTimeout)
+	defer cancel()
+	request := binary.AppendUvarint(binary.AppendUvarint(id[:], uint64(file)), uint64(chunk))
+	b, err := p.e.transport.Call(ctx, uint64(p.sources[p.at%len(p.sources)]), callChunk, request)
+	if err == nil {
+		p.got++
+	}
+	return b, err
+}
+
+// Install implements core.Env.
+func (w *worker) Install(d *core.InstallDone) {
+	w.e.background(func(ctx context.Context) {
+		d.Err = d.Job.Run(ctx)
+		if d.Err == nil {
+			w.e.removeOlder(d.Snapshot)
+		}
+		w.post(func(in *core.Input) { in.Installed = append(in.Installed, d) })
+	})
+}
+
+// SnapshotInfo is a snapshot on a node's disk.
+type SnapshotInfo struct {
+	ID    string // hexadecimal
+	Shard ShardID
+	Index Index
+	Term  Term
+	Time  Timestamp
+	Hash  uint64
+	Bytes int64
+	Files int
+	Dir   string
+}
+
+// Snapshots lists the complete snapshots on the node's disk, by shard and index. It keeps the newest of each shard.
+func (n *Node) Snapshots() (list []SnapshotInfo) {
+	for _, s := range n.engine.snaps.List() {
+		list = append(list, snapshotInfo(s))
+	}
+	return list
+}
+
+func snapshotInfo(s *snapshot.Snapshot) SnapshotInfo {
+	m := s.Manifest
+	return SnapshotInfo{
+		ID: s.ID.String(), Shard: ShardID(m.Shard), Index: Index(m.Index), Term: Term(m.Term), Time: Timestamp(m.Time), Hash: m.Hash,
+		Bytes: m.Bytes(), Files: len(m.Files), Dir: s.Dir,
+	}
+}
+
+// CutSnapshot writes a snapshot of the shard, while the shard goes on: as of its last flush, or, if fresh, as of what is applied when it is
+// called. It stays until the next one of the shard. CodeNotReached: there is nothing to write yet.
+func (s *Shard) CutSnapshot(ctx context.Context, fresh bool) (SnapshotInfo, error) {
+	type outcome struct {
+		manifest []byte
+		err      error
+	}
+	got := make(chan outcome, 1)
+	err := s.node.engine.call(s.id, func(w *core.Worker) {
+		w.Cut(s.id, fresh, func(manifest []byte, err error) { got <- outcome{manifest, err} })
+	})
+	if err != nil {
+		return SnapshotInfo{}, err
+	}
+	select {
+	case o := <-got:
+		if o.err != nil {
+			return SnapshotInfo{}, o.err
+		}
+		_, id, err := snapshot.Decode(o.manifest)
+		if err != nil {
+			return SnapshotInfo{}, err
+		}
+		for _, sn := range s.node.engine.snaps.List() {
+			if sn.ID == id {
+				return snapshotInfo(sn), nil
+			}
+		}
+		return SnapshotInfo{}, &Error{Kind: ErrNotProposed, Code: core.CodeCompacted, Message: "a later snapshot has taken its place already; list them"}
+	case <-ctx.Done():
+		return SnapshotInfo{}, &Error{Kind: ErrNotProposed, Code: core.CodeCancelled, Message: "the caller stopped waiting; the snapshot goes on", Cause: cmp.Or(context.Cause(ctx), ctx.Err())}
+	case <-s.node.done:
+		return SnapshotInfo{}, errClosed
+	}
+}
