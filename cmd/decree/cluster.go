@@ -27,8 +27,8 @@ const (
 	// dialPatience is how long a node may take to answer at all.
 	dialPatience = 5 * time.Second
 	// maxAsks bounds how often one thing is asked until some node does it.
-	maxAsks = 24
-	// askPause is how long to wait before asking again, if the node does not say.
+	maxAsks = 40
+	// askPause is how long to wait before asking again, if the node does not say; it grows to four times that.
 	askPause = 250 * time.Millisecond
 	// maxPause bounds what a node may say.
 	maxPause = 5 * time.Second
@@ -314,7 +314,9 @@ func (c *cluster) change(ctx context.Context, shard uint64, again []rsm.Code, as
 		return err
 	}
 	told := rsm.Code("")
-	for asked := 1; ; asked++ {
+	since := map[uint64]bool{} // nodes that were asked since the last pause: they may point at each other
+	for asked, pauses := 1, 0; ; asked++ {
+		since[n.id] = true
 		err := ask(ctx, n)
 		if err == nil {
 			return nil
@@ -324,43 +326,47 @@ func (c *cluster) change(ctx context.Context, shard uint64, again []rsm.Code, as
 		if !errors.As(err, &e) || e.Kind != rsm.ErrNotProposed || !slices.Contains(again, e.Code) || asked == maxAsks || ctx.Err() != nil {
 			return err
 		}
-		next, pause := c.next(ctx, shard, n, err, e)
-		if pause && e.Code != told {
-			told = e.Code
-			c.say("shard %d: %v; trying again", shard, err)
+		next := c.next(ctx, shard, n, err, e)
+		if next == nil || since[next.id] {
+			if e.Code != told {
+				told = e.Code
+				c.say("shard %d: %v; trying again", shard, err)
+			}
+			pauses++
+			pause := max(e.RetryAfter, askPause*time.Duration(min(4, 1+pauses/4)))
+			if !wait(ctx, min(maxPause, pause)) {
+				return err // it was not done, and that is for certain
+			}
+			clear(since)
 		}
-		// Nodes may point at each other.
-		if (pause || asked%4 == 0) && !wait(ctx, min(maxPause, max(askPause, e.RetryAfter))) {
-			return err // it was not done, and that is for certain
+		if next == nil || c.refresh(ctx, next) != nil {
+			if next, _ = c.live(ctx, shard, asked); next == nil {
+				return err
+			}
 		}
-		if next == nil {
-			next, _ = c.live(ctx, shard, asked)
-		} else if c.refresh(ctx, next) != nil {
-			next, _ = c.live(ctx, shard, 0)
-		}
-		if next == nil {
-			return err
+		if next != n {
+			c.say("asking node %d at %s about shard %d", next.id, next.address, shard)
 		}
 		n = next
 	}
 }
 
-// next returns whom to ask after a refusal, nil for any, and whether to wait before.
-func (c *cluster) next(ctx context.Context, shard uint64, n *node, err error, e *rsm.Error) (next *node, pause bool) {
+// next returns whom to ask after a refusal, nil for any.
+func (c *cluster) next(ctx context.Context, shard uint64, n *node, err error, e *rsm.Error) *node {
 	leader := uint64(e.Leader)
 	switch {
 	case e.Code == codeOverloaded, e.Code == codeChangePending:
-		return n, true // the right node, at the wrong time
+		return n // the right node, at the wrong time
 	case leader == 0, leader == n.id:
-		return nil, true
+		return nil
 	}
 	next, why := c.reach(ctx, leader, leaderAddress(c, err, leader))
 	if why != nil {
 		c.say("node %d says that node %d leads shard %d, but %v", n.id, leader, shard, why)
-		return nil, true
+		return nil
 	}
-	c.say("node %d does not lead shard %d; asking node %d at %s", n.id, shard, next.id, next.address)
-	return next, false
+	c.say("node %d does not lead shard %d; node %d does, it says", n.id, shard, leader)
+	return next
 }
 
 // refresh asks a node how it stands. It forgets one that gives no answer, before anything is asked of it of which the outcome

@@ -23,7 +23,7 @@ type entryReport struct {
 	Kind     string   `json:"kind"`
 	Note     string   `json:"note"`
 	Events   []string `json:"events"` // base64
-	Hash     string   `json:"hash"`
+	Hash     string   `json:"hash"`   // empty: the entry has none
 }
 
 // defaultLast is how many entries are shown unless more are asked for.
@@ -149,6 +149,13 @@ func (e *eventReader) read(ctx context.Context, n *node) error {
 	}
 }
 
+func entryHash(en *adminv1.Entry) string {
+	if en.GetHash() == 0 {
+		return ""
+	}
+	return hash(en.GetHash())
+}
+
 // eventLine has fixed widths: what is followed cannot be aligned afterwards.
 const eventLine = "%-10v  %-6v  %-24v  %-9v  %-9v  %-6v  %-16v  %s\n"
 
@@ -156,7 +163,7 @@ func (e *eventReader) show(en *adminv1.Entry) error {
 	s := e.session
 	if s.json() {
 		r := entryReport{Shard: e.shard, Index: en.GetIndex(), Term: en.GetTerm(), Time: instant(en.GetTime()), Sequence: en.GetSequence(),
-			Kind: en.GetKind(), Note: en.GetNote(), Events: []string{}, Hash: hash(en.GetHash())}
+			Kind: en.GetKind(), Note: en.GetNote(), Events: []string{}, Hash: entryHash(en)}
 		for _, ev := range en.GetEvents() {
 			r.Events = append(r.Events, base64.StdEncoding.EncodeToString(ev))
 		}
@@ -167,10 +174,10 @@ func (e *eventReader) show(en *adminv1.Entry) error {
 		fmt.Fprintf(s.out, eventLine, "INDEX", "TERM", "TIME", "KIND", "SEQUENCE", "EVENTS", "HASH", "NOTE")
 	}
 	_, err := fmt.Fprintf(s.out, eventLine, en.GetIndex(), en.GetTerm(), dash(instant(en.GetTime())), en.GetKind(), number(en.GetSequence()),
-		len(en.GetEvents()), hash(en.GetHash()), en.GetNote())
+		len(en.GetEvents()), dash(entryHash(en)), en.GetNote())
 	if e.data {
 		for i, ev := range en.GetEvents() {
-			fmt.Fprintf(s.out, "            %d: %q\n", i, ev)
+			fmt.Fprintf(s.out, "  %d: %q\n", i, ev)
 		}
 	}
 	return err

@@ -46,8 +46,8 @@ func (forgetful) Apply(s rsm.State, e rsm.Event) {
 type testCluster struct {
 	*rsm.Cluster
 	t       *testing.T
-	mu      sync.Mutex
 	servers map[rsm.NodeID]*admin.Server
+	clients map[rsm.ShardID]*rsm.Client
 }
 
 func quick(cfg *rsm.Config) {
@@ -70,7 +70,7 @@ func start(t *testing.T, dir string, shards int, odd rsm.Machine) *testCluster {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := &testCluster{Cluster: cluster, t: t, servers: map[rsm.NodeID]*admin.Server{}}
+	c := &testCluster{Cluster: cluster, t: t, servers: map[rsm.NodeID]*admin.Server{}, clients: map[rsm.ShardID]*rsm.Client{}}
 	t.Cleanup(func() {
 		for _, s := range c.servers {
 			s.Close()
@@ -132,9 +132,11 @@ func (c *testCluster) leader(shard rsm.ShardID) rsm.NodeID {
 
 func (c *testCluster) submit(shard rsm.ShardID, commands ...string) {
 	c.t.Helper()
-	client := c.Client(shard)
+	if c.clients[shard] == nil {
+		c.clients[shard] = c.Client(shard)
+	}
 	for _, cmd := range commands {
-		if _, err := client.Submit(within(c.t), []byte(cmd)); err != nil {
+		if _, err := c.clients[shard].Submit(within(c.t), []byte(cmd)); err != nil {
 			c.t.Fatal(err)
 		}
 	}
@@ -159,6 +161,47 @@ type result struct {
 }
 
 func (r result) String() string { return fmt.Sprintf("exit code %d\n%s%s", r.code, r.out, r.err) }
+
+// synced is a buffer that is read while it is written to.
+type synced struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (s *synced) Write(b []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.b.Write(b)
+}
+
+func (s *synced) String() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.b.String()
+}
+
+// follow runs a command that goes on until stop, which returns its exit code. Both outputs go to out.
+func follow(t *testing.T, args ...string) (out *synced, stop func() int) {
+	out = &synced{}
+	ctx, cancel := context.WithCancel(within(t))
+	done := make(chan int, 1)
+	go func() { done <- run(ctx, console{out, out}, args) }()
+	return out, func() int {
+		cancel()
+		return <-done
+	}
+}
+
+// eventually waits until text is written.
+func eventually(t *testing.T, out *synced, text string) {
+	t.Helper()
+	for ctx := within(t); !strings.Contains(out.String(), text); {
+		notBuilt(t, result{err: out.String()})
+		if !wait(ctx, 5*time.Millisecond) {
+			t.Fatalf("%q is never written: %s", text, out.String())
+		}
+	}
+}
 
 func decree(ctx context.Context, args ...string) result {
 	var out, errs bytes.Buffer

@@ -432,12 +432,10 @@ func (s *session) setAddress(ctx context.Context, shard, id uint64, address stri
 	if err != nil {
 		return false, "", err
 	}
-	switch member := memberOf(m, id); {
-	case member == nil && s.opts.shard == 0:
+	if memberOf(m, id) == nil && s.opts.shard == 0 {
 		return false, fmt.Sprintf("node %d is no member", id), nil
-	case member.GetAddress() == address:
-		return false, fmt.Sprintf("node %d was at %s already", id, address), nil
 	}
+	// Done even if the leader knows the address already: it may know it from another shard, with other members.
 	err = s.cluster.change(ctx, shard, passing, func(ctx context.Context, n *node) error {
 		_, err := n.admin.SetAddress(ctx, &adminv1.SetAddressRequest{Shard: shard, Node: id, Address: address})
 		return err

@@ -239,7 +239,7 @@ type memberReport struct {
 	Node    uint64  `json:"node"`
 	Role    string  `json:"role"`
 	Address string  `json:"address"`
-	SeenMS  float64 `json:"seen_ms"` // negative: the node that was asked
+	SeenMS  float64 `json:"seen_ms"` // ago; -1: it is the node that was asked
 	// The rest is known if the leader was asked.
 	Match         uint64 `json:"match"`
 	Progress      string `json:"progress"`
@@ -278,12 +278,19 @@ func showMembers(ctx context.Context, s *session, _ []string) error {
 		r := membersReport{Shard: m.GetShard(), Index: m.GetIndex(), Leader: m.GetLeader(), Applied: m.GetApplied(), Asked: m.GetAsked(),
 			Members: []memberReport{}, Removed: append([]uint64{}, m.GetRemoved()...)}
 		for _, m := range m.GetMembers() {
-			r.Members = append(r.Members, memberReport{m.GetNode(), m.GetRole(), m.GetAddress(), milliseconds(m.GetSeen()),
+			r.Members = append(r.Members, memberReport{m.GetNode(), m.GetRole(), m.GetAddress(), seenMS(m),
 				m.GetMatch(), m.GetProgress(), m.GetSnapshotBytes(), m.GetSnapshotTotal()})
 		}
 		all = append(all, r)
 	}
 	return s.print(all, func(w *tabwriter.Writer) { membersTable(w, all) })
+}
+
+func seenMS(m *adminv1.Member) float64 {
+	if m.GetSeen() < 0 {
+		return -1
+	}
+	return milliseconds(m.GetSeen())
 }
 
 func membersTable(w *tabwriter.Writer, all []membersReport) {

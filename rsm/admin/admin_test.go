@@ -42,6 +42,7 @@ func within(t testing.TB) (context.Context, context.CancelFunc) {
 type service struct {
 	*rsm.Cluster
 	t       *testing.T
+	client  *rsm.Client // of shard 1
 	servers map[rsm.NodeID]*admin.Server
 	clients map[rsm.NodeID]adminv1.AdminServiceClient
 }
@@ -103,9 +104,11 @@ func (s *service) submit(commands ...string) {
 	s.t.Helper()
 	ctx, cancel := within(s.t)
 	defer cancel()
-	client := s.Client(1)
+	if s.client == nil {
+		s.client = s.Client(1)
+	}
 	for _, c := range commands {
-		if _, err := client.Submit(ctx, []byte(c)); err != nil && !errors.Is(err, rsm.ErrRejected) {
+		if _, err := s.client.Submit(ctx, []byte(c)); err != nil && !errors.Is(err, rsm.ErrRejected) {
 			s.t.Fatal(err)
 		}
 	}
