@@ -5,8 +5,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -37,8 +39,10 @@ type Cluster struct {
 	network *transport.MemoryNetwork
 	disks   map[NodeID]*memoryDisk
 
-	mu    sync.Mutex
-	nodes map[NodeID]*Node
+	mu     sync.Mutex
+	nodes  map[NodeID]*Node
+	joined map[NodeID]bool // by Join
+	high   NodeID          // the highest id
 }
 
 // StartCluster starts all nodes and returns when every shard has a leader, or
@@ -46,7 +50,7 @@ type Cluster struct {
 func StartCluster(cfg ClusterConfig) (*Cluster, error) {
 	cfg.Name = cmp.Or(cfg.Name, "embedded")
 	cfg.Nodes = cmp.Or(cfg.Nodes, 3)
-	c := &Cluster{cfg: cfg, peers: map[NodeID]string{}, disks: map[NodeID]*memoryDisk{}, nodes: map[NodeID]*Node{}}
+	c := &Cluster{cfg: cfg, peers: map[NodeID]string{}, disks: map[NodeID]*memoryDisk{}, nodes: map[NodeID]*Node{}, joined: map[NodeID]bool{}, high: NodeID(cfg.Nodes)}
 	if cfg.Dir == "" {
 		c.network = transport.NewMemoryNetwork()
 	}
@@ -81,10 +85,56 @@ func StartCluster(cfg ClusterConfig) (*Cluster, error) {
 	return c, nil
 }
 
+// Join starts a further node, which hosts all shards and is a member of none: add it with Shard.AddLearner, at Node.Addr. Its id must be new.
+func (c *Cluster) Join(id NodeID) (*Node, error) {
+	c.mu.Lock()
+	known := id <= c.high || c.joined[id]
+	if !known {
+		c.high, c.joined[id] = id, true
+		if c.cfg.Dir == "" {
+			c.disks[id] = newMemoryDisk()
+		}
+	}
+	c.mu.Unlock()
+	if known {
+		return nil, fmt.Errorf("node %d is, or was, a node of the cluster: ids are never reused, and higher than those before", id)
+	}
+	var l net.Listener
+	if c.cfg.Dir != "" {
+		var err error
+		if l, err = net.Listen("tcp", "127.0.0.1:0"); err != nil {
+			return nil, err
+		}
+	}
+	if err := c.start(id, l); err != nil {
+		return nil, err
+	}
+	return c.Node(id), nil
+}
+
 func (c *Cluster) start(id NodeID, l net.Listener) error {
+	c.mu.Lock()
+	peers, shards := maps.Clone(c.peers), slices.Clone(c.cfg.Shards)
+	switch _, known := peers[id]; {
+	case l != nil:
+		peers[id] = l.Addr().String()
+	case !known:
+		peers[id] = fmt.Sprintf("memory-%d", id)
+	}
+	if c.joined[id] {
+		c.peers[id] = peers[id]
+	}
+	for i := range shards {
+		shards[i].Join = shards[i].Join || c.joined[id]
+		for v := NodeID(1); v <= NodeID(c.cfg.Nodes) && c.cfg.Shards[i].Voters == nil; v++ {
+			shards[i].Voters = append(shards[i].Voters, v)
+		}
+	}
+	disk := c.disks[id]
+	c.mu.Unlock()
 	cfg := Config{
-		Cluster: c.cfg.Name, Node: id, Peers: c.peers, Shards: c.cfg.Shards,
-		listener: l, memory: c.disks[id], network: c.network,
+		Cluster: c.cfg.Name, Node: id, Peers: peers, Shards: shards,
+		listener: l, memory: disk, network: c.network,
 	}
 	if c.cfg.Dir != "" {
 		cfg.Dir = filepath.Join(c.cfg.Dir, fmt.Sprintf("node%d", id))
@@ -111,7 +161,10 @@ func (c *Cluster) Node(id NodeID) *Node {
 
 // Nodes returns the running nodes by ascending id.
 func (c *Cluster) Nodes() (nodes []*Node) {
-	for id := NodeID(1); id <= NodeID(c.cfg.Nodes); id++ {
+	c.mu.Lock()
+	high := c.high
+	c.mu.Unlock()
+	for id := NodeID(1); id <= high; id++ {
 		if n := c.Node(id); n != nil {
 			nodes = append(nodes, n)
 		}
@@ -179,7 +232,7 @@ func (c *Cluster) Client(id ShardID) *Client {
 			return n.Shard(id)
 		}
 		return nil
-	}, c.cfg.Nodes)
+	}, int(c.high))
 }
 
 // Close stops all nodes. What is acknowledged is durable without it.

@@ -113,7 +113,7 @@ type ShardConfig struct {
 	// Machine is run by this replica. All replicas of a shard run the same.
 	Machine Machine
 	// Voters are the initial members, the same on every node. Default: all Peers. Later changes are not made here, but with Shard.AddLearner
-	// and its like; Voters stays what it was.
+	// and its like; Voters stays what it was, and has to be written out if Peers is given more nodes.
 	Voters []NodeID
 	// Join: the shard exists already, and this node is, or will be, added to it. Voters is not looked at. It stays set.
 	Join bool

@@ -40,6 +40,7 @@ type engine struct {
 	transport transport.Peer
 	store     *state.Store
 	snaps     *snapshot.Dir
+	reads     recentReads
 	cluster   string
 	fs        vfs.FS                // of snaps
 	life      context.Context       // ends with the engine
@@ -176,6 +177,9 @@ func (e *engine) fail(code Code, cause error, format string, args ...any) {
 // receive takes a frame from the transport.
 func (e *engine) receive(from uint64, frame []byte) {
 	p := e.peers.met(NodeID(from), e.mono())
+	if p == nil {
+		return
+	}
 	p.heard.Store(e.mono())
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -11,6 +11,7 @@ import (
 	"runtime"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
@@ -34,6 +35,7 @@ type Node struct {
 	fs       vfs.FS // of state and snapshots
 	disk     *diskMonitor
 	topology topology
+	port     atomic.Pointer[transport.Peer] // engine.transport, for who may ask before it is there
 
 	newShards bool // identity has shards that node.json has not
 	idMu      sync.Mutex
@@ -102,6 +104,10 @@ func (n *Node) start() (err error) {
 	if e.transport, err = n.startTransport(); err != nil {
 		return err
 	}
+	n.port.Store(&e.transport)
+	for id, address := range n.topology.told() { // those that were met meanwhile as well
+		e.transport.SetPeer(uint64(id), address)
+	}
 	// Not before here: a Start that failed must not have fixed the voters of a shard that never was.
 	if n.newShards {
 		n.idMu.Lock()
@@ -139,6 +145,7 @@ func (n *Node) makeEngine() *engine {
 	e.store, e.snaps, e.fs, e.cluster, e.rate = n.store, n.snaps, n.fs, n.cfg.Cluster, n.cfg.SnapshotBytesPerSecond
 	n.engine = e
 	n.topology.static, n.topology.shards, n.topology.address = maps.Clone(n.cfg.Peers), map[ShardID]core.Configuration{}, map[NodeID]string{}
+	n.topology.leaving = map[NodeID]bool{}
 	for id := range n.cfg.Peers {
 		if id != n.cfg.Node {
 			e.peers.met(id, e.mono())
@@ -257,7 +264,7 @@ func (n *Node) settleShards() error {
 		known, ok := n.identity.Shards[s.ID]
 		if ok && !slices.Equal(known, s.Voters) && !(s.Join && len(known) == 0) {
 			return fmt.Errorf("shard %d was made with the voters %v and is configured with %v: "+
-				"members cannot be changed by configuration; set ShardConfig.Voters (by default all Peers) to what it was", s.ID, known, s.Voters)
+				"members cannot be changed by configuration; set ShardConfig.Voters (by default all Peers) to what it was, and add nodes with Shard.AddLearner", s.ID, known, s.Voters)
 		}
 		if !ok {
 			if n.identity.Shards == nil {
@@ -305,16 +312,14 @@ func (n *Node) startTransport() (transport.Peer, error) {
 	cfg := transport.Config{
 		Cluster: n.cfg.Cluster, Node: uint64(n.cfg.Node), Listen: n.cfg.Listen, Listener: n.cfg.listener,
 		Peers: map[uint64]string{}, TLS: n.cfg.TLS, Logger: n.cfg.Logger,
-		Receive: n.engine.receive, Unreachable: n.engine.unreachable, Serve: n.engine.serve,
+		Receive: n.engine.receive, Unreachable: n.engine.unreachable, Serve: n.engine.serve, Allow: n.allow, Met: n.metPeer, Address: n.cfg.Peers[n.cfg.Node],
 	}
-	n.topology.mu.Lock()
 	for id, addr := range n.cfg.Peers {
 		cfg.Peers[uint64(id)] = addr
 	}
-	for id, addr := range n.topology.address {
+	for id, addr := range n.topology.told() {
 		cfg.Peers[uint64(id)] = addr
 	}
-	n.topology.mu.Unlock()
 	if n.cfg.network != nil {
 		return n.cfg.network.Start(cfg)
 	}

@@ -31,7 +31,10 @@ func (s *peerSet) get(id NodeID) *peer {
 	return nil
 }
 
-// met returns the peer, which is new, heard of at now, if it was not known.
+// maxPeers bounds what strangers who know the cluster's name can fill.
+const maxPeers = 4096
+
+// met returns the peer, which is new, heard of at now, if it was not known; nil if there are too many.
 func (s *peerSet) met(id NodeID, now int64) *peer {
 	if p := s.get(id); p != nil {
 		return p
@@ -44,6 +47,9 @@ func (s *peerSet) met(id NodeID, now int64) *peer {
 	m := map[NodeID]*peer{}
 	if old := s.all.Load(); old != nil {
 		maps.Copy(m, *old)
+	}
+	if len(m) >= maxPeers {
+		return nil
 	}
 	p := &peer{}
 	p.heard.Store(now)
@@ -66,6 +72,7 @@ type topology struct {
 	static  map[NodeID]string // Config.Peers
 	shards  map[ShardID]core.Configuration
 	address map[NodeID]string // as the transport was told
+	leaving map[NodeID]bool   // were removed, and are still talked to
 }
 
 // addressOf returns where a node is found; a log knows better than a configuration file.
@@ -108,6 +115,13 @@ func (t *topology) update(shard ShardID, c core.Configuration, self NodeID) map[
 	return changed
 }
 
+// told returns where the transport was told to find peers.
+func (t *topology) told() map[NodeID]string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return maps.Clone(t.address)
+}
+
 // gone reports whether a node was removed from every shard of this node that it was in, and is in none.
 func (t *topology) gone(id NodeID) bool {
 	t.mu.Lock()
@@ -128,9 +142,9 @@ func (n *Node) membersChanged(shard ShardID, c core.Configuration) {
 	for id := range changed {
 		n.engine.peers.met(id, n.engine.mono())
 	}
-	if t, ok := n.engine.transport.(interface{ SetPeer(uint64, string) }); ok {
+	if t := n.port.Load(); t != nil {
 		for id, address := range changed {
-			t.SetPeer(uint64(id), address)
+			(*t).SetPeer(uint64(id), address)
 		}
 	}
 	for _, id := range c.Removed {
@@ -140,23 +154,51 @@ func (n *Node) membersChanged(shard ShardID, c core.Configuration) {
 	}
 }
 
+// metPeer is told where a node that has dialled this one says that it is found. Only if nobody else has said so it is believed, and
+// only to answer: a leader that this node does not know yet must be answered, or it could tell nothing.
+func (n *Node) metPeer(id uint64, address string) {
+	t := &n.topology
+	t.mu.Lock()
+	known := t.locate(NodeID(id)) != "" || t.address[NodeID(id)] == address || len(t.address) >= maxMet
+	if !known {
+		t.address[NodeID(id)] = address
+	}
+	t.mu.Unlock()
+	if p := n.port.Load(); !known && p != nil {
+		(*p).SetPeer(id, address)
+	}
+}
+
+// maxMet nodes are answered without anybody having spoken for them.
+const maxMet = 256
+
 // farewell is how long a node that was removed is still talked to, so that it learns of it.
 const farewell = time.Minute
 
 func (n *Node) forgetPeer(id NodeID) {
-	n.topology.mu.Lock()
-	_, is := n.topology.address[id]
-	delete(n.topology.address, id)
-	n.topology.mu.Unlock()
+	t := &n.topology
+	t.mu.Lock()
+	_, is := t.address[id]
+	is = is && !t.leaving[id]
+	if is {
+		t.leaving[id] = true
+	}
+	t.mu.Unlock()
 	if !is {
 		return
 	}
 	time.AfterFunc(farewell, func() {
+		if !t.gone(id) {
+			return
+		}
+		t.mu.Lock()
+		delete(t.address, id)
+		t.mu.Unlock()
 		select {
 		case <-n.done:
 		default:
-			if t, ok := n.engine.transport.(interface{ RemovePeer(uint64) }); ok && n.topology.gone(id) {
-				t.RemovePeer(uint64(id))
+			if p := n.port.Load(); p != nil {
+				(*p).RemovePeer(uint64(id))
 			}
 		}
 	})

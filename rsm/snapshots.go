@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/decree-raft/decree/internal/core"
@@ -68,12 +69,41 @@ func (e *engine) cut(ctx context.Context, shard ShardID) (*snapshot.Snapshot, er
 // removeOlder removes a shard's snapshots but for the one given. What is being read stays until the next time.
 func (e *engine) removeOlder(than *snapshot.Snapshot) {
 	for _, s := range e.snaps.List() {
-		if s.Manifest.Shard == than.Manifest.Shard && s.ID != than.ID && s.Manifest.Index <= than.Manifest.Index {
+		if s.Manifest.Shard == than.Manifest.Shard && s.ID != than.ID && s.Manifest.Index <= than.Manifest.Index && !e.reads.recent(s.ID) {
 			if err := e.snaps.Remove(s.ID); err != nil && !errors.Is(err, snapshot.ErrBusy) {
 				e.logger.Warn("an old snapshot could not be removed", "dir", s.Dir, "reason", err)
 			}
 		}
 	}
+}
+
+// recentReads are the snapshots that peers fetch from: a newer one must not take them away under their hands.
+type recentReads struct {
+	mu sync.Mutex
+	at map[snapshot.ID]time.Time
+}
+
+// readPause is how long a peer may take from chunk to chunk.
+const readPause = time.Minute
+
+func (r *recentReads) note(id snapshot.ID) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.at == nil {
+		r.at = map[snapshot.ID]time.Time{}
+	}
+	r.at[id] = time.Now()
+}
+
+func (r *recentReads) recent(id snapshot.ID) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	at, ok := r.at[id]
+	if ok && time.Since(at) > readPause {
+		delete(r.at, id)
+		return false
+	}
+	return ok
 }
 
 // serve answers a peer's call.
@@ -95,6 +125,7 @@ func (e *engine) serve(ctx context.Context, from uint64, method uint8, request [
 	if err != nil {
 		return nil, err
 	}
+	e.reads.note(id)
 	defer src.Close()
 	return src.Fetch(ctx, id, int(file), int(chunk))
 }
@@ -143,7 +174,7 @@ func (e *engine) fetch(ctx context.Context, f *core.Fetch) (s *snapshot.Snapshot
 		}
 	}
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("%w: %w", core.ErrNoSource, err)
 	}
 	if _, err := snapshot.Verify(ctx, e.fs, s.Dir); err != nil {
 		return nil, errors.Join(err, e.snaps.Remove(s.ID))

@@ -93,9 +93,6 @@ func (r *Replica) promoteChange(e *raftpb.Entry) {
 	if uint64(b.index) != e.Index || uint64(b.term) != e.Term {
 		panic(broken(CodeCorruption, nil, "entry %d of term %d was committed where this leader's change of members should be, at %d", e.Index, e.Term, b.index))
 	}
-	l.inflight[0] = nil
-	l.inflight = l.inflight[1:]
-	l.changing = false
 	var err error
 	if e.Type == raftpb.EntryNormal {
 		err = notProposed(CodeChangePending, "raft did not take the change: another is under way")
@@ -105,6 +102,10 @@ func (r *Replica) promoteChange(e *raftpb.Entry) {
 	if err == nil {
 		r.applyChange(e)
 	}
+	// Not before here: should anything above panic, stop finds the batch and ends its call.
+	l.inflight[0] = nil
+	l.inflight = l.inflight[1:]
+	l.changing = false
 	for _, d := range b.decided {
 		r.finish(d.req, d.result, err)
 	}

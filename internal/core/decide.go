@@ -33,8 +33,8 @@ type leadership struct {
 
 	noted map[uint64]int64 // when each voter was last sent a CommitNote
 
-	versions map[NodeID]uint64 // that members can run, see version.go
-	raising  uint64            // being activated
+	versions map[NodeID]versionWord // that members can run, see version.go
+	raising  uint64                 // being activated
 
 	first    Index   // of the entries that this leader decides
 	change   *change // of the members, to be proposed
@@ -45,7 +45,7 @@ type leadership struct {
 	offered    *offered
 	offeredAt  int64
 	cutting    *cutting
-	cutFailed  NodeID
+	cutFailed  map[NodeID]bool
 	transfers  map[NodeID]*transfer
 
 	transferee   NodeID // leadership is to go there; nothing new is decided meanwhile
@@ -143,6 +143,9 @@ func (r *Replica) becomeReady() {
 func (r *Replica) decideQueue() {
 	l := r.lead
 	if l == nil || !l.ready || l.transferee != 0 || r.stuffed(4) {
+		return
+	}
+	if l.open == nil && r.changeDue() {
 		return
 	}
 	n := 0

@@ -101,6 +101,7 @@ const (
 	noteRemoved                         // to one that does not know; A: index of the configuration without it
 	noteWho                             // to members: A: is this node one of us?
 	noteKnown                           // the answer: A: yes, B: by this entry, Data: its address
+	noteAwake                           // to members: this replica cannot campaign and hears nothing; do not rest
 	noteVersions                        // to the leader; A: the highest version of the machine that this replica can run
 )
 
@@ -112,7 +113,7 @@ func (k NoteKind) String() string {
 }
 
 var noteNames = [...]string{
-	noteCutWanted: "cut wanted", noteCut: "cut", noteFetching: "fetching", noteFetchFailed: "fetch failed", noteRemoved: "removed", noteWho: "who", noteKnown: "known", noteVersions: "versions",
+	noteCutWanted: "cut wanted", noteCut: "cut", noteFetching: "fetching", noteFetchFailed: "fetch failed", noteRemoved: "removed", noteWho: "who", noteKnown: "known", noteAwake: "awake", noteVersions: "versions",
 }
 
 // CommitNote is a leader's word of what is committed, and of what every voter has. Raft's heartbeats do not tell:

@@ -49,6 +49,9 @@ func (w *Worker) Members(id ShardID) (MembersView, bool) {
 	return v, true
 }
 
+// maxCuts may be waited for at once.
+const maxCuts = 64
+
 // Cut has a snapshot of a shard written, as of its last flush or, if fresh, of what is applied now at least. f is told, on the worker's goroutine.
 func (w *Worker) Cut(id ShardID, fresh bool, f func(manifest []byte, err error)) {
 	r := w.replicas[id]
@@ -59,6 +62,8 @@ func (w *Worker) Cut(id ShardID, fresh bool, f func(manifest []byte, err error))
 		f(nil, r.broken)
 	case r.applied == 0:
 		f(nil, notProposed(CodeNotReached, "shard %d has applied nothing yet", id))
+	case len(r.cuts) >= maxCuts:
+		f(nil, notProposed(CodeOverloaded, "%d snapshots of shard %d are waited for already", len(r.cuts), id))
 	default:
 		least := Index(1)
 		if fresh {

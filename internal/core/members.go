@@ -224,6 +224,16 @@ func (r *Replica) acceptChange(q *Request) {
 	}
 }
 
+// changeSettled: raft refuses a change while an earlier one may be unapplied, and what it calls applied lags behind.
+func (r *Replica) changeSettled() bool {
+	return !r.lead.changing && Index(r.rn.BasicStatus().Applied) >= max(r.conf.Index, r.lead.first)
+}
+
+// changeDue reports whether a change of members is to be proposed next: then no new batch is begun, or under load there would never be room.
+func (r *Replica) changeDue() bool {
+	return (r.lead.change != nil || r.conf.Joint()) && r.changeSettled()
+}
+
 // proposeChange hands a change to raft, when everything before it has been and no other is under way.
 func (r *Replica) proposeChange() {
 	l := r.lead
@@ -231,9 +241,7 @@ func (r *Replica) proposeChange() {
 		l.change = &change{Change: Change{Kind: changeLeaveJoint}}
 	}
 	c := l.change
-	// Raft refuses a change while an earlier one may be unapplied, and what it calls applied lags behind.
-	settled := Index(r.rn.BasicStatus().Applied) >= max(r.conf.Index, l.first)
-	if c == nil || l.changing || l.open != nil || l.transferee != 0 || !settled || len(l.inflight) >= r.cfg.Limits.PipelineDepth {
+	if c == nil || !r.changeSettled() || l.open != nil || l.transferee != 0 || len(l.inflight) >= r.cfg.Limits.PipelineDepth {
 		return
 	}
 	l.change = nil
@@ -462,10 +470,20 @@ func (r *Replica) applyChange(e *raftpb.Entry) {
 func (r *Replica) setConfiguration(c Configuration) {
 	r.conf, r.known = c, nil
 	r.log.conf = c.confState()
-	r.log.changed = c.Index > 0
+	if r.rn == nil {
+		r.log.changed = c.Index > 0
+	}
 	r.w.members(r)
 	if len(c.Voters) > 0 && !c.Has(r.cfg.Node) {
 		r.leaving = true
+	}
+}
+
+// hideFirst hides the first entry, see raftLog.changed, as soon as raft does not look at it any more: it counts as applied there
+// a little later than here.
+func (r *Replica) hideFirst() {
+	if !r.log.changed && r.conf.Index > 0 {
+		r.log.changed = r.rn.BasicStatus().Applied > 0
 	}
 }
 

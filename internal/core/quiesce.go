@@ -1,6 +1,8 @@
 package core
 
 import (
+	"slices"
+
 	"go.etcd.io/etcd/raft/v3"
 	"go.etcd.io/etcd/raft/v3/raftpb"
 	"go.etcd.io/etcd/raft/v3/tracker"
@@ -34,10 +36,25 @@ func (r *Replica) tick() {
 	}
 	r.rn.Tick()
 	r.idleTicks++
+	r.ticks++
 	r.tellVersion()
+	r.callOut()
 	r.touch()
 	if n := r.cfg.QuiesceTicks; n > 0 && r.lead != nil && r.idleTicks >= n && r.idleTicks%r.cfg.HeartbeatTicks == 0 {
 		r.proposeQuiesce()
+	}
+}
+
+// callOut wakes the others where a replica that cannot campaign hears nothing: a learner that did not agree to rest, or came back while they rested.
+func (r *Replica) callOut() {
+	r.silent++
+	if r.silent%r.cfg.ElectionTicks != 0 || slices.Contains(r.conf.Voters, r.cfg.Node) {
+		return
+	}
+	for _, m := range r.conf.Members() {
+		if m != r.cfg.Node {
+			r.w.env.SendNote(m, Note{Shard: r.shard, Kind: noteAwake})
+		}
 	}
 }
 

@@ -99,7 +99,8 @@ func (r *Replica) serveReads() {
 		r.query(r.appliedVersion(), q.due, Result{Index: r.applied, Age: r.age()})
 		q.due = nil
 	}
-	if len(q.wanted) > 0 && len(q.asked) == 0 && r.leader != 0 {
+	if len(q.wanted) > 0 && len(q.asked) == 0 && r.leader != 0 && !r.leaving {
+		// (A leader that has removed itself must not confirm anything: with one voter left, raft would not even ask that one.)
 		q.asked, q.wanted = q.wanted, nil
 		r.askReadIndex()
 	}

@@ -52,9 +52,11 @@ type Replica struct {
 	leaving bool              // no member any more, see members.go
 	known   map[NodeID]string // members by entries that this replica lacks, with their addresses
 	askedOf int64             // monotonic ns, when it was last asked who somebody is
-	reads   readQueue
-	pending pendingBound
-	running atomic.Int64 // queries that have left pending and not ended
+
+	toldVersion bool // to the present leader
+	reads       readQueue
+	pending     pendingBound
+	running     atomic.Int64 // queries that have left pending and not ended
 	// unreadable is why a query, on another goroutine, could not read the state; noticed with the next tick.
 	unreadable atomic.Pointer[Error]
 
@@ -69,11 +71,13 @@ type Replica struct {
 	goneAt     int64 // when a stranded voter was last logged
 
 	// Snapshots, see snapshot.go.
-	cuts        []cutWanted
-	cutUnderWay bool
-	fetch       *Fetch
-	have        *snapshot.Snapshot // fetched, and handed to raft
-	installing  *installing
+	cuts          []cutWanted
+	cutUnderWay   bool
+	fetch         *Fetch
+	have          *snapshot.Snapshot // fetched, and handed to raft
+	fetchFailed   Index              // the last that could not be
+	fetchFailedAt int64
+	installing    *installing
 
 	freezeWanted bool // whatever has gathered: the log needs it
 
@@ -83,6 +87,8 @@ type Replica struct {
 
 	quiet     bool
 	idleTicks int
+	ticks     int        // since the start
+	silent    int        // ticks since a message
 	note      CommitNote // the leader's last word that is not applied yet
 	noteAt    int64
 	currentAt int64 // monotonic ns as of when this replica, following, had applied all that was committed; 0: never
@@ -195,6 +201,7 @@ func (r *Replica) restore(d Deps) error {
 		return fmt.Errorf("version %d of the machine is active, this program knows up to %d: start the newer program", r.meta.machine, limit)
 	}
 	r.setConfiguration(r.conf)
+	r.settleLog(d.Log.Entries)
 	if r.leaving {
 		r.broken = r.removedError(r.conf.Index)
 		r.logger.Error("replica does not start", "reason", r.broken)
@@ -214,6 +221,29 @@ func (r *Replica) continuing(stored []wal.Entry) (entries []raftpb.Entry) {
 		}
 	}
 	return entries
+}
+
+// settleLog makes the write-ahead log agree with the state that was found. After a crash between the installation of a snapshot and
+// the record of it, the log ends before the state, or contradicts it: what comes next could not be appended, or would be dropped
+// by the next restart. Otherwise the log is told what is flushed: a shard at rest must not hold back what others could release.
+func (r *Replica) settleLog(stored []wal.Entry) {
+	if r.applied == 0 {
+		return
+	}
+	due := false
+	if n := len(stored); n > 0 {
+		due = stored[n-1].Index < uint64(r.applied)
+		for _, e := range stored {
+			due = due || Index(e.Index) == r.applied && Term(e.Term) != r.meta.term
+		}
+	}
+	if !due || mutated("no-restart-record") {
+		r.w.env.Flushed(r.shard, r.applied)
+		return
+	}
+	rec := record(r.shard, r.log.hard, r.log.slice(r.log.flushed+1, r.log.last()))
+	rec.RestartAfter = uint64(r.applied)
+	r.w.write(nil, rec)
 }
 
 func (r *Replica) firstCandidate() bool {
@@ -287,6 +317,9 @@ func (r *Replica) stop(err *Error) {
 	}
 	r.broken = err
 	r.logger.Error("replica stopped", "reason", err)
+	if in := r.installing; in != nil && !in.promised && in.job == nil {
+		r.abandonInstall()
+	}
 	inflight := r.orphans
 	if r.lead != nil {
 		inflight = append(inflight, r.lead.inflight...)
@@ -327,6 +360,8 @@ func (r *Replica) observe() {
 		r.logger.Info("leader", "term", uint64(term))
 	}
 	if term != r.raftTerm || leader != r.leader || role != r.role {
+		r.cuts = slices.DeleteFunc(r.cuts, func(c cutWanted) bool { return len(c.ask) == 0 }) // for the leader that was
+		r.toldVersion = false
 		r.reads.reset()
 		r.wake()
 		r.w.env.Changed(r.shard, leader, term)
@@ -376,13 +411,16 @@ func (r *Replica) takeReady() {
 		r.sendAll(rd.Messages)
 		r.takeReadStates(rd.ReadStates)
 		r.applyCommitted(rd.CommittedEntries)
-		r.rn.Advance(rd)
+		r.advance(rd)
 		return
 	}
 	// A leader may replicate while it writes; everything else says "I have it", or "I vote", and waits.
 	for i := range rd.Messages {
 		m := &rd.Messages[i]
-		if r.lead != nil && !promised && (m.Type == raftpb.MsgApp || m.Type == raftpb.MsgHeartbeat) || mutated("send-before-sync") {
+		// (A single voter commits what it appends: then its learners must not hear of that before it is on its disk.)
+		early := r.lead != nil && !promised && (m.Type == raftpb.MsgApp || m.Type == raftpb.MsgHeartbeat) &&
+			(m.Commit <= r.log.last() || mutated("commit-before-sync"))
+		if early || mutated("send-before-sync") {
 			r.send(m)
 		} else {
 			r.held = append(r.held, *m)
@@ -423,6 +461,10 @@ func (r *Replica) written() {
 		// It was the promise that comes before the installation.
 		r.log.hard.Term, r.log.hard.Vote = rd.HardState.Term, rd.HardState.Vote
 		in.promised = false
+		if r.broken != nil {
+			r.abandonInstall()
+			return
+		}
 		r.continueInstall()
 		return
 	}
@@ -440,7 +482,13 @@ func (r *Replica) written() {
 	r.sendAll(r.held)
 	r.held = r.held[:0]
 	r.applyCommitted(rd.CommittedEntries)
+	r.advance(rd)
+}
+
+// advance tells raft that a Ready is done with.
+func (r *Replica) advance(rd raft.Ready) {
 	r.rn.Advance(rd)
+	r.hideFirst()
 }
 
 func record(shard ShardID, hard raftpb.HardState, entries []raftpb.Entry) wal.Record {
@@ -492,6 +540,7 @@ func (r *Replica) step(m *Message) {
 		return
 	}
 	r.wakeFor(&m.Raft)
+	r.silent = 0
 	if m.Raft.Type == raftpb.MsgSnap {
 		r.hearSnapshot(m)
 		return
@@ -512,12 +561,15 @@ func (r *Replica) acceptable(m *Message) bool {
 	case !r.vouchedFor(m.From):
 		return false
 	}
+	if m.Raft.Term == 0 && m.Raft.Type != raftpb.MsgReadIndex {
+		return false // raft would take it for a word of this node's own
+	}
 	switch m.Raft.Type {
 	case raftpb.MsgApp, raftpb.MsgAppResp, raftpb.MsgHeartbeat, raftpb.MsgHeartbeatResp, raftpb.MsgTimeoutNow,
 		raftpb.MsgVote, raftpb.MsgVoteResp, raftpb.MsgPreVote, raftpb.MsgPreVoteResp:
 		return true
 	case raftpb.MsgReadIndex, raftpb.MsgReadIndexResp:
-		return len(m.Raft.Entries) == 1 && len(m.Raft.Entries[0].Data) == 8
+		return !r.leaving && len(m.Raft.Entries) == 1 && len(m.Raft.Entries[0].Data) == 8
 	case raftpb.MsgSnap:
 		return m.Raft.Snapshot.Metadata.Index > 0
 	}
@@ -539,8 +591,17 @@ func (r *Replica) hear(n Note) {
 		r.tellRemoved(n.From)
 		return
 	}
+	if !r.conf.Has(n.From) && len(r.conf.Voters) > 0 && !r.vouchedFor(n.From) {
+		r.stats.Strange++
+		return
+	}
 	switch n.Kind {
+	case noteAwake:
+		r.wake()
 	case noteCutWanted:
+		if n.From != r.leader || n.A > r.log.last() {
+			return
+		}
 		r.cuts = slices.DeleteFunc(r.cuts, func(c cutWanted) bool { return c.to == n.From })
 		r.cut(Index(n.A), n.From)
 	case noteCut:

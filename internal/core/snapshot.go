@@ -2,6 +2,7 @@ package core
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"slices"
 	"sync/atomic"
@@ -88,6 +89,9 @@ type InstallDone struct {
 	Err      error // set by the Env after Job.Run
 }
 
+// ErrNoSource is wrapped by the error of a Fetch that found nobody who has the snapshot.
+var ErrNoSource = errors.New("nobody who can be reached has it")
+
 // SnapshotInfo returns what a manifest says of a flush, from its meta record.
 func SnapshotInfo(cluster string, data []byte) (snapshot.Info, error) {
 	m, err := decodeMeta(data)
@@ -152,7 +156,7 @@ func (r *Replica) wantSnapshot() {
 		if c.from == r.cfg.Node || r.w.now.Mono-c.since < cutPatience*r.electionNanos() {
 			return
 		}
-		l.cutFailed = c.from
+		l.failedCut(c.from)
 	}
 	first, _ := r.log.FirstIndex() // never fails
 	l.cutting = &cutting{from: r.cutter(), min: max(r.conf.Index, Index(first-1)), since: r.w.now.Mono}
@@ -169,12 +173,20 @@ const cutPatience = 60
 
 func (r *Replica) electionNanos() int64 { return int64(r.cfg.ElectionTicks) * int64(r.cfg.Tick) }
 
+// failedCut remembers who could not provide a snapshot, until somebody has received one.
+func (l *leadership) failedCut(n NodeID) {
+	if l.cutFailed == nil {
+		l.cutFailed = map[NodeID]bool{}
+	}
+	l.cutFailed[n] = true
+}
+
 // cutter is the replica that is to cut: not this leader if another follows closely.
 func (r *Replica) cutter() (best NodeID) {
 	match := uint64(0)
 	r.rn.WithProgress(func(id uint64, _ raft.ProgressType, p tracker.Progress) {
 		n := NodeID(id)
-		if n == r.cfg.Node || n == r.lead.cutFailed || p.State != tracker.StateReplicate || Index(p.Match) < r.conf.Index || !r.w.alive(n) {
+		if n == r.cfg.Node || r.lead.cutFailed[n] || p.State != tracker.StateReplicate || Index(p.Match) < r.conf.Index || !r.w.alive(n) {
 			return
 		}
 		if best == 0 || p.Match > match || p.Match == match && n < best {
@@ -220,6 +232,7 @@ func (r *Replica) nextCut() {
 // cutDone hands a cut to whoever waited for it.
 func (r *Replica) cutDone(d *CutDone) {
 	defer r.contain()
+	defer r.continueInstall() // which waits for it
 	r.cutUnderWay = false
 	var index Index
 	if d.Err == nil {
@@ -297,11 +310,10 @@ func (r *Replica) takeOffer(source NodeID, manifest []byte, err error) {
 	}
 	l.cutting = nil
 	if err != nil {
-		l.cutFailed = source
+		l.failedCut(source)
 		r.logger.Warn("no snapshot for a follower", "source", uint64(source), "reason", err)
 		return
 	}
-	l.cutFailed = 0
 	l.offered = &offered{source: source, manifest: manifest, index: Index(m.Index), term: Term(m.Term)}
 	l.offeredAt = r.w.now.Mono
 	r.logger.Info("snapshot for followers", "source", uint64(source), "index", m.Index, "bytes", m.Bytes())
@@ -321,10 +333,12 @@ const offerPatience = 40
 // tickSnapshots gives up on followers that are not heard of, and lets go of a snapshot that nobody needs.
 func (r *Replica) tickSnapshots() {
 	if f := r.fetch; f != nil {
-		r.tellProgress(f)
+		r.tellProgress(f.index, f.progress.bytes.Load(), f.progress.total.Load())
+	} else if in := r.installing; in != nil {
+		r.tellProgress(Index(in.snap.Manifest.Index), in.snap.Manifest.Bytes(), in.snap.Manifest.Bytes())
 	}
 	l := r.lead
-	if l == nil || l.offered == nil && l.cutting == nil {
+	if l == nil {
 		return
 	}
 	now := r.w.now.Mono
@@ -364,11 +378,11 @@ func (r *Replica) tickSnapshots() {
 type fetchProgress struct{ bytes, total atomic.Int64 }
 
 // tellProgress says to the leader that the transfer goes on.
-func (r *Replica) tellProgress(f *Fetch) {
+func (r *Replica) tellProgress(index Index, bytes, total int64) {
 	if r.leader == 0 || r.leader == r.cfg.Node {
 		return
 	}
-	r.w.env.SendNote(r.leader, Note{Shard: r.shard, Kind: noteFetching, A: uint64(f.index), B: uint64(f.progress.bytes.Load()), C: uint64(f.progress.total.Load())})
+	r.w.env.SendNote(r.leader, Note{Shard: r.shard, Kind: noteFetching, A: uint64(index), B: uint64(bytes), C: uint64(total)})
 }
 
 // hearFetching takes the word of a follower that fetches.
@@ -385,8 +399,8 @@ func (r *Replica) hearFetching(n Note) {
 	if n.Kind == noteFetchFailed {
 		r.logger.Warn("a follower could not fetch the snapshot", "follower", uint64(n.From), "index", n.A, "reason", string(n.Data))
 		delete(l.transfers, n.From)
-		if l.offered != nil && uint64(l.offered.index) == n.A {
-			l.cutFailed = l.offered.source // another may do better
+		if n.B != 0 && l.offered != nil && uint64(l.offered.index) == n.A { // nobody has it any more
+			l.failedCut(l.offered.source) // another may do better
 			l.offered = nil
 		}
 		r.rn.ReportSnapshot(uint64(n.From), raft.SnapshotFailure)
@@ -409,6 +423,9 @@ func (r *Replica) hearSnapshot(m *Message) {
 			f.message = m.Raft // of a later term, perhaps
 		}
 		return // one at a time: what is on its way is of use to any leader
+	}
+	if uint64(r.fetchFailed) == meta.Index && r.w.now.Mono-r.fetchFailedAt < 4*r.electionNanos() {
+		return // what was in the way then, a full disk perhaps, is hardly gone
 	}
 	rd := reader{b: m.Raft.Snapshot.Data}
 	version := rd.byte("version")
@@ -456,7 +473,12 @@ func (r *Replica) fetched(f *Fetch) {
 	if f.Err != nil {
 		r.logger.Warn("a snapshot could not be fetched", "index", uint64(f.index), "reason", f.Err)
 		if r.leader != 0 && r.leader != r.cfg.Node {
-			r.w.env.SendNote(r.leader, Note{Shard: r.shard, Kind: noteFetchFailed, A: uint64(f.index), Data: []byte(f.Err.Error())})
+			n := Note{Shard: r.shard, Kind: noteFetchFailed, A: uint64(f.index), Data: []byte(f.Err.Error())}
+			if errors.Is(f.Err, ErrNoSource) {
+				n.B = 1
+			}
+			r.w.env.SendNote(r.leader, n)
+			r.fetchFailed, r.fetchFailedAt = f.index, r.w.now.Mono
 		}
 		return
 	}
@@ -466,6 +488,9 @@ func (r *Replica) fetched(f *Fetch) {
 	m := f.message
 	// The snapshot is of what is committed, whoever says so: it may have taken longer than its sender led.
 	m.From, m.Term = uint64(r.leader), uint64(r.raftTerm)
+	// Who takes part is what the manifest says, which is checked against the state when it is installed.
+	c := &f.Snapshot.Manifest.Config
+	m.Snapshot.Metadata.ConfState = raftpb.ConfState{Voters: c.Voters, VotersOutgoing: c.Outgoing, Learners: c.Learners, LearnersNext: c.LearnersNext}
 	r.have = f.Snapshot
 	_ = r.rn.Step(m)
 	r.touch()
@@ -508,7 +533,7 @@ func (r *Replica) beginInstall(rd raft.Ready) {
 // continueInstall goes on when what had to come before is done.
 func (r *Replica) continueInstall() {
 	in := r.installing
-	if in == nil || in.promised || in.job != nil || r.flushing || r.cutUnderWay {
+	if in == nil || r.broken != nil || in.promised || in.job != nil || r.flushing || r.cutUnderWay {
 		return
 	}
 	if r.freezing {
@@ -536,7 +561,7 @@ func (r *Replica) installed(d *InstallDone) {
 		} else {
 			r.state.Installed(d.Job)
 		}
-		r.installing = nil
+		r.abandonInstall()
 		if r.broken != nil {
 			return
 		}
@@ -546,6 +571,7 @@ func (r *Replica) installed(d *InstallDone) {
 	r.state.Installed(d.Job)
 	in.done = true
 	if err := r.adopt(in.snap.Manifest); err != nil {
+		r.abandonInstall()
 		panic(broken(CodeCorruption, err, "the snapshot at %d", in.snap.Manifest.Index))
 	}
 	rd := r.ready
@@ -559,6 +585,12 @@ func (r *Replica) installed(d *InstallDone) {
 	r.w.write(r, rec)
 }
 
+// abandonInstall ends an installation whose replica has stopped: it must not hold back the log for ever. Whether the state is the
+// snapshot's already or not, a restart finds out.
+func (r *Replica) abandonInstall() {
+	r.installing, r.writing, r.ready, r.held = nil, false, raft.Ready{}, nil
+}
+
 // adopt makes what the state store says now what this replica has applied.
 func (r *Replica) adopt(m *snapshot.Manifest) error {
 	meta, err := decodeMeta(r.state.Meta())
@@ -567,6 +599,11 @@ func (r *Replica) adopt(m *snapshot.Manifest) error {
 		return err
 	case uint64(meta.applied) != m.Index || uint64(meta.term) != m.Term || meta.chain != m.Hash:
 		return fmt.Errorf("the manifest says index %d, term %d, hash %016x, the tables say %d, %d, %016x", m.Index, m.Term, m.Hash, meta.applied, meta.term, meta.chain)
+	}
+	c, mc := &meta.conf, &m.Config
+	if !slices.Equal(rawIDs(c.Voters), mc.Voters) || !slices.Equal(rawIDs(c.Outgoing), mc.Outgoing) ||
+		!slices.Equal(rawIDs(c.Learners), mc.Learners) || !slices.Equal(rawIDs(c.LearnersNext), mc.LearnersNext) {
+		return fmt.Errorf("the manifest says that the members are %v, the tables say %v", *mc, *c)
 	}
 	sessions, err := loadSessions(r.state)
 	if err != nil {

@@ -18,25 +18,34 @@ func (r *Replica) checkVersion(v uint64, at Index) {
 	}
 }
 
-// tellVersion says to the leader what this replica can run, as long as that is more than what is active.
+// versionWord is what a member said, and when: it may have been restarted with another program since.
+type versionWord struct {
+	version uint64
+	at      int64 // monotonic ns
+}
+
+// tellVersion says to the leader what this replica can run: once, and as long as that is more than what is active, again and again.
 func (r *Replica) tellVersion() {
 	limit := r.maxVersion()
-	if limit <= r.meta.machine || r.idleTicks%(2*r.cfg.HeartbeatTicks) != 0 {
+	if r.toldVersion && (limit <= r.meta.machine || r.ticks%(2*r.cfg.HeartbeatTicks) != 0) {
 		return
 	}
 	if r.lead != nil {
 		r.raiseVersion()
 	} else if r.leader != 0 {
-		r.w.env.SendNote(r.leader, Note{Shard: r.shard, Kind: noteVersions, A: limit})
+		r.toldVersion = true
+		if _, ok := r.machine.(Versioned); ok {
+			r.w.env.SendNote(r.leader, Note{Shard: r.shard, Kind: noteVersions, A: limit})
+		}
 	}
 }
 
 func (r *Replica) hearVersions(n Note) {
-	if l := r.lead; l != nil {
+	if l := r.lead; l != nil && r.conf.Has(n.From) {
 		if l.versions == nil {
-			l.versions = map[NodeID]uint64{}
+			l.versions = map[NodeID]versionWord{}
 		}
-		l.versions[n.From] = n.A
+		l.versions[n.From] = versionWord{n.A, r.w.now.Mono}
 		r.raiseVersion()
 	}
 }
@@ -49,12 +58,14 @@ func (r *Replica) raiseVersion() {
 	}
 	version := r.maxVersion()
 	for _, m := range r.conf.Members() {
-		if m != r.cfg.Node {
-			version = min(version, l.versions[m])
+		if m == r.cfg.Node || mutated("version-alone") {
+			continue
 		}
-	}
-	if mutated("version-alone") {
-		version = r.maxVersion()
+		w := l.versions[m]
+		if r.w.now.Mono-w.at > r.electionNanos() {
+			return
+		}
+		version = min(version, w.version)
 	}
 	if version <= r.meta.machine {
 		return

@@ -45,6 +45,9 @@ func (w *Worker) AddShard(id ShardID, d Deps) error {
 	w.replicas[id] = r
 	w.order = append(w.order, r)
 	r.touch()
+	if r.broken != nil {
+		w.env.Stopped(id, r.broken)
+	}
 	return nil
 }
 

@@ -29,6 +29,7 @@ const (
 	MaxServiceBytes = 4 << 20
 
 	maxClusterName   = 256
+	maxAddress       = 256
 	handshakeTimeout = 5 * time.Second
 	// closeTimeout bounds Close, should a callback not return.
 	closeTimeout = 5 * time.Second
@@ -61,6 +62,11 @@ type Config struct {
 	// peer that is removed. A node may be allowed before it is a peer: one that joins and whose
 	// address is not known yet. Nil: the peers are allowed, at any time exactly those.
 	Allow func(id uint64) error
+	// Address is where this node says that it is found. Optional.
+	Address string
+	// Met is told, when a stream begins, where its sender says that it is found, if it does. In memory: when a frame comes from
+	// one that is no peer. It may call SetPeer. Optional.
+	Met func(id uint64, address string)
 	// TLS makes both directions mutual TLS. Zero: plain text.
 	TLS *TLS
 

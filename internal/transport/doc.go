@@ -38,6 +38,7 @@
 //	decree-to           id of the node that the sender looks for, decimal
 //	decree-incarnation  random number of the sender's process, hexadecimal
 //	decree-data         name of the sender's data, may be empty
+//	decree-address      where the sender is found (host:port), may be absent or empty
 //
 // The other side answers with response headers that carry decree-accepted (its
 // own incarnation) and decree-data, or with a status whose message says in a sentence what it

@@ -26,6 +26,7 @@ const (
 	keyTo          = "decree-to"
 	keyIncarnation = "decree-incarnation"
 	keyData        = "decree-data"
+	keyAddress     = "decree-address"
 	keyAccepted    = "decree-accepted"
 )
 
@@ -36,6 +37,7 @@ type hello struct {
 	from, to    uint64
 	incarnation uint64
 	data        string
+	address     string // may be empty
 }
 
 func (h hello) metadata() metadata.MD {
@@ -46,6 +48,7 @@ func (h hello) metadata() metadata.MD {
 		keyTo, strconv.FormatUint(h.to, 10),
 		keyIncarnation, strconv.FormatUint(h.incarnation, 16),
 		keyData, h.data,
+		keyAddress, h.address,
 	)
 }
 
@@ -75,8 +78,13 @@ func readHello(ctx context.Context) (hello, error) {
 	if h.incarnation, err = helloNumber(md, keyIncarnation, 16); err != nil {
 		return h, err
 	}
-	h.data, err = helloValue(md, keyData)
-	return h, err
+	if h.data, err = helloValue(md, keyData); err != nil {
+		return h, err
+	}
+	if v := md.Get(keyAddress); len(v) == 1 && len(v[0]) <= maxAddress {
+		h.address = v[0]
+	}
+	return h, nil
 }
 
 func helloValue(md metadata.MD, key string) (string, error) {

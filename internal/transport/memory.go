@@ -403,6 +403,9 @@ func (l *memoryLink) deliver(f frame) {
 	l.count.sentBytes.Add(uint64(len(payload)))
 	heard.receivedFrames.Add(1)
 	heard.receivedBytes.Add(uint64(len(payload)))
+	if dst.cfg.Met != nil && (*dst.links.Load())[l.from.cfg.Node] == nil {
+		dst.cfg.Met(l.from.cfg.Node, l.from.Addr())
+	}
 	dst.cfg.Receive(l.from.cfg.Node, payload)
 	l.queue.release(len(payload))
 }

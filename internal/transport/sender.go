@@ -184,7 +184,7 @@ func (p *peer) dial(sock *socket) (*grpc.ClientConn, error) {
 
 // handshake returns a stream that the peer has accepted.
 func (p *peer) handshake(ctx context.Context, conn *grpc.ClientConn, desc *grpc.StreamDesc, method string, opts ...grpc.CallOption) (grpc.ClientStream, error) {
-	h := hello{protocol: protocolMax, cluster: p.t.cfg.Cluster, from: p.t.cfg.Node, to: p.id, incarnation: p.t.incarnation, data: p.t.cfg.Data}
+	h := hello{protocol: protocolMax, cluster: p.t.cfg.Cluster, from: p.t.cfg.Node, to: p.id, incarnation: p.t.incarnation, data: p.t.cfg.Data, address: p.t.cfg.Address}
 	stream, err := conn.NewStream(metadata.NewOutgoingContext(ctx, h.metadata()), desc, method, opts...)
 	if err != nil {
 		return nil, err

@@ -143,6 +143,9 @@ func (t *Transport) accept(ctx context.Context) (*inbound, error) {
 		t.endTurn(in)
 		return nil, err
 	}
+	if t.cfg.Met != nil && h.address != "" {
+		t.cfg.Met(h.from, h.address)
+	}
 	return in, nil
 }
 
