@@ -54,11 +54,12 @@ func quick(cfg *rsm.Config) {
 	cfg.HeartbeatInterval, cfg.ElectionTimeout, cfg.DiskWatermark = 100*time.Millisecond, time.Second, -1
 }
 
-// start starts a cluster, in memory if dir is empty. Node 3 runs odd, if it is given.
+// start starts a cluster, in memory if dir is empty; otherwise the admin service is also on the nodes' own ports. Node 3 runs odd, if it is given.
 func start(t *testing.T, dir string, shards int, odd rsm.Machine) *testCluster {
 	t.Helper()
 	cfg := rsm.ClusterConfig{Name: "orders", Dir: dir, Configure: func(cfg *rsm.Config) {
 		quick(cfg)
+		cfg.Services = admin.Register
 		if odd != nil && cfg.Node == 3 {
 			cfg.Shards = []rsm.ShardConfig{{ID: 1, Machine: odd}}
 		}
@@ -196,7 +197,6 @@ func follow(t *testing.T, args ...string) (out *synced, stop func() int) {
 func eventually(t *testing.T, out *synced, text string) {
 	t.Helper()
 	for ctx := within(t); !strings.Contains(out.String(), text); {
-		notBuilt(t, result{err: out.String()})
 		if !wait(ctx, 5*time.Millisecond) {
 			t.Fatalf("%q is never written: %s", text, out.String())
 		}
@@ -213,7 +213,6 @@ func decree(ctx context.Context, args ...string) result {
 func want(t *testing.T, code int, texts []string, args ...string) result {
 	t.Helper()
 	r := decree(within(t), args...)
-	notBuilt(t, r)
 	if r.code != code {
 		t.Fatalf("decree %s: %v\nwant exit code %d", strings.Join(args, " "), r, code)
 	}
@@ -223,14 +222,6 @@ func want(t *testing.T, code int, texts []string, args ...string) result {
 		}
 	}
 	return r
-}
-
-// notBuilt skips the rest of a test, as long as rsm says that it cannot do this yet.
-func notBuilt(t *testing.T, r result) {
-	t.Helper()
-	if strings.Contains(r.err, "not built yet") {
-		t.Skip("rsm does not do this yet: ", strings.TrimSpace(r.err))
-	}
 }
 
 func decode[T any](t *testing.T, r result) T {

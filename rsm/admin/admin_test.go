@@ -114,14 +114,6 @@ func (s *service) submit(commands ...string) {
 	}
 }
 
-// notBuilt skips the rest of a test, as long as rsm says that it cannot do this yet.
-func notBuilt(t *testing.T, err error) {
-	t.Helper()
-	if err != nil && strings.Contains(err.Error(), "not built yet") {
-		t.Skip("rsm does not do this yet: ", err)
-	}
-}
-
 // refused fails unless err is a node's, of this kind and code.
 func refused(t *testing.T, err error, kind error, code rsm.Code) *adminv1.ErrorDetail {
 	t.Helper()
@@ -404,7 +396,6 @@ func TestMembers(t *testing.T) {
 	defer cancel()
 	leader := s.leader(1)
 	m, err := s.clients[leader].Members(ctx, &adminv1.MembersRequest{Shard: 1})
-	notBuilt(t, err)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -460,7 +451,6 @@ func TestJournal(t *testing.T) {
 		if errors.Is(err, io.EOF) {
 			break
 		}
-		notBuilt(t, err)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -508,7 +498,6 @@ func TestSnapshots(t *testing.T) {
 	defer cancel()
 	node := s.leader(1)
 	cut, err := s.clients[node].CutSnapshot(ctx, &adminv1.CutSnapshotRequest{Shard: 1, Fresh: true})
-	notBuilt(t, err)
 	if err != nil {
 		t.Fatal(err)
 	}
