@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/grpc"
 
 	"github.com/decree-raft/decree/internal/core"
 	"github.com/decree-raft/decree/internal/transport"
@@ -47,6 +48,10 @@ type Config struct {
 	Peers map[NodeID]string
 	// TLS, if set, is asked of every peer and shown to every peer.
 	TLS *TLS
+	// Services, if set, registers further gRPC services on the node's own port, with its TLS, before it is served: admin.Register is one.
+	// Their calls wait until Start has returned, and are ended by Close. Whoever reaches the port may call them; with TLS that is everyone
+	// with a certificate of the authorities. A node in memory has no port and does not call it.
+	Services func(n *Node, r grpc.ServiceRegistrar)
 	// Shards that this node hosts. At least one; may differ from node to node.
 	Shards []ShardConfig
 

@@ -44,7 +44,8 @@ type Node struct {
 	mu      sync.Mutex
 	started bool
 	closed  bool
-	failure *Error // why the node stopped by itself
+	failure *Error        // why the node stopped by itself
+	ready   chan struct{} // closed when Start has succeeded
 	done    chan struct{}
 	metrics *collector
 }
@@ -62,7 +63,7 @@ func Start(cfg Config) (*Node, error) {
 	if !cfg.KeepGOMAXPROCS && runtime.GOMAXPROCS(0) < minProcs {
 		runtime.GOMAXPROCS(minProcs)
 	}
-	n := &Node{cfg: cfg, shards: map[ShardID]*Shard{}, done: make(chan struct{})}
+	n := &Node{cfg: cfg, shards: map[ShardID]*Shard{}, ready: make(chan struct{}), done: make(chan struct{})}
 	if err := n.start(); err != nil {
 		return nil, fmt.Errorf("node %d of cluster %q: %w", cfg.Node, cfg.Cluster, err)
 	}
@@ -74,6 +75,7 @@ func Start(cfg Config) (*Node, error) {
 		n.Kill()
 		return nil, fmt.Errorf("node %d of cluster %q: %w", cfg.Node, cfg.Cluster, failure)
 	}
+	close(n.ready)
 	cfg.Logger.Info("node started", "cluster", cfg.Cluster, "node", uint64(cfg.Node), "address", n.Addr(), "shards", len(cfg.Shards),
 		"heartbeat", cfg.HeartbeatInterval, "election_timeout", cfg.ElectionTimeout, "workers", cfg.Workers)
 	return n, nil
@@ -324,6 +326,9 @@ func (n *Node) startTransport() (transport.Peer, error) {
 		return n.cfg.network.Start(cfg)
 	}
 	cfg.Data, cfg.Admit = n.identity.Data, n.admit
+	if n.cfg.Services != nil {
+		cfg.Services = n.services
+	}
 	t, err := transport.Start(cfg)
 	if err != nil {
 		return nil, err
