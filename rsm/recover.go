@@ -288,6 +288,8 @@ func (s *survivors) sameCluster() error {
 		if v.identity.Cluster != s.plan.Cluster {
 			return fmt.Errorf("the directories belong to different clusters, %q and %q", s.plan.Cluster, v.identity.Cluster)
 		}
+	}
+	for _, v := range s.byID {
 		for _, other := range s.byID {
 			known, met := v.identity.Peers[other.Node]
 			if met && known != other.identity.Data {

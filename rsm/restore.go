@@ -247,6 +247,9 @@ func (r *restore) scan(ctx context.Context, s *snapshot.BackupShard, out *Restor
 		}
 		at, timed := core.EntryTime(e.Type, e.Data)
 		if timed && until != 0 && at > until {
+			if seen.Time == 0 {
+				return fmt.Errorf("shard %d cannot be restored to %v: its first decision is of %v", s.Shard, r.Until, at.Time())
+			}
 			break
 		}
 		if timed {
@@ -257,9 +260,6 @@ func (r *restore) scan(ctx context.Context, s *snapshot.BackupShard, out *Restor
 		}
 		seen.Index, seen.Term = Index(e.Index), Term(e.Term)
 		seen.Entries++
-	}
-	if seen.Index == 0 {
-		return fmt.Errorf("shard %d cannot be restored to %v: the backup begins with its first entry, which is later", s.Shard, r.Until)
 	}
 	if until == 0 && seen.Index != to {
 		return fmt.Errorf("shard %d: the journal ends at %d, expected was %d", s.Shard, seen.Index, to)
@@ -283,21 +283,22 @@ func refuseUsed(dir string) error {
 	if err != nil {
 		return err
 	}
-	unfinished := false
-	var others []string
+	unfinished, begun := false, false
 	for _, d := range names {
 		switch d.Name() {
 		case filepath.Base(unfinishedFile(dir)):
 			unfinished = true
-		case walDir, stateDir, filepath.Base(identityFile(dir)) + ".tmp":
+		case walDir, stateDir:
+			begun = true
+		case filepath.Base(identityFile(dir)) + ".tmp":
 		default:
-			others = append(others, d.Name())
+			return fmt.Errorf("%s is in use: it has %s in it, and nothing is overwritten: name a new directory, or empty this one", dir, d.Name())
 		}
 	}
-	if unfinished && len(others) == 0 {
-		return nil
+	if begun && !unfinished {
+		return fmt.Errorf("%s is in use: it has data without a node.json, and nothing is overwritten: name a new directory, or empty this one", dir)
 	}
-	return fmt.Errorf("%s is in use: it has %s in it, and nothing is overwritten: name a new directory, or empty this one", dir, names[0].Name())
+	return nil
 }
 
 // origin is what all nodes that are restored together have in common: see identity.Data.
