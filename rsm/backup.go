@@ -38,7 +38,8 @@ type BackupOptions struct {
 }
 
 // Backup writes a backup of the node's shards to w, as one stream (package snapshot has the format), while the node goes on working. Each shard is as of one position
-// of its log; between shards there is none that they have in common. After an error what was written is no backup.
+// of its log; between shards there is none that they have in common. After an error what was written is no backup. A node that closes ends its backups, but
+// waits for a Write that has begun: w must not block for ever.
 //
 // It takes from the shard's worker no more time than it takes to list what was committed since the last flush; from the disk, what BytesPerSecond allows.
 func (n *Node) Backup(ctx context.Context, w io.Writer, o BackupOptions) (*snapshot.Backup, error) {
@@ -115,6 +116,14 @@ func (n *Node) backupShard(ctx context.Context, w *snapshot.BackupWriter, id Sha
 		return err
 	}
 	c, err := n.pin(id)
+	for isCode(err, core.CodeNotReached) && n.reached(ctx, id, max(1, o.AtLeast[id])) == nil {
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-time.After(n.cfg.tick() / 4):
+		}
+		c, err = n.pin(id)
+	}
 	if err != nil {
 		return err
 	}
@@ -132,6 +141,11 @@ func (n *Node) backupShard(ctx context.Context, w *snapshot.BackupWriter, id Sha
 		}
 	}
 	return w.Add(ctx, source)
+}
+
+func isCode(err error, code Code) bool {
+	var e *Error
+	return errors.As(err, &e) && e.Code == code
 }
 
 // reached waits until a shard has applied up to index. Without anything applied there is nothing to back up, and a replica that has not

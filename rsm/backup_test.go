@@ -19,6 +19,7 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs"
 
 	"github.com/decree-raft/decree/internal/core"
+	"github.com/decree-raft/decree/internal/state"
 	"github.com/decree-raft/decree/internal/testkit"
 	"github.com/decree-raft/decree/snapshot"
 	"github.com/decree-raft/decree/wal"
@@ -159,8 +160,8 @@ func add(t *testing.T, c *Cluster, id ShardID, key string, n int) Index {
 // A cluster under load is backed up, from its leader into a directory and from a follower as a stream; restored to one, three and five nodes it has
 // exactly what it had at the backup's position, goes on from there, and knows the sessions: a retry gets the stored reply.
 //
-// Mutations with which it was seen to fail, one by one: the meta record is not rewritten; the log gets no hard state, or a commit index of zero; the entries after the flush are
-// left out; the tail is taken one entry short; Restore installs no sessions.
+// Mutations with which it was seen to fail, one by one: the meta record is not rewritten; the log gets no term; the entries after the flush are
+// left out; the tail is taken one entry short.
 func TestBackupUnderLoad(t *testing.T) {
 	model := newChronicle()
 	c := startCluster(t, t.TempDir(), model.machine(), patient10s, smallFlushes)
@@ -402,6 +403,20 @@ func TestRestoreRefusals(t *testing.T) {
 	}
 	if _, err := Restore(within(t), o); !errors.Is(err, snapshot.ErrCorrupt) || !strings.Contains(err.Error(), name) {
 		t.Errorf("a file that is missing: %v", err)
+	}
+	newer := copyTree(t, dir)
+	name = filepath.Join(newer, "BACKUP")
+	if b, err = os.ReadFile(name); err != nil {
+		t.Fatal(err)
+	}
+	b[11]++ // the version
+	if err := os.WriteFile(name, b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	o = good()
+	o.Backup = newer
+	if _, err := Restore(within(t), o); !errors.Is(err, snapshot.ErrNewerFormat) {
+		t.Errorf("a newer format: %v", err)
 	}
 	// What was restored is started as what it is, and as nothing else.
 	_, err = StartCluster(ClusterConfig{Name: "used", Nodes: 3, Dir: used, Shards: c.cfg.Shards})
@@ -652,9 +667,8 @@ func TestUnfinishedRestore(t *testing.T) {
 			}
 		}
 		cfg := Config{Cluster: "next", Node: 1, Dir: o.Nodes[1], Peers: map[NodeID]string{1: "127.0.0.1:0", 2: "127.0.0.1:1"}, Shards: c.cfg.Shards}
-		if n, err := Start(cfg); err == nil || !strings.Contains(err.Error(), "was being restored") {
+		if _, err := Start(cfg); err == nil || !strings.Contains(err.Error(), "was being restored") {
 			t.Fatalf("started, or %v", err)
-			n.Kill()
 		}
 		restored := restoreT(t, o)
 		again := startRestored(t, restored, target, counters{})
@@ -663,6 +677,29 @@ func TestUnfinishedRestore(t *testing.T) {
 			t.Errorf("%d of 1 are there", got)
 		}
 		again.Close()
+	}
+}
+
+// What a worker has in memory for a backup, and what it has not.
+func TestCommittedBounds(t *testing.T) {
+	c := startCluster(t, "", counters{}, patient10s)
+	last := add(t, c, 1, "a", 5)
+	n := leaderOf(t, c, 1)
+	for _, test := range []struct {
+		shard ShardID
+		after Index
+		want  int
+		code  Code
+	}{{1, 0, int(last), ""}, {1, last - 2, 2, ""}, {1, last, 0, ""}, {1, last + 1, 0, core.CodeNotReached}, {9, 0, 0, core.CodeNoShard}} {
+		var entries []state.JournalEntry
+		var applied Index
+		var err error
+		if e := n.engine.call(1, func(w *core.Worker) { entries, applied, err = w.Committed(test.shard, test.after) }); e != nil {
+			t.Fatal(e)
+		}
+		if test.code != "" && !isCode(err, test.code) || test.code == "" && (err != nil || len(entries) != test.want || applied != last) {
+			t.Errorf("%+v: got %d entries up to %d, %v", test, len(entries), applied, err)
+		}
 	}
 }
 

@@ -28,7 +28,7 @@ func restoreForCrash(from, to string) error {
 // TestCrashOfRestore records every system call of a restore of two nodes, and looks at what each crash could have left: a node's directory is complete, and then has all of
 // the backup, or Start refuses it, or nothing of it is there yet; and in any case that is not the first, the next restore makes it anew.
 //
-// Mutations with which it was seen to fail, one by one: the unfinished node.json is written last; the directory is not synced after it; finish does not rename, but writes.
+// Mutations with which it was seen to fail, one by one: the unfinished node.json is written last; the directory is not synced after it; the commit index is left out.
 func TestCrashOfRestore(t *testing.T) {
 	if from, to := os.Getenv(restoreFromEnv), os.Getenv(restoreToEnv); from != "" {
 		done, err := smallSegments(crashSegment)

@@ -181,7 +181,7 @@ func (r iotestOneByte) Read(p []byte) (int, error) { return r.b.Read(p[:min(len(
 
 // TestBackupDamage damages every file of a backup in turn, in every way, and Verify names the file.
 //
-// Mutations with which it was seen to fail, one by one: the SHA-256 of a journal file is not compared and its last record may be short; compare does not look for what is
+// Mutations with which it was seen to fail, one by one: the SHA-256 of a journal file is not compared; compare does not look for what is
 // missing; the names of the top directory are not compared; the ID of a snapshot is not compared with that of its manifest.
 func TestBackupDamage(t *testing.T) {
 	fs := vfs.NewMem()
@@ -227,6 +227,44 @@ func TestBackupDamage(t *testing.T) {
 			}
 		}
 	}
+	// What was made up to fit its own checksums, and not those of the backup.
+	made := func(name string, damage func(fs vfs.FS)) {
+		t.Helper()
+		fs := plant(t, whole)
+		damage(fs)
+		if _, err := VerifyBackup(t.Context(), fs, "/b", nil); !errors.Is(err, ErrCorrupt) || !named(name, err) {
+			t.Errorf("%s, made up: got %v", name, err)
+		}
+	}
+	made("journal-0000000000000009/000001.jnl", func(fs vfs.FS) {
+		var out bytes.Buffer
+		j, err := newJournalWriter(&out, 9, 1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for e := range entriesOf(1, 20, 10) {
+			e.Data[0]++
+			if err := j.add(&e); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if _, err := j.finish(); err != nil {
+			t.Fatal(err)
+		}
+		writeT(t, fs, "/b/journal-0000000000000009/000001.jnl", out.Bytes())
+	})
+	made("shard-0000000000000007/MANIFEST", func(fs vfs.FS) {
+		m, _, err := readManifest(fs, "/b/shard-0000000000000007")
+		if err != nil {
+			t.Fatal(err)
+		}
+		m.Config.Voters = []uint64{1, 2}
+		b, _, err := m.Encode()
+		if err != nil {
+			t.Fatal(err)
+		}
+		writeT(t, fs, "/b/shard-0000000000000007/MANIFEST", b)
+	})
 	for _, extra := range []string{"x", "shard-0000000000000007/x", "journal-0000000000000009/000002.jnl", "shard-0000000000000001/MANIFEST"} {
 		files := maps.Clone(whole)
 		files[extra] = []byte("x")
@@ -249,7 +287,7 @@ func TestBackupDamage(t *testing.T) {
 
 // TestBackupStreamDamage: whatever happens to a stream, no backup comes of it, and nothing is left.
 //
-// Mutations with which it was seen to fail, one by one: the checksum of the whole stream is not compared; its end is not waited for; validName lets everything through.
+// Mutations with which it was seen to fail, one by one: the checksum of the whole stream is not compared; that of a frame is not; what follows the end is not looked at; validName lets everything through.
 func TestBackupStreamDamage(t *testing.T) {
 	var stream bytes.Buffer
 	if _, err := writeBackup(t.Context(), backupWorld(t), NewStreamSink(&stream)); err != nil {
@@ -275,6 +313,11 @@ func TestBackupStreamDamage(t *testing.T) {
 		refused("cut off", whole[:r.IntN(len(whole))])
 	}
 	refused("one byte short", whole[:len(whole)-1])
+	for what, at := range map[string]int{"its checksum": len(whole) - 1, "the shard in a name": bytes.Index(whole, []byte("0000000009/")) + 9} {
+		b := bytes.Clone(whole)
+		b[at] ^= 1
+		refused(what, b)
+	}
 	refused("longer", append(bytes.Clone(whole), 0))
 	for _, name := range []string{"../x", "/etc/x", "shard-0000000000000007/../x", "shard-7/MANIFEST", "x", "", "BACKUP.tmp", "shard-0000000000000007/000000.sst"} {
 		var b bytes.Buffer
@@ -454,6 +497,23 @@ func TestBackupRefusals(t *testing.T) {
 	b[11]++
 	if _, err := DecodeBackup(b); !errors.Is(err, ErrNewerFormat) {
 		t.Errorf("a newer format: %v", err)
+	}
+	if _, err := DecodeBackup(make([]byte, MaxBackupBytes+1)); !errors.Is(err, ErrTooLarge) {
+		t.Errorf("a large manifest: %v", err)
+	}
+	// Lengths are not believed: nothing of that size is allocated for them.
+	head := append([]byte(journalMagic), 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 7, 0, 0, 0, 0, 0, 0, 0, 1)
+	j, err := NewJournalReader(bytes.NewReader(append(head, 0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0)), "f", 1<<50)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := j.Next(); !errors.Is(err, ErrCorrupt) {
+		t.Errorf("a large record: %v", err)
+	}
+	stream := append([]byte(streamMagic), 0, 0, 0, 1, frameFile, 0, 6)
+	stream = append(append(stream, backupName...), frameData, 0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0)
+	if _, err := UnpackBackup(t.Context(), bytes.NewReader(stream), vfs.NewMem(), "/b", UnpackOptions{}); !errors.Is(err, ErrCorrupt) {
+		t.Errorf("a large frame: %v", err)
 	}
 	if _, err := ReadBackup(vfs.NewMem(), "/nowhere"); !errors.Is(err, ErrNoBackup) {
 		t.Errorf("no backup: %v", err)

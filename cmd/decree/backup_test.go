@@ -93,7 +93,7 @@ func TestOperator(t *testing.T) {
 	target := filepath.Join(dir, "new")
 	node := func(id int) string { return fmt.Sprintf("%d=%s", id, filepath.Join(target, fmt.Sprint("node", id))) }
 	call(t, exitUsage, "required", "restore", copied)
-	call(t, exitUsage, "1 to", "restore", "-node", "0=x", copied)
+	call(t, exitUsage, "an id from 1 on", "restore", "-node", "0=x", copied)
 	call(t, exitUsage, "twice", "restore", "-node", "1=x", "-node", "1=y", copied)
 	call(t, exitUsage, "list of node ids", "restore", "-members", "1,x", copied)
 	call(t, exitRefused, "same name", "restore", "-cluster", "bank", "-node", node(1), copied)

@@ -76,7 +76,7 @@ func EntryTime(entryType uint8, data []byte) (Timestamp, bool) {
 // Committed returns the entries after an index that this replica has applied, which it has in memory since its last flush, and the applied index. Their
 // data must not be changed. Together with a cut of the state store that was taken on the same goroutine in the same
 // pass, from the cut's index on, that is all there is of the shard up to applied: entries are let go of when a flush has ended, which is for
-// this goroutine to say.
+// this goroutine to say. CodeNotReached: the index is not applied here yet.
 func (w *Worker) Committed(id ShardID, after Index) (entries []state.JournalEntry, applied Index, err error) {
 	r := w.replicas[id]
 	switch {
@@ -85,7 +85,8 @@ func (w *Worker) Committed(id ShardID, after Index) (entries []state.JournalEntr
 	case r.broken != nil:
 		return nil, 0, r.broken
 	case after > r.applied:
-		return nil, 0, fmt.Errorf("shard %d has applied up to %d, which is before %d", id, r.applied, after)
+		// A snapshot is in place, and this replica has not been told yet.
+		return nil, 0, notProposed(CodeNotReached, "shard %d has applied up to %d, which is before %d", id, r.applied, after)
 	case uint64(after)+1 < r.log.first:
 		return nil, 0, fmt.Errorf("shard %d has the entries after %d in memory, asked for are those after %d", id, r.log.first-1, after)
 	}
