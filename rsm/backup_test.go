@@ -646,7 +646,7 @@ func TestUnfinishedRestore(t *testing.T) {
 		t.Fatal(err)
 	}
 	r := testkit.Random(t)
-	for range 10 {
+	for range 4 {
 		target := t.TempDir()
 		o := RestoreOptions{Backup: dir, Cluster: "next", Nodes: nodeDirs(target, 2)}
 		// Done by hand, up to somewhere.
