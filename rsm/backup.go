@@ -49,7 +49,7 @@ func (n *Node) Backup(ctx context.Context, w io.Writer, o BackupOptions) (*snaps
 // BackupTo is Backup into a directory, which must be missing or empty. It leaves as much of the data's disk free as Config.DiskWatermark says. After an error
 // what was written is removed; a crash leaves a directory that is no backup, since its manifest comes last.
 func (n *Node) BackupTo(ctx context.Context, dir string, o BackupOptions) (*snapshot.Backup, error) {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	if err := os.MkdirAll(dir, 0o700); err != nil { // what is in a backup is not for everybody
 		return nil, fmt.Errorf("back up: %w", err)
 	}
 	reserve := uint64(0)

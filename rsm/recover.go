@@ -10,6 +10,7 @@ import (
 	"iter"
 	"log/slog"
 	"maps"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -427,6 +428,9 @@ func (s *survivors) mayRecover(o RecoverOptions) error {
 
 // backUp writes the best log of every shard as a backup.
 func (s *survivors) backUp(ctx context.Context, o RecoverOptions) error {
+	if err := os.MkdirAll(o.Backup, 0o700); err != nil { // what is in a backup is not for everybody
+		return err
+	}
 	sink, err := snapshot.NewDirSink(vfs.Default, o.Backup, 0)
 	if err != nil {
 		return err
