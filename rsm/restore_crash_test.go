@@ -83,7 +83,13 @@ func TestCrashOfRestore(t *testing.T) {
 	e := crash.Explorer{
 		Ops: ops, Seed: *crashSeed, Mixed: 2, Sample: sample, Scratch: scratch(t), Limit: 2 * time.Minute,
 		Open: func(dir string, _ uint64) any {
-			return inspectRestored(c.cfg.Shards, backup, dir, made.Shards[0].Last())
+			f := inspectRestored(c.cfg.Shards, backup, dir, made.Shards[0].Last())
+			if f.complete == 2 {
+				complete.Add(1)
+			} else {
+				not.Add(1)
+			}
+			return f
 		},
 		Judge: func(outcome any, first, end int) error {
 			f := outcome.(foundRestored)
@@ -101,7 +107,7 @@ func TestCrashOfRestore(t *testing.T) {
 	for i := range report.Failures {
 		t.Error(&report.Failures[i])
 	}
-	if complete.Load() == 0 || not.Load() == 0 {
+	if !testing.Short() && complete.Load() == 0 || not.Load() == 0 {
 		t.Errorf("%d states were complete, %d were not", complete.Load(), not.Load())
 	}
 }
