@@ -287,7 +287,7 @@ func TestBackupDamage(t *testing.T) {
 
 // TestBackupStreamDamage: whatever happens to a stream, no backup comes of it, and nothing is left.
 //
-// Mutations with which it was seen to fail, one by one: the checksum of the whole stream is not compared; that of a frame is not; what follows the end is not looked at; validName lets everything through.
+// Mutations with which it was seen to fail, one by one: the checksum of the whole stream is not compared; what follows the end is not looked at; validName lets everything through.
 func TestBackupStreamDamage(t *testing.T) {
 	var stream bytes.Buffer
 	if _, err := writeBackup(t.Context(), backupWorld(t), NewStreamSink(&stream)); err != nil {
@@ -336,8 +336,8 @@ func TestBackupStreamDamage(t *testing.T) {
 
 // TestCrashOfBackup: after a crash at any point there is the whole backup, or none, and after Finish it is there.
 //
-// Mutations with which it was seen to fail, one by one: Finish renames before it syncs the directories; does not sync the top one; the manifest is not renamed but written in place;
-// files are not synced.
+// Mutations with which it was seen to fail, one by one: Finish renames before it syncs the directories, or does not sync the top one. (Files that are not synced by us are so by pebble's
+// when they are closed.)
 func TestCrashOfBackup(t *testing.T) {
 	w := backupWorld(t)
 	fs := testkit.NewCrashFS(testkit.Random(t))
