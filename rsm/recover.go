@@ -132,7 +132,7 @@ func (s *RecoveryShard) describe(b *strings.Builder) {
 		fmt.Fprintf(b, "  MAY BE LOST: every command after entry %d of term %d that was acknowledged by a majority without these nodes. How many there are cannot be known from here.\n", best.Last, best.LastTerm)
 	}
 	if best.Last > best.Commit {
-		fmt.Fprintf(b, "  KEPT: the entries %d to %d are not known to be committed. They take effect now, although their callers were told nothing, that the outcome is unknown, or even that it did not happen.\n",
+		fmt.Fprintf(b, "  KEPT: the entries %d to %d are not known to be committed. They take effect now. Some may have been acknowledged; of others the callers may have been told nothing, that the outcome is unknown, or even that it did not happen.\n",
 			best.Commit+1, best.Last)
 	}
 }
