@@ -787,7 +787,7 @@ func staggered(t *testing.T, nodes int) (c *Cluster, last map[NodeID]uint64) {
 
 // What is left of a cluster is inspected without a change, and rebuilt from the best log [of one of three, and of two of five].
 //
-// Mutations with which it was seen to fail, one by one: the worst log wins; terms are not compared; the token is not compared; entries after the commit index are dropped.
+// Mutations with which it was seen to fail, one by one: the worst log wins; the token is not compared; the entries after the flush are dropped. TestBestLog: terms are not compared.
 func TestRecover(t *testing.T) {
 	for nodes, left := range map[int][]NodeID{3: {1}, 5: {1, 2}} {
 		t.Run(fmt.Sprint(len(left), " of ", nodes), func(t *testing.T) {

@@ -26,7 +26,7 @@ func filesIn(t *testing.T, dir string) map[string]string {
 
 // TestRead: a log is read as Open would read it, torn end included, and not a byte of it is changed.
 //
-// Mutations with which it was seen to fail, one by one: truncate, remove or tidy of readOnlyFiles do something; the lock is not taken.
+// Mutations with which it was seen to fail, one by one: a torn end is cut off on disk; the lock is not taken.
 func TestRead(t *testing.T) {
 	dir := t.TempDir()
 	w, _ := openT(t, dir)
