@@ -143,7 +143,7 @@ func (r *Replica) offer() (raftpb.Snapshot, error) {
 // fits reports whether the log continues a snapshot, and whether it knows the present members: raft refuses one that its receiver is not in.
 func (r *Replica) fits(index Index) bool {
 	first, _ := r.log.FirstIndex() // never fails
-	return uint64(index)+1 >= first && index >= r.conf.Index && index <= r.applied
+	return uint64(index)+1 >= first && (index >= r.conf.Index || mutated("fits-any")) && index <= r.applied
 }
 
 // wantSnapshot has one cut: by another replica, or here if none can.
@@ -533,12 +533,16 @@ func (r *Replica) beginInstall(rd raft.Ready) {
 		panic(broken(CodeCorruption, nil, "raft wants a snapshot at %d installed that was not fetched", rd.Snapshot.Metadata.Index))
 	}
 	r.writing, r.ready = true, rd
-	r.held = append(r.held, rd.Messages...)
+	if mutated("ack-before-install") {
+		r.sendAll(rd.Messages)
+	} else {
+		r.held = append(r.held, rd.Messages...)
+	}
 	r.installing = &installing{snap: r.have}
 	r.have = nil
 	r.takeReadStates(rd.ReadStates)
 	hard := rd.HardState
-	if hard.Term != r.log.hard.Term || hard.Vote != r.log.hard.Vote {
+	if (hard.Term != r.log.hard.Term || hard.Vote != r.log.hard.Vote) && !mutated("install-before-promise") {
 		hard.Commit = r.log.hard.Commit // up to the snapshot it is not there yet
 		if !raft.IsEmptyHardState(rd.HardState) {
 			r.installing.promised = true
@@ -600,7 +604,9 @@ func (r *Replica) installed(d *InstallDone) {
 	}
 	hard.Commit = max(hard.Commit, uint64(r.applied))
 	rec := record(r.shard, hard, rd.Entries)
-	rec.RestartAfter = uint64(r.applied)
+	if !mutated("no-restart-after") {
+		rec.RestartAfter = uint64(r.applied)
+	}
 	r.w.write(r, rec)
 }
 
