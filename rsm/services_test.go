@@ -3,10 +3,15 @@ package rsm
 import (
 	"context"
 	"errors"
+	"net"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/emptypb"
 )
 
@@ -55,4 +60,62 @@ func TestServices(t *testing.T) {
 		}
 	})
 	<-done
+}
+
+// Calls and streams that come before Start has returned are not handed to the service.
+func TestServicesWaitForStart(t *testing.T) {
+	var asked atomic.Int32
+	n := &Node{ready: make(chan struct{})}
+	n.cfg.Services = func(_ *Node, r grpc.ServiceRegistrar) {
+		r.RegisterService(&grpc.ServiceDesc{
+			ServiceName: "test.Status",
+			Methods: []grpc.MethodDesc{{MethodName: "Ask", Handler: func(_ any, _ context.Context, dec func(any) error, _ grpc.UnaryServerInterceptor) (any, error) {
+				asked.Add(1)
+				return &emptypb.Empty{}, dec(&emptypb.Empty{})
+			}}},
+			Streams: []grpc.StreamDesc{{StreamName: "Watch", ServerStreams: true, Handler: func(_ any, s grpc.ServerStream) error {
+				asked.Add(1)
+				return s.SendMsg(&emptypb.Empty{})
+			}}},
+		}, nil)
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := grpc.NewServer()
+	n.services(server)
+	go func() { _ = server.Serve(l) }() // ends with Stop
+	defer server.Stop()
+	conn, err := grpc.NewClient(l.Addr().String(), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	ask := func(ctx context.Context) error {
+		return conn.Invoke(ctx, "/test.Status/Ask", &emptypb.Empty{}, &emptypb.Empty{}, grpc.WaitForReady(true))
+	}
+	watch := func(ctx context.Context) error {
+		s, err := conn.NewStream(ctx, &grpc.StreamDesc{ServerStreams: true}, "/test.Status/Watch", grpc.WaitForReady(true))
+		if err != nil {
+			return err
+		}
+		return errors.Join(s.SendMsg(&emptypb.Empty{}), s.CloseSend(), s.RecvMsg(&emptypb.Empty{}))
+	}
+	for _, call := range []func(context.Context) error{ask, watch} {
+		ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+		if err := call(ctx); status.Code(err) != codes.DeadlineExceeded || asked.Load() != 0 {
+			t.Errorf("before the start: %v, asked %d times", err, asked.Load())
+		}
+		cancel()
+	}
+	close(n.ready)
+	for _, call := range []func(context.Context) error{ask, watch} {
+		if err := call(within(t)); err != nil {
+			t.Error(err)
+		}
+	}
+	if asked.Load() != 2 {
+		t.Errorf("asked %d times", asked.Load())
+	}
 }
