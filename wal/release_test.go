@@ -68,7 +68,7 @@ func TestCrashBetweenSteps(t *testing.T) {
 		seed := seedOf(i)
 		t.Run(fmt.Sprintf("seed=%d", seed), func(t *testing.T) { crashSteps(t, seed, steps) })
 	}
-	for _, step := range []string{"saved", "cut", "marked", "released"} {
+	for _, step := range []string{"saved", "cut", "released"} {
 		if steps[step] == 0 {
 			t.Errorf("never crashed after step %q: %v", step, steps)
 		}
@@ -78,6 +78,7 @@ func TestCrashBetweenSteps(t *testing.T) {
 func crashSteps(t *testing.T, seed uint64, steps map[string]int) {
 	rng := rand.New(rand.NewPCG(seed, 1))
 	m := &model{shards: map[uint64]*modelShard{}}
+	before := m.clone()         // the last Append
 	gone := map[string][]byte{} // every segment there was
 	dir := t.TempDir()
 	crash := func(step string) {
@@ -92,7 +93,11 @@ func crashSteps(t *testing.T, seed uint64, steps map[string]int) {
 					writeT(t, filepath.Join(copied, segmentDir, name), gone[name])
 				}
 			}
-			m.crashed(t, copied, step)
+			if step == "cut" { // for what is not written yet
+				before.crashed(t, copied, step)
+			} else {
+				m.crashed(t, copied, step)
+			}
 			if len(gone) == len(segmentsIn(t, dir)) || step != "released" && rng.IntN(8) > 0 {
 				break
 			}
@@ -104,6 +109,7 @@ func crashSteps(t *testing.T, seed uint64, steps map[string]int) {
 	}
 	defer w.Close()
 	save := func(records ...Record) {
+		before = m.clone()
 		for _, r := range records {
 			m.apply(r)
 		}
@@ -210,6 +216,7 @@ func TestReleaseFollowsTheRewrite(t *testing.T) {
 	if n, _ := w.Size(); n < before {
 		t.Fatal("released by the very Append that wrote the hard state again")
 	}
+	before, _ = w.Size()
 	appendT(t, w)
 	if n, _ := w.Size(); n != before-1 {
 		t.Fatalf("%d segments, want %d", n, before-1)
@@ -278,7 +285,7 @@ func TestAppendAgainBehindAFlush(t *testing.T) {
 	m.Flushed(1, 4)
 	appendT(t, m, Record{Shard: 1, Entries: entriesOf(1, 3, 6, 10)})
 	appendT(t, m, Record{Shard: 2, Entries: entriesOf(1, 1, 1, memorySegmentBytes)})
-	if pins := m.Pinned(); len(pins) != 2 || pins[0].First != 5 || pins[0].Last != 6 {
+	if pins := m.Pinned(); len(pins) != 1 || pins[0].First != 5 || pins[0].Last != 6 {
 		t.Fatalf("pins %+v", pins)
 	}
 	m.Flushed(1, 6)
