@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"math/rand/v2"
+	"os"
 	"path/filepath"
 	"slices"
 	"sync"
@@ -293,5 +294,60 @@ func TestAppendAgainBehindAFlush(t *testing.T) {
 	m.Flushed(2, 1)
 	if pins := m.Pinned(); pins != nil {
 		t.Fatalf("pins %+v", pins)
+	}
+}
+
+// A released segment becomes a later one, of which nothing is left but its blocks: what it held must not be behind the
+// end of the new one.
+func TestReleasedSegmentsAreUsedAgain(t *testing.T) {
+	dir := t.TempDir()
+	w, _ := openT(t, dir)
+	probe, err := os.Create(filepath.Join(dir, "probe"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer probe.Close()
+	if err := preallocate(probe, tiny); err != nil {
+		t.Fatal(err)
+	}
+	if err := zeroRange(probe, tiny); err != nil {
+		t.Skip("this file system cannot make zeros of what is there: ", err)
+	}
+	var released []os.FileInfo
+	again := 0
+	for i := uint64(1); i <= 60; i++ {
+		names := segmentsIn(t, dir)
+		oldest, err := os.Stat(filepath.Join(dir, segmentDir, names[0]))
+		if err != nil {
+			t.Fatal(err)
+		}
+		appendT(t, w, Record{Shard: 1, Entries: entriesOf(1, i, i, 900)})
+		w.Flushed(1, i)
+		now := segmentsIn(t, dir)
+		if now[0] != names[0] {
+			released = append(released, oldest)
+		}
+		tail := filepath.Join(dir, segmentDir, now[len(now)-1])
+		info, err := os.Stat(tail)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if slices.ContainsFunc(released, func(old os.FileInfo) bool { return os.SameFile(old, info) }) {
+			again++
+		}
+		if b := readT(t, tail); !allZero(b[lastEnd(t, tail):]) {
+			t.Fatalf("behind the end of %s there is something", tail)
+		}
+	}
+	if again == 0 {
+		t.Fatalf("none of %d released segments was used again", len(released))
+	}
+	closeT(t, w)
+	if left, err := filepath.Glob(filepath.Join(dir, segmentDir, "*.tmp")); err != nil || len(left) > 0 {
+		t.Fatalf("left behind: %v, %v", left, err)
+	}
+	_, rec := openT(t, dir)
+	if got := rec.Shards[1].Entries; got[len(got)-1].Index != 60 {
+		t.Fatalf("recovered %s", describe(got))
 	}
 }

@@ -247,8 +247,14 @@ func (w *WAL) removeOldest() error {
 	if !more || oldest.seq >= w.based {
 		return nil
 	}
-	if err := w.removeFile(filepath.Join(w.log.dir, segmentName(oldest.seq, oldest.first))); err != nil {
+	path := filepath.Join(w.log.dir, segmentName(oldest.seq, oldest.first))
+	if err := os.Rename(path, path+".tmp"); err != nil {
 		return fmt.Errorf("wal: release segment %d: %w", oldest.seq, err)
+	}
+	if !w.log.next.recycle(path + ".tmp") {
+		if err := w.removeFile(path + ".tmp"); err != nil {
+			return fmt.Errorf("wal: release segment %d: %w", oldest.seq, err)
+		}
 	}
 	w.tracker.removed()
 	w.stats.released.Add(1)
