@@ -108,6 +108,8 @@ type Config struct {
 	noCompactions bool
 	// wrapLog, if set, puts a faulty disk in front of the log.
 	wrapLog func(wal.Log) wal.Log
+	// segmentBytes of the log, if not zero; tests want many segments.
+	segmentBytes int64
 	// Set by Cluster.
 	listener net.Listener
 	memory   *memoryDisk

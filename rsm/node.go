@@ -206,7 +206,7 @@ func (n *Node) openData() (map[uint64]*wal.ShardLog, error) {
 			return nil, err
 		}
 	}
-	log, recovered, err := wal.Open(wal.Options{Dir: filepath.Join(n.cfg.Dir, "wal"), Logger: n.cfg.Logger})
+	log, recovered, err := wal.Open(wal.Options{Dir: filepath.Join(n.cfg.Dir, "wal"), SegmentBytes: n.cfg.segmentBytes, Logger: n.cfg.Logger})
 	if err != nil {
 		return nil, err
 	}

@@ -369,11 +369,13 @@ func (n *node) receive(f frame) {
 	n.s.trace.event(evFrameGot, n.id, uint64(f.from), f.hash, uint64(len(f.bytes)), 0)
 	n.s.trace.frame(&f)
 	n.heard[f.from] = n.mono()
+	kept := false
 	if n.dial[f.from] == "" {
 		n.dial[f.from] = n.s.node(f.from).home // who dials says where it is found
 	}
 	err := core.DecodeFrame(f.from, n.id, f.bytes, core.Receiver{
 		Message: func(m core.Message) {
+			kept = kept || len(m.Raft.Entries) > 0 || len(m.Raft.Snapshot.Data) > 0 // whose data may share the frame's memory
 			n.workerOf(m.Shard).post(func(in *core.Input) { in.Messages = append(in.Messages, m) })
 		},
 		Quiesce: func(q core.Quiesce) {
@@ -390,7 +392,9 @@ func (n *node) receive(f frame) {
 	if err != nil {
 		n.s.fail("frame", "from node %d to node %d: %v", f.from, n.id, err)
 	}
-	n.s.net.read(f)
+	if !kept {
+		n.s.net.read(f)
+	}
 }
 
 // frame returns the frame that gathers for a peer.
