@@ -62,6 +62,7 @@ func commands() []*command {
 		addCommand(), promoteCommand(), removeCommand(), replaceCommand(), setAddressCommand(),
 		transferCommand(), drainCommand(),
 		snapshotCommand(), eventsCommand(), hashCommand(), walCommand(),
+		backupCommand(), verifyCommand(), packCommand(), unpackCommand(), restoreCommand(), recoverCommand(), repairCommand(),
 		completionCommand(), helpCommand(), versionCommand(),
 	}
 }
@@ -144,7 +145,7 @@ func exitCode(err error) int {
 		return exitUsage
 	case errors.As(err, &away):
 		return exitUnreachable
-	case errors.Is(err, rsm.ErrNotProposed):
+	case errors.Is(err, rsm.ErrNotProposed), errors.As(err, new(*refusedError)):
 		return exitRefused
 	case errors.Is(err, rsm.ErrUnknown), errors.Is(err, rsm.ErrBroken),
 		errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):

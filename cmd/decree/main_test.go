@@ -427,6 +427,7 @@ func TestHelp(t *testing.T) {
 			args, _, _ = strings.Cut(args, " | ")
 			args, _, _ = strings.Cut(args, " && ")
 			args, _, _ = strings.Cut(args, " > ")
+			args, _, _ = strings.Cut(args, " # ")
 			s := &session{console: console{&bytes.Buffer{}, &bytes.Buffer{}}, cmd: cmd}
 			f, _ := s.flags()
 			if _, err := s.parse(f, append(strings.Fields(args)[1:], "-node=x:1")); err != nil && !cmd.offline {

@@ -301,7 +301,7 @@ func TestBashCompletes(t *testing.T) {
 		{"decree status -o ''", "table json"},
 		{"decree events -f", "-from -follow"},
 		{"decree completion f", "fish"},
-		{"decree help re", "remove replace"},
+		{"decree help re", "recover remove repair replace restore"},
 	} {
 		n := len(strings.Fields(c.words))
 		cmd := exec.Command("bash", "-c", script+fmt.Sprintf("\nCOMP_WORDS=(%s); COMP_CWORD=%d; _decree; echo ${COMPREPLY[@]}", c.words, n-1))

@@ -1,6 +1,7 @@
 package admin
 
 import (
+	"bufio"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -231,4 +232,50 @@ func (s *service) CutSnapshot(ctx context.Context, r *adminv1.CutSnapshotRequest
 		return nil, s.fail(sh, err)
 	}
 	return &adminv1.CutSnapshotResponse{Snapshot: snapshotOf(info)}, nil
+}
+
+// backupPiece is how much of a backup one message carries.
+const backupPiece = 256 << 10
+
+func (s *service) Backup(r *adminv1.BackupRequest, stream grpc.ServerStreamingServer[adminv1.BackupResponse]) error {
+	o := rsm.BackupOptions{History: r.GetHistory(), BytesPerSecond: r.GetBytesPerSecond(), AtLeast: map[rsm.ShardID]rsm.Index{}}
+	for _, id := range r.GetShards() {
+		if _, err := s.shard(id); err != nil {
+			return err
+		}
+		o.Shards = append(o.Shards, rsm.ShardID(id))
+	}
+	for id, index := range r.GetAtLeast() {
+		o.AtLeast[rsm.ShardID(id)] = rsm.Index(index)
+	}
+	w := bufio.NewWriterSize(backupStream{stream}, backupPiece)
+	_, err := s.node.Backup(stream.Context(), w, o)
+	if err == nil {
+		err = w.Flush()
+	}
+	if err != nil {
+		return s.fail(nil, err)
+	}
+	return nil
+}
+
+// backupStream sends what is written to it.
+type backupStream struct {
+	stream grpc.ServerStreamingServer[adminv1.BackupResponse]
+}
+
+func (b backupStream) Write(p []byte) (n int, err error) {
+	for len(p) > 0 {
+		piece := p[:min(len(p), backupPiece)]
+		if err := b.stream.Send(&adminv1.BackupResponse{Data: piece}); err != nil {
+			return n, err
+		}
+		n += len(piece)
+		p = p[len(piece):]
+	}
+	return n, nil
+}
+
+func (s *service) Repair(ctx context.Context, r *adminv1.RepairRequest) (*adminv1.RepairResponse, error) {
+	return &adminv1.RepairResponse{}, s.change(r.GetShard(), nil, func(sh *rsm.Shard) error { return sh.Repair(ctx) })
 }

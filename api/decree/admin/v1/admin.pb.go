@@ -206,6 +206,203 @@ func (x *ErrorDetail) GetData() []byte {
 	return nil
 }
 
+type BackupRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Shards: those to back up; none: all that the node hosts.
+	Shards []uint64 `protobuf:"varint,1,rep,packed,name=shards,proto3" json:"shards,omitempty"`
+	// At least: by shard, an index that the backup must reach: the node waits until it has applied it.
+	AtLeast map[uint64]uint64 `protobuf:"bytes,2,rep,name=at_least,json=atLeast,proto3" json:"at_least,omitempty" protobuf_key:"varint,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
+	// History: leave the snapshots out, and have every entry from the first on. For nodes that keep the whole journal.
+	History bool `protobuf:"varint,3,opt,name=history,proto3" json:"history,omitempty"`
+	// Bytes per second: a bound for the reading; 0: none.
+	BytesPerSecond int64 `protobuf:"varint,4,opt,name=bytes_per_second,json=bytesPerSecond,proto3" json:"bytes_per_second,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *BackupRequest) Reset() {
+	*x = BackupRequest{}
+	mi := &file_decree_admin_v1_admin_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BackupRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BackupRequest) ProtoMessage() {}
+
+func (x *BackupRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_decree_admin_v1_admin_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BackupRequest.ProtoReflect.Descriptor instead.
+func (*BackupRequest) Descriptor() ([]byte, []int) {
+	return file_decree_admin_v1_admin_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *BackupRequest) GetShards() []uint64 {
+	if x != nil {
+		return x.Shards
+	}
+	return nil
+}
+
+func (x *BackupRequest) GetAtLeast() map[uint64]uint64 {
+	if x != nil {
+		return x.AtLeast
+	}
+	return nil
+}
+
+func (x *BackupRequest) GetHistory() bool {
+	if x != nil {
+		return x.History
+	}
+	return false
+}
+
+func (x *BackupRequest) GetBytesPerSecond() int64 {
+	if x != nil {
+		return x.BytesPerSecond
+	}
+	return 0
+}
+
+type BackupResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Data: the next bytes of the stream, at most 1 MiB.
+	Data          []byte `protobuf:"bytes,1,opt,name=data,proto3" json:"data,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BackupResponse) Reset() {
+	*x = BackupResponse{}
+	mi := &file_decree_admin_v1_admin_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BackupResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BackupResponse) ProtoMessage() {}
+
+func (x *BackupResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_decree_admin_v1_admin_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BackupResponse.ProtoReflect.Descriptor instead.
+func (*BackupResponse) Descriptor() ([]byte, []int) {
+	return file_decree_admin_v1_admin_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *BackupResponse) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
+type RepairRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Shard         uint64                 `protobuf:"varint,1,opt,name=shard,proto3" json:"shard,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RepairRequest) Reset() {
+	*x = RepairRequest{}
+	mi := &file_decree_admin_v1_admin_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RepairRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RepairRequest) ProtoMessage() {}
+
+func (x *RepairRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_decree_admin_v1_admin_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RepairRequest.ProtoReflect.Descriptor instead.
+func (*RepairRequest) Descriptor() ([]byte, []int) {
+	return file_decree_admin_v1_admin_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *RepairRequest) GetShard() uint64 {
+	if x != nil {
+		return x.Shard
+	}
+	return 0
+}
+
+type RepairResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RepairResponse) Reset() {
+	*x = RepairResponse{}
+	mi := &file_decree_admin_v1_admin_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RepairResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RepairResponse) ProtoMessage() {}
+
+func (x *RepairResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_decree_admin_v1_admin_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RepairResponse.ProtoReflect.Descriptor instead.
+func (*RepairResponse) Descriptor() ([]byte, []int) {
+	return file_decree_admin_v1_admin_proto_rawDescGZIP(), []int{4}
+}
+
 type StatusRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -214,7 +411,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_decree_admin_v1_admin_proto_msgTypes[1]
+	mi := &file_decree_admin_v1_admin_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -226,7 +423,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_decree_admin_v1_admin_proto_msgTypes[1]
+	mi := &file_decree_admin_v1_admin_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -239,7 +436,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_decree_admin_v1_admin_proto_rawDescGZIP(), []int{1}
+	return file_decree_admin_v1_admin_proto_rawDescGZIP(), []int{5}
 }
 
 type StatusResponse struct {
@@ -259,7 +456,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_decree_admin_v1_admin_proto_msgTypes[2]
+	mi := &file_decree_admin_v1_admin_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -271,7 +468,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_decree_admin_v1_admin_proto_msgTypes[2]
+	mi := &file_decree_admin_v1_admin_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -284,7 +481,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_decree_admin_v1_admin_proto_rawDescGZIP(), []int{2}
+	return file_decree_admin_v1_admin_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *StatusResponse) GetCluster() string {
@@ -371,7 +568,7 @@ type ShardStatus struct {
 
 func (x *ShardStatus) Reset() {
 	*x = ShardStatus{}
-	mi := &file_decree_admin_v1_admin_proto_msgTypes[3]
+	mi := &file_decree_admin_v1_admin_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -383,7 +580,7 @@ func (x *ShardStatus) String() string {
 func (*ShardStatus) ProtoMessage() {}
 
 func (x *ShardStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_decree_admin_v1_admin_proto_msgTypes[3]
+	mi := &file_decree_admin_v1_admin_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -396,7 +593,7 @@ func (x *ShardStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShardStatus.ProtoReflect.Descriptor instead.
 func (*ShardStatus) Descriptor() ([]byte, []int) {
-	return file_decree_admin_v1_admin_proto_rawDescGZIP(), []int{3}
+	return file_decree_admin_v1_admin_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *ShardStatus) GetShard() uint64 {
@@ -565,7 +762,7 @@ type Counters struct {
 
 func (x *Counters) Reset() {
 	*x = Counters{}
-	mi := &file_decree_admin_v1_admin_proto_msgTypes[4]
+	mi := &file_decree_admin_v1_admin_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -577,7 +774,7 @@ func (x *Counters) String() string {
 func (*Counters) ProtoMessage() {}
 
 func (x *Counters) ProtoReflect() protoreflect.Message {
-	mi := &file_decree_admin_v1_admin_proto_msgTypes[4]
+	mi := &file_decree_admin_v1_admin_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -590,7 +787,7 @@ func (x *Counters) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Counters.ProtoReflect.Descriptor instead.
 func (*Counters) Descriptor() ([]byte, []int) {
-	return file_decree_admin_v1_admin_proto_rawDescGZIP(), []int{4}
+	return file_decree_admin_v1_admin_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Counters) GetEntries() uint64 {
@@ -701,7 +898,7 @@ type PeerStatus struct {
 
 func (x *PeerStatus) Reset() {
 	*x = PeerStatus{}
-	mi := &file_decree_admin_v1_admin_proto_msgTypes[5]
+	mi := &file_decree_admin_v1_admin_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -713,7 +910,7 @@ func (x *PeerStatus) String() string {
 func (*PeerStatus) ProtoMessage() {}
 
 func (x *PeerStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_decree_admin_v1_admin_proto_msgTypes[5]
+	mi := &file_decree_admin_v1_admin_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -726,7 +923,7 @@ func (x *PeerStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PeerStatus.ProtoReflect.Descriptor instead.
 func (*PeerStatus) Descriptor() ([]byte, []int) {
-	return file_decree_admin_v1_admin_proto_rawDescGZIP(), []int{5}
+	return file_decree_admin_v1_admin_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *PeerStatus) GetNode() uint64 {
@@ -778,7 +975,7 @@ type Log struct {
 
 func (x *Log) Reset() {
 	*x = Log{}
-	mi := &file_decree_admin_v1_admin_proto_msgTypes[6]
+	mi := &file_decree_admin_v1_admin_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -790,7 +987,7 @@ func (x *Log) String() string {
 func (*Log) ProtoMessage() {}
 
 func (x *Log) ProtoReflect() protoreflect.Message {
-	mi := &file_decree_admin_v1_admin_proto_msgTypes[6]
+	mi := &file_decree_admin_v1_admin_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -803,7 +1000,7 @@ func (x *Log) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Log.ProtoReflect.Descriptor instead.
 func (*Log) Descriptor() ([]byte, []int) {
-	return file_decree_admin_v1_admin_proto_rawDescGZIP(), []int{6}
+	return file_decree_admin_v1_admin_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Log) GetSegments() uint64 {
@@ -848,7 +1045,7 @@ type Disk struct {
 
 func (x *Disk) Reset() {
 	*x = Disk{}
-	mi := &file_decree_admin_v1_admin_proto_msgTypes[7]
+	mi := &file_decree_admin_v1_admin_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -860,7 +1057,7 @@ func (x *Disk) String() string {
 func (*Disk) ProtoMessage() {}
 
 func (x *Disk) ProtoReflect() protoreflect.Message {
-	mi := &file_decree_admin_v1_admin_proto_msgTypes[7]
+	mi := &file_decree_admin_v1_admin_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -873,7 +1070,7 @@ func (x *Disk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Disk.ProtoReflect.Descriptor instead.
 func (*Disk) Descriptor() ([]byte, []int) {
-	return file_decree_admin_v1_admin_proto_rawDescGZIP(), []int{7}
+	return file_decree_admin_v1_admin_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Disk) GetStateBytes() uint64 {
@@ -906,7 +1103,7 @@ type MembersRequest struct {
 
 func (x *MembersRequest) Reset() {
 	*x = MembersRequest{}
-	mi := &file_decree_admin_v1_admin_proto_msgTypes[8]
+	mi := &file_decree_admin_v1_admin_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -918,7 +1115,7 @@ func (x *MembersRequest) String() string {
 func (*MembersRequest) ProtoMessage() {}
 
 func (x *MembersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_decree_admin_v1_admin_proto_msgTypes[8]
+	mi := &file_decree_admin_v1_admin_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -931,7 +1128,7 @@ func (x *MembersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MembersRequest.ProtoReflect.Descriptor instead.
 func (*MembersRequest) Descriptor() ([]byte, []int) {
-	return file_decree_admin_v1_admin_proto_rawDescGZIP(), []int{8}
+	return file_decree_admin_v1_admin_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *MembersRequest) GetShard() uint64 {
@@ -960,7 +1157,7 @@ type MembersResponse struct {
 
 func (x *MembersResponse) Reset() {
 	*x = MembersResponse{}
-	mi := &file_decree_admin_v1_admin_proto_msgTypes[9]
+	mi := &file_decree_admin_v1_admin_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -972,7 +1169,7 @@ func (x *MembersResponse) String() string {
 func (*MembersResponse) ProtoMessage() {}
 
 func (x *MembersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_decree_admin_v1_admin_proto_msgTypes[9]
+	mi := &file_decree_admin_v1_admin_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -985,7 +1182,7 @@ func (x *MembersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MembersResponse.ProtoReflect.Descriptor instead.
 func (*MembersResponse) Descriptor() ([]byte, []int) {
-	return file_decree_admin_v1_admin_proto_rawDescGZIP(), []int{9}
+	return file_decree_admin_v1_admin_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *MembersResponse) GetShard() uint64 {
@@ -1059,7 +1256,7 @@ type Member struct {
 
 func (x *Member) Reset() {
 	*x = Member{}
-	mi := &file_decree_admin_v1_admin_proto_msgTypes[10]
+	mi := &file_decree_admin_v1_admin_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1071,7 +1268,7 @@ func (x *Member) String() string {
 func (*Member) ProtoMessage() {}
 
 func (x *Member) ProtoReflect() protoreflect.Message {
-	mi := &file_decree_admin_v1_admin_proto_msgTypes[10]
+	mi := &file_decree_admin_v1_admin_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1084,7 +1281,7 @@ func (x *Member) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Member.ProtoReflect.Descriptor instead.
 func (*Member) Descriptor() ([]byte, []int) {
-	return file_decree_admin_v1_admin_proto_rawDescGZIP(), []int{10}
+	return file_decree_admin_v1_admin_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Member) GetNode() uint64 {
@@ -1155,7 +1352,7 @@ type AddLearnerRequest struct {
 
 func (x *AddLearnerRequest) Reset() {
 	*x = AddLearnerRequest{}
-	mi := &file_decree_admin_v1_admin_proto_msgTypes[11]
+	mi := &file_decree_admin_v1_admin_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1167,7 +1364,7 @@ func (x *AddLearnerRequest) String() string {
 func (*AddLearnerRequest) ProtoMessage() {}
 
 func (x *AddLearnerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_decree_admin_v1_admin_proto_msgTypes[11]
+	mi := &file_decree_admin_v1_admin_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1180,7 +1377,7 @@ func (x *AddLearnerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddLearnerRequest.ProtoReflect.Descriptor instead.
 func (*AddLearnerRequest) Descriptor() ([]byte, []int) {
-	return file_decree_admin_v1_admin_proto_rawDescGZIP(), []int{11}
+	return file_decree_admin_v1_admin_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *AddLearnerRequest) GetShard() uint64 {
@@ -1212,7 +1409,7 @@ type AddLearnerResponse struct {
 
 func (x *AddLearnerResponse) Reset() {
 	*x = AddLearnerResponse{}
-	mi := &file_decree_admin_v1_admin_proto_msgTypes[12]
+	mi := &file_decree_admin_v1_admin_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1224,7 +1421,7 @@ func (x *AddLearnerResponse) String() string {
 func (*AddLearnerResponse) ProtoMessage() {}
 
 func (x *AddLearnerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_decree_admin_v1_admin_proto_msgTypes[12]
+	mi := &file_decree_admin_v1_admin_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1237,7 +1434,7 @@ func (x *AddLearnerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddLearnerResponse.ProtoReflect.Descriptor instead.
 func (*AddLearnerResponse) Descriptor() ([]byte, []int) {
-	return file_decree_admin_v1_admin_proto_rawDescGZIP(), []int{12}
+	return file_decree_admin_v1_admin_proto_rawDescGZIP(), []int{16}
 }
 
 type PromoteRequest struct {
@@ -1250,7 +1447,7 @@ type PromoteRequest struct {
 
 func (x *PromoteRequest) Reset() {
 	*x = PromoteRequest{}
-	mi := &file_decree_admin_v1_admin_proto_msgTypes[13]
+	mi := &file_decree_admin_v1_admin_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1262,7 +1459,7 @@ func (x *PromoteRequest) String() string {
 func (*PromoteRequest) ProtoMessage() {}
 
 func (x *PromoteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_decree_admin_v1_admin_proto_msgTypes[13]
+	mi := &file_decree_admin_v1_admin_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1275,7 +1472,7 @@ func (x *PromoteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PromoteRequest.ProtoReflect.Descriptor instead.
 func (*PromoteRequest) Descriptor() ([]byte, []int) {
-	return file_decree_admin_v1_admin_proto_rawDescGZIP(), []int{13}
+	return file_decree_admin_v1_admin_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *PromoteRequest) GetShard() uint64 {
@@ -1300,7 +1497,7 @@ type PromoteResponse struct {
 
 func (x *PromoteResponse) Reset() {
 	*x = PromoteResponse{}
-	mi := &file_decree_admin_v1_admin_proto_msgTypes[14]
+	mi := &file_decree_admin_v1_admin_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1312,7 +1509,7 @@ func (x *PromoteResponse) String() string {
 func (*PromoteResponse) ProtoMessage() {}
 
 func (x *PromoteResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_decree_admin_v1_admin_proto_msgTypes[14]
+	mi := &file_decree_admin_v1_admin_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1325,7 +1522,7 @@ func (x *PromoteResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PromoteResponse.ProtoReflect.Descriptor instead.
 func (*PromoteResponse) Descriptor() ([]byte, []int) {
-	return file_decree_admin_v1_admin_proto_rawDescGZIP(), []int{14}
+	return file_decree_admin_v1_admin_proto_rawDescGZIP(), []int{18}
 }
 
 type RemoveRequest struct {
@@ -1338,7 +1535,7 @@ type RemoveRequest struct {
 
 func (x *RemoveRequest) Reset() {
 	*x = RemoveRequest{}
-	mi := &file_decree_admin_v1_admin_proto_msgTypes[15]
+	mi := &file_decree_admin_v1_admin_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1350,7 +1547,7 @@ func (x *RemoveRequest) String() string {
 func (*RemoveRequest) ProtoMessage() {}
 
 func (x *RemoveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_decree_admin_v1_admin_proto_msgTypes[15]
+	mi := &file_decree_admin_v1_admin_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1363,7 +1560,7 @@ func (x *RemoveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveRequest.ProtoReflect.Descriptor instead.
 func (*RemoveRequest) Descriptor() ([]byte, []int) {
-	return file_decree_admin_v1_admin_proto_rawDescGZIP(), []int{15}
+	return file_decree_admin_v1_admin_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *RemoveRequest) GetShard() uint64 {
@@ -1388,7 +1585,7 @@ type RemoveResponse struct {
 
 func (x *RemoveResponse) Reset() {
 	*x = RemoveResponse{}
-	mi := &file_decree_admin_v1_admin_proto_msgTypes[16]
+	mi := &file_decree_admin_v1_admin_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1400,7 +1597,7 @@ func (x *RemoveResponse) String() string {
 func (*RemoveResponse) ProtoMessage() {}
 
 func (x *RemoveResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_decree_admin_v1_admin_proto_msgTypes[16]
+	mi := &file_decree_admin_v1_admin_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1413,7 +1610,7 @@ func (x *RemoveResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveResponse.ProtoReflect.Descriptor instead.
 func (*RemoveResponse) Descriptor() ([]byte, []int) {
-	return file_decree_admin_v1_admin_proto_rawDescGZIP(), []int{16}
+	return file_decree_admin_v1_admin_proto_rawDescGZIP(), []int{20}
 }
 
 type ReplaceRequest struct {
@@ -1429,7 +1626,7 @@ type ReplaceRequest struct {
 
 func (x *ReplaceRequest) Reset() {
 	*x = ReplaceRequest{}
-	mi := &file_decree_admin_v1_admin_proto_msgTypes[17]
+	mi := &file_decree_admin_v1_admin_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1441,7 +1638,7 @@ func (x *ReplaceRequest) String() string {
 func (*ReplaceRequest) ProtoMessage() {}
 
 func (x *ReplaceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_decree_admin_v1_admin_proto_msgTypes[17]
+	mi := &file_decree_admin_v1_admin_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1454,7 +1651,7 @@ func (x *ReplaceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplaceRequest.ProtoReflect.Descriptor instead.
 func (*ReplaceRequest) Descriptor() ([]byte, []int) {
-	return file_decree_admin_v1_admin_proto_rawDescGZIP(), []int{17}
+	return file_decree_admin_v1_admin_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ReplaceRequest) GetShard() uint64 {
@@ -1486,7 +1683,7 @@ type ReplaceResponse struct {
 
 func (x *ReplaceResponse) Reset() {
 	*x = ReplaceResponse{}
-	mi := &file_decree_admin_v1_admin_proto_msgTypes[18]
+	mi := &file_decree_admin_v1_admin_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1498,7 +1695,7 @@ func (x *ReplaceResponse) String() string {
 func (*ReplaceResponse) ProtoMessage() {}
 
 func (x *ReplaceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_decree_admin_v1_admin_proto_msgTypes[18]
+	mi := &file_decree_admin_v1_admin_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1511,7 +1708,7 @@ func (x *ReplaceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplaceResponse.ProtoReflect.Descriptor instead.
 func (*ReplaceResponse) Descriptor() ([]byte, []int) {
-	return file_decree_admin_v1_admin_proto_rawDescGZIP(), []int{18}
+	return file_decree_admin_v1_admin_proto_rawDescGZIP(), []int{22}
 }
 
 type SetAddressRequest struct {
@@ -1526,7 +1723,7 @@ type SetAddressRequest struct {
 
 func (x *SetAddressRequest) Reset() {
 	*x = SetAddressRequest{}
-	mi := &file_decree_admin_v1_admin_proto_msgTypes[19]
+	mi := &file_decree_admin_v1_admin_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1538,7 +1735,7 @@ func (x *SetAddressRequest) String() string {
 func (*SetAddressRequest) ProtoMessage() {}
 
 func (x *SetAddressRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_decree_admin_v1_admin_proto_msgTypes[19]
+	mi := &file_decree_admin_v1_admin_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1551,7 +1748,7 @@ func (x *SetAddressRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetAddressRequest.ProtoReflect.Descriptor instead.
 func (*SetAddressRequest) Descriptor() ([]byte, []int) {
-	return file_decree_admin_v1_admin_proto_rawDescGZIP(), []int{19}
+	return file_decree_admin_v1_admin_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *SetAddressRequest) GetShard() uint64 {
@@ -1583,7 +1780,7 @@ type SetAddressResponse struct {
 
 func (x *SetAddressResponse) Reset() {
 	*x = SetAddressResponse{}
-	mi := &file_decree_admin_v1_admin_proto_msgTypes[20]
+	mi := &file_decree_admin_v1_admin_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1595,7 +1792,7 @@ func (x *SetAddressResponse) String() string {
 func (*SetAddressResponse) ProtoMessage() {}
 
 func (x *SetAddressResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_decree_admin_v1_admin_proto_msgTypes[20]
+	mi := &file_decree_admin_v1_admin_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1608,7 +1805,7 @@ func (x *SetAddressResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetAddressResponse.ProtoReflect.Descriptor instead.
 func (*SetAddressResponse) Descriptor() ([]byte, []int) {
-	return file_decree_admin_v1_admin_proto_rawDescGZIP(), []int{20}
+	return file_decree_admin_v1_admin_proto_rawDescGZIP(), []int{24}
 }
 
 type TransferRequest struct {
@@ -1622,7 +1819,7 @@ type TransferRequest struct {
 
 func (x *TransferRequest) Reset() {
 	*x = TransferRequest{}
-	mi := &file_decree_admin_v1_admin_proto_msgTypes[21]
+	mi := &file_decree_admin_v1_admin_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1634,7 +1831,7 @@ func (x *TransferRequest) String() string {
 func (*TransferRequest) ProtoMessage() {}
 
 func (x *TransferRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_decree_admin_v1_admin_proto_msgTypes[21]
+	mi := &file_decree_admin_v1_admin_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1647,7 +1844,7 @@ func (x *TransferRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TransferRequest.ProtoReflect.Descriptor instead.
 func (*TransferRequest) Descriptor() ([]byte, []int) {
-	return file_decree_admin_v1_admin_proto_rawDescGZIP(), []int{21}
+	return file_decree_admin_v1_admin_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *TransferRequest) GetShard() uint64 {
@@ -1672,7 +1869,7 @@ type TransferResponse struct {
 
 func (x *TransferResponse) Reset() {
 	*x = TransferResponse{}
-	mi := &file_decree_admin_v1_admin_proto_msgTypes[22]
+	mi := &file_decree_admin_v1_admin_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1684,7 +1881,7 @@ func (x *TransferResponse) String() string {
 func (*TransferResponse) ProtoMessage() {}
 
 func (x *TransferResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_decree_admin_v1_admin_proto_msgTypes[22]
+	mi := &file_decree_admin_v1_admin_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1697,7 +1894,7 @@ func (x *TransferResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TransferResponse.ProtoReflect.Descriptor instead.
 func (*TransferResponse) Descriptor() ([]byte, []int) {
-	return file_decree_admin_v1_admin_proto_rawDescGZIP(), []int{22}
+	return file_decree_admin_v1_admin_proto_rawDescGZIP(), []int{26}
 }
 
 type DrainRequest struct {
@@ -1708,7 +1905,7 @@ type DrainRequest struct {
 
 func (x *DrainRequest) Reset() {
 	*x = DrainRequest{}
-	mi := &file_decree_admin_v1_admin_proto_msgTypes[23]
+	mi := &file_decree_admin_v1_admin_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1720,7 +1917,7 @@ func (x *DrainRequest) String() string {
 func (*DrainRequest) ProtoMessage() {}
 
 func (x *DrainRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_decree_admin_v1_admin_proto_msgTypes[23]
+	mi := &file_decree_admin_v1_admin_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1733,7 +1930,7 @@ func (x *DrainRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainRequest.ProtoReflect.Descriptor instead.
 func (*DrainRequest) Descriptor() ([]byte, []int) {
-	return file_decree_admin_v1_admin_proto_rawDescGZIP(), []int{23}
+	return file_decree_admin_v1_admin_proto_rawDescGZIP(), []int{27}
 }
 
 type DrainResponse struct {
@@ -1746,7 +1943,7 @@ type DrainResponse struct {
 
 func (x *DrainResponse) Reset() {
 	*x = DrainResponse{}
-	mi := &file_decree_admin_v1_admin_proto_msgTypes[24]
+	mi := &file_decree_admin_v1_admin_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1758,7 +1955,7 @@ func (x *DrainResponse) String() string {
 func (*DrainResponse) ProtoMessage() {}
 
 func (x *DrainResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_decree_admin_v1_admin_proto_msgTypes[24]
+	mi := &file_decree_admin_v1_admin_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1771,7 +1968,7 @@ func (x *DrainResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainResponse.ProtoReflect.Descriptor instead.
 func (*DrainResponse) Descriptor() ([]byte, []int) {
-	return file_decree_admin_v1_admin_proto_rawDescGZIP(), []int{24}
+	return file_decree_admin_v1_admin_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *DrainResponse) GetLeading() uint64 {
@@ -1792,7 +1989,7 @@ type CutSnapshotRequest struct {
 
 func (x *CutSnapshotRequest) Reset() {
 	*x = CutSnapshotRequest{}
-	mi := &file_decree_admin_v1_admin_proto_msgTypes[25]
+	mi := &file_decree_admin_v1_admin_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1804,7 +2001,7 @@ func (x *CutSnapshotRequest) String() string {
 func (*CutSnapshotRequest) ProtoMessage() {}
 
 func (x *CutSnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_decree_admin_v1_admin_proto_msgTypes[25]
+	mi := &file_decree_admin_v1_admin_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1817,7 +2014,7 @@ func (x *CutSnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CutSnapshotRequest.ProtoReflect.Descriptor instead.
 func (*CutSnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_decree_admin_v1_admin_proto_rawDescGZIP(), []int{25}
+	return file_decree_admin_v1_admin_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *CutSnapshotRequest) GetShard() uint64 {
@@ -1843,7 +2040,7 @@ type CutSnapshotResponse struct {
 
 func (x *CutSnapshotResponse) Reset() {
 	*x = CutSnapshotResponse{}
-	mi := &file_decree_admin_v1_admin_proto_msgTypes[26]
+	mi := &file_decree_admin_v1_admin_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1855,7 +2052,7 @@ func (x *CutSnapshotResponse) String() string {
 func (*CutSnapshotResponse) ProtoMessage() {}
 
 func (x *CutSnapshotResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_decree_admin_v1_admin_proto_msgTypes[26]
+	mi := &file_decree_admin_v1_admin_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1868,7 +2065,7 @@ func (x *CutSnapshotResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CutSnapshotResponse.ProtoReflect.Descriptor instead.
 func (*CutSnapshotResponse) Descriptor() ([]byte, []int) {
-	return file_decree_admin_v1_admin_proto_rawDescGZIP(), []int{26}
+	return file_decree_admin_v1_admin_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *CutSnapshotResponse) GetSnapshot() *Snapshot {
@@ -1888,7 +2085,7 @@ type ListSnapshotsRequest struct {
 
 func (x *ListSnapshotsRequest) Reset() {
 	*x = ListSnapshotsRequest{}
-	mi := &file_decree_admin_v1_admin_proto_msgTypes[27]
+	mi := &file_decree_admin_v1_admin_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1900,7 +2097,7 @@ func (x *ListSnapshotsRequest) String() string {
 func (*ListSnapshotsRequest) ProtoMessage() {}
 
 func (x *ListSnapshotsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_decree_admin_v1_admin_proto_msgTypes[27]
+	mi := &file_decree_admin_v1_admin_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1913,7 +2110,7 @@ func (x *ListSnapshotsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSnapshotsRequest.ProtoReflect.Descriptor instead.
 func (*ListSnapshotsRequest) Descriptor() ([]byte, []int) {
-	return file_decree_admin_v1_admin_proto_rawDescGZIP(), []int{27}
+	return file_decree_admin_v1_admin_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *ListSnapshotsRequest) GetShard() uint64 {
@@ -1934,7 +2131,7 @@ type ListSnapshotsResponse struct {
 
 func (x *ListSnapshotsResponse) Reset() {
 	*x = ListSnapshotsResponse{}
-	mi := &file_decree_admin_v1_admin_proto_msgTypes[28]
+	mi := &file_decree_admin_v1_admin_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1946,7 +2143,7 @@ func (x *ListSnapshotsResponse) String() string {
 func (*ListSnapshotsResponse) ProtoMessage() {}
 
 func (x *ListSnapshotsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_decree_admin_v1_admin_proto_msgTypes[28]
+	mi := &file_decree_admin_v1_admin_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1959,7 +2156,7 @@ func (x *ListSnapshotsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSnapshotsResponse.ProtoReflect.Descriptor instead.
 func (*ListSnapshotsResponse) Descriptor() ([]byte, []int) {
-	return file_decree_admin_v1_admin_proto_rawDescGZIP(), []int{28}
+	return file_decree_admin_v1_admin_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ListSnapshotsResponse) GetNode() uint64 {
@@ -1995,7 +2192,7 @@ type Snapshot struct {
 
 func (x *Snapshot) Reset() {
 	*x = Snapshot{}
-	mi := &file_decree_admin_v1_admin_proto_msgTypes[29]
+	mi := &file_decree_admin_v1_admin_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2007,7 +2204,7 @@ func (x *Snapshot) String() string {
 func (*Snapshot) ProtoMessage() {}
 
 func (x *Snapshot) ProtoReflect() protoreflect.Message {
-	mi := &file_decree_admin_v1_admin_proto_msgTypes[29]
+	mi := &file_decree_admin_v1_admin_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2020,7 +2217,7 @@ func (x *Snapshot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Snapshot.ProtoReflect.Descriptor instead.
 func (*Snapshot) Descriptor() ([]byte, []int) {
-	return file_decree_admin_v1_admin_proto_rawDescGZIP(), []int{29}
+	return file_decree_admin_v1_admin_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Snapshot) GetId() string {
@@ -2101,7 +2298,7 @@ type JournalRequest struct {
 
 func (x *JournalRequest) Reset() {
 	*x = JournalRequest{}
-	mi := &file_decree_admin_v1_admin_proto_msgTypes[30]
+	mi := &file_decree_admin_v1_admin_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2113,7 +2310,7 @@ func (x *JournalRequest) String() string {
 func (*JournalRequest) ProtoMessage() {}
 
 func (x *JournalRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_decree_admin_v1_admin_proto_msgTypes[30]
+	mi := &file_decree_admin_v1_admin_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2126,7 +2323,7 @@ func (x *JournalRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JournalRequest.ProtoReflect.Descriptor instead.
 func (*JournalRequest) Descriptor() ([]byte, []int) {
-	return file_decree_admin_v1_admin_proto_rawDescGZIP(), []int{30}
+	return file_decree_admin_v1_admin_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *JournalRequest) GetShard() uint64 {
@@ -2166,7 +2363,7 @@ type JournalResponse struct {
 
 func (x *JournalResponse) Reset() {
 	*x = JournalResponse{}
-	mi := &file_decree_admin_v1_admin_proto_msgTypes[31]
+	mi := &file_decree_admin_v1_admin_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2178,7 +2375,7 @@ func (x *JournalResponse) String() string {
 func (*JournalResponse) ProtoMessage() {}
 
 func (x *JournalResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_decree_admin_v1_admin_proto_msgTypes[31]
+	mi := &file_decree_admin_v1_admin_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2191,7 +2388,7 @@ func (x *JournalResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JournalResponse.ProtoReflect.Descriptor instead.
 func (*JournalResponse) Descriptor() ([]byte, []int) {
-	return file_decree_admin_v1_admin_proto_rawDescGZIP(), []int{31}
+	return file_decree_admin_v1_admin_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *JournalResponse) GetEntry() *Entry {
@@ -2223,7 +2420,7 @@ type Entry struct {
 
 func (x *Entry) Reset() {
 	*x = Entry{}
-	mi := &file_decree_admin_v1_admin_proto_msgTypes[32]
+	mi := &file_decree_admin_v1_admin_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2235,7 +2432,7 @@ func (x *Entry) String() string {
 func (*Entry) ProtoMessage() {}
 
 func (x *Entry) ProtoReflect() protoreflect.Message {
-	mi := &file_decree_admin_v1_admin_proto_msgTypes[32]
+	mi := &file_decree_admin_v1_admin_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2248,7 +2445,7 @@ func (x *Entry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Entry.ProtoReflect.Descriptor instead.
 func (*Entry) Descriptor() ([]byte, []int) {
-	return file_decree_admin_v1_admin_proto_rawDescGZIP(), []int{32}
+	return file_decree_admin_v1_admin_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *Entry) GetIndex() uint64 {
@@ -2321,7 +2518,7 @@ type HashRequest struct {
 
 func (x *HashRequest) Reset() {
 	*x = HashRequest{}
-	mi := &file_decree_admin_v1_admin_proto_msgTypes[33]
+	mi := &file_decree_admin_v1_admin_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2333,7 +2530,7 @@ func (x *HashRequest) String() string {
 func (*HashRequest) ProtoMessage() {}
 
 func (x *HashRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_decree_admin_v1_admin_proto_msgTypes[33]
+	mi := &file_decree_admin_v1_admin_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2346,7 +2543,7 @@ func (x *HashRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HashRequest.ProtoReflect.Descriptor instead.
 func (*HashRequest) Descriptor() ([]byte, []int) {
-	return file_decree_admin_v1_admin_proto_rawDescGZIP(), []int{33}
+	return file_decree_admin_v1_admin_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *HashRequest) GetShard() uint64 {
@@ -2382,7 +2579,7 @@ type HashResponse struct {
 
 func (x *HashResponse) Reset() {
 	*x = HashResponse{}
-	mi := &file_decree_admin_v1_admin_proto_msgTypes[34]
+	mi := &file_decree_admin_v1_admin_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2394,7 +2591,7 @@ func (x *HashResponse) String() string {
 func (*HashResponse) ProtoMessage() {}
 
 func (x *HashResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_decree_admin_v1_admin_proto_msgTypes[34]
+	mi := &file_decree_admin_v1_admin_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2407,7 +2604,7 @@ func (x *HashResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HashResponse.ProtoReflect.Descriptor instead.
 func (*HashResponse) Descriptor() ([]byte, []int) {
-	return file_decree_admin_v1_admin_proto_rawDescGZIP(), []int{34}
+	return file_decree_admin_v1_admin_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *HashResponse) GetNode() uint64 {
@@ -2441,7 +2638,7 @@ type HashSample struct {
 
 func (x *HashSample) Reset() {
 	*x = HashSample{}
-	mi := &file_decree_admin_v1_admin_proto_msgTypes[35]
+	mi := &file_decree_admin_v1_admin_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2453,7 +2650,7 @@ func (x *HashSample) String() string {
 func (*HashSample) ProtoMessage() {}
 
 func (x *HashSample) ProtoReflect() protoreflect.Message {
-	mi := &file_decree_admin_v1_admin_proto_msgTypes[35]
+	mi := &file_decree_admin_v1_admin_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2466,7 +2663,7 @@ func (x *HashSample) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HashSample.ProtoReflect.Descriptor instead.
 func (*HashSample) Descriptor() ([]byte, []int) {
-	return file_decree_admin_v1_admin_proto_rawDescGZIP(), []int{35}
+	return file_decree_admin_v1_admin_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *HashSample) GetIndex() uint64 {
@@ -2497,7 +2694,20 @@ const file_decree_admin_v1_admin_proto_rawDesc = "" +
 	"\vretry_after\x18\x06 \x01(\x03R\n" +
 	"retryAfter\x12\x14\n" +
 	"\x05cause\x18\a \x01(\tR\x05cause\x12\x12\n" +
-	"\x04data\x18\b \x01(\fR\x04data\"\x0f\n" +
+	"\x04data\x18\b \x01(\fR\x04data\"\xef\x01\n" +
+	"\rBackupRequest\x12\x16\n" +
+	"\x06shards\x18\x01 \x03(\x04R\x06shards\x12F\n" +
+	"\bat_least\x18\x02 \x03(\v2+.decree.admin.v1.BackupRequest.AtLeastEntryR\aatLeast\x12\x18\n" +
+	"\ahistory\x18\x03 \x01(\bR\ahistory\x12(\n" +
+	"\x10bytes_per_second\x18\x04 \x01(\x03R\x0ebytesPerSecond\x1a:\n" +
+	"\fAtLeastEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\x04R\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"$\n" +
+	"\x0eBackupResponse\x12\x12\n" +
+	"\x04data\x18\x01 \x01(\fR\x04data\"%\n" +
+	"\rRepairRequest\x12\x14\n" +
+	"\x05shard\x18\x01 \x01(\x04R\x05shard\"\x10\n" +
+	"\x0eRepairResponse\"\x0f\n" +
 	"\rStatusRequest\"\xfa\x01\n" +
 	"\x0eStatusResponse\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\tR\acluster\x12\x12\n" +
@@ -2669,7 +2879,7 @@ const file_decree_admin_v1_admin_proto_rawDesc = "" +
 	"\x13ERROR_KIND_REJECTED\x10\x01\x12\x1b\n" +
 	"\x17ERROR_KIND_NOT_PROPOSED\x10\x02\x12\x16\n" +
 	"\x12ERROR_KIND_UNKNOWN\x10\x03\x12\x15\n" +
-	"\x11ERROR_KIND_BROKEN\x10\x042\xa6\b\n" +
+	"\x11ERROR_KIND_BROKEN\x10\x042\xbe\t\n" +
 	"\fAdminService\x12I\n" +
 	"\x06Status\x12\x1e.decree.admin.v1.StatusRequest\x1a\x1f.decree.admin.v1.StatusResponse\x12L\n" +
 	"\aMembers\x12\x1f.decree.admin.v1.MembersRequest\x1a .decree.admin.v1.MembersResponse\x12U\n" +
@@ -2683,7 +2893,9 @@ const file_decree_admin_v1_admin_proto_rawDesc = "" +
 	"\bTransfer\x12 .decree.admin.v1.TransferRequest\x1a!.decree.admin.v1.TransferResponse\x12H\n" +
 	"\x05Drain\x12\x1d.decree.admin.v1.DrainRequest\x1a\x1e.decree.admin.v1.DrainResponse0\x01\x12X\n" +
 	"\vCutSnapshot\x12#.decree.admin.v1.CutSnapshotRequest\x1a$.decree.admin.v1.CutSnapshotResponse\x12^\n" +
-	"\rListSnapshots\x12%.decree.admin.v1.ListSnapshotsRequest\x1a&.decree.admin.v1.ListSnapshotsResponse\x12N\n" +
+	"\rListSnapshots\x12%.decree.admin.v1.ListSnapshotsRequest\x1a&.decree.admin.v1.ListSnapshotsResponse\x12K\n" +
+	"\x06Backup\x12\x1e.decree.admin.v1.BackupRequest\x1a\x1f.decree.admin.v1.BackupResponse0\x01\x12I\n" +
+	"\x06Repair\x12\x1e.decree.admin.v1.RepairRequest\x1a\x1f.decree.admin.v1.RepairResponse\x12N\n" +
 	"\aJournal\x12\x1f.decree.admin.v1.JournalRequest\x1a .decree.admin.v1.JournalResponse0\x01\x12C\n" +
 	"\x04Hash\x12\x1c.decree.admin.v1.HashRequest\x1a\x1d.decree.admin.v1.HashResponseB;Z9github.com/decree-raft/decree/api/decree/admin/v1;adminv1b\x06proto3"
 
@@ -2700,90 +2912,100 @@ func file_decree_admin_v1_admin_proto_rawDescGZIP() []byte {
 }
 
 var file_decree_admin_v1_admin_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_decree_admin_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 36)
+var file_decree_admin_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 41)
 var file_decree_admin_v1_admin_proto_goTypes = []any{
 	(ErrorKind)(0),                // 0: decree.admin.v1.ErrorKind
 	(*ErrorDetail)(nil),           // 1: decree.admin.v1.ErrorDetail
-	(*StatusRequest)(nil),         // 2: decree.admin.v1.StatusRequest
-	(*StatusResponse)(nil),        // 3: decree.admin.v1.StatusResponse
-	(*ShardStatus)(nil),           // 4: decree.admin.v1.ShardStatus
-	(*Counters)(nil),              // 5: decree.admin.v1.Counters
-	(*PeerStatus)(nil),            // 6: decree.admin.v1.PeerStatus
-	(*Log)(nil),                   // 7: decree.admin.v1.Log
-	(*Disk)(nil),                  // 8: decree.admin.v1.Disk
-	(*MembersRequest)(nil),        // 9: decree.admin.v1.MembersRequest
-	(*MembersResponse)(nil),       // 10: decree.admin.v1.MembersResponse
-	(*Member)(nil),                // 11: decree.admin.v1.Member
-	(*AddLearnerRequest)(nil),     // 12: decree.admin.v1.AddLearnerRequest
-	(*AddLearnerResponse)(nil),    // 13: decree.admin.v1.AddLearnerResponse
-	(*PromoteRequest)(nil),        // 14: decree.admin.v1.PromoteRequest
-	(*PromoteResponse)(nil),       // 15: decree.admin.v1.PromoteResponse
-	(*RemoveRequest)(nil),         // 16: decree.admin.v1.RemoveRequest
-	(*RemoveResponse)(nil),        // 17: decree.admin.v1.RemoveResponse
-	(*ReplaceRequest)(nil),        // 18: decree.admin.v1.ReplaceRequest
-	(*ReplaceResponse)(nil),       // 19: decree.admin.v1.ReplaceResponse
-	(*SetAddressRequest)(nil),     // 20: decree.admin.v1.SetAddressRequest
-	(*SetAddressResponse)(nil),    // 21: decree.admin.v1.SetAddressResponse
-	(*TransferRequest)(nil),       // 22: decree.admin.v1.TransferRequest
-	(*TransferResponse)(nil),      // 23: decree.admin.v1.TransferResponse
-	(*DrainRequest)(nil),          // 24: decree.admin.v1.DrainRequest
-	(*DrainResponse)(nil),         // 25: decree.admin.v1.DrainResponse
-	(*CutSnapshotRequest)(nil),    // 26: decree.admin.v1.CutSnapshotRequest
-	(*CutSnapshotResponse)(nil),   // 27: decree.admin.v1.CutSnapshotResponse
-	(*ListSnapshotsRequest)(nil),  // 28: decree.admin.v1.ListSnapshotsRequest
-	(*ListSnapshotsResponse)(nil), // 29: decree.admin.v1.ListSnapshotsResponse
-	(*Snapshot)(nil),              // 30: decree.admin.v1.Snapshot
-	(*JournalRequest)(nil),        // 31: decree.admin.v1.JournalRequest
-	(*JournalResponse)(nil),       // 32: decree.admin.v1.JournalResponse
-	(*Entry)(nil),                 // 33: decree.admin.v1.Entry
-	(*HashRequest)(nil),           // 34: decree.admin.v1.HashRequest
-	(*HashResponse)(nil),          // 35: decree.admin.v1.HashResponse
-	(*HashSample)(nil),            // 36: decree.admin.v1.HashSample
+	(*BackupRequest)(nil),         // 2: decree.admin.v1.BackupRequest
+	(*BackupResponse)(nil),        // 3: decree.admin.v1.BackupResponse
+	(*RepairRequest)(nil),         // 4: decree.admin.v1.RepairRequest
+	(*RepairResponse)(nil),        // 5: decree.admin.v1.RepairResponse
+	(*StatusRequest)(nil),         // 6: decree.admin.v1.StatusRequest
+	(*StatusResponse)(nil),        // 7: decree.admin.v1.StatusResponse
+	(*ShardStatus)(nil),           // 8: decree.admin.v1.ShardStatus
+	(*Counters)(nil),              // 9: decree.admin.v1.Counters
+	(*PeerStatus)(nil),            // 10: decree.admin.v1.PeerStatus
+	(*Log)(nil),                   // 11: decree.admin.v1.Log
+	(*Disk)(nil),                  // 12: decree.admin.v1.Disk
+	(*MembersRequest)(nil),        // 13: decree.admin.v1.MembersRequest
+	(*MembersResponse)(nil),       // 14: decree.admin.v1.MembersResponse
+	(*Member)(nil),                // 15: decree.admin.v1.Member
+	(*AddLearnerRequest)(nil),     // 16: decree.admin.v1.AddLearnerRequest
+	(*AddLearnerResponse)(nil),    // 17: decree.admin.v1.AddLearnerResponse
+	(*PromoteRequest)(nil),        // 18: decree.admin.v1.PromoteRequest
+	(*PromoteResponse)(nil),       // 19: decree.admin.v1.PromoteResponse
+	(*RemoveRequest)(nil),         // 20: decree.admin.v1.RemoveRequest
+	(*RemoveResponse)(nil),        // 21: decree.admin.v1.RemoveResponse
+	(*ReplaceRequest)(nil),        // 22: decree.admin.v1.ReplaceRequest
+	(*ReplaceResponse)(nil),       // 23: decree.admin.v1.ReplaceResponse
+	(*SetAddressRequest)(nil),     // 24: decree.admin.v1.SetAddressRequest
+	(*SetAddressResponse)(nil),    // 25: decree.admin.v1.SetAddressResponse
+	(*TransferRequest)(nil),       // 26: decree.admin.v1.TransferRequest
+	(*TransferResponse)(nil),      // 27: decree.admin.v1.TransferResponse
+	(*DrainRequest)(nil),          // 28: decree.admin.v1.DrainRequest
+	(*DrainResponse)(nil),         // 29: decree.admin.v1.DrainResponse
+	(*CutSnapshotRequest)(nil),    // 30: decree.admin.v1.CutSnapshotRequest
+	(*CutSnapshotResponse)(nil),   // 31: decree.admin.v1.CutSnapshotResponse
+	(*ListSnapshotsRequest)(nil),  // 32: decree.admin.v1.ListSnapshotsRequest
+	(*ListSnapshotsResponse)(nil), // 33: decree.admin.v1.ListSnapshotsResponse
+	(*Snapshot)(nil),              // 34: decree.admin.v1.Snapshot
+	(*JournalRequest)(nil),        // 35: decree.admin.v1.JournalRequest
+	(*JournalResponse)(nil),       // 36: decree.admin.v1.JournalResponse
+	(*Entry)(nil),                 // 37: decree.admin.v1.Entry
+	(*HashRequest)(nil),           // 38: decree.admin.v1.HashRequest
+	(*HashResponse)(nil),          // 39: decree.admin.v1.HashResponse
+	(*HashSample)(nil),            // 40: decree.admin.v1.HashSample
+	nil,                           // 41: decree.admin.v1.BackupRequest.AtLeastEntry
 }
 var file_decree_admin_v1_admin_proto_depIdxs = []int32{
 	0,  // 0: decree.admin.v1.ErrorDetail.kind:type_name -> decree.admin.v1.ErrorKind
-	4,  // 1: decree.admin.v1.StatusResponse.shards:type_name -> decree.admin.v1.ShardStatus
-	6,  // 2: decree.admin.v1.StatusResponse.peers:type_name -> decree.admin.v1.PeerStatus
-	7,  // 3: decree.admin.v1.StatusResponse.log:type_name -> decree.admin.v1.Log
-	8,  // 4: decree.admin.v1.StatusResponse.disk:type_name -> decree.admin.v1.Disk
-	1,  // 5: decree.admin.v1.ShardStatus.error:type_name -> decree.admin.v1.ErrorDetail
-	5,  // 6: decree.admin.v1.ShardStatus.counters:type_name -> decree.admin.v1.Counters
-	11, // 7: decree.admin.v1.MembersResponse.members:type_name -> decree.admin.v1.Member
-	30, // 8: decree.admin.v1.CutSnapshotResponse.snapshot:type_name -> decree.admin.v1.Snapshot
-	30, // 9: decree.admin.v1.ListSnapshotsResponse.snapshots:type_name -> decree.admin.v1.Snapshot
-	33, // 10: decree.admin.v1.JournalResponse.entry:type_name -> decree.admin.v1.Entry
-	36, // 11: decree.admin.v1.HashResponse.samples:type_name -> decree.admin.v1.HashSample
-	2,  // 12: decree.admin.v1.AdminService.Status:input_type -> decree.admin.v1.StatusRequest
-	9,  // 13: decree.admin.v1.AdminService.Members:input_type -> decree.admin.v1.MembersRequest
-	12, // 14: decree.admin.v1.AdminService.AddLearner:input_type -> decree.admin.v1.AddLearnerRequest
-	14, // 15: decree.admin.v1.AdminService.Promote:input_type -> decree.admin.v1.PromoteRequest
-	16, // 16: decree.admin.v1.AdminService.Remove:input_type -> decree.admin.v1.RemoveRequest
-	18, // 17: decree.admin.v1.AdminService.Replace:input_type -> decree.admin.v1.ReplaceRequest
-	20, // 18: decree.admin.v1.AdminService.SetAddress:input_type -> decree.admin.v1.SetAddressRequest
-	22, // 19: decree.admin.v1.AdminService.Transfer:input_type -> decree.admin.v1.TransferRequest
-	24, // 20: decree.admin.v1.AdminService.Drain:input_type -> decree.admin.v1.DrainRequest
-	26, // 21: decree.admin.v1.AdminService.CutSnapshot:input_type -> decree.admin.v1.CutSnapshotRequest
-	28, // 22: decree.admin.v1.AdminService.ListSnapshots:input_type -> decree.admin.v1.ListSnapshotsRequest
-	31, // 23: decree.admin.v1.AdminService.Journal:input_type -> decree.admin.v1.JournalRequest
-	34, // 24: decree.admin.v1.AdminService.Hash:input_type -> decree.admin.v1.HashRequest
-	3,  // 25: decree.admin.v1.AdminService.Status:output_type -> decree.admin.v1.StatusResponse
-	10, // 26: decree.admin.v1.AdminService.Members:output_type -> decree.admin.v1.MembersResponse
-	13, // 27: decree.admin.v1.AdminService.AddLearner:output_type -> decree.admin.v1.AddLearnerResponse
-	15, // 28: decree.admin.v1.AdminService.Promote:output_type -> decree.admin.v1.PromoteResponse
-	17, // 29: decree.admin.v1.AdminService.Remove:output_type -> decree.admin.v1.RemoveResponse
-	19, // 30: decree.admin.v1.AdminService.Replace:output_type -> decree.admin.v1.ReplaceResponse
-	21, // 31: decree.admin.v1.AdminService.SetAddress:output_type -> decree.admin.v1.SetAddressResponse
-	23, // 32: decree.admin.v1.AdminService.Transfer:output_type -> decree.admin.v1.TransferResponse
-	25, // 33: decree.admin.v1.AdminService.Drain:output_type -> decree.admin.v1.DrainResponse
-	27, // 34: decree.admin.v1.AdminService.CutSnapshot:output_type -> decree.admin.v1.CutSnapshotResponse
-	29, // 35: decree.admin.v1.AdminService.ListSnapshots:output_type -> decree.admin.v1.ListSnapshotsResponse
-	32, // 36: decree.admin.v1.AdminService.Journal:output_type -> decree.admin.v1.JournalResponse
-	35, // 37: decree.admin.v1.AdminService.Hash:output_type -> decree.admin.v1.HashResponse
-	25, // [25:38] is the sub-list for method output_type
-	12, // [12:25] is the sub-list for method input_type
-	12, // [12:12] is the sub-list for extension type_name
-	12, // [12:12] is the sub-list for extension extendee
-	0,  // [0:12] is the sub-list for field type_name
+	41, // 1: decree.admin.v1.BackupRequest.at_least:type_name -> decree.admin.v1.BackupRequest.AtLeastEntry
+	8,  // 2: decree.admin.v1.StatusResponse.shards:type_name -> decree.admin.v1.ShardStatus
+	10, // 3: decree.admin.v1.StatusResponse.peers:type_name -> decree.admin.v1.PeerStatus
+	11, // 4: decree.admin.v1.StatusResponse.log:type_name -> decree.admin.v1.Log
+	12, // 5: decree.admin.v1.StatusResponse.disk:type_name -> decree.admin.v1.Disk
+	1,  // 6: decree.admin.v1.ShardStatus.error:type_name -> decree.admin.v1.ErrorDetail
+	9,  // 7: decree.admin.v1.ShardStatus.counters:type_name -> decree.admin.v1.Counters
+	15, // 8: decree.admin.v1.MembersResponse.members:type_name -> decree.admin.v1.Member
+	34, // 9: decree.admin.v1.CutSnapshotResponse.snapshot:type_name -> decree.admin.v1.Snapshot
+	34, // 10: decree.admin.v1.ListSnapshotsResponse.snapshots:type_name -> decree.admin.v1.Snapshot
+	37, // 11: decree.admin.v1.JournalResponse.entry:type_name -> decree.admin.v1.Entry
+	40, // 12: decree.admin.v1.HashResponse.samples:type_name -> decree.admin.v1.HashSample
+	6,  // 13: decree.admin.v1.AdminService.Status:input_type -> decree.admin.v1.StatusRequest
+	13, // 14: decree.admin.v1.AdminService.Members:input_type -> decree.admin.v1.MembersRequest
+	16, // 15: decree.admin.v1.AdminService.AddLearner:input_type -> decree.admin.v1.AddLearnerRequest
+	18, // 16: decree.admin.v1.AdminService.Promote:input_type -> decree.admin.v1.PromoteRequest
+	20, // 17: decree.admin.v1.AdminService.Remove:input_type -> decree.admin.v1.RemoveRequest
+	22, // 18: decree.admin.v1.AdminService.Replace:input_type -> decree.admin.v1.ReplaceRequest
+	24, // 19: decree.admin.v1.AdminService.SetAddress:input_type -> decree.admin.v1.SetAddressRequest
+	26, // 20: decree.admin.v1.AdminService.Transfer:input_type -> decree.admin.v1.TransferRequest
+	28, // 21: decree.admin.v1.AdminService.Drain:input_type -> decree.admin.v1.DrainRequest
+	30, // 22: decree.admin.v1.AdminService.CutSnapshot:input_type -> decree.admin.v1.CutSnapshotRequest
+	32, // 23: decree.admin.v1.AdminService.ListSnapshots:input_type -> decree.admin.v1.ListSnapshotsRequest
+	2,  // 24: decree.admin.v1.AdminService.Backup:input_type -> decree.admin.v1.BackupRequest
+	4,  // 25: decree.admin.v1.AdminService.Repair:input_type -> decree.admin.v1.RepairRequest
+	35, // 26: decree.admin.v1.AdminService.Journal:input_type -> decree.admin.v1.JournalRequest
+	38, // 27: decree.admin.v1.AdminService.Hash:input_type -> decree.admin.v1.HashRequest
+	7,  // 28: decree.admin.v1.AdminService.Status:output_type -> decree.admin.v1.StatusResponse
+	14, // 29: decree.admin.v1.AdminService.Members:output_type -> decree.admin.v1.MembersResponse
+	17, // 30: decree.admin.v1.AdminService.AddLearner:output_type -> decree.admin.v1.AddLearnerResponse
+	19, // 31: decree.admin.v1.AdminService.Promote:output_type -> decree.admin.v1.PromoteResponse
+	21, // 32: decree.admin.v1.AdminService.Remove:output_type -> decree.admin.v1.RemoveResponse
+	23, // 33: decree.admin.v1.AdminService.Replace:output_type -> decree.admin.v1.ReplaceResponse
+	25, // 34: decree.admin.v1.AdminService.SetAddress:output_type -> decree.admin.v1.SetAddressResponse
+	27, // 35: decree.admin.v1.AdminService.Transfer:output_type -> decree.admin.v1.TransferResponse
+	29, // 36: decree.admin.v1.AdminService.Drain:output_type -> decree.admin.v1.DrainResponse
+	31, // 37: decree.admin.v1.AdminService.CutSnapshot:output_type -> decree.admin.v1.CutSnapshotResponse
+	33, // 38: decree.admin.v1.AdminService.ListSnapshots:output_type -> decree.admin.v1.ListSnapshotsResponse
+	3,  // 39: decree.admin.v1.AdminService.Backup:output_type -> decree.admin.v1.BackupResponse
+	5,  // 40: decree.admin.v1.AdminService.Repair:output_type -> decree.admin.v1.RepairResponse
+	36, // 41: decree.admin.v1.AdminService.Journal:output_type -> decree.admin.v1.JournalResponse
+	39, // 42: decree.admin.v1.AdminService.Hash:output_type -> decree.admin.v1.HashResponse
+	28, // [28:43] is the sub-list for method output_type
+	13, // [13:28] is the sub-list for method input_type
+	13, // [13:13] is the sub-list for extension type_name
+	13, // [13:13] is the sub-list for extension extendee
+	0,  // [0:13] is the sub-list for field type_name
 }
 
 func init() { file_decree_admin_v1_admin_proto_init() }
@@ -2797,7 +3019,7 @@ func file_decree_admin_v1_admin_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_decree_admin_v1_admin_proto_rawDesc), len(file_decree_admin_v1_admin_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   36,
+			NumMessages:   41,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

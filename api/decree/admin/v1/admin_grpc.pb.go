@@ -47,6 +47,8 @@ const (
 	AdminService_Drain_FullMethodName         = "/decree.admin.v1.AdminService/Drain"
 	AdminService_CutSnapshot_FullMethodName   = "/decree.admin.v1.AdminService/CutSnapshot"
 	AdminService_ListSnapshots_FullMethodName = "/decree.admin.v1.AdminService/ListSnapshots"
+	AdminService_Backup_FullMethodName        = "/decree.admin.v1.AdminService/Backup"
+	AdminService_Repair_FullMethodName        = "/decree.admin.v1.AdminService/Repair"
 	AdminService_Journal_FullMethodName       = "/decree.admin.v1.AdminService/Journal"
 	AdminService_Hash_FullMethodName          = "/decree.admin.v1.AdminService/Hash"
 )
@@ -78,6 +80,11 @@ type AdminServiceClient interface {
 	CutSnapshot(ctx context.Context, in *CutSnapshotRequest, opts ...grpc.CallOption) (*CutSnapshotResponse, error)
 	// ListSnapshots lists the complete snapshots on this node's disk.
 	ListSnapshots(ctx context.Context, in *ListSnapshotsRequest, opts ...grpc.CallOption) (*ListSnapshotsResponse, error)
+	// Backup streams a backup of this node's replicas (package snapshot has the format), while they go on. A stream that ends with
+	// an error is no backup.
+	Backup(ctx context.Context, in *BackupRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[BackupResponse], error)
+	// Repair gives a replica of this node that is out of service the state of another member, and starts it again.
+	Repair(ctx context.Context, in *RepairRequest, opts ...grpc.CallOption) (*RepairResponse, error)
 	// Journal streams the committed entries of a shard, one in each message.
 	Journal(ctx context.Context, in *JournalRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[JournalResponse], error)
 	// Hash samples index and hash of this node's replica. Replicas are compared at an index that was sampled on each of them.
@@ -211,9 +218,38 @@ func (c *adminServiceClient) ListSnapshots(ctx context.Context, in *ListSnapshot
 	return out, nil
 }
 
+func (c *adminServiceClient) Backup(ctx context.Context, in *BackupRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[BackupResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &AdminService_ServiceDesc.Streams[1], AdminService_Backup_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[BackupRequest, BackupResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type AdminService_BackupClient = grpc.ServerStreamingClient[BackupResponse]
+
+func (c *adminServiceClient) Repair(ctx context.Context, in *RepairRequest, opts ...grpc.CallOption) (*RepairResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RepairResponse)
+	err := c.cc.Invoke(ctx, AdminService_Repair_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *adminServiceClient) Journal(ctx context.Context, in *JournalRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[JournalResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	stream, err := c.cc.NewStream(ctx, &AdminService_ServiceDesc.Streams[1], AdminService_Journal_FullMethodName, cOpts...)
+	stream, err := c.cc.NewStream(ctx, &AdminService_ServiceDesc.Streams[2], AdminService_Journal_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -267,6 +303,11 @@ type AdminServiceServer interface {
 	CutSnapshot(context.Context, *CutSnapshotRequest) (*CutSnapshotResponse, error)
 	// ListSnapshots lists the complete snapshots on this node's disk.
 	ListSnapshots(context.Context, *ListSnapshotsRequest) (*ListSnapshotsResponse, error)
+	// Backup streams a backup of this node's replicas (package snapshot has the format), while they go on. A stream that ends with
+	// an error is no backup.
+	Backup(*BackupRequest, grpc.ServerStreamingServer[BackupResponse]) error
+	// Repair gives a replica of this node that is out of service the state of another member, and starts it again.
+	Repair(context.Context, *RepairRequest) (*RepairResponse, error)
 	// Journal streams the committed entries of a shard, one in each message.
 	Journal(*JournalRequest, grpc.ServerStreamingServer[JournalResponse]) error
 	// Hash samples index and hash of this node's replica. Replicas are compared at an index that was sampled on each of them.
@@ -313,6 +354,12 @@ func (UnimplementedAdminServiceServer) CutSnapshot(context.Context, *CutSnapshot
 }
 func (UnimplementedAdminServiceServer) ListSnapshots(context.Context, *ListSnapshotsRequest) (*ListSnapshotsResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListSnapshots not implemented")
+}
+func (UnimplementedAdminServiceServer) Backup(*BackupRequest, grpc.ServerStreamingServer[BackupResponse]) error {
+	return status.Error(codes.Unimplemented, "method Backup not implemented")
+}
+func (UnimplementedAdminServiceServer) Repair(context.Context, *RepairRequest) (*RepairResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Repair not implemented")
 }
 func (UnimplementedAdminServiceServer) Journal(*JournalRequest, grpc.ServerStreamingServer[JournalResponse]) error {
 	return status.Error(codes.Unimplemented, "method Journal not implemented")
@@ -532,6 +579,35 @@ func _AdminService_ListSnapshots_Handler(srv interface{}, ctx context.Context, d
 	return interceptor(ctx, in, info, handler)
 }
 
+func _AdminService_Backup_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(BackupRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(AdminServiceServer).Backup(m, &grpc.GenericServerStream[BackupRequest, BackupResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type AdminService_BackupServer = grpc.ServerStreamingServer[BackupResponse]
+
+func _AdminService_Repair_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RepairRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServiceServer).Repair(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AdminService_Repair_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServiceServer).Repair(ctx, req.(*RepairRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _AdminService_Journal_Handler(srv interface{}, stream grpc.ServerStream) error {
 	m := new(JournalRequest)
 	if err := stream.RecvMsg(m); err != nil {
@@ -609,6 +685,10 @@ var AdminService_ServiceDesc = grpc.ServiceDesc{
 			Handler:    _AdminService_ListSnapshots_Handler,
 		},
 		{
+			MethodName: "Repair",
+			Handler:    _AdminService_Repair_Handler,
+		},
+		{
 			MethodName: "Hash",
 			Handler:    _AdminService_Hash_Handler,
 		},
@@ -617,6 +697,11 @@ var AdminService_ServiceDesc = grpc.ServiceDesc{
 		{
 			StreamName:    "Drain",
 			Handler:       _AdminService_Drain_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "Backup",
+			Handler:       _AdminService_Backup_Handler,
 			ServerStreams: true,
 		},
 		{
