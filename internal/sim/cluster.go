@@ -44,6 +44,7 @@ type node struct {
 	dial      map[core.NodeID]string             // the transport's: where peers were last found, by this incarnation
 	left      [shardCount + 1]bool               // the replica knows that it was removed
 	program   uint64                             // the highest version of the machine that it can run
+	running   uint64                             // the same, of this incarnation
 	ran       uint64                             // the highest that it ever could
 
 	applied [shardCount + 1]core.Index // as the checker saw it
@@ -164,7 +165,7 @@ func (n *node) start() {
 	n.heard = make([]int64, len(n.s.nodes)+1)
 	n.confs, n.dial = [shardCount + 1]core.Configuration{}, map[core.NodeID]string{}
 	n.locate()
-	n.ran = max(n.ran, n.program)
+	n.running, n.ran = n.program, max(n.ran, n.program)
 	n.frames = make([][]byte, len(n.s.nodes)+1)
 	if err := n.open(); err != nil {
 		n.refused(err)

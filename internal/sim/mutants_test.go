@@ -84,6 +84,7 @@ var mutants = []mutant{
 	{guarantee: "members", faults: "promote-unready", opts: Options{tune: changing}},
 	{guarantee: "members", faults: "reuse-ids", opts: Options{tune: changing}},
 	{guarantee: "members", faults: "remove-the-last-alive", opts: Options{tune: changing}},
+	{guarantee: "versions", faults: "version-of-the-old-members", opts: Options{tune: joining}},
 	{guarantee: "versions", faults: "version-alone", opts: Options{tune: upgrading}},
 }
 
@@ -144,6 +145,13 @@ func changing(s *swarm) {
 func upgrading(s *swarm) {
 	s.nodes, s.programs = 3, 2
 	s.every[faultRot], s.every[faultUpgrade], s.every[faultDowngrade] = 0, 150*millisecond, 300*millisecond
+}
+
+// joining has nodes with older programs added meanwhile.
+func joining(s *swarm) {
+	changing(s)
+	s.programs = 2
+	s.every[faultUpgrade] = 300 * millisecond
 }
 
 func TestMutants(t *testing.T) {
