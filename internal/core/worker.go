@@ -324,7 +324,7 @@ type Status struct {
 	Queued       int // calls pending
 	Memory       int64
 	Quiet        bool
-	Err          *Error // why it stopped
+	Err          *Error // why it serves nobody: it stopped, or it was removed and votes as long as somebody counts on that
 	Stats        Stats
 }
 
@@ -343,6 +343,9 @@ func (w *Worker) Status(id ShardID) (Status, bool) {
 	if r.broken != nil {
 		s.Role = "stopped"
 		return s, true
+	}
+	if r.leaving && r.lead == nil {
+		s.Err = r.removedError(r.conf.Index) // it serves nobody, and votes as long as somebody counts on that
 	}
 	s.Commit = Index(r.rn.BasicStatus().Commit)
 	if r.lead != nil {

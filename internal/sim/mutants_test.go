@@ -84,6 +84,7 @@ var mutants = []mutant{
 	{guarantee: "members", faults: "promote-unready", opts: Options{tune: changing}},
 	{guarantee: "members", faults: "reuse-ids", opts: Options{tune: changing}},
 	{guarantee: "members", faults: "remove-the-last-alive", opts: Options{tune: changing}},
+	{guarantee: "members", faults: "leave-at-once", opts: Options{tune: changing}},
 	{guarantee: "versions", faults: "version-of-the-old-members", opts: Options{tune: joining}},
 	{guarantee: "versions", faults: "version-alone", opts: Options{tune: upgrading}},
 }
