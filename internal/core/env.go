@@ -55,6 +55,7 @@ type Env interface {
 type Write struct {
 	Records  []wal.Record
 	replicas []*Replica // whose outstanding Ready this is
+	then     []func()   // on the worker's goroutine
 }
 
 // FlushDone is a flush under way.

@@ -462,9 +462,25 @@ func (r *Replica) applyChange(e *raftpb.Entry) {
 		panic(broken(CodeCorruption, err, "the change of members at entry %d", e.Index))
 	}
 	cs := r.rn.ApplyConfChange(cc)
+	r.noteDue = true
 	r.setConfiguration(r.conf.after(Index(e.Index), cs, note))
 	r.logger.Info("members changed", "index", e.Index, "change", note.kind.String(), "voters", r.conf.Voters, "outgoing", r.conf.Outgoing, "learners", r.conf.Learners)
 	r.touch() // raft may have something to send to a newcomer
+}
+
+// noteMembers writes down that a change of members is committed. For other entries that is found out again after a restart, by those who
+// have them; but who was removed by this one is told so, and stops: nobody might be left to find it out with.
+func (r *Replica) noteMembers() {
+	if !r.noteDue || r.writing {
+		return
+	}
+	r.noteDue = false
+	hard := r.log.hard
+	hard.Commit = max(hard.Commit, uint64(r.applied))
+	r.log.hard = hard
+	at := r.applied
+	r.w.write(nil, record(r.shard, hard, nil))
+	r.w.out.then = append(r.w.out.then, func() { r.membersKnown = max(r.membersKnown, at) })
 }
 
 func (r *Replica) setConfiguration(c Configuration) {

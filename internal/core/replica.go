@@ -52,8 +52,11 @@ type Replica struct {
 	orphans   []*batch    // in flight when leadership went; settled within the pass
 	leaving   bool        // no member any more, see members.go
 	departure departure
-	known     map[NodeID]string // members by entries that this replica lacks, with their addresses
-	askedOf   int64             // monotonic ns, when it was last asked who somebody is
+	// What a restart would know of the members: noteDue, a record of the commit index is due; membersKnown, up to here it is on disk.
+	noteDue      bool
+	membersKnown Index
+	known        map[NodeID]string // members by entries that this replica lacks, with their addresses
+	askedOf      int64             // monotonic ns, when it was last asked who somebody is
 
 	toldVersion bool // to the present leader
 	reads       readQueue
@@ -200,6 +203,7 @@ func (r *Replica) restore(d Deps) error {
 			"log and may not come back under its old id; remove its data and add it as a new node", hs.Commit, r.log.last())
 	}
 	r.log.hard = raftpb.HardState{Term: hs.Term, Vote: hs.Vote, Commit: max(hs.Commit, uint64(r.applied))}
+	r.membersKnown = Index(r.log.hard.Commit)
 	if limit := r.maxVersion(); r.meta.machine > limit {
 		return fmt.Errorf("version %d of the machine is active, this program knows up to %d: start the newer program", r.meta.machine, limit)
 	}
@@ -258,6 +262,7 @@ func (r *Replica) process() {
 		return
 	}
 	r.observe()
+	r.noteMembers()
 	r.promoteCommitted()
 	r.decideQueue()
 	for range 16 { // bounded: each round consumes what raft had ready
@@ -586,6 +591,9 @@ func (r *Replica) acceptable(m *Message) bool {
 
 // tellRemoved answers one that does not know that it is no member any more: nobody else would tell it.
 func (r *Replica) tellRemoved(n NodeID) {
+	if r.membersKnown < r.conf.Index && !mutated("tell-before-sync") {
+		return // a restart could forget, and count on it again
+	}
 	r.w.env.SendNote(n, Note{Shard: r.shard, Kind: noteRemoved, A: uint64(r.conf.Index)})
 }
 

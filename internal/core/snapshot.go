@@ -645,6 +645,7 @@ func (r *Replica) adopt(m *snapshot.Manifest) error {
 	r.log.hard, r.log.offer = hard, r.offer
 	r.everywhere = min(r.everywhere, r.applied)
 	r.marks = nil
+	r.noteDue = true
 	r.setConfiguration(r.conf)
 	r.stats.SnapshotsInstalled++
 	// The log is not told that it may let go: should it drop the entry that the snapshot contradicts, and not those after it, a

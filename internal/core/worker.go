@@ -59,6 +59,9 @@ func (w *Worker) Pass(now Now, in *Input) {
 			r.touch()
 			r.written()
 		}
+		for _, f := range wr.then {
+			f()
+		}
 	}
 	for _, f := range in.Flushed {
 		if r := w.replicas[f.Shard]; r != nil {
