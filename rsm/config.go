@@ -11,6 +11,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/decree-raft/decree/internal/core"
@@ -98,8 +99,11 @@ type Config struct {
 	freeBytes func(dir string) (uint64, error)
 	// noCompactions keeps the state store from reading what nobody asks for; tests damage it.
 	noCompactions bool
-	// wrapLog, if set, puts a faulty disk in front of the log.
+	// wrapLog, if set, puts a faulty disk in front of the log; wrapFS something that watches in front of state and snapshots.
 	wrapLog func(wal.Log) wal.Log
+	wrapFS  func(vfs.FS) vfs.FS
+	// segmentBytes of the log; tests make them small.
+	segmentBytes int64
 	// Set by Cluster.
 	listener net.Listener
 	memory   *memoryDisk

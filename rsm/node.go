@@ -191,6 +191,10 @@ func (n *Node) openData() (map[uint64]*wal.ShardLog, error) {
 		return recovered.Shards, err
 	}
 	n.fs = vfs.Default
+	if n.cfg.wrapFS != nil {
+		n.fs = n.cfg.wrapFS(n.fs)
+	}
+	options.FS = n.fs
 	n.disk.dir = n.cfg.Dir
 	err := os.MkdirAll(n.cfg.Dir, 0o700)
 	if err != nil {
@@ -204,7 +208,7 @@ func (n *Node) openData() (map[uint64]*wal.ShardLog, error) {
 			return nil, err
 		}
 	}
-	log, recovered, err := wal.Open(wal.Options{Dir: filepath.Join(n.cfg.Dir, "wal"), Logger: n.cfg.Logger})
+	log, recovered, err := wal.Open(wal.Options{Dir: filepath.Join(n.cfg.Dir, "wal"), SegmentBytes: n.cfg.segmentBytes, Logger: n.cfg.Logger})
 	if err != nil {
 		return nil, err
 	}
@@ -480,6 +484,7 @@ type NodeStatus struct {
 	LogFsyncs     uint64
 	LogSyncTime   time.Duration // spent in log writes and fsyncs, since the start
 	StateBytes    uint64        // of the state store on disk
+	SnapshotsSent uint64        // bytes of snapshots that peers have fetched here, since the start
 	FreeDiskBytes uint64        // 0 in memory
 	DiskLow       bool
 }
@@ -513,7 +518,7 @@ func (n *Node) Status() (NodeStatus, error) {
 	ls := n.log.Stats()
 	s.LogSegments, s.LogBytes = n.log.Size()
 	s.LogFsyncs, s.LogSyncTime = ls.Fsyncs, ls.SyncTotal
-	s.StateBytes = n.store.Metrics().DiskBytes
+	s.StateBytes, s.SnapshotsSent = n.store.Metrics().DiskBytes, n.engine.sent.Load()
 	s.FreeDiskBytes, s.DiskLow = n.disk.free.Load(), n.disk.low.Load()
 	return s, nil
 }

@@ -127,7 +127,9 @@ func (e *engine) serve(ctx context.Context, from uint64, method uint8, request [
 	}
 	e.reads.note(id)
 	defer src.Close()
-	return src.Fetch(ctx, id, int(file), int(chunk))
+	b, err := src.Fetch(ctx, id, int(file), int(chunk))
+	e.sent.Add(uint64(len(b)))
+	return b, err
 }
 
 // Fetch implements core.Env.
