@@ -71,7 +71,8 @@ type Config struct {
 	// JournalMaxBytes bounds, per shard, what the journal keeps for members that are behind, KeepJournal aside; one that lacks more
 	// is given a snapshot. Default 1 GiB, or twice JournalBytes if that is more; negative: no bound.
 	JournalMaxBytes int64
-	// SnapshotBytesPerSecond bounds, for each snapshot, how fast it is cut or fetched. Default: no bound.
+	// SnapshotBytesPerSecond bounds, for each snapshot, how fast it is cut or fetched. Default: 16 MiB for a cut, which shares its
+	// disk with those who are served, and no bound for a fetch. Negative: no bound for either.
 	SnapshotBytesPerSecond int64
 	// Workers drive the shards. Default one per core, at most one per shard.
 	Workers int
@@ -159,6 +160,21 @@ func (c Config) withDefaults() Config {
 	return c
 }
 
+// cutBytesPerSecond is the default bound of a cut. On the disk of docs/performance.md, which is a slow one, it costs about a tenth of the throughput.
+const cutBytesPerSecond = 16 << 20
+
+// snapshotRates returns how many bytes of a snapshot may be cut and fetched per second, 0: no bound.
+func (c *Config) snapshotRates() (cut, fetch int64) {
+	switch r := c.SnapshotBytesPerSecond; {
+	case r == 0:
+		return cutBytesPerSecond, 0
+	case r < 0:
+		return 0, 0
+	default:
+		return r, r
+	}
+}
+
 // tick is half a heartbeat: the unit of all timeouts.
 func (c *Config) tick() time.Duration { return c.HeartbeatInterval / 2 }
 
@@ -192,7 +208,6 @@ func (c *Config) validate() error {
 	check(c.HeartbeatInterval >= 2*time.Millisecond, "HeartbeatInterval is %v: at least 2ms", c.HeartbeatInterval)
 	check(c.ElectionTimeout >= 3*c.HeartbeatInterval, "ElectionTimeout is %v: at least three heartbeats, %v", c.ElectionTimeout, 3*c.HeartbeatInterval)
 	check(c.Workers >= 1 && c.Workers <= 1024, "Workers is %d: 1 to 1024", c.Workers)
-	check(c.SnapshotBytesPerSecond >= 0, "SnapshotBytesPerSecond is %d: at least 0", c.SnapshotBytesPerSecond)
 	check(c.LogSegments >= 2, "LogSegments is %d: at least 2", c.LogSegments)
 	check(c.FsyncStall >= c.ElectionTimeout, "FsyncStall is %v: at least the election timeout, %v", c.FsyncStall, c.ElectionTimeout)
 	seen := map[ShardID]bool{}

@@ -45,7 +45,8 @@ type engine struct {
 	cluster   string
 	fs        vfs.FS                // of snaps
 	life      context.Context       // ends with the engine
-	rate      int64                 // bytes of snapshots per second, 0: no bound
+	cutRate   int64                 // bytes of a snapshot per second, 0: no bound
+	fetchRate int64
 	fatal     func(*Error)          // the node must stop; may be called more than once
 	changed   func(ShardID, NodeID) // who leads a shard
 	members   func(ShardID, core.Configuration)

@@ -142,7 +142,8 @@ func (n *Node) makeEngine() *engine {
 	e.tick = n.cfg.tick()
 	e.fatal, e.changed, e.stopped = n.fail, n.leaderChanged, n.replicaStopped
 	e.members, e.address = n.membersChanged, n.topology.addressOf
-	e.store, e.snaps, e.fs, e.cluster, e.rate = n.store, n.snaps, n.fs, n.cfg.Cluster, n.cfg.SnapshotBytesPerSecond
+	e.store, e.snaps, e.fs, e.cluster = n.store, n.snaps, n.fs, n.cfg.Cluster
+	e.cutRate, e.fetchRate = n.cfg.snapshotRates()
 	n.engine = e
 	n.topology.static, n.topology.shards, n.topology.address = maps.Clone(n.cfg.Peers), map[ShardID]core.Configuration{}, map[NodeID]string{}
 	n.topology.leaving = map[NodeID]bool{}

@@ -59,7 +59,7 @@ func (e *engine) cut(ctx context.Context, shard ShardID) (*snapshot.Snapshot, er
 	if err != nil {
 		return nil, err
 	}
-	s, err := e.snaps.Cut(ctx, c, snapshot.CutOptions{Info: info, BytesPerSecond: e.rate})
+	s, err := e.snaps.Cut(ctx, c, snapshot.CutOptions{Info: info, BytesPerSecond: e.cutRate})
 	if err == nil {
 		e.removeOlder(s)
 	}
@@ -152,7 +152,7 @@ func (e *engine) fetch(ctx context.Context, f *core.Fetch) (s *snapshot.Snapshot
 		return nil, errors.New("nobody is known to have it")
 	}
 	src := &peerSource{e: e, sources: f.Sources}
-	o := snapshot.ReceiveOptions{Cluster: e.cluster, Shard: uint64(f.Shard), BytesPerSecond: e.rate,
+	o := snapshot.ReceiveOptions{Cluster: e.cluster, Shard: uint64(f.Shard), BytesPerSecond: e.fetchRate,
 		Progress: func(p snapshot.Progress) { f.Progress(p.Bytes, p.Total) }}
 	for failed := 0; failed < fetchRounds*len(f.Sources); failed++ {
 		got := src.got
