@@ -13,6 +13,7 @@ import (
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/grpc"
 
 	"github.com/decree-raft/decree/internal/core"
 	"github.com/decree-raft/decree/internal/transport"
@@ -48,6 +49,10 @@ type Config struct {
 	Peers map[NodeID]string
 	// TLS, if set, is asked of every peer and shown to every peer.
 	TLS *TLS
+	// Services, if set, registers further gRPC services on the node's own port, with its TLS, before it is served: admin.Register is one.
+	// Their calls wait until Start has returned, and are ended by Close. Whoever reaches the port may call them; with TLS that is everyone
+	// with a certificate of the authorities. A node in memory has no port and does not call it.
+	Services func(n *Node, r grpc.ServiceRegistrar)
 	// Shards that this node hosts. At least one; may differ from node to node.
 	Shards []ShardConfig
 
@@ -71,6 +76,9 @@ type Config struct {
 	// JournalMaxBytes bounds, per shard, what the journal keeps for members that are behind, KeepJournal aside; one that lacks more
 	// is given a snapshot. Default 1 GiB, or twice JournalBytes if that is more; negative: no bound.
 	JournalMaxBytes int64
+	// KeepDamage leaves a replica whose state on disk turned out to be damaged out of service, for somebody to look at. Otherwise it is
+	// given the state of another member, see Shard.Repair.
+	KeepDamage bool
 	// SnapshotBytesPerSecond bounds, for each snapshot, how fast it is cut or fetched. Default: 16 MiB for a cut, which shares its
 	// disk with those who are served, and no bound for a fetch. Negative: no bound for either.
 	SnapshotBytesPerSecond int64

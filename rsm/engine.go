@@ -51,6 +51,7 @@ type engine struct {
 	changed   func(ShardID, NodeID) // who leads a shard
 	members   func(ShardID, core.Configuration)
 	address   func(NodeID) string
+	shard     func(ShardID) *Shard
 	stopped   func(ShardID, *core.Error) // a replica went out of service
 
 	logQueue chan struct{} // has one token while toWrite is not empty

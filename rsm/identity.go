@@ -1,6 +1,7 @@
 package rsm
 
 import (
+	"cmp"
 	"crypto/rand"
 	"encoding/json"
 	"errors"
@@ -9,6 +10,8 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -43,8 +46,28 @@ func (id identity) sum() (string, error) {
 
 func identityFile(dir string) string { return filepath.Join(dir, "node.json") }
 
+// unfinishedFile is what node.json is called until a restore has made the rest of the directory.
+func unfinishedFile(dir string) string { return identityFile(dir) + ".restoring" }
+
 // readIdentity returns the identity of a directory, nil if it has none, and an error if it is not this node's.
 func readIdentity(dir, cluster string, node NodeID) (*identity, error) {
+	id, err := loadIdentity(dir)
+	switch {
+	case err != nil || id == nil:
+		return nil, err
+	case id.Cluster != cluster:
+		return nil, fmt.Errorf("%s belongs to cluster %q, this node is configured for %q", dir, id.Cluster, cluster)
+	case id.Node != node:
+		return nil, fmt.Errorf("%s belongs to node %d, this is node %d", dir, id.Node, node)
+	}
+	return id, nil
+}
+
+// loadIdentity returns the identity of a directory, whosever it is, or nil if it has none.
+func loadIdentity(dir string) (*identity, error) {
+	if _, err := os.Stat(unfinishedFile(dir)); !errors.Is(err, fs.ErrNotExist) {
+		return nil, cmp.Or(err, fmt.Errorf("%s was being restored, and that did not come to its end (%s is there): restore it again, or remove it", dir, unfinishedFile(dir)))
+	}
 	data, err := os.ReadFile(identityFile(dir))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
@@ -64,10 +87,6 @@ func readIdentity(dir, cluster string, node NodeID) (*identity, error) {
 		return nil, fmt.Errorf("%s says that this is data of format %d, this program knows up to %d: use the newer program", identityFile(dir), id.Format, dataFormat)
 	case id.Sum != sum:
 		return nil, fmt.Errorf("%s is damaged: its checksum is %q, and should be %q: restore the file", identityFile(dir), id.Sum, sum)
-	case id.Cluster != cluster:
-		return nil, fmt.Errorf("%s belongs to cluster %q, this node is configured for %q", dir, id.Cluster, cluster)
-	case id.Node != node:
-		return nil, fmt.Errorf("%s belongs to node %d, this is node %d", dir, id.Node, node)
 	}
 	return &id, nil
 }
@@ -77,7 +96,9 @@ func newIdentity(cluster string, node NodeID) *identity {
 }
 
 // write makes node.json, durably and all at once.
-func (id *identity) write(dir string) error {
+func (id *identity) write(dir string) error { return id.writeAs(dir, identityFile(dir)) }
+
+func (id *identity) writeAs(dir, name string) error {
 	var err error
 	if id.Sum, err = id.sum(); err != nil {
 		return err
@@ -90,10 +111,26 @@ func (id *identity) write(dir string) error {
 	if err := writeSynced(tmp, append(data, '\n')); err != nil {
 		return err
 	}
-	if err := os.Rename(tmp, identityFile(dir)); err != nil {
+	if err := os.Rename(tmp, name); err != nil {
 		return err
 	}
 	return syncDir(dir)
+}
+
+// origin is the part of a data's name that all nodes have in common which were restored together, empty for a node that was not restored: see Restore.
+func origin(data string) string {
+	_, of, _ := strings.Cut(data, "-")
+	return of
+}
+
+// madeWith reports whether the peer is one of the nodes that the data of this one was made for.
+func (id *identity) madeWith(peer NodeID) bool {
+	for _, voters := range id.Shards {
+		if slices.Contains(voters, peer) {
+			return true
+		}
+	}
+	return false
 }
 
 // syncDir makes the names in dir durable.
@@ -137,6 +174,10 @@ func (n *Node) admit(peer uint64, data string) error {
 		return nil
 	case met:
 		return fmt.Errorf("node %d has come back with other data (%s) than it had (%s): a node that lost its data may not return under its old id; add it as a new node", peer, data, known)
+	}
+	if of := origin(n.identity.Data); of != "" && of != origin(data) && n.identity.madeWith(NodeID(peer)) {
+		return fmt.Errorf("node %d has data (%s) that was not restored from the same backup, to the same position and for the same members as this node's (%s): "+
+			"restore all nodes of the cluster in the same way", peer, data, n.identity.Data)
 	}
 	if n.identity.Peers == nil {
 		n.identity.Peers = map[NodeID]string{}

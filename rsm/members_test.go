@@ -19,13 +19,15 @@ func small(cfg *Config) {
 	cfg.JournalMaxBytes = 64 << 10
 }
 
+func fmtKey(i int) []byte { return fmt.Appendf(nil, "key %06d %0100d", i, i) }
+
 // fill makes a shard's state larger than what its journal keeps.
 func fill(t testing.TB, c *Cluster, id ShardID, from, n int) {
 	t.Helper()
 	s := leaderOf(t, c, id).Shard(id)
 	var calls []*Call
 	for i := from; i < from+n; i++ {
-		calls = append(calls, s.Go(Request{Commands: [][]byte{fmt.Appendf(nil, "key %06d %0100d", i, i)}}))
+		calls = append(calls, s.Go(Request{Commands: [][]byte{fmtKey(i)}}))
 	}
 	for _, call := range calls {
 		if _, err := call.Wait(within(t)); err != nil {

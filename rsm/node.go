@@ -44,7 +44,8 @@ type Node struct {
 	mu      sync.Mutex
 	started bool
 	closed  bool
-	failure *Error // why the node stopped by itself
+	failure *Error        // why the node stopped by itself
+	ready   chan struct{} // closed when Start has succeeded
 	done    chan struct{}
 	metrics *collector
 }
@@ -62,7 +63,7 @@ func Start(cfg Config) (*Node, error) {
 	if !cfg.KeepGOMAXPROCS && runtime.GOMAXPROCS(0) < minProcs {
 		runtime.GOMAXPROCS(minProcs)
 	}
-	n := &Node{cfg: cfg, shards: map[ShardID]*Shard{}, done: make(chan struct{})}
+	n := &Node{cfg: cfg, shards: map[ShardID]*Shard{}, ready: make(chan struct{}), done: make(chan struct{})}
 	if err := n.start(); err != nil {
 		return nil, fmt.Errorf("node %d of cluster %q: %w", cfg.Node, cfg.Cluster, err)
 	}
@@ -74,6 +75,7 @@ func Start(cfg Config) (*Node, error) {
 		n.Kill()
 		return nil, fmt.Errorf("node %d of cluster %q: %w", cfg.Node, cfg.Cluster, failure)
 	}
+	close(n.ready)
 	cfg.Logger.Info("node started", "cluster", cfg.Cluster, "node", uint64(cfg.Node), "address", n.Addr(), "shards", len(cfg.Shards),
 		"heartbeat", cfg.HeartbeatInterval, "election_timeout", cfg.ElectionTimeout, "workers", cfg.Workers)
 	return n, nil
@@ -141,7 +143,7 @@ func (n *Node) makeEngine() *engine {
 	e := newEngine(n.cfg.Node, n.cfg.Logger, n.log, n.cfg.Workers)
 	e.tick = n.cfg.tick()
 	e.fatal, e.changed, e.stopped = n.fail, n.leaderChanged, n.replicaStopped
-	e.members, e.address = n.membersChanged, n.topology.addressOf
+	e.members, e.address, e.shard = n.membersChanged, n.topology.addressOf, n.Shard
 	e.store, e.snaps, e.fs, e.cluster = n.store, n.snaps, n.fs, n.cfg.Cluster
 	e.cutRate, e.fetchRate = n.cfg.snapshotRates()
 	n.engine = e
@@ -329,6 +331,9 @@ func (n *Node) startTransport() (transport.Peer, error) {
 		return n.cfg.network.Start(cfg)
 	}
 	cfg.Data, cfg.Admit = n.identity.Data, n.admit
+	if n.cfg.Services != nil {
+		cfg.Services = n.services
+	}
 	t, err := transport.Start(cfg)
 	if err != nil {
 		return nil, err
@@ -471,6 +476,7 @@ func (n *Node) leaderChanged(id ShardID, leader NodeID) {
 func (n *Node) replicaStopped(id ShardID, err *Error) {
 	if s := n.shards[id]; s != nil {
 		s.stopped.Store(err)
+		n.repairStopped(s, err)
 	}
 }
 

@@ -57,6 +57,7 @@ type Shard struct {
 	state   *state.Shard // the worker's; here to be closed
 	leader  atomic.Uint64
 	stopped atomic.Pointer[core.Error]
+	repairs atomic.Int64 // that the node has begun by itself
 }
 
 // ID returns the shard's id.

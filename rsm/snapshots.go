@@ -1,7 +1,6 @@
 package rsm
 
 import (
-	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -16,8 +15,11 @@ import (
 // Snapshots: what internal/core/snapshot.go decides, this file does, on goroutines of its own. Each node keeps its newest
 // snapshot of a shard; what is older goes when nobody reads it.
 
-// callChunk asks a peer for a chunk of a snapshot: id (32 bytes), file, chunk (varints).
-const callChunk = 1
+// Calls from node to node.
+const (
+	callChunk = 1 // for a chunk of a snapshot: id (32 bytes), file, chunk (varints)
+	callCut   = 2 // for a snapshot: shard, least index (varints); the answer is its manifest
+)
 
 // Cut implements core.Env.
 func (w *worker) Cut(c *core.CutDone) {
@@ -108,9 +110,29 @@ func (r *recentReads) recent(id snapshot.ID) bool {
 
 // serve answers a peer's call.
 func (e *engine) serve(ctx context.Context, from uint64, method uint8, request []byte) ([]byte, error) {
-	if method != callChunk {
-		return nil, fmt.Errorf("node %d knows no call %d: it may be older than node %d", e.node, method, from)
+	switch method {
+	case callChunk:
+		return e.serveChunk(ctx, request)
+	case callCut:
+		return e.serveCut(ctx, request)
 	}
+	return nil, fmt.Errorf("node %d knows no call %d: it may be older than node %d", e.node, method, from)
+}
+
+func (e *engine) serveCut(ctx context.Context, request []byte) ([]byte, error) {
+	shard, n := binary.Uvarint(request)
+	least, m := binary.Uvarint(request[max(n, 0):])
+	if n <= 0 || m <= 0 || n+m != len(request) {
+		return nil, errors.New("the request for a snapshot is malformed")
+	}
+	s := e.shard(ShardID(shard))
+	if s == nil {
+		return nil, fmt.Errorf("node %d hosts no shard %d", e.node, shard)
+	}
+	return s.cut(ctx, func(w *core.Worker, f func([]byte, error)) { w.CutAtLeast(s.id, Index(least), f) })
+}
+
+func (e *engine) serveChunk(ctx context.Context, request []byte) ([]byte, error) {
 	var id snapshot.ID
 	if len(request) < len(id) {
 		return nil, fmt.Errorf("the request for a chunk has %d bytes", len(request))
@@ -249,35 +271,41 @@ func snapshotInfo(s *snapshot.Snapshot) SnapshotInfo {
 // CutSnapshot writes a snapshot of the shard, while the shard goes on: as of its last flush, or, if fresh, as of what is applied when it is
 // called. It stays until the next one of the shard. CodeNotReached: there is nothing to write yet.
 func (s *Shard) CutSnapshot(ctx context.Context, fresh bool) (SnapshotInfo, error) {
+	manifest, err := s.cut(ctx, func(w *core.Worker, f func([]byte, error)) { w.Cut(s.id, fresh, f) })
+	if err != nil {
+		return SnapshotInfo{}, err
+	}
+	_, id, err := snapshot.Decode(manifest)
+	if err != nil {
+		return SnapshotInfo{}, err
+	}
+	for _, sn := range s.node.engine.snaps.List() {
+		if sn.ID == id {
+			return snapshotInfo(sn), nil
+		}
+	}
+	return SnapshotInfo{}, &Error{Kind: ErrNotProposed, Code: core.CodeCompacted, Message: "a later snapshot has taken its place already; list them"}
+}
+
+// cut has the worker write a snapshot, and waits for it.
+func (s *Shard) cut(ctx context.Context, ask func(w *core.Worker, f func(manifest []byte, err error))) ([]byte, error) {
 	type outcome struct {
 		manifest []byte
 		err      error
 	}
 	got := make(chan outcome, 1)
 	err := s.node.engine.call(s.id, func(w *core.Worker) {
-		w.Cut(s.id, fresh, func(manifest []byte, err error) { got <- outcome{manifest, err} })
+		ask(w, func(manifest []byte, err error) { got <- outcome{manifest, err} })
 	})
 	if err != nil {
-		return SnapshotInfo{}, err
+		return nil, err
 	}
 	select {
 	case o := <-got:
-		if o.err != nil {
-			return SnapshotInfo{}, o.err
-		}
-		_, id, err := snapshot.Decode(o.manifest)
-		if err != nil {
-			return SnapshotInfo{}, err
-		}
-		for _, sn := range s.node.engine.snaps.List() {
-			if sn.ID == id {
-				return snapshotInfo(sn), nil
-			}
-		}
-		return SnapshotInfo{}, &Error{Kind: ErrNotProposed, Code: core.CodeCompacted, Message: "a later snapshot has taken its place already; list them"}
+		return o.manifest, o.err
 	case <-ctx.Done():
-		return SnapshotInfo{}, &Error{Kind: ErrNotProposed, Code: core.CodeCancelled, Message: "the caller stopped waiting; the snapshot goes on", Cause: cmp.Or(context.Cause(ctx), ctx.Err())}
+		return nil, &Error{Kind: ErrNotProposed, Code: core.CodeCancelled, Message: "the caller stopped waiting; the snapshot goes on", Cause: context.Cause(ctx)}
 	case <-s.node.done:
-		return SnapshotInfo{}, errClosed
+		return nil, errClosed
 	}
 }

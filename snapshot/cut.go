@@ -76,14 +76,15 @@ func (d *Dir) cut(ctx context.Context, c *state.Cut, o CutOptions, dir string) (
 	if err := makeDir(d.fs, dir); err != nil {
 		return nil, err
 	}
-	w := &cutWriter{d: d, ctx: ctx, o: o, dir: dir, limit: newLimiter(o.BytesPerSecond)}
-	contents, err := c.Write(ctx, state.CutOptions{Create: w.create, TableBytes: o.TableBytes})
+	w := &cutWriter{ctx: ctx, o: o, limit: newLimiter(o.BytesPerSecond), open: func(n int) (state.TableFile, error) {
+		if err := space(d.fs, dir, o.TableBytes, d.o.Reserve); err != nil {
+			return nil, err
+		}
+		return createFile(d.fs, d.fs.PathJoin(dir, fileName(n)))
+	}}
+	m, err := w.write(c)
 	if err != nil {
 		return nil, err
-	}
-	m := &Manifest{
-		Info: o.Info, Shard: c.Shard(), Index: c.Index(), TablesVersion: state.TablesVersion,
-		Sections: contents.Sections, ChunkBytes: o.ChunkBytes, Files: w.files,
 	}
 	b, id, err := m.Encode()
 	if err != nil {
@@ -97,33 +98,49 @@ func (d *Dir) cut(ctx context.Context, c *state.Cut, o CutOptions, dir string) (
 
 // cutWriter makes the files of a cut, one after the other.
 type cutWriter struct {
-	d     *Dir
 	ctx   context.Context // of the one call that this lives for
 	o     CutOptions
-	dir   string
+	open  func(n int) (state.TableFile, error)
 	limit *limiter
 	files []File
 	bytes int64
+}
+
+// write writes the tables of a cut and returns its manifest.
+func (w *cutWriter) write(c *state.Cut) (*Manifest, error) {
+	contents, err := c.Write(w.ctx, state.CutOptions{Create: w.create, TableBytes: w.o.TableBytes})
+	if err != nil {
+		return nil, err
+	}
+	return &Manifest{
+		Info: w.o.Info, Shard: c.Shard(), Index: c.Index(), TablesVersion: state.TablesVersion,
+		Sections: contents.Sections, ChunkBytes: w.o.ChunkBytes, Files: w.files,
+	}, nil
 }
 
 func (w *cutWriter) create(n int) (state.TableFile, error) {
 	if n >= MaxFiles {
 		return nil, fmt.Errorf("%w: more than %d files of %d bytes; use larger files", ErrTooLarge, MaxFiles, w.o.TableBytes)
 	}
-	if err := space(w.d.fs, w.dir, w.o.TableBytes, w.d.o.Reserve); err != nil {
-		return nil, err
-	}
-	f, err := w.d.fs.Create(w.d.fs.PathJoin(w.dir, fileName(n)), vfs.WriteCategoryUnspecified)
+	f, err := w.open(n)
 	if err != nil {
 		return nil, err
 	}
-	f = vfs.NewSyncingFile(f, vfs.SyncingFileOptions{BytesPerSync: syncEvery})
-	return &cutFile{File: f, w: w, sum: newSummer(w.o.ChunkBytes)}, nil
+	return &cutFile{TableFile: f, w: w, sum: newSummer(w.o.ChunkBytes)}, nil
+}
+
+// createFile creates a file that is synced as it grows.
+func createFile(fs vfs.FS, path string) (vfs.File, error) {
+	f, err := fs.Create(path, vfs.WriteCategoryUnspecified)
+	if err != nil {
+		return nil, err
+	}
+	return vfs.NewSyncingFile(f, vfs.SyncingFileOptions{BytesPerSync: syncEvery}), nil
 }
 
 // cutFile is a file that knows what it holds.
 type cutFile struct {
-	vfs.File
+	state.TableFile
 	w   *cutWriter
 	sum *summer
 }
@@ -136,7 +153,7 @@ func (f *cutFile) Write(p []byte) (n int, err error) {
 			return n, err
 		}
 		f.sum.write(part) // before the write, which may change it
-		m, err := f.File.Write(part)
+		m, err := f.TableFile.Write(part)
 		n += m
 		if err != nil {
 			return n, err
@@ -152,7 +169,7 @@ func (f *cutFile) Write(p []byte) (n int, err error) {
 
 // Sync ends the file.
 func (f *cutFile) Sync() error {
-	if err := f.File.Sync(); err != nil {
+	if err := f.TableFile.Sync(); err != nil {
 		return err
 	}
 	f.w.files = append(f.w.files, f.sum.sum())

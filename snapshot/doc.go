@@ -28,6 +28,7 @@
 //	Snapshot   any; immutable
 //	Fetcher    called by Receive's goroutine, one chunk at a time
 //	Progress   the same
+//	BackupWriter, Sink   one; what reads backups: any, several at once
 //
 // # Files
 //
@@ -87,6 +88,102 @@
 //
 // What a later version adds, locks or timers, are sections of other kinds. A program that does not know a kind does not install it.
 //
+// # Backups
+//
+// A backup is a directory of its own, of some shards of a cluster: of each a snapshot, as above, and the committed entries after it, or no snapshot and
+// all entries from 1 on. BACKUP is written last: without it there is no backup. The same goes through a pipe as one stream.
+//
+//	<backup>/BACKUP                                 the manifest
+//	<backup>/shard-<shard>/MANIFEST, 000001.sst...  a snapshot; the shard in 16 hex digits
+//	<backup>/journal-<shard>/000001.jnl...          entries, in order
+//	<backup>/BACKUP.tmp                             being written
+//
+//	write     BackupWriter  ──►  DirSink or StreamSink
+//	between   PackBackup, UnpackBackup
+//	read      VerifyBackup, ReadBackup, BackupShard.Open and Entries
+//
+// What goes for snapshots goes for backups: no names that lead elsewhere, sizes against limits, a checksum for every part and one for
+// every whole. VerifyBackup reads all of it.
+//
+// # BACKUP, version 1
+//
+//	bytes  field                 limit
+//	8      "DECBACKP"
+//	4      version               1
+//	4      length of the body    the manifest: 64 MiB
+//	...    body
+//	32     SHA-256 of all bytes before
+//
+//	body
+//	uv, n  cluster, with its length            256 bytes
+//	uv, n  version of the library, for people  128 bytes
+//	uv, n  note, for people                    4 KiB
+//	uv     node that it was made on, 0: several
+//	uv     time when it was made, ns           63 bits
+//	uv     number of shards                    1 to 65,536
+//	...    shards, ascending by id
+//
+//	shard
+//	uv     id                                  not 0
+//	1      1: there is a snapshot, else 0
+//	32     its ID                              (if there is one, and so the rest up to bytes)
+//	uv     its index                           not 0, not the highest
+//	uv     its term                            not 0
+//	uv     its time, ns                        63 bits
+//	8      its running hash
+//	uv     its version of the machine
+//	uv     bytes of its tables                 not 0
+//	uv     number of journal files             65,536; not 0 without a snapshot
+//	...    journal files
+//
+//	journal file
+//	uv     index of the first entry            that after the snapshot, or after the file before, or 1
+//	uv     index of the last entry             not before the first
+//	uv     bytes                               1 TiB
+//	32     SHA-256
+//
+// # A journal file, version 1
+//
+//	8      "DECJOURN"
+//	4      version               1
+//	8      shard
+//	8      index of the first entry
+//	...    records, to the end of the file
+//
+//	record
+//	4      length of the body    3 bytes to 256 MiB and 21 bytes
+//	4      CRC-32C of the length and the body
+//	uv     index                 one more than the one before
+//	uv     term                  not 0, never less than before
+//	1      type, raft's
+//	n      data, to the end of the body; 256 MiB
+//
+// # A stream, version 1
+//
+//	8      "DECBKSTR"
+//	4      version               1
+//	...    frames
+//
+//	frame: a file begins. Each file once, in any order, and BACKUP last.
+//	1      'F'
+//	2, n   its name, with its length; one of those above
+//
+//	frame: data of it
+//	1      'D'
+//	4      length                1 byte to 1 MiB
+//	4      CRC-32C of the data
+//	n      data
+//
+//	frame: it ends
+//	1      'E'
+//	8      bytes of it
+//	32     SHA-256 of it
+//
+//	frame: the stream ends. Nothing follows.
+//	1      'Z'
+//	4      number of files
+//	32     SHA-256 of all bytes before
+//
 // # What a crash leaves
 //
 //	crash                                  what Open finds and does
@@ -99,4 +196,5 @@
 //	removing, renamed, not yet durable     complete, or .del
 //	removing                               .del; removed
 //	installing                             the snapshot as it was; the store has the old state or the new one (internal/state)
+//	backing up, unpacking                  a directory without BACKUP, which is no backup, and into which none is written again
 package snapshot

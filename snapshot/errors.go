@@ -23,6 +23,10 @@ var (
 	ErrNotFound = errors.New("snapshot: not found")
 	// ErrBusy: a snapshot of the shard is being received, or the one to be removed is in use.
 	ErrBusy = errors.New("snapshot: busy")
+	// ErrNoBackup: there is no backup, or one that was not finished.
+	ErrNoBackup = errors.New("snapshot: not a backup")
+	// ErrNotEmpty: something is in the directory where a backup is to be written. Nothing is overwritten.
+	ErrNotEmpty = errors.New("snapshot: the directory is not empty")
 )
 
 // DamageError says where a snapshot is damaged. It is an ErrCorrupt.

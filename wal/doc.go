@@ -22,6 +22,7 @@
 //	Flushed       any; bookkeeping under a mutex, no I/O
 //	Pinned, Size  any; the same mutex
 //	Stats         any; atomic counters
+//	Inspect       any; with the log not open
 //	Close         after the last Append has returned
 //	removal       one goroutine per removed segment gives its blocks back; Close waits for it
 //	etcd          one goroutine per log prepares the next segment's file

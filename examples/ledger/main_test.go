@@ -15,6 +15,10 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+
+	adminv1 "github.com/decree-raft/decree/api/decree/admin/v1"
 	ledgerv1 "github.com/decree-raft/decree/api/ledger/v1"
 	"github.com/decree-raft/decree/examples/ledger/book"
 	"github.com/decree-raft/decree/examples/ledger/hledger"
@@ -192,6 +196,23 @@ func TestImportNamesWhatIsWrong(t *testing.T) {
 	}
 	if code, _, errs := ledgerCommand(t, "no header", "import", c.api(), "-"); code != 1 || !strings.Contains(errs, "line 1 has no column") {
 		t.Errorf("%d %s", code, errs)
+	}
+}
+
+// The command decree finds every node at the port of any.
+func TestAdminService(t *testing.T) {
+	c := newTestCluster(t)
+	c.leader()
+	for id, address := range c.config.Peers {
+		conn, err := grpc.NewClient(address, grpc.WithTransportCredentials(insecure.NewCredentials()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		st, err := adminv1.NewAdminServiceClient(conn).Status(t.Context(), &adminv1.StatusRequest{})
+		if err != nil || st.GetNode() != uint64(id) || st.GetCluster() != "ledger" || len(st.GetShards()) != 1 {
+			t.Errorf("node %d: %v, %v", id, st, err)
+		}
 	}
 }
 

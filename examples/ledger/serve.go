@@ -22,6 +22,7 @@ import (
 	"github.com/decree-raft/decree/examples/ledger/client"
 	"github.com/decree-raft/decree/examples/ledger/server"
 	"github.com/decree-raft/decree/rsm"
+	"github.com/decree-raft/decree/rsm/admin"
 )
 
 // pulseInterval is how promptly the balances of expired entries are released.
@@ -66,6 +67,7 @@ func startNode(cfg serveConfig, log *slog.Logger) (*servedNode, error) {
 			Cluster: cfg.Cluster, Node: cfg.Node, Dir: cfg.Dir, Peers: cfg.Peers,
 			Shards:          []rsm.ShardConfig{{ID: shardID, Machine: book.Machine{}}},
 			ElectionTimeout: time.Duration(cfg.ElectionTimeout),
+			Services:        admin.Register, // for the command decree
 			Logger:          log, Metrics: metrics,
 		})
 	}

@@ -279,6 +279,10 @@ func (r *Replica) flushed(f *FlushDone) {
 	defer r.contain()
 	r.flushing = false
 	if r.broken != nil {
+		if f.Err == nil { // it counts all the same, should the replica be repaired
+			r.state.Flushed(f.Job)
+			r.log.flushedTo(uint64(f.index))
+		}
 		return
 	}
 	defer r.continueInstall()

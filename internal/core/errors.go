@@ -44,6 +44,7 @@ const (
 	CodeChangePending   Code = "change_pending"    // another change of the members is under way
 	CodeChangeRefused   Code = "change_refused"    // the change of the members makes no sense, or would do harm
 	CodeNotCaughtUp     Code = "not_caught_up"     // the learner lacks too much to become a voter
+	CodeRepair          Code = "not_repairable"    // the replica is in service, or cannot be repaired
 	CodeCompacted       Code = "compacted"         // the entries that were asked for are not kept any more
 	CodeClosed          Code = "closed"            // the node is closing or closed
 	CodeCancelled       Code = "cancelled"         // the caller's context ended first

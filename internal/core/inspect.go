@@ -54,6 +54,14 @@ const maxCuts = 64
 
 // Cut has a snapshot of a shard written, as of its last flush or, if fresh, of what is applied now at least. f is told, on the worker's goroutine.
 func (w *Worker) Cut(id ShardID, fresh bool, f func(manifest []byte, err error)) {
+	least := Index(1)
+	if r := w.replicas[id]; r != nil && fresh {
+		least = max(1, r.applied)
+	}
+	w.cut(id, least, f)
+}
+
+func (w *Worker) cut(id ShardID, least Index, f func(manifest []byte, err error)) {
 	r := w.replicas[id]
 	switch {
 	case r == nil:
@@ -65,13 +73,18 @@ func (w *Worker) Cut(id ShardID, fresh bool, f func(manifest []byte, err error))
 	case len(r.cuts) >= maxCuts:
 		f(nil, notProposed(CodeOverloaded, "%d snapshots of shard %d are waited for already", len(r.cuts), id))
 	default:
-		least := Index(1)
-		if fresh {
-			least = r.applied
-		}
 		r.cut(least, 0, f)
 		r.touch()
 	}
+}
+
+// CutAtLeast has a snapshot written that has at least an index, or an error if the replica has not applied that much.
+func (w *Worker) CutAtLeast(id ShardID, least Index, f func(manifest []byte, err error)) {
+	if r := w.replicas[id]; r != nil && r.broken == nil && r.applied < least {
+		f(nil, notProposed(CodeNotReached, "node %d has applied entry %d of shard %d, wanted is %d", w.cfg.Node, r.applied, id, least))
+		return
+	}
+	w.cut(id, least, f)
 }
 
 // LogEntry is a committed entry of a shard's log, taken apart.

@@ -333,7 +333,7 @@ func (r *Replica) refusesChange(c *Change) error {
 			return refuse("node ids start at 1")
 		case conf.Has(c.Node):
 			return refuse("node %d is a member of shard %d already", c.Node, r.shard)
-		case slices.Contains(conf.Removed, c.Node):
+		case slices.Contains(conf.Removed, c.Node) && !mutated("reuse-ids"):
 			return refuse("node %d was a member of shard %d and was removed: ids are never reused, give the new node another", c.Node, r.shard)
 		case len(conf.Learners)+len(conf.Voters) >= maxMembers:
 			return refuse("shard %d has %d members, more are not allowed", r.shard, maxMembers)
@@ -422,7 +422,7 @@ func (r *Replica) aliveAfter(c *Change, goes NodeID) error {
 	if c.Kind == ChangeReplace {
 		left, alive = left+1, alive+1 // it has just said that it caught up
 	}
-	if alive < left/2+1 {
+	if alive < left/2+1 && !mutated("remove-the-last-alive") {
 		return notProposed(CodeChangeRefused, "of the %d voters that would be left only %d answer, which is no majority: bring them back, or replace those that are gone first", left, alive)
 	}
 	return nil

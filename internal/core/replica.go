@@ -24,6 +24,7 @@ type Replica struct {
 	w       *Worker
 	cfg     *Config
 	logger  *slog.Logger
+	parent  *slog.Logger // without the shard
 	machine Machine
 	rand    *rand.Rand
 
@@ -67,8 +68,11 @@ type Replica struct {
 
 	everywhere Index // see retain.go
 	marks      []journalMark
-	cutShort   bool  // the journal has lost, for want of room, what somebody may need
-	goneAt     int64 // when a stranded voter was last logged
+
+	journalAt   uint64 // the flush as of which journalSize is
+	journalSize int64
+	cutShort    bool  // the journal has lost, for want of room, what somebody may need
+	goneAt      int64 // when a stranded voter was last logged
 
 	// Snapshots, see snapshot.go.
 	cuts          []cutWanted
@@ -78,6 +82,7 @@ type Replica struct {
 	fetchFailed   Index              // the last that could not be
 	fetchFailedAt int64
 	installing    *installing
+	repairing     *repair // see repair.go
 
 	freezeWanted bool // whatever has gathered: the log needs it
 
@@ -125,7 +130,7 @@ type Stats struct {
 func newReplica(w *Worker, id ShardID, d Deps) (*Replica, error) {
 	r := &Replica{
 		shard: id, w: w, cfg: &w.cfg, machine: d.Machine, state: d.State, rand: d.Rand,
-		logger: d.Logger.With("shard", uint64(id)),
+		parent: d.Logger, logger: d.Logger.With("shard", uint64(id)),
 	}
 	r.apply.s = d.State
 	if err := r.restore(d); err != nil {
@@ -458,6 +463,10 @@ func (r *Replica) durable(rd raft.Ready) []raftpb.Entry {
 // written continues after the outstanding Ready has become durable.
 func (r *Replica) written() {
 	defer r.contain()
+	if r.repairing != nil {
+		r.restart()
+		return
+	}
 	if !r.writing {
 		return
 	}

@@ -123,6 +123,14 @@ func (r *Replica) bounded(from, need Index) Index {
 // unflushedBytes is about what the next flush may add to the journal.
 func (r *Replica) unflushedBytes() int64 { return r.log.unflushed }
 
+// journalBytes is about how much the journal takes. The store reads its tables for that, so it is asked once per flush.
+func (r *Replica) journalBytes() int64 {
+	if r.journalAt != r.log.flushed {
+		r.journalAt, r.journalSize = r.log.flushed, r.state.JournalBytes()
+	}
+	return r.journalSize
+}
+
 // markJournal notes what a flush adds to the journal, and forgets what it drops.
 func (r *Replica) markJournal(added int64, from Index) {
 	if r.cfg.KeepJournal {

@@ -44,6 +44,7 @@ type cutting struct {
 	from  NodeID
 	min   Index
 	since int64 // monotonic ns
+	asked int64 // the same, when it was asked last
 }
 
 // transfer is what a leader knows of a snapshot on its way.
@@ -87,6 +88,8 @@ type InstallDone struct {
 	// Snapshot is what is installed; afterwards the Env may remove what is older.
 	Snapshot *snapshot.Snapshot
 	Err      error // set by the Env after Job.Run
+
+	done func(*InstallDone) // nil: it is the replica's own, out of a Ready
 }
 
 // ErrNoSource is wrapped by the error of a Fetch that found nobody who has the snapshot.
@@ -140,7 +143,7 @@ func (r *Replica) offer() (raftpb.Snapshot, error) {
 // fits reports whether the log continues a snapshot, and whether it knows the present members: raft refuses one that its receiver is not in.
 func (r *Replica) fits(index Index) bool {
 	first, _ := r.log.FirstIndex() // never fails
-	return uint64(index)+1 >= first && index >= r.conf.Index && index <= r.applied
+	return uint64(index)+1 >= first && (index >= r.conf.Index || mutated("fits-any")) && index <= r.applied
 }
 
 // wantSnapshot has one cut: by another replica, or here if none can.
@@ -154,7 +157,14 @@ func (r *Replica) wantSnapshot() {
 		return
 	}
 	if c := l.cutting; c != nil {
-		if c.from == r.cfg.Node || r.w.now.Mono-c.since < cutPatience*r.electionNanos() {
+		now := r.w.now.Mono
+		if c.from == r.cfg.Node {
+			return
+		}
+		if now-c.since < cutPatience*r.electionNanos() {
+			if now-c.asked > askAgain*r.electionNanos() && !mutated("ask-once") {
+				r.askCut(c) // the question may have been lost, or the answer, or the cut with a restart
+			}
 			return
 		}
 		l.failedCut(c.from)
@@ -165,8 +175,16 @@ func (r *Replica) wantSnapshot() {
 		r.cut(l.cutting.min, 0)
 		return
 	}
-	r.w.env.SendNote(l.cutting.from, Note{Shard: r.shard, Kind: noteCutWanted, A: uint64(l.cutting.min)})
+	r.askCut(l.cutting)
 }
+
+func (r *Replica) askCut(c *cutting) {
+	c.asked = r.w.now.Mono
+	r.w.env.SendNote(c.from, Note{Shard: r.shard, Kind: noteCutWanted, A: uint64(c.min)})
+}
+
+// askAgain is after how many election timeouts a replica is asked for its cut once more: who is at it goes on with it.
+const askAgain = 4
 
 // cutPatience is how many election timeouts a leader waits for another replica's cut. A large state takes longer, and is then cut
 // in two places: that costs disk, not correctness.
@@ -515,12 +533,16 @@ func (r *Replica) beginInstall(rd raft.Ready) {
 		panic(broken(CodeCorruption, nil, "raft wants a snapshot at %d installed that was not fetched", rd.Snapshot.Metadata.Index))
 	}
 	r.writing, r.ready = true, rd
-	r.held = append(r.held, rd.Messages...)
+	if mutated("ack-before-install") {
+		r.sendAll(rd.Messages)
+	} else {
+		r.held = append(r.held, rd.Messages...)
+	}
 	r.installing = &installing{snap: r.have}
 	r.have = nil
 	r.takeReadStates(rd.ReadStates)
 	hard := rd.HardState
-	if hard.Term != r.log.hard.Term || hard.Vote != r.log.hard.Vote {
+	if (hard.Term != r.log.hard.Term || hard.Vote != r.log.hard.Vote) && !mutated("install-before-promise") {
 		hard.Commit = r.log.hard.Commit // up to the snapshot it is not there yet
 		if !raft.IsEmptyHardState(rd.HardState) {
 			r.installing.promised = true
@@ -582,7 +604,9 @@ func (r *Replica) installed(d *InstallDone) {
 	}
 	hard.Commit = max(hard.Commit, uint64(r.applied))
 	rec := record(r.shard, hard, rd.Entries)
-	rec.RestartAfter = uint64(r.applied)
+	if !mutated("no-restart-after") {
+		rec.RestartAfter = uint64(r.applied)
+	}
 	r.w.write(r, rec)
 }
 

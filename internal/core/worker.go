@@ -71,7 +71,11 @@ func (w *Worker) Pass(now Now, in *Input) {
 	}
 	for _, d := range in.Installed {
 		if r := w.replicas[d.Shard]; r != nil {
-			r.installed(d)
+			if d.done != nil {
+				d.done(d)
+			} else {
+				r.installed(d)
+			}
 			r.touch()
 		}
 	}
@@ -179,6 +183,11 @@ func (r *Replica) refuses(q *Request) error {
 	switch {
 	case r.broken != nil:
 		return r.broken
+	case len(r.conf.Voters) == 0:
+		// Nothing that it could wait for, and nothing to read.
+		e := notProposed(CodeNotReached, "node %d has nothing of shard %d yet, it waits to be added; ask another", r.cfg.Node, r.shard)
+		e.RetryAfter = r.cfg.Tick
+		return e
 	case r.pending.requests+int(r.running.Load()) >= l.MaxQueuedRequests || r.pending.bytes+q.size > l.MaxQueuedBytes:
 		e := notProposed(CodeOverloaded, "%d calls with %d bytes are pending on shard %d (allowed: %d and %d)",
 			r.pending.requests, r.pending.bytes, r.shard, l.MaxQueuedRequests, l.MaxQueuedBytes)
@@ -327,7 +336,7 @@ func (w *Worker) Status(id ShardID) (Status, bool) {
 		return Status{}, false
 	}
 	s := Status{
-		Shard: id, Role: roleNames[r.role], Term: r.raftTerm, Leader: r.leader, Voters: r.conf.Voters, Learners: r.conf.Learners, Members: r.conf, Version: r.meta.machine, MaxVersion: r.maxVersion(), JournalBytes: r.state.JournalBytes(),
+		Shard: id, Role: roleNames[r.role], Term: r.raftTerm, Leader: r.leader, Voters: r.conf.Voters, Learners: r.conf.Learners, Members: r.conf, Version: r.meta.machine, MaxVersion: r.maxVersion(), JournalBytes: r.journalBytes(),
 		Applied: r.applied, Last: Index(r.log.last()), Flushed: Index(r.log.flushed),
 		Sequence: r.seq, Time: r.time, Hash: r.chain, Sessions: len(r.sessions.byID), Queued: r.pending.requests,
 		Quiet: r.quiet, Err: r.broken, Stats: r.stats, Memory: r.state.LayerBytes() + r.log.bytes,

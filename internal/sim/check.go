@@ -10,6 +10,7 @@ import (
 	"go.etcd.io/etcd/raft/v3/raftpb"
 
 	"github.com/decree-raft/decree/internal/core"
+	"github.com/decree-raft/decree/internal/state"
 	"github.com/decree-raft/decree/snapshot"
 )
 
@@ -90,6 +91,8 @@ func (c *checker) stopped(n *node, id core.ShardID, err *core.Error) {
 func (c *checker) restarted(w *worker) {
 	for _, id := range w.shards {
 		w.n.applied[id], w.n.counted[id] = 0, core.Stats{}
+		at := core.Index(w.n.shards[id-1].FlushedIndex())
+		w.n.journal[id] = flushedAt{at, at, at}
 	}
 	c.observe(w)
 	for _, id := range w.shards {
@@ -102,6 +105,9 @@ func (c *checker) observe(w *worker) {
 	for _, id := range w.shards {
 		st, _ := w.core.Status(id)
 		if st.Err != nil {
+			if st.Err.Code == core.CodeRemoved {
+				c.observeApplied(w.n, &st) // it may have answered reads before it went
+			}
 			continue // see stopped
 		}
 		c.observeLeader(w.n, &st)
@@ -122,7 +128,8 @@ func (c *checker) observe(w *worker) {
 		c.s.stats.Duplicates += st.Stats.Duplicates - before.Duplicates
 		*before = st.Stats
 		l := &c.s.swarm.core.Limits
-		if st.Queued < 0 || st.Queued > l.MaxQueuedRequests || st.Inflight > l.PipelineDepth || st.Memory > c.s.swarm.maxMemory {
+		if st.Queued < 0 || st.Queued > l.MaxQueuedRequests+1 || // the leader's own, that activates a version
+			st.Inflight > l.PipelineDepth || st.Memory > c.s.swarm.maxMemory {
 			c.s.fail("bounds", "shard %d on node %d: %d calls pending, %d entries in flight, %d bytes", id, w.n.id, st.Queued, st.Inflight, st.Memory)
 		}
 		if st.Stats.Voids > 0 {
@@ -270,8 +277,21 @@ func (c *checker) compareJournal(n *node, id core.ShardID) {
 			return
 		}
 	}
+	c.journalBounded(n, id, entries)
 	if flushed := st.FlushedIndex(); last != flushed {
 		c.s.fail("journal", "shard %d on node %d ends with entry %d, and is flushed to %d", id, n.id, last, flushed)
+	}
+}
+
+// journalBounded: of more than the cap nothing is kept but what the last flush has added. (Of what an incarnation began with it only knows about how much it is.)
+func (c *checker) journalBounded(n *node, id core.ShardID, entries []state.JournalEntry) {
+	bytes, limit := int64(0), c.s.swarm.core.JournalMaxBytes
+	for _, e := range entries[1:] { // the first is there for its term
+		bytes += int64(len(e.Data)) + 64
+	}
+	j := &n.journal[id]
+	if first := core.Index(entries[0].Index); !c.s.swarm.core.KeepJournal && limit > 0 && bytes > limit && first > j.start && first < j.before {
+		c.s.fail("journal", "shard %d on node %d has %d bytes of journal from %d on, %d are allowed; the last flushes were at %d and %d", id, n.id, bytes, first, limit, j.before, j.last)
 	}
 }
 

@@ -38,6 +38,7 @@ type node struct {
 	installs []*replacing
 	// installed is the last snapshot that the state store has taken over, by shard, whatever the log knows of it.
 	installed [shardCount + 1]core.Index
+	journal   [shardCount + 1]flushedAt
 	cutShort  [shardCount + 1]bool               // the journal has lost what others may need
 	confs     [shardCount + 1]core.Configuration // as the core last said
 	dial      map[core.NodeID]string             // the transport's: where peers were last found, by this incarnation
@@ -74,6 +75,9 @@ type worker struct {
 	waits  bool // a pass is due
 	shards []core.ShardID
 }
+
+// flushedAt are a shard's last two flushes, and the one that this incarnation began with.
+type flushedAt struct{ start, before, last core.Index }
 
 type flush struct {
 	w    *worker
@@ -550,6 +554,9 @@ func (w *worker) Flush(f *core.FlushDone) {
 
 func (w *worker) Flushed(shard core.ShardID, index core.Index) {
 	w.n.s.stats.Flushes++
+	if j := &w.n.journal[shard]; index > j.last {
+		j.before, j.last = j.last, index
+	}
 	w.n.s.trace.event(evFlushed, w.n.id, uint64(shard), uint64(index), 0, 0)
 	w.n.disk.log.Flushed(uint64(shard), uint64(index))
 }

@@ -146,6 +146,9 @@ func (l *shadowLog) add(r *wal.Record) {
 	if len(r.Entries) == 0 {
 		return
 	}
+	if len(l.entries) == 0 {
+		l.base = core.Index(r.Entries[0].Index) - 1 // a log with nothing in it may begin anywhere: after a snapshot
+	}
 	l.entries = l.entries[:core.Index(r.Entries[0].Index)-1-l.base]
 	for _, e := range r.Entries {
 		l.entries = append(l.entries, shadowEntry{term: e.Term, kind: e.Type, hash: xxhash.Sum64(e.Data), data: e.Data})

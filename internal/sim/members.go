@@ -367,7 +367,8 @@ func (f *faults) ask(m *memberChange, of core.NodeID, times int) {
 				s.trace.note("%v: at %d, error %v", &m.key.Change, a.req.Result.Index, a.req.Err)
 				s.check.changeAnswer(a)
 				var e *core.Error
-				if errors.As(a.req.Err, &e) && e.Code != core.CodeChangeRefused {
+				twice := m.key.Kind == core.ChangeAddress && verdictOf(a.req.Err) != notProposed // would happen twice, perhaps
+				if errors.As(a.req.Err, &e) && e.Code != core.CodeChangeRefused && !twice {
 					again(e.Leader)
 				}
 			})

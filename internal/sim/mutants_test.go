@@ -5,6 +5,7 @@ package sim
 import (
 	"flag"
 	"fmt"
+	"math/rand/v2"
 	"strings"
 	"testing"
 	"time"
@@ -65,6 +66,24 @@ var mutants = []mutant{
 	{guarantee: "bug", faults: "ack-only-applied"},
 	{guarantee: "bug", faults: "evict-expired", opts: Options{tune: crowded}},
 	{guarantee: "bug", faults: "unreadable-leads", opts: Options{tune: rotten}, from: 201},
+	{guarantee: "bug", faults: "commit-before-sync", opts: Options{tune: changing}},
+	{guarantee: "bug", faults: "first-in-memory", opts: Options{tune: changing}},
+	{guarantee: "bug", faults: "offer-when-ready", opts: Options{tune: behind}},
+	{guarantee: "bug", faults: "no-restart-record", opts: Options{tune: behind}},
+	{guarantee: "bug", faults: "ask-once", opts: Options{tune: behind}},
+	{guarantee: "snapshots", faults: "keep-contradicted", opts: Options{tune: behind}},
+	{guarantee: "snapshots", faults: "no-restart-after", opts: Options{tune: behind}},
+	{guarantee: "snapshots", faults: "ack-before-install", opts: Options{tune: behind}},
+	{guarantee: "snapshots", faults: "install-before-promise", opts: Options{tune: behind}},
+	{guarantee: "snapshots", faults: "fits-any", opts: Options{tune: changing}},
+	{guarantee: "snapshots", faults: "no-snapshot-pin", opts: Options{tune: behind}},
+	{guarantee: "journal", faults: "journal-without-cap", opts: Options{tune: behind}},
+	{guarantee: "members", faults: "log-from-the-first", opts: Options{tune: changing}},
+	{guarantee: "members", faults: "stay-joint", opts: Options{tune: changing}},
+	{guarantee: "members", faults: "promote-unready", opts: Options{tune: changing}},
+	{guarantee: "members", faults: "reuse-ids", opts: Options{tune: changing}},
+	{guarantee: "members", faults: "remove-the-last-alive", opts: Options{tune: changing}},
+	{guarantee: "versions", faults: "version-alone", opts: Options{tune: upgrading}},
 }
 
 // restless makes for entries in flight on leaders that are none any more.
@@ -91,6 +110,30 @@ func crowded(s *swarm) {
 	s.every[faultClock] = 30 * millisecond
 	s.core.Sessions.Max, s.core.Limits.PipelineDepth, s.core.Limits.BatchBytes = 3, 16, 1
 	s.sessions, s.clients, s.think = 1, 8, millisecond/2
+}
+
+// behind makes for followers that need snapshots: journals without room, much that is flushed, nodes that are away.
+func behind(s *swarm) {
+	s.nodes, s.spares, s.core.KeepJournal, s.core.JournalMaxBytes = 3, 0, false, 1
+	s.core.Limits.FlushBytes, s.core.Limits.LogCacheBytes = 64<<10, 1
+	s.every[faultCut], s.every[faultCrash], s.every[faultIsolate], s.every[faultSleepyLeader] = 40*millisecond, 200*millisecond, 300*millisecond, 500*millisecond
+	s.every[faultRot], s.every[faultUnreachable] = 0, 0
+	s.pad, s.padChance, s.loss = 2000, 0.3, 0
+	s.last = 200 * millisecond
+}
+
+// changing has many changes of members, and nodes that fail meanwhile.
+func changing(s *swarm) {
+	s.nodes, s.spares = pick(rand.New(rand.NewPCG(uint64(s.chaos), 1)), 1, 2, 3), 3
+	s.every[faultRot], s.every[faultCut] = 0, 200*millisecond
+	s.every[faultAddLearner], s.every[faultPromote], s.every[faultRemove], s.every[faultReplace] = 150*millisecond, 100*millisecond, 300*millisecond, 150*millisecond
+	s.every[faultCrash], s.every[faultIsolate], s.every[faultPause] = 300*millisecond, 300*millisecond, 200*millisecond
+}
+
+// upgrading has nodes with other programs all the time.
+func upgrading(s *swarm) {
+	s.nodes, s.programs = 3, 2
+	s.every[faultRot], s.every[faultUpgrade], s.every[faultDowngrade] = 0, 150*millisecond, 300*millisecond
 }
 
 func TestMutants(t *testing.T) {

@@ -163,8 +163,10 @@ func (s *sim) disagrees(n *node, w *worker, id core.ShardID) string {
 	switch {
 	case conf.joint():
 		return "the configuration is joint"
-	case o.version != s.swarm.programs:
+	case o.version != s.swarm.programs && s.stats.Rotten == 0: // a node that stays out says nothing of its program
 		return fmt.Sprintf("version %d is active, every program can run %d", o.version, s.swarm.programs)
+	case conf.removed.has(n.id) && st.Applied == 0 && len(st.Members.Voters) == 0:
+		// It was a member before it knew, and knows nobody whom it could ask.
 	case conf.removed.has(n.id):
 		if st.Err == nil || st.Err.Code != core.CodeRemoved {
 			return "it was removed, and does not know"

@@ -35,7 +35,6 @@ type fetching struct {
 	f      *core.Fetch
 	at     int // the source that is asked
 	failed int // attempts in a row
-	got    int // chunks
 }
 
 // replacing is an installation under way.

@@ -85,6 +85,23 @@ func (c *Cut) Index() uint64 { return c.meta.index }
 // Meta returns the caller's record of the flush. It must not be changed.
 func (c *Cut) Meta() []byte { return c.meta.opaque }
 
+// JournalBounds returns the first and the last index of the journal that is in the cut, 0 and 0 if it is empty.
+func (c *Cut) JournalBounds() (first, last uint64) { return c.meta.first, c.meta.last }
+
+// Journal yields the entries from lo on, below hi. They are the caller's. An error of yield ends it and is returned. ErrCompacted: lo is below the first;
+// and there is nothing beyond the last.
+func (c *Cut) Journal(lo, hi uint64, yield func(JournalEntry) error) error {
+	assert(!c.closed.Load(), "read of a closed cut")
+	first, last := c.JournalBounds()
+	if hi = min(hi, last+1); lo >= hi {
+		return nil
+	}
+	if lo < first {
+		return fmt.Errorf("%w: %d, the first is %d", ErrCompacted, lo, first)
+	}
+	return readJournal(c.base.snap, c.shard, lo, hi, yield)
+}
+
 // Close lets go of what the cut holds. A second call panics; a Write that is under way must have ended.
 func (c *Cut) Close() {
 	assert(c.closed.CompareAndSwap(false, true), "cut is closed twice")

@@ -44,31 +44,48 @@ func (h *Shard) Journal(lo, hi, maxBytes uint64) (entries []JournalEntry, err er
 		return nil, fmt.Errorf("%w: %d, the first is %d", ErrCompacted, lo, first)
 	}
 	hi = min(hi, last+1)
-	it, err := h.reader().NewIter(&pebble.IterOptions{
-		LowerBound: journalKey(nil, h.id, lo), UpperBound: journalKey(nil, h.id, hi)})
+	size := uint64(0)
+	err = readJournal(h.reader(), h.id, lo, hi, func(e JournalEntry) error {
+		if size += uint64(len(e.Data)); size > maxBytes && len(entries) > 0 {
+			return errEnough
+		}
+		entries = append(entries, e)
+		return nil
+	})
+	if err != nil && !errors.Is(err, errEnough) {
+		return nil, err
+	}
+	return entries, nil
+}
+
+var errEnough = errors.New("state: enough")
+
+// readJournal yields the entries lo <= index < hi, all of which must be there. An error of yield ends it and is returned.
+func readJournal(r pebble.Reader, shard, lo, hi uint64, yield func(JournalEntry) error) (err error) {
+	it, err := r.NewIter(&pebble.IterOptions{
+		LowerBound: journalKey(nil, shard, lo), UpperBound: journalKey(nil, shard, hi)})
 	if err != nil {
-		return nil, fmt.Errorf("state: journal: %w", err)
+		return fmt.Errorf("state: journal: %w", err)
 	}
 	defer func() { err = errors.Join(err, it.Close()) }()
-	next, size := lo, uint64(0)
+	next := lo
 	for ok := it.First(); ok; ok = it.Next() {
 		e, err := journalAt(it, next)
 		if err != nil {
-			return nil, err
+			return err
 		}
-		if size += uint64(len(e.Data)); size > maxBytes && len(entries) > 0 {
-			return entries, nil
+		if err := yield(e); err != nil {
+			return err
 		}
-		entries = append(entries, e)
 		next++
 	}
 	if err := it.Error(); err != nil {
-		return nil, fmt.Errorf("state: journal: %w", err)
+		return fmt.Errorf("state: journal: %w", err)
 	}
 	if next != hi {
-		return nil, fmt.Errorf("%w: journal of shard %d lacks entry %d of [%d, %d]", ErrCorrupt, h.id, next, first, last)
+		return fmt.Errorf("%w: journal of shard %d lacks entry %d of those up to %d", ErrCorrupt, shard, next, hi-1)
 	}
-	return entries, nil
+	return nil
 }
 
 // journalAt decodes the entry at which it stands, which must be that of index want.

@@ -33,8 +33,13 @@ func (s *Store) open() error {
 			return err
 		}
 	}
-	if err := s.prepareDirs(); err != nil {
-		return err
+	if s.opts.ReadOnly && !known {
+		return fmt.Errorf("%w: there is no store here", fs.ErrNotExist)
+	}
+	if !s.opts.ReadOnly {
+		if err := s.prepareDirs(); err != nil {
+			return err
+		}
 	}
 	err = s.fatal.guard(func() (err error) {
 		s.db, err = pebble.Open(s.path(dbDir), s.dbOpts)

@@ -27,6 +27,7 @@ func (s *Store) pebbleOptions(cache *pebble.Cache) *pebble.Options {
 		FS:           namesFS{s.opts.FS},
 		Cache:        cache,
 		DisableWAL:   true,
+		ReadOnly:     s.opts.ReadOnly,
 		MemTableSize: 256 << 10,
 		MaxOpenFiles: maxOpenFiles,
 		// By name and not FormatNewest, so that an update of pebble does not

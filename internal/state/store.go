@@ -36,6 +36,9 @@ type Options struct {
 	// DisableCompactions keeps pebble from any work of its own, for simulations: files are
 	// never merged, so that it must not be set where flushes go on for long.
 	DisableCompactions bool
+	// ReadOnly opens what is there and changes nothing, not even what a crash has left. The store must exist. Only Cut, ShardIDs and reads
+	// of shards are allowed; a flush or an install fails.
+	ReadOnly bool
 	// OnFatal is called at most once, on any goroutine, with the first error
 	// that leaves the store unfit for use: of a compaction, of the manifest.
 	// It must not call the store. The node must stop. Nil: logged only.

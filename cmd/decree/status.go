@@ -1,0 +1,324 @@
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"maps"
+	"slices"
+	"text/tabwriter"
+	"time"
+
+	adminv1 "github.com/decree-raft/decree/api/decree/admin/v1"
+	"github.com/decree-raft/decree/rsm/admin"
+)
+
+// statusReport is what `status -o json` writes. Names are only ever added.
+type statusReport struct {
+	Cluster  string          `json:"cluster"`
+	Nodes    []nodeReport    `json:"nodes"`
+	Replicas []replicaReport `json:"replicas"`
+	// Problems are sentences; none: all is well.
+	Problems []string `json:"problems"`
+}
+
+type nodeReport struct {
+	Node      uint64 `json:"node"`
+	Address   string `json:"address"`
+	Reachable bool   `json:"reachable"`
+	// Error says why a node was not reached. The rest is known of nodes that were.
+	Error       string       `json:"error"`
+	Leads       int          `json:"leads"`
+	Replicas    int          `json:"replicas"`
+	LogSegments uint64       `json:"log_segments"`
+	LogBytes    int64        `json:"log_bytes"`
+	Fsyncs      uint64       `json:"fsyncs"`
+	FsyncTimeMS float64      `json:"fsync_time_ms"` // in all
+	StateBytes  uint64       `json:"state_bytes"`
+	FreeBytes   uint64       `json:"free_bytes"`
+	DiskLow     bool         `json:"disk_low"`
+	Peers       []peerReport `json:"peers"`
+}
+
+type peerReport struct {
+	Node        uint64  `json:"node"`
+	Connected   bool    `json:"connected"`
+	LastHeardMS float64 `json:"last_heard_ms"`
+	QueuedBytes int64   `json:"queued_bytes"`
+	LastError   string  `json:"last_error"`
+}
+
+type replicaReport struct {
+	Shard       uint64            `json:"shard"`
+	Node        uint64            `json:"node"`
+	Role        string            `json:"role"`
+	Term        uint64            `json:"term"`
+	Leader      uint64            `json:"leader"`
+	Voters      []uint64          `json:"voters"`
+	Applied     uint64            `json:"applied"`
+	Commit      uint64            `json:"commit"`
+	Last        uint64            `json:"last"`
+	Flushed     uint64            `json:"flushed"`
+	Sequence    uint64            `json:"sequence"`
+	Time        string            `json:"time"`
+	Hash        string            `json:"hash"`
+	Sessions    uint64            `json:"sessions"`
+	InFlight    uint64            `json:"in_flight"`
+	Queued      uint64            `json:"queued"`
+	MemoryBytes int64             `json:"memory_bytes"`
+	Quiet       bool              `json:"quiet"`
+	Error       string            `json:"error"`
+	Counters    map[string]uint64 `json:"counters"`
+}
+
+func statusCommand() *command {
+	return &command{
+		name: "status", limit: true, shard: "only this `shard`",
+		summary: "show how nodes and shards stand, and what needs attention",
+		help: `Asks every node for its state: disk, log, connections, and its replica of each shard. Nodes that are not named are found
+through those that are. At the end it says what needs attention, and then exits with 1: a node without an answer, a low
+disk, a replica that has stopped, a shard that nobody leads.
+
+Use it first, whatever the question is; and in monitoring, for its exit code.
+
+Examples:
+  decree status -node 10.0.0.1:7000
+  decree status -o json | jq '.problems[]'
+`,
+		bind: func(*flag.FlagSet) action { return showStatus },
+	}
+}
+
+func showStatus(ctx context.Context, s *session, _ []string) error {
+	if _, err := s.cluster.shards(s.opts.shard); err != nil {
+		return err
+	}
+	s.cluster.discover(ctx)
+	r := report(s.cluster, s.opts.shard)
+	err := s.print(r, func(w *tabwriter.Writer) { r.table(w) })
+	if err == nil && len(r.Problems) > 0 {
+		return errNo
+	}
+	return err
+}
+
+// report describes what was found.
+func report(c *cluster, shard uint64) *statusReport {
+	r := &statusReport{Cluster: c.name, Nodes: []nodeReport{}, Replicas: []replicaReport{}, Problems: []string{}}
+	leaders := map[uint64]bool{}
+	for _, n := range c.sorted() {
+		nr := nodeReportOf(n)
+		for _, s := range n.status.GetShards() {
+			if leads := s.GetRole() == "leader"; leads {
+				nr.Leads++
+				leaders[s.GetShard()] = true
+			} else {
+				leaders[s.GetShard()] = leaders[s.GetShard()]
+			}
+			if shard == 0 || s.GetShard() == shard {
+				r.Replicas = append(r.Replicas, replicaReportOf(n.id, s))
+			}
+		}
+		r.Nodes = append(r.Nodes, nr)
+		if nr.DiskLow {
+			r.problem("node %d refuses commands: its disk has %s left", n.id, size(nr.FreeBytes))
+		}
+	}
+	for _, id := range slices.Sorted(maps.Keys(c.away)) {
+		a := c.away[id]
+		r.Nodes = append(r.Nodes, nodeReport{Node: id, Address: a.address, Error: a.reason.Error(), Peers: []peerReport{}})
+		r.problem("node %d gives no answer: %v", id, a.reason)
+	}
+	slices.SortFunc(r.Nodes, func(a, b nodeReport) int { return int(a.Node) - int(b.Node) })
+	slices.SortStableFunc(r.Replicas, func(a, b replicaReport) int { return int(a.Shard) - int(b.Shard) })
+	for _, p := range r.Replicas {
+		if p.Error != "" {
+			r.problem("the replica of shard %d on node %d has stopped: %s", p.Shard, p.Node, p.Error)
+		}
+		if n := p.Counters["stranded"]; n > 0 {
+			r.problem("node %d leads shard %d, and a voter asked it %d times for entries that every voter had had: that voter has lost part of its log; replace it", p.Node, p.Shard, n)
+		}
+	}
+	for _, id := range slices.Sorted(maps.Keys(leaders)) {
+		if (shard == 0 || id == shard) && !leaders[id] {
+			r.problem("no node that answers leads shard %d", id)
+		}
+	}
+	return r
+}
+
+func (r *statusReport) problem(format string, args ...any) {
+	r.Problems = append(r.Problems, fmt.Sprintf(format, args...))
+}
+
+func nodeReportOf(n *node) nodeReport {
+	st := n.status
+	r := nodeReport{
+		Node: n.id, Address: n.address, Reachable: true, Replicas: len(st.GetShards()),
+		LogSegments: st.GetLog().GetSegments(), LogBytes: st.GetLog().GetBytes(),
+		Fsyncs: st.GetLog().GetFsyncs(), FsyncTimeMS: milliseconds(st.GetLog().GetSyncTime()),
+		StateBytes: st.GetDisk().GetStateBytes(), FreeBytes: st.GetDisk().GetFreeBytes(), DiskLow: st.GetDisk().GetLow(),
+		Peers: []peerReport{},
+	}
+	for _, p := range st.GetPeers() {
+		r.Peers = append(r.Peers, peerReport{p.GetNode(), p.GetConnected(), milliseconds(p.GetLastHeard()), p.GetQueuedBytes(), p.GetLastError()})
+	}
+	return r
+}
+
+func milliseconds(nanos int64) float64 { return float64(nanos/1000) / 1000 }
+
+func replicaReportOf(node uint64, s *adminv1.ShardStatus) replicaReport {
+	k := s.GetCounters()
+	r := replicaReport{
+		Shard: s.GetShard(), Node: node, Role: s.GetRole(), Term: s.GetTerm(), Leader: s.GetLeader(), Voters: append([]uint64{}, s.GetVoters()...),
+		Applied: s.GetApplied(), Commit: s.GetCommit(), Last: s.GetLast(), Flushed: s.GetFlushed(), Sequence: s.GetSequence(),
+		Time: instant(s.GetTime()), Hash: hash(s.GetHash()), Sessions: s.GetSessions(), InFlight: s.GetInFlight(), Queued: s.GetQueued(),
+		MemoryBytes: s.GetMemoryBytes(), Quiet: s.GetQuiet(),
+		Counters: map[string]uint64{
+			"entries": k.GetEntries(), "commands": k.GetCommands(), "rejections": k.GetRejections(), "log_reads": k.GetLogReads(),
+			"other_reads": k.GetOtherReads(), "duplicates": k.GetDuplicates(), "voids": k.GetVoids(), "rollbacks": k.GetRollbacks(),
+			"machine_panics": k.GetMachinePanics(), "refused": k.GetRefused(), "flushes": k.GetFlushes(), "strange": k.GetStrange(), "stranded": k.GetStranded(),
+		},
+	}
+	if s.GetError() != nil {
+		r.Error = admin.FromDetail(s.GetError()).Error()
+	}
+	return r
+}
+
+func (r *statusReport) table(w *tabwriter.Writer) {
+	fmt.Fprintf(w, "cluster %q\n\n", r.Cluster)
+	row(w, "NODE", "ADDRESS", "LEADS", "REPLICAS", "LOG", "STATE", "FREE", "PEERS")
+	for _, n := range r.Nodes {
+		if !n.Reachable {
+			row(w, n.Node, dash(n.Address), "no answer")
+			continue
+		}
+		connected := 0
+		for _, p := range n.Peers {
+			if p.Connected {
+				connected++
+			}
+		}
+		free := dash("")
+		if n.FreeBytes > 0 {
+			free = size(n.FreeBytes)
+		}
+		row(w, n.Node, n.Address, n.Leads, n.Replicas, size(n.LogBytes), size(n.StateBytes), free, fmt.Sprintf("%d of %d", connected, len(n.Peers)))
+	}
+	fmt.Fprintln(w)
+	row(w, "SHARD", "NODE", "ROLE", "TERM", "APPLIED", "COMMIT", "FLUSHED", "HASH", "TIME", "QUEUED")
+	for _, p := range r.Replicas {
+		role := p.Role
+		if p.Quiet {
+			role += ", resting"
+		}
+		row(w, p.Shard, p.Node, role, p.Term, p.Applied, p.Commit, p.Flushed, p.Hash, dash(p.Time), p.Queued)
+	}
+	if len(r.Problems) > 0 {
+		fmt.Fprintln(w)
+	}
+	for _, p := range r.Problems {
+		fmt.Fprintf(w, "attention: %s\n", p)
+	}
+}
+
+// membersReport is what `members -o json` writes, one for each shard.
+type membersReport struct {
+	Shard   uint64         `json:"shard"`
+	Index   uint64         `json:"index"`
+	Leader  uint64         `json:"leader"`
+	Applied uint64         `json:"applied"`
+	Asked   uint64         `json:"asked"` // the node whose view this is
+	Members []memberReport `json:"members"`
+	Removed []uint64       `json:"removed"`
+}
+
+type memberReport struct {
+	Node    uint64  `json:"node"`
+	Role    string  `json:"role"`
+	Address string  `json:"address"`
+	SeenMS  float64 `json:"seen_ms"` // ago; -1: it is the node that was asked
+	// The rest is known if the leader was asked.
+	Match         uint64 `json:"match"`
+	Progress      string `json:"progress"`
+	SnapshotBytes int64  `json:"snapshot_bytes"`
+	SnapshotTotal int64  `json:"snapshot_total"`
+}
+
+func membersCommand() *command {
+	return &command{
+		name: "members", limit: true, shard: "only this `shard`",
+		summary: "show who takes part in each shard, and how far each has come",
+		help: `Shows the members of each shard: voters, learners, and, while a replacement is under way, who is on the way in or out. It
+asks the leader, who alone knows how far the others have come; if it is not reached, any other replica. Ids of removed members
+are listed: they are never used again.
+
+Use it before and after every change of members, and to watch a new node catch up.
+
+Example:
+  decree members -shard 1
+`,
+		bind: func(*flag.FlagSet) action { return showMembers },
+	}
+}
+
+func showMembers(ctx context.Context, s *session, _ []string) error {
+	shards, err := s.cluster.shards(s.opts.shard)
+	if err != nil {
+		return err
+	}
+	all := []membersReport{}
+	for _, shard := range shards {
+		m, err := s.cluster.members(ctx, shard)
+		if err != nil {
+			return err
+		}
+		r := membersReport{Shard: m.GetShard(), Index: m.GetIndex(), Leader: m.GetLeader(), Applied: m.GetApplied(), Asked: m.GetAsked(),
+			Members: []memberReport{}, Removed: append([]uint64{}, m.GetRemoved()...)}
+		for _, m := range m.GetMembers() {
+			r.Members = append(r.Members, memberReport{m.GetNode(), m.GetRole(), m.GetAddress(), seenMS(m),
+				m.GetMatch(), m.GetProgress(), m.GetSnapshotBytes(), m.GetSnapshotTotal()})
+		}
+		all = append(all, r)
+	}
+	return s.print(all, func(w *tabwriter.Writer) { membersTable(w, all) })
+}
+
+func seenMS(m *adminv1.Member) float64 {
+	if m.GetSeen() < 0 {
+		return -1
+	}
+	return milliseconds(m.GetSeen())
+}
+
+func membersTable(w *tabwriter.Writer, all []membersReport) {
+	row(w, "SHARD", "NODE", "ROLE", "ADDRESS", "SEEN", "MATCH", "BEHIND", "PROGRESS")
+	for _, r := range all {
+		for _, m := range r.Members {
+			role, seen, behind, progress := m.Role, "here", dash(""), dash(m.Progress)
+			if m.Node == r.Leader {
+				role += ", leads"
+			}
+			if m.SeenMS >= 0 {
+				seen = ago(time.Duration(m.SeenMS * float64(time.Millisecond)))
+			}
+			if m.Match > 0 {
+				behind = fmt.Sprint(r.Applied - min(r.Applied, m.Match))
+			}
+			if m.SnapshotTotal > 0 {
+				progress = fmt.Sprintf("%s %s of %s", progress, size(m.SnapshotBytes), size(m.SnapshotTotal))
+			}
+			row(w, r.Shard, m.Node, role, dash(m.Address), seen, number(m.Match), behind, progress)
+		}
+	}
+	for _, r := range all {
+		if len(r.Removed) > 0 {
+			fmt.Fprintf(w, "shard %d: removed for ever: nodes %v\n", r.Shard, r.Removed)
+		}
+		if r.Asked != r.Leader {
+			fmt.Fprintf(w, "shard %d: as node %d knows it; the leader was not asked\n", r.Shard, r.Asked)
+		}
+	}
+}

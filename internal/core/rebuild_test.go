@@ -1,0 +1,65 @@
+package core
+
+import (
+	"reflect"
+	"testing"
+
+	"go.etcd.io/etcd/raft/v3/raftpb"
+
+	"github.com/decree-raft/decree/wal"
+)
+
+// A record of a flush gets other members, and keeps all else.
+func TestRewriteMeta(t *testing.T) {
+	m := meta{applied: 300, term: 2, seq: 40, time: 1 << 50, chain: 1 << 63, machine: 3, conf: Configuration{
+		Index: 200, Voters: []NodeID{1, 2, 3}, Outgoing: []NodeID{1, 2, 4}, Learners: []NodeID{5}, Addresses: map[NodeID]string{5: "e:1"}, Removed: []NodeID{9}}}
+	b, err := RewriteMeta(m.encode(), Configuration{Voters: []NodeID{7, 8}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := decodeMeta(b)
+	m.conf = Configuration{Voters: []NodeID{7, 8}, Addresses: map[NodeID]string{}}
+	if err != nil || !reflect.DeepEqual(got, m) {
+		t.Errorf("got %+v, %v, want %+v", got, err, m)
+	}
+	s, err := DecodeStored(b)
+	if want := (Stored{Applied: 300, Term: 2, Time: 1 << 50, Hash: 1 << 63, MachineVersion: 3, Members: m.conf}); err != nil || !reflect.DeepEqual(s, want) {
+		t.Errorf("got %+v, %v, want %+v", s, err, want)
+	}
+	for _, c := range []Configuration{{}, {Voters: []NodeID{1}, Learners: []NodeID{2}}} {
+		if _, err := RewriteMeta(b, c); err == nil {
+			t.Errorf("%+v is written", c)
+		}
+	}
+	if _, err := RewriteMeta([]byte{99}, Configuration{Voters: []NodeID{1}}); err == nil {
+		t.Error("a record of another version is read")
+	}
+}
+
+func TestNeutralEntry(t *testing.T) {
+	for _, kind := range []raftpb.EntryType{raftpb.EntryConfChange, raftpb.EntryConfChangeV2} {
+		e, was := NeutralEntry(wal.Entry{Index: 3, Term: 2, Type: uint8(kind), Data: []byte("x")})
+		if !was || !reflect.DeepEqual(e, wal.Entry{Index: 3, Term: 2}) {
+			t.Errorf("%v became %+v", kind, e)
+		}
+	}
+	in := wal.Entry{Index: 3, Term: 2, Data: []byte("x")}
+	if e, was := NeutralEntry(in); was || !reflect.DeepEqual(e, in) {
+		t.Errorf("a decision became %+v", e)
+	}
+}
+
+func TestEntryTime(t *testing.T) {
+	b := sealEntry(make([]byte, entryHeaderMax), entryHeader{term: 1, seq: 2, time: 12345})
+	if at, ok := EntryTime(uint8(raftpb.EntryNormal), b); !ok || at != 12345 {
+		t.Errorf("got %d, %v", at, ok)
+	}
+	for _, b := range [][]byte{nil, {99}, b[:3]} {
+		if _, ok := EntryTime(uint8(raftpb.EntryNormal), b); ok {
+			t.Errorf("%x has a time", b)
+		}
+	}
+	if _, ok := EntryTime(uint8(raftpb.EntryConfChange), b); ok {
+		t.Error("a change of members has a time")
+	}
+}

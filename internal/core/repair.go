@@ -1,0 +1,128 @@
+package core
+
+import (
+	"fmt"
+
+	"github.com/decree-raft/decree/internal/state"
+	"github.com/decree-raft/decree/snapshot"
+	"github.com/decree-raft/decree/wal"
+)
+
+// Repair: a replica that stopped because what its disk has is damaged, or is not what the others have, is given the state of another
+// replica, and goes on under its own name. It may, because what it has promised stands in the log and not in the state: term and
+// vote are kept, and of the entries that it acknowledged those up to the snapshot are in the snapshot, and those after it are kept too.
+// That is so for a snapshot that is not older than the last flush: what lies before that is not in the log any more.
+
+// repair is one under way.
+type repair struct {
+	snap *snapshot.Snapshot
+	job  *state.InstallJob
+	log  wal.ShardLog
+	done func(error)
+}
+
+// Repairable returns the least index that a snapshot must have to repair a replica that has stopped, and who may have one; or why it cannot be repaired.
+func (w *Worker) Repairable(id ShardID) (least Index, members []NodeID, err error) {
+	r := w.replicas[id]
+	switch {
+	case r == nil:
+		return 0, nil, notProposed(CodeNoShard, "node %d hosts no shard %d", w.cfg.Node, id)
+	case r.broken == nil:
+		return 0, nil, notProposed(CodeRepair, "the replica of shard %d on node %d is in service: there is nothing to repair", id, w.cfg.Node)
+	case r.broken.Code == CodeRemoved || r.broken.Code == CodeUnsupported || r.broken.Code == CodeClosed:
+		return 0, nil, notProposed(CodeRepair, "no state of a peer helps here: %v", r.broken)
+	case r.repairing != nil:
+		return 0, nil, notProposed(CodeRepair, "the replica of shard %d on node %d is being repaired", id, w.cfg.Node)
+	}
+	for _, m := range r.conf.Members() {
+		if m != w.cfg.Node && m != r.leader {
+			members = append(members, m)
+		}
+	}
+	if r.leader != 0 && r.leader != w.cfg.Node {
+		members = append(members, r.leader) // last: it has enough to do
+	}
+	if len(members) == 0 {
+		return 0, nil, notProposed(CodeRepair, "shard %d has no other member that could help: restore a backup", id)
+	}
+	return max(1, Index(r.log.flushed)), members, nil
+}
+
+// Repair puts a snapshot, verified, in the place of the state of a replica that has stopped, and starts it anew. done is called once, on the worker's goroutine.
+func (w *Worker) Repair(id ShardID, s *snapshot.Snapshot, done func(error)) {
+	least, _, err := w.Repairable(id)
+	if err == nil && Index(s.Manifest.Index) < least {
+		err = notProposed(CodeRepair, "the snapshot is of index %d, and must be of %d at least", s.Manifest.Index, least)
+	}
+	if err != nil {
+		done(err)
+		return
+	}
+	r := w.replicas[id]
+	if r.writing || r.flushing || r.installing != nil {
+		done(notProposed(CodeRepair, "the replica of shard %d has not come to rest yet; try again", id))
+		return
+	}
+	job, err := r.state.Install(s.Install())
+	if err != nil {
+		done(err)
+		return
+	}
+	r.repairing = &repair{snap: s, job: job, done: done}
+	w.env.Install(&InstallDone{Shard: id, Job: job, Snapshot: s, done: r.repaired})
+}
+
+// repaired continues after the state has been replaced: the log is made to continue it.
+func (r *Replica) repaired(d *InstallDone) {
+	rp := r.repairing
+	if d.Err != nil {
+		r.state.AbandonInstall(d.Job)
+		r.repairing = nil
+		rp.done(fmt.Errorf("the snapshot could not be installed: %w", d.Err))
+		return
+	}
+	r.state.Installed(d.Job)
+	at, term := rp.snap.Manifest.Index, rp.snap.Manifest.Term
+	hard := r.log.hard
+	rec := record(r.shard, hard, nil)
+	if last := r.log.last(); at < last && at >= r.log.flushed {
+		if here, err := r.log.Term(at); err == nil && here == term {
+			rec = record(r.shard, hard, r.log.slice(at+1, last))
+		}
+	}
+	rec.RestartAfter = at
+	last := at + uint64(len(rec.Entries))
+	rec.HardState.Commit = max(at, min(hard.Commit, last))
+	rp.log = wal.ShardLog{HardState: rec.HardState, Entries: rec.Entries}
+	r.w.write(r, rec)
+}
+
+// restart takes the place of a replica that was repaired, when its log is durable too.
+func (r *Replica) restart() {
+	rp := r.repairing
+	r.repairing = nil
+	n, err := r.again(Deps{Machine: r.machine, State: r.state, Log: rp.log, Rand: r.rand, Logger: r.parent})
+	if err != nil {
+		rp.done(err)
+		return
+	}
+	for i := range r.w.order {
+		if r.w.order[i] == r {
+			r.w.order[i] = n
+		}
+	}
+	r.w.replicas[r.shard] = n
+	n.logger.Info("replica repaired", "index", uint64(n.applied))
+	n.touch()
+	rp.done(nil)
+}
+
+// again makes a replica like r. What it reads may turn out to be damaged once more.
+func (r *Replica) again(d Deps) (n *Replica, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("it does not start: %v", p)
+		}
+	}()
+	return newReplica(r.w, r.shard, d)
+}

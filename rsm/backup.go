@@ -1,0 +1,262 @@
+package rsm
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"iter"
+	"os"
+	"runtime/debug"
+	"slices"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+	"golang.org/x/sys/unix"
+
+	"github.com/decree-raft/decree/internal/core"
+	"github.com/decree-raft/decree/internal/state"
+	"github.com/decree-raft/decree/snapshot"
+)
+
+// BackupOptions say what goes into a backup, and how fast.
+type BackupOptions struct {
+	// Shards, by default all that the node hosts.
+	Shards []ShardID
+	// AtLeast has the log position that the backup of a shard must reach: the Index of a Result. Without it, the backup is of what this replica has
+	// applied, which on the leader is all that was ever acknowledged, and on others can be a little behind.
+	AtLeast map[ShardID]Index
+	// History leaves the snapshots out and has the whole journal instead, from entry 1 on, so that every position there ever was can be
+	// restored. It needs Config.KeepJournal since the shard was made. To restore it, every event is applied anew.
+	History bool
+	// BytesPerSecond bounds the writing; 0: no bound.
+	BytesPerSecond int64
+	// TableBytes is at what size a table ends, 0: 64 MiB.
+	TableBytes int64
+	// Progress is called now and then on the caller's goroutine; nil: not called.
+	Progress func(snapshot.Progress)
+}
+
+// Backup writes a backup of the node's shards to w, as one stream (package snapshot has the format), while the node goes on working. Each shard is as of one position
+// of its log; between shards there is none that they have in common. After an error what was written is no backup. A node that closes ends its backups, but
+// waits for a Write that has begun: w must not block for ever.
+//
+// It takes from the shard's worker no more time than it takes to list what was committed since the last flush; from the disk, what BytesPerSecond allows.
+func (n *Node) Backup(ctx context.Context, w io.Writer, o BackupOptions) (*snapshot.Backup, error) {
+	return n.backup(ctx, snapshot.NewStreamSink(w), o)
+}
+
+// BackupTo is Backup into a directory, which must be missing or empty. It leaves as much of the data's disk free as Config.DiskWatermark says. After an error
+// what was written is removed; a crash leaves a directory that is no backup, since its manifest comes last.
+func (n *Node) BackupTo(ctx context.Context, dir string, o BackupOptions) (*snapshot.Backup, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil { // what is in a backup is not for everybody
+		return nil, fmt.Errorf("back up: %w", err)
+	}
+	reserve := uint64(0)
+	if n.cfg.Dir != "" && sameDisk(dir, n.cfg.Dir) {
+		reserve = n.disk.watermark
+	}
+	sink, err := snapshot.NewDirSink(vfs.Default, dir, reserve)
+	if err == nil {
+		err = syncAbove(dir)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("back up: %w", err)
+	}
+	b, err := n.backup(ctx, sink, o)
+	if err != nil {
+		return nil, errors.Join(err, sink.Abort())
+	}
+	return b, nil
+}
+
+func sameDisk(a, b string) bool {
+	var sa, sb unix.Stat_t
+	return unix.Stat(a, &sa) == nil && unix.Stat(b, &sb) == nil && sa.Dev == sb.Dev
+}
+
+func (n *Node) backup(ctx context.Context, sink snapshot.Sink, o BackupOptions) (*snapshot.Backup, error) {
+	shards := slices.Sorted(slices.Values(o.Shards))
+	if len(shards) == 0 {
+		for _, s := range n.cfg.Shards {
+			shards = append(shards, s.ID)
+		}
+		slices.Sort(shards)
+	}
+	for _, id := range shards {
+		if n.shards[id] == nil {
+			return nil, fmt.Errorf("back up: %w", &Error{Kind: ErrNotProposed, Code: core.CodeNoShard, Message: fmt.Sprintf("node %d hosts no shard %d", n.cfg.Node, id)})
+		}
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	go func() {
+		select {
+		case <-n.engine.quit:
+			cancel(errClosed)
+		case <-ctx.Done():
+		}
+	}()
+	w, err := snapshot.NewBackupWriter(sink, snapshot.Backup{Cluster: n.cfg.Cluster, Node: uint64(n.cfg.Node), Library: libraryVersion()}, snapshot.BackupOptions{
+		TableBytes: o.TableBytes, BytesPerSecond: o.BytesPerSecond, Progress: o.Progress,
+	})
+	if err != nil {
+		return nil, err
+	}
+	for _, id := range slices.Compact(shards) {
+		if err := n.backupShard(ctx, w, id, o); err != nil {
+			return nil, fmt.Errorf("back up shard %d: %w", id, err)
+		}
+	}
+	return w.Finish()
+}
+
+func (n *Node) backupShard(ctx context.Context, w *snapshot.BackupWriter, id ShardID, o BackupOptions) error {
+	if err := n.reached(ctx, id, max(1, o.AtLeast[id])); err != nil {
+		return err
+	}
+	c, err := n.pin(id)
+	for isCode(err, core.CodeNotReached) && n.reached(ctx, id, max(1, o.AtLeast[id])) == nil {
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-time.After(n.cfg.tick() / 4):
+		}
+		c, err = n.pin(id)
+	}
+	if err != nil {
+		return err
+	}
+	defer c.release()
+	source := snapshot.BackupSource{Shard: uint64(id), Cut: c.cut, Entries: c.entries(o.History)}
+	switch {
+	case o.History:
+		source.Cut = nil
+		if first, last := c.journal(); c.cut != nil && (first != 1 || last != c.cut.Index()) {
+			return fmt.Errorf("the journal has the entries %d to %d of %d: a history needs all of them, see Config.KeepJournal", first, last, c.cut.Index())
+		}
+	case c.cut != nil:
+		if source.Info, err = core.SnapshotInfo(n.cfg.Cluster, c.cut.Meta()); err != nil {
+			return err
+		}
+	}
+	return w.Add(ctx, source)
+}
+
+func isCode(err error, code Code) bool {
+	var e *Error
+	return errors.As(err, &e) && e.Code == code
+}
+
+// reached waits until a shard has applied up to index. Without anything applied there is nothing to back up, and a replica that has not
+// heard of its shard yet does not know that there is more.
+func (n *Node) reached(ctx context.Context, id ShardID, index Index) error {
+	for {
+		st, err := n.shards[id].Status()
+		switch {
+		case err != nil:
+			return err
+		case st.Err != nil:
+			return st.Err
+		case st.Applied >= index:
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return &Error{Kind: ErrNotProposed, Code: core.CodeNotReached, Cause: context.Cause(ctx),
+				Message: fmt.Sprintf("node %d has applied shard %d up to %d only, asked for was %d", n.cfg.Node, id, st.Applied, index)}
+		case <-time.After(n.cfg.tick() / 4):
+		}
+	}
+}
+
+// pinned is a shard at one position of its log: its last flush, and what was committed since.
+type pinned struct {
+	cut  *state.Cut // nil: nothing was flushed yet
+	tail []state.JournalEntry
+	done func()
+}
+
+// pin takes hold of a shard at its applied index. It holds up the closing of the node until release.
+func (n *Node) pin(id ShardID) (*pinned, error) {
+	bg := &n.engine.bg
+	var p *pinned
+	var err error
+	e := n.engine.call(id, func(w *core.Worker) {
+		p = &pinned{done: bg.Done}
+		bg.Add(1) // on the worker's goroutine, for which the engine waits first
+		if p.cut, err = n.store.Cut(uint64(id)); errors.Is(err, state.ErrNotFlushed) {
+			err = nil
+		}
+		if err == nil {
+			p.tail, _, err = w.Committed(id, p.index())
+		}
+	})
+	if e != nil {
+		return nil, e
+	}
+	if err != nil {
+		p.release()
+		return nil, err
+	}
+	return p, nil
+}
+
+func (p *pinned) index() Index {
+	if p.cut == nil {
+		return 0
+	}
+	return Index(p.cut.Index())
+}
+
+func (p *pinned) journal() (first, last uint64) {
+	if p.cut == nil {
+		return 0, 0
+	}
+	return p.cut.JournalBounds()
+}
+
+func (p *pinned) release() {
+	if p.cut != nil {
+		p.cut.Close()
+	}
+	p.done()
+}
+
+// entries yields what was committed since the flush, and the journal before it if wanted.
+func (p *pinned) entries(history bool) iter.Seq2[snapshot.Entry, error] {
+	return func(yield func(snapshot.Entry, error) bool) {
+		if history && p.cut != nil {
+			errStop := errors.New("enough")
+			err := p.cut.Journal(1, p.cut.Index()+1, func(e state.JournalEntry) error {
+				if !yield(e, nil) {
+					return errStop
+				}
+				return nil
+			})
+			if errors.Is(err, errStop) || err != nil && !yield(snapshot.Entry{}, err) || err != nil {
+				return
+			}
+		}
+		for _, e := range p.tail {
+			if !yield(e, nil) {
+				return
+			}
+		}
+	}
+}
+
+// libraryVersion is that of this module, as it was built in.
+func libraryVersion() string {
+	const module = "github.com/decree-raft/decree"
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		return ""
+	}
+	for _, m := range append(info.Deps, &info.Main) {
+		if m.Path == module {
+			return m.Version
+		}
+	}
+	return ""
+}

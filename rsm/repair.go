@@ -1,0 +1,96 @@
+package rsm
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/decree-raft/decree/internal/core"
+	"github.com/decree-raft/decree/snapshot"
+)
+
+// Repair gives a replica that is out of service the state of another replica, and starts it again. A replica whose disk turns out
+// to be damaged is repaired so by itself (Config.KeepDamage); for one that diverged, find out why first: it is a fault of a
+// program, and the evidence goes. What the replica has promised to the others is kept: it is in the log, which is not touched. It
+// returns when the replica is in service again, or with what kept it from that; the replica is then as it was.
+func (s *Shard) Repair(ctx context.Context) error {
+	e := s.node.engine
+	var least Index
+	var members []NodeID
+	var err error
+	if cerr := e.call(s.id, func(w *core.Worker) { least, members, err = w.Repairable(s.id) }); cerr != nil {
+		return cerr
+	}
+	if err != nil {
+		return err
+	}
+	snap, err := s.snapshotOf(ctx, members, least)
+	if err != nil {
+		return &Error{Kind: ErrNotProposed, Code: core.CodeRepair, Message: fmt.Sprintf("no member of shard %d could help", s.id), Cause: err}
+	}
+	done := make(chan error, 1)
+	if err := e.call(s.id, func(w *core.Worker) { w.Repair(s.id, snap, func(err error) { done <- err }) }); err != nil {
+		return err
+	}
+	select {
+	case err = <-done:
+	case <-s.node.done:
+		err = errClosed
+	}
+	if err == nil {
+		s.stopped.Store(nil)
+	}
+	return err
+}
+
+// snapshotOf fetches a snapshot of at least an index from the first of the members that has one.
+func (s *Shard) snapshotOf(ctx context.Context, members []NodeID, least Index) (snap *snapshot.Snapshot, err error) {
+	e := s.node.engine
+	request := binary.AppendUvarint(binary.AppendUvarint(nil, uint64(s.id)), uint64(least))
+	for _, m := range members {
+		manifest, cerr := e.transport.Call(ctx, uint64(m), callCut, request)
+		if cerr != nil {
+			err = errors.Join(err, cerr)
+			continue
+		}
+		sources := append([]NodeID{m}, slices.DeleteFunc(slices.Clone(members), func(n NodeID) bool { return n == m })...)
+		snap, cerr = e.fetch(ctx, &core.Fetch{Shard: s.id, Manifest: manifest, Sources: sources, Progress: func(int64, int64) {}})
+		if cerr == nil {
+			return snap, nil
+		}
+		err = errors.Join(err, cerr)
+	}
+	return nil, err
+}
+
+// Damage that comes back at once is not worth a transfer each time.
+const (
+	repairAttempts = 5
+	repairPause    = 5 * time.Second
+)
+
+// repairStopped repairs a replica whose disk is damaged, in the background. It is called on a worker's goroutine.
+func (n *Node) repairStopped(s *Shard, why *Error) {
+	if why.Code != core.CodeStorage || n.cfg.KeepDamage || s.repairs.Load() >= repairAttempts {
+		return
+	}
+	s.repairs.Add(1)
+	n.engine.background(func(ctx context.Context) {
+		for range repairAttempts {
+			err := s.Repair(ctx)
+			if err == nil {
+				n.cfg.Logger.Warn("a damaged replica was given the state of a peer; check the disk", "shard", uint64(s.id), "damage", why)
+				return
+			}
+			n.cfg.Logger.Error("a damaged replica could not be repaired", "shard", uint64(s.id), "reason", err)
+			select {
+			case <-ctx.Done():
+				return
+			case <-time.After(repairPause):
+			}
+		}
+	})
+}
