@@ -43,9 +43,9 @@ type engine struct {
 	reads     recentReads
 	sent      atomic.Uint64 // bytes of snapshots that peers have fetched
 	cluster   string
-	fs        vfs.FS                // of snaps
-	life      context.Context       // ends with the engine
-	cutRate   int64                 // bytes of a snapshot per second, 0: no bound
+	fs        vfs.FS          // of snaps
+	life      context.Context // ends with the engine
+	cutRate   int64           // bytes of a snapshot per second, 0: no bound
 	fetchRate int64
 	fatal     func(*Error)          // the node must stop; may be called more than once
 	changed   func(ShardID, NodeID) // who leads a shard
