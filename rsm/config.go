@@ -79,8 +79,9 @@ type Config struct {
 	// KeepDamage leaves a replica whose state on disk turned out to be damaged out of service, for somebody to look at. Otherwise it is
 	// given the state of another member, see Shard.Repair.
 	KeepDamage bool
-	// SnapshotBytesPerSecond bounds, for each snapshot, how fast it is cut or fetched. Default: 16 MiB for a cut, which shares its
-	// disk with those who are served, and no bound for a fetch. Negative: no bound for either.
+	// SnapshotBytesPerSecond bounds, for each snapshot, how fast it is cut or fetched. Default: no bound for a fetch, and 16 MiB for a
+	// cut, which shares its disk with those who are served; more where the cut of a large state, or under a heavy load, would
+	// take so long that half of JournalMaxBytes is written meanwhile. Negative: no bound for either.
 	SnapshotBytesPerSecond int64
 	// Workers drive the shards. Default one per core, at most one per shard.
 	Workers int
@@ -168,20 +169,8 @@ func (c Config) withDefaults() Config {
 	return c
 }
 
-// cutBytesPerSecond is the default bound of a cut. On the disk of docs/performance.md, which is a slow one, it costs about a tenth of the throughput.
+// cutBytesPerSecond is the default bound of a cut, see engine.cutPace. docs/performance.md says what a cut costs.
 const cutBytesPerSecond = 16 << 20
-
-// snapshotRates returns how many bytes of a snapshot may be cut and fetched per second, 0: no bound.
-func (c *Config) snapshotRates() (cut, fetch int64) {
-	switch r := c.SnapshotBytesPerSecond; {
-	case r == 0:
-		return cutBytesPerSecond, 0
-	case r < 0:
-		return 0, 0
-	default:
-		return r, r
-	}
-}
 
 // tick is half a heartbeat: the unit of all timeouts.
 func (c *Config) tick() time.Duration { return c.HeartbeatInterval / 2 }
