@@ -157,7 +157,7 @@ func endure(t *testing.T, e endurance) {
 				t.Fatal(err)
 			}
 		}
-		if cutting != nil && len(cutting) > 0 {
+		if len(cutting) > 0 {
 			if err := <-cutting; err != nil {
 				t.Fatal(err)
 			}
