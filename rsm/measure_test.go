@@ -68,15 +68,16 @@ func TestMeasureSnapshots(t *testing.T) {
 	keys := fillBlobs(t, c, 1, *measureState, *measureValue)
 	t.Logf("filled %d MiB, %d keys, in %s", *measureState>>20, keys, seconds(time.Since(began)))
 	p := startPump(t, c, 1, *measureCallers, keys, *measureValue, 0)
-	time.Sleep(settling)
+	time.Sleep(2 * settling)
 	without, with := &interval{}, &interval{}
+	alone := time.Duration(float64(*measureState) / cutBytesPerSecond * float64(time.Second)) // as long as a cut: compactions come in waves
 	for round := range *measureRounds {
 		n := leaderOf(t, c, 1)
 		if *measureFollower {
 			n = c.Node(n.ID()%3 + 1)
 		}
 		p.next()
-		time.Sleep(quietTime)
+		time.Sleep(alone)
 		quiet := p.next()
 		began := time.Now()
 		info, err := n.Shard(1).CutSnapshot(context.Background(), true)
@@ -84,7 +85,8 @@ func TestMeasureSnapshots(t *testing.T) {
 			t.Fatal(err)
 		}
 		cut := p.next()
-		t.Logf("round %d: %d MiB cut in %s", round, info.Bytes>>20, seconds(time.Since(began)))
+		alone = time.Since(began)
+		t.Logf("round %d: %d MiB cut in %s", round, info.Bytes>>20, seconds(alone))
 		t.Logf("  without: %v", quiet)
 		t.Logf("  with:    %v", cut)
 		without.merge(quiet)
