@@ -112,7 +112,7 @@ type Config struct {
 	// wrapLog, if set, puts a faulty disk in front of the log; wrapFS something that watches in front of state and snapshots.
 	wrapLog func(wal.Log) wal.Log
 	wrapFS  func(vfs.FS) vfs.FS
-	// segmentBytes of the log; tests make them small.
+	// segmentBytes of the log, if not zero; tests want many segments.
 	segmentBytes int64
 	// Set by Cluster.
 	listener net.Listener

@@ -16,11 +16,6 @@ import (
 // One bit of a node's files is flipped: the node must refuse, with the file's name, or have everything as if nothing
 // had happened, because the bit is of no consequence. It must never open with something else.
 func TestFlippedBits(t *testing.T) {
-	done, err := smallSegments(crashSegment)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer done()
 	h := record(t)
 	at := bestToDamage(t, h)
 	d := crash.NewDisk()

@@ -105,29 +105,13 @@ func crashConfig(dir string) Config {
 		Cluster: "crash", Node: 1, Dir: filepath.Join(dir, "data", "node"), Peers: map[NodeID]string{1: "127.0.0.1:0"},
 		HeartbeatInterval: 2 * time.Millisecond, ElectionTimeout: 6 * time.Millisecond, QuiesceAfter: -1,
 		Workers: 1, CacheBytes: 1 << 20, LogSegments: 2, DiskWatermark: -1, KeepGOMAXPROCS: true,
+		segmentBytes: crashSegment,
 	}
 	cfg.Limits.FlushBytes = 64 << 10
 	for _, id := range crashShards {
 		cfg.Shards = append(cfg.Shards, ShardConfig{ID: id, Machine: list{}})
 	}
 	return cfg
-}
-
-// smallSegments makes the logs of this process have small segments as long as they are open: all must have the same,
-// and those that say nothing take what there is.
-func smallSegments(size int64) (done func(), err error) {
-	dir, err := os.MkdirTemp("", "segments-")
-	if err != nil {
-		return nil, err
-	}
-	w, _, err := wal.Open(wal.Options{Dir: dir, SegmentBytes: size})
-	if err != nil {
-		return nil, errors.Join(err, os.RemoveAll(dir))
-	}
-	return func() {
-		_ = w.Close()
-		_ = os.RemoveAll(dir)
-	}, nil
 }
 
 const crashSegment = 64 << 10
@@ -153,11 +137,6 @@ func (l *crashLoad) mark(what string, shard ShardID, n uint64) {
 }
 
 func (l *crashLoad) run() error {
-	done, err := smallSegments(crashSegment)
-	if err != nil {
-		return err
-	}
-	defer done()
 	l.marks = os.NewFile(crash.MarkFD, "marks")
 	l.sessions, l.last = map[ShardID]SessionID{}, map[ShardID]uint64{}
 	rounds := []func(*Node){func(n *Node) { _ = n.Close() }, (*Node).Kill, (*Node).Kill}

@@ -152,11 +152,6 @@ func scratch(t *testing.T) string {
 // each of them could leave [G8, G9]: it opens, has all that was acknowledged, nothing that was not submitted, and
 // every shard's state is exactly that of some number of commands. See internal/crash for the model.
 func TestCrashStates(t *testing.T) {
-	done, err := smallSegments(crashSegment)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer done()
 	h := record(t)
 	e := h.explorer(t)
 	switch {
@@ -182,11 +177,6 @@ func TestCrashStates(t *testing.T) {
 
 // The controls: what a product would leave that goes about it in a wrong way. The explorer must see the difference.
 func TestCrashControls(t *testing.T) {
-	done, err := smallSegments(crashSegment)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer done()
 	const pebble = "data/node/state/pebble"
 	h := record(t)
 	for name, drop := range map[string]func(i int, o *crash.Op) bool{

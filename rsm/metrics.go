@@ -54,6 +54,13 @@ var shardMetrics = []metric{
 	{"rollbacks_total", "Times that speculative state was thrown away.", counter, func(s *ShardStatus) float64 { return float64(s.Stats.Rollbacks) }},
 	{"machine_panics_total", "Panics of the machine that were contained.", counter, func(s *ShardStatus) float64 { return float64(s.Stats.MachinePanics) }},
 	{"refused_total", "Calls turned away by a limit.", counter, func(s *ShardStatus) float64 { return float64(s.Stats.Refused) }},
+	{"members", "Members of the shard, learners included, as far as this replica has applied.", gauge, func(s *ShardStatus) float64 { return float64(len(s.Members.Members())) }},
+	{"machine_version", "Version of the machine that is active.", gauge, func(s *ShardStatus) float64 { return float64(s.Version) }},
+	{"journal_bytes", "About what the journal takes on disk.", gauge, func(s *ShardStatus) float64 { return float64(s.JournalBytes) }},
+	{"journal_short_total", "Flushes that dropped entries which a member may lack, for want of room: it will need a snapshot. An alarm.", counter, func(s *ShardStatus) float64 { return float64(s.Stats.JournalShort) }},
+	{"stranded_total", "Times that a voter asked for what every voter had had: it has lost part of its log. An alarm.", counter, func(s *ShardStatus) float64 { return float64(s.Stats.Stranded) }},
+	{"snapshots_fetched_total", "Snapshots that this replica began to fetch.", counter, func(s *ShardStatus) float64 { return float64(s.Stats.SnapshotsFetched) }},
+	{"snapshots_installed_total", "Snapshots that took the place of this replica's state.", counter, func(s *ShardStatus) float64 { return float64(s.Stats.SnapshotsInstalled) }},
 	{"flushes_total", "Flushes of state, journal and sessions.", counter, func(s *ShardStatus) float64 { return float64(s.Stats.Flushes) }},
 }
 

@@ -36,12 +36,9 @@ func runPowerNode(dir string) {
 			fail(err)
 		}
 	}
-	if _, err := smallSegments(256 << 10); err != nil { // what it leaves is the parent's to remove
-		fail(err)
-	}
 	cfg := Config{
 		Cluster: "power", Node: 1, Dir: filepath.Join(dir, "node"), Peers: map[NodeID]string{1: "127.0.0.1:0"},
-		HeartbeatInterval: 5 * time.Millisecond, ElectionTimeout: 25 * time.Millisecond, DiskWatermark: -1, LogSegments: 2,
+		HeartbeatInterval: 5 * time.Millisecond, ElectionTimeout: 25 * time.Millisecond, DiskWatermark: -1, LogSegments: 2, segmentBytes: 256 << 10,
 		Logger: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug})),
 	}
 	cfg.Limits.FlushBytes = 64 << 10

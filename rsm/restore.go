@@ -48,6 +48,9 @@ type RestoreOptions struct {
 	Progress func(snapshot.Progress)
 	// Logger: default none.
 	Logger *slog.Logger
+
+	// segmentBytes of the logs, if not zero; tests want many segments.
+	segmentBytes int64
 }
 
 // Restored is what a restore has made.
@@ -427,7 +430,7 @@ const logBatch = 4 << 20
 
 // logs writes what comes after the snapshots into the node's log, as committed.
 func (r *restore) logs(ctx context.Context, dir string, node NodeID) (err error) {
-	log, _, err := wal.Open(wal.Options{Dir: filepath.Join(dir, walDir), Logger: r.Logger})
+	log, _, err := wal.Open(wal.Options{Dir: filepath.Join(dir, walDir), SegmentBytes: r.segmentBytes, Logger: r.Logger})
 	if err != nil {
 		return err
 	}

@@ -7,6 +7,8 @@ import "github.com/decree-raft/decree/internal/core"
 type (
 	// Machine is what a user writes: Decide, Apply and Query over bytes. See Proto for the typed form.
 	Machine = core.Machine
+	// Versioned is a Machine whose rules change from one program to the next: a new version becomes active through the log.
+	Versioned = core.Versioned
 	// View is the state of a shard at one log position, for reading.
 	View = core.View
 	// State is a View that Apply may write to.

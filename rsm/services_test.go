@@ -115,7 +115,8 @@ func TestServicesWaitForStart(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	if asked.Load() != 2 {
-		t.Errorf("asked %d times", asked.Load())
+	// The two that gave up may have been waiting at the gate still, as the server sees it.
+	if n := asked.Load(); n < 2 || n > 4 {
+		t.Errorf("asked %d times", n)
 	}
 }

@@ -68,10 +68,14 @@ func (s *Shard) Leader() NodeID { return NodeID(s.leader.Load()) }
 
 // A Call is a request under way.
 type Call struct {
-	req  core.Request
-	done chan struct{} // gets one token
-	node *Node
+	req     core.Request
+	done    chan struct{} // gets one token
+	node    *Node
+	command []byte // Submit's copy, for use again
 }
+
+// keepCommand is the size above which the copy of a command is not kept for the next.
+const keepCommand = 16 << 10
 
 var calls = sync.Pool{New: func() any {
 	c := &Call{done: make(chan struct{}, 1)}
@@ -94,6 +98,9 @@ func (s *Shard) start(c *Call) *Call {
 func newCall() *Call { return calls.Get().(*Call) }
 
 func (c *Call) release() {
+	if cap(c.command) > keepCommand || c.req.Err != nil { // a rejection may have kept something of it
+		c.command = nil
+	}
 	done := c.req.Done
 	c.req = core.Request{Done: done}
 	c.node = nil
@@ -161,7 +168,8 @@ func (s *Shard) Do(ctx context.Context, r Request) (Result, error) {
 // Submit is Do with one command and no session.
 func (s *Shard) Submit(ctx context.Context, command []byte) (reply []byte, err error) {
 	c := newCall()
-	c.req.Commands = append(c.req.CommandSpace(), bytes.Clone(command))
+	c.command = append(c.command[:0], command...) // a copy: if ctx ends first, the caller has its memory back
+	c.req.Commands = append(c.req.CommandSpace(), c.command)
 	if err := s.start(c).wait(ctx); err != nil {
 		return nil, err
 	}

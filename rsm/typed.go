@@ -19,10 +19,21 @@ type Typed[C, E, R, Q, A proto.Message] interface {
 // CodeBadEncoding is the rejection of a command or query that does not parse as the machine's message.
 const CodeBadEncoding Code = "bad_encoding"
 
-// Proto makes a Machine of a typed one.
+// Proto makes a Machine of a typed one. If m has the method MaxVersion of Versioned, so has the Machine.
 func Proto[C, E, R, Q, A proto.Message](m Typed[C, E, R, Q, A]) Machine {
-	return protoMachine[C, E, R, Q, A]{m}
+	p := protoMachine[C, E, R, Q, A]{m}
+	if v, ok := m.(interface{ MaxVersion() uint64 }); ok {
+		return versionedProto[C, E, R, Q, A]{p, v.MaxVersion()}
+	}
+	return p
 }
+
+type versionedProto[C, E, R, Q, A proto.Message] struct {
+	protoMachine[C, E, R, Q, A]
+	max uint64
+}
+
+func (p versionedProto[C, E, R, Q, A]) MaxVersion() uint64 { return p.max }
 
 type protoMachine[C, E, R, Q, A proto.Message] struct {
 	m Typed[C, E, R, Q, A]

@@ -57,14 +57,14 @@ func (d *Dir) Receive(ctx context.Context, manifest []byte, from Fetcher, o Rece
 	}
 	d.receiving[m.Shard] = true
 	others := map[ID]partial{}
-	for other, p := range d.partial {
+	for other, p := range d.partial { // any order: into a map again
 		if p.shard == m.Shard && other != id {
 			others[other] = p
 		}
 	}
 	d.mu.Unlock()
 	defer d.endReceive(m.Shard)
-	for other, p := range others { // one per shard, whatever peers send
+	for other, p := range others { // any order: there is one per shard at most, whatever peers send
 		if err := d.dropPartial(other, p); err != nil {
 			return nil, err
 		}

@@ -59,7 +59,7 @@ func checkNames(fs vfs.FS, dir string, m *Manifest) error {
 		}
 		delete(want, name)
 	}
-	for name := range want {
+	for name := range want { // any order: any of them is missing
 		return &DamageError{File: fs.PathJoin(dir, name), Offset: -1, Reason: "it is missing"}
 	}
 	return nil

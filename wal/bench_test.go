@@ -76,7 +76,7 @@ func BenchmarkEncode(b *testing.B) {
 	b.SetBytes(128 * 1024)
 	b.ReportAllocs()
 	for b.Loop() {
-		buf = encodePayload(buf, 1, 0, records)
+		buf = encodePayload(buf[:0], 1, 0, records)
 	}
 }
 

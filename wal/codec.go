@@ -3,7 +3,6 @@ package wal
 import (
 	"encoding/binary"
 	"fmt"
-	"hash/crc32"
 )
 
 // The payload of a physical entry; doc.go has the byte table.
@@ -34,25 +33,17 @@ const (
 	recordOverhead = 64
 )
 
-var castagnoli = crc32.MakeTable(crc32.Castagnoli)
-
-// payloadSum binds a payload's bytes to the physical index that it is stored under.
-func payloadSum(index uint64, body []byte) uint32 {
-	var b [8]byte
-	binary.LittleEndian.PutUint64(b[:], index)
-	return crc32.Update(crc32.Checksum(b[:], castagnoli), castagnoli, body)
-}
-
-// encodePayload appends the payload of physical entry index to buf[:0] and returns it.
-func encodePayload(buf []byte, index, base uint64, records []Record) []byte {
-	b := append(buf[:0], payloadVersion, 0, 0, 0, 0)
+// encodePayload appends the payload of physical entry index to b.
+func encodePayload(b []byte, index, base uint64, records []Record) []byte {
+	at := len(b)
+	b = append(b, payloadVersion, 0, 0, 0, 0)
 	b = binary.AppendUvarint(b, base)
 	b = binary.AppendUvarint(b, uint64(len(records)))
 	for i := range records {
 		b = appendRecord(b, &records[i])
 	}
 	b = append(b, endMark)
-	binary.LittleEndian.PutUint32(b[1:], payloadSum(index, b[payloadHeader:]))
+	binary.LittleEndian.PutUint32(b[at+1:], payloadSum(index, b[at+payloadHeader:]))
 	return b
 }
 

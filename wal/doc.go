@@ -1,4 +1,4 @@
-// Package wal is the write-ahead log of a node: one log for all its shards, over etcd's WAL.
+// Package wal is the write-ahead log of a node: one log for all its shards, in the format of etcd's WAL.
 //
 // One Append is one write and one fsync, whatever the number of shards that have
 // something to save. The raft logs of the shards are taken apart again at start. The package
@@ -12,9 +12,11 @@
 // hard state in a segment of a year ago. So a pinned segment is not waited for: Pinned
 // says who holds it, and the engine appends their few bytes again (or flushes them).
 //
-// etcd's WAL is used for what it is good at, segments, framing, the chain of checksums and a
-// decade of crashes, and keeps one sequence of (index, term, data): here index counts
-// Appends from 1, the term is always 1, and data is a payload. It is known to one file, etcd.go.
+// The format is that of etcd's WAL, for its segments, its framing, its chain of checksums and the tools that know it. It
+// keeps one sequence of (index, term, data): here index counts
+// Appends from 1, the term is always 1, and data is a payload. etcd's package makes the first segment and reads
+// the newest one after our own scan, as a second opinion; it is known to one file, etcd.go. It does not write: it copies every
+// byte three to five times on the way (docs/decisions/0010-log-writer.md). See writer.go.
 //
 // # Goroutines
 //
@@ -25,7 +27,7 @@
 //	Inspect       any; with the log not open
 //	Close         after the last Append has returned
 //	removal       one goroutine per removed segment gives its blocks back; Close waits for it
-//	etcd          one goroutine per log prepares the next segment's file
+//	preparer      one goroutine per log prepares the next segment's file
 //
 // # Files
 //
@@ -33,13 +35,15 @@
 //	<dir>/log/<seq>-<first>.wal       segments; seq counts from 0, first is the index of the first
 //	                                  physical entry (0 in segment 0); both 16 hex digits
 //	<dir>/log/0.tmp, 1.tmp            being prepared to become the next segment
+//	<dir>/log/<segment>.tmp           released: its blocks are for the next segment, or are being freed
 //	<dir>/log.new/, log.new.tmp/      a log being created
 //	<dir>/<segment>.<offset>.broken   what was cut off there as torn; the newest 8 are kept
 //
 // # A segment
 //
-// A sequence of frames, and behind them the zeros that were preallocated. In this order: one
-// checksum, one metadata, one mark, entries.
+// A sequence of frames, and behind them the zeros that were preallocated, in every segment. In this order: one
+// checksum, one metadata, one mark, entries. A segment has as many entries as fit into what was preallocated, or one that
+// is larger.
 //
 //	bytes   frame
 //	8       little endian: length of the record in the low 7 bytes; the top byte is 0, or
@@ -86,7 +90,7 @@
 //
 // The checksum is one more than etcd's because that one is a chain: behind a damaged frame
 // nothing can be verified by it, and whether anything valid follows is what tells a torn
-// end from a damaged log.
+// end from a damaged log. Both are computed in one pass over the bytes (sum.go); a reader looks at them twice.
 //
 // # Releasing
 //
@@ -96,19 +100,22 @@
 // removed, one per Append. Open goes by base too: it ignores and removes what is below, and
 // refuses to start if anything from base on is missing.
 //
+// A removed segment is renamed, and made zeros where the file system can do that without giving up its blocks; then it
+// takes the place of a fresh file. It is durably zero before it is offered for a segment.
+//
 // # What a crash leaves
 //
 //	crash                                 what Open finds and does
 //	creating, before the rename           log.new, log.new.tmp; removed, created anew
 //	writing a payload                     a torn end; cut off, kept as .broken, Recovered.Repaired
 //	payload written, before Append said   the payload, or a torn end; either is right
-//	cutting: old segment shortened        as above
 //	cutting: header in 0.tmp              removed with all .tmp
-//	cutting: renamed                      a segment of checksum and metadata; Open writes its mark
+//	cutting: renamed                      a segment of checksum, metadata and mark, which goes on
 //	cutting: header lost by the disk      a last segment without header; removed, the one before goes on
-//	writing the mark                      a torn mark; cut off and written again
+//	cutting, as etcd does it              a segment without its mark, or with a torn one; Open writes it
 //	base durable, before the removal      segments below base; removed
 //	removing, in any order                any of the segments below base; not read, removed
+//	removed: renamed, being made zeros    a .tmp, or a segment below base with zeros; not read, removed
 //	repairing: .broken written            the same torn end; repaired again
 //	repairing: cut off                    a whole log
 //
@@ -122,12 +129,12 @@
 //  1. A write changes no other bytes than its own, and a fsync that returned is durable.
 //  2. A rename is atomic, and comes after what was synced before it.
 //  3. After a failed write or fsync nothing is known of the disk: the log is dead, and the process
-//     should be. (etcd syncs once more on Close; nothing is concluded from it.)
+//     should be.
 //  4. If the disk loses the very last frame after its fsync, by returning zeros for its end or for
 //     one of its sectors, this looks like a crash and is repaired as one, with a warning and a .broken file.
 //     The same if the last frame has a whole sector of zeros in a value, and damage elsewhere.
 //  5. If the newest segments are deleted, or the whole directory is an older copy, the log is a valid older
 //     log. Of a directory that is gone, Recovered.Fresh tells. A node must compare with what else it knows.
-//  6. Space: two segments are allocated ahead, and a disk that is full when the next is wanted kills
+//  6. Space: two segments are allocated ahead, a third is kept for use again, and a disk that is full when the next is wanted kills
 //     the log. Refuse commands before (the watermark of the engine).
 package wal

@@ -90,6 +90,7 @@ func TestReleasedSegmentsAreClosed(t *testing.T) {
 	if w.Stats().Released < 5 {
 		t.Fatalf("stats %+v", w.Stats())
 	}
+	w.closing.Wait()
 	fds, err := os.ReadDir("/proc/self/fd")
 	if err != nil {
 		t.Skip(err)

@@ -1,9 +1,6 @@
 package wal
 
-import (
-	"encoding/binary"
-	"hash/crc32"
-)
+import "encoding/binary"
 
 // etcd's record types, as they stand in a segment.
 const (
@@ -42,9 +39,6 @@ func splitLength(field uint64) (record, pad int64, ok bool) {
 	}
 	return record, pad, record > 0 && record <= maxFrameBytes && top == want
 }
-
-// frameBytes is what a payload takes in a segment, give or take the padding.
-func frameBytes(payload int) int64 { return int64(payload) + lengthBytes + 2*headerMax }
 
 // parseFrame parses a record, padding included, the way etcd writes it and no other:
 // the checksum does not cover type, lengths and padding, so they must be just so.
@@ -111,6 +105,3 @@ func (p *proto) bytes(tag byte) []byte {
 	p.b = p.b[n:]
 	return v
 }
-
-// chain is etcd's running checksum over the data of all records.
-func chain(crc uint32, data []byte) uint32 { return crc32.Update(crc, castagnoli, data) }

@@ -141,6 +141,4 @@ var (
 	ErrTooLarge = errors.New("wal: record too large")
 	// ErrMalformed is returned for bytes that are no payload of this format.
 	ErrMalformed = errors.New("wal: malformed payload")
-	// ErrSegmentBytes is returned by Open if another WAL open in this process has another segment size.
-	ErrSegmentBytes = errors.New("wal: all logs open in one process must have the same segment size")
 )

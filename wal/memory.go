@@ -15,10 +15,6 @@ import (
 // as it does on disk.
 const memorySegmentBytes = 256 << 10
 
-// etcdBuffer is what etcd gathers before it writes. What is in it does not count when a segment's size is looked at, so
-// that a cut comes with the Append after the one that filled the segment, unless that was larger.
-const etcdBuffer = 128 << 10
-
 // Memory is a Log in memory, for clusters in one process and for simulation. It
 // holds the very bytes that *WAL has on disk, and a Reopen reads and repairs them with the same code. It
 // does no I/O, reads no clock and starts no goroutine.
@@ -26,7 +22,7 @@ type Memory struct {
 	mu       sync.Mutex
 	segments []memorySegment // Invariant: one per segment of the tracker
 	enc      encoder
-	buf      []byte // the last payload
+	buf      []byte // the last payload, from headSpace on
 	next     uint64
 	based    uint64 // Invariant: a payload says that no segment below is needed
 	failed   error
@@ -38,21 +34,22 @@ type Memory struct {
 // memorySegment is a segment's file.
 type memorySegment struct {
 	segmentFile
-	b []byte // without the zeros that are preallocated on disk
+	b     []byte // without the zeros that are preallocated on disk
+	begun bool   // whether it has entries
 }
 
 var _ Log = (*Memory)(nil)
 
 // NewMemory returns an empty log.
 func NewMemory() *Memory {
-	m := &Memory{next: 1, tracker: newTracker(segment{seq: 0})}
+	m := &Memory{next: 1, tracker: newTracker(segment{seq: 0}), buf: make([]byte, headSpace)}
 	m.cut(segmentFile{path: segmentName(0, 0)})
 	return m
 }
 
 // cut begins a segment.
 func (m *Memory) cut(f segmentFile) {
-	m.segments = append(m.segments, memorySegment{f, m.enc.begin(nil, f.first)})
+	m.segments = append(m.segments, memorySegment{segmentFile: f, b: m.enc.begin(nil, f.first)})
 }
 
 func (m *Memory) tail() *memorySegment { return &m.segments[len(m.segments)-1] }
@@ -64,7 +61,7 @@ func (m *Memory) Reopen() (*Memory, *Recovered, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.failed = ErrClosed
-	n := &Memory{}
+	n := &Memory{buf: make([]byte, headSpace)}
 	for _, s := range m.segments {
 		s.b = s.b[:len(s.b):len(s.b)] // what n appends, m does not see
 		n.segments = append(n.segments, s)
@@ -76,7 +73,8 @@ func (m *Memory) Reopen() (*Memory, *Recovered, error) {
 	n.next, n.based, n.tracker, n.enc.crc = found.last+1, found.base, found.tracker, found.tail.crc
 	tail := n.tail()
 	tail.b = tail.b[:found.tail.end:found.tail.end] // behind it are zeros of a write that never began
-	if !found.tail.marked {                         // the crash came between the cut and its mark
+	tail.begun = found.tail.entries > 0
+	if !found.tail.marked { // the crash came between the cut and its mark
 		tail.b = n.enc.mark(tail.b, tail.first)
 	}
 	rec.Fresh = found.last == 0
@@ -102,28 +100,34 @@ func (m *Memory) Append(records []Record) error {
 }
 
 func (m *Memory) write(base uint64, records []Record) {
-	t := m.tail()
-	at := len(t.b)
-	m.buf = encodePayload(m.buf, m.next, base, records)
-	t.b = m.enc.entry(t.b, m.next, m.buf)
-	m.tracker.add(records, frameBytes(len(m.buf)))
-	m.next++
-	m.based = base
-	m.stats.Appends++
-	m.stats.Fsyncs++
-	m.stats.Bytes += uint64(len(m.buf))
-	if at >= memorySegmentBytes || len(t.b)-at >= etcdBuffer && len(t.b) >= memorySegmentBytes {
+	b := encodePayload(m.buf[:headSpace], m.next, base, records)
+	if t := m.tail(); t.begun && !fits(int64(len(t.b)), memorySegmentBytes, b) {
 		f := segmentFile{seq: t.seq + 1, first: m.next, path: segmentName(t.seq+1, m.next)}
 		m.tracker.cutTo(segment{seq: f.seq, first: f.first}, int64(len(t.b)))
 		m.cut(f)
 		m.stats.Segments++
 	}
+	m.stats.Appends++
+	m.stats.Fsyncs++
+	m.stats.Bytes += uint64(len(b) - headSpace)
+	m.tracker.add(records, m.seal(b))
+	m.next++
+	m.based = base
+}
+
+// seal appends the payload in b to the tail, and returns what that takes.
+func (m *Memory) seal(b []byte) int64 {
+	t := m.tail()
+	var frame []byte
+	m.buf, frame = m.enc.seal(b, m.next)
+	t.b, t.begun = append(t.b, frame...), true
+	return int64(len(frame))
 }
 
 // release drops the segments that a payload says nobody needs.
 func (m *Memory) release() {
 	for {
-		oldest, _, more := m.tracker.oldest()
+		oldest, more := m.tracker.oldest()
 		if !more || oldest.seq >= m.based {
 			return
 		}
@@ -153,8 +157,8 @@ func (m *Memory) Tear(records []Record, tear func(written []byte, offset int) []
 	m.failed = ErrClosed
 	t := m.tail()
 	at := len(t.b)
-	b := m.enc.entry(t.b, m.next, encodePayload(m.buf, m.next, m.tracker.base(), records))
-	t.b = append(b[:at:at], tear(b[at:], at)...)
+	m.seal(encodePayload(m.buf[:headSpace], m.next, m.tracker.base(), records))
+	t.b = append(t.b[:at:at], tear(t.b[at:], at)...)
 	return nil
 }
 

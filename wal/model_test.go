@@ -62,6 +62,17 @@ func (m *model) apply(r Record) {
 	}
 }
 
+// clone returns a copy that shares entries.
+func (m *model) clone() *model {
+	c := &model{shards: make(map[uint64]*modelShard, len(m.shards))}
+	for shard, s := range m.shards {
+		one := *s
+		one.entries = slices.Clone(s.entries)
+		c.shards[shard] = &one
+	}
+	return c
+}
+
 func (s *modelShard) last() uint64 {
 	if len(s.entries) == 0 {
 		return max(s.restart, s.flushed)

@@ -137,7 +137,7 @@ func replay(in files, files []segmentFile, base uint64, plan repairPlan) (*scann
 		if prev == nil {
 			found.tracker = newTracker(segment{seq: file.seq, first: file.first})
 		} else {
-			found.tracker.cutTo(segment{seq: file.seq, first: file.first}, prev.size)
+			found.tracker.cutTo(segment{seq: file.seq, first: file.first}, prev.end)
 		}
 		s, err := scanSegment(in, file, prev, func(p payload, size int64) error {
 			return found.apply(rec, p, size)

@@ -142,4 +142,15 @@ func touches(chunks []extent, from, to int64) bool {
 	return false
 }
 
-func allZero(b []byte) bool { return len(bytes.TrimLeft(b, "\x00")) == 0 }
+func allZero(b []byte) bool {
+	for len(b) > 0 {
+		n := min(len(b), len(zeroPage))
+		if !bytes.Equal(b[:n], zeroPage[:n]) {
+			return false
+		}
+		b = b[n:]
+	}
+	return true
+}
+
+var zeroPage [pageBytes]byte // to compare with, which is done many bytes at a time

@@ -183,10 +183,17 @@ func TestTornCut(t *testing.T) {
 	w, _ := openT(t, t.TempDir())
 	es := entriesOf(1, 1, 2, tiny)
 	appendT(t, w, Record{Shard: 1, Entries: es[:1]})
-	appendT(t, w, Record{Shard: 1, Entries: es[1:]}) // the size is looked at before this one is written
+	appendT(t, w, Record{Shard: 1, Entries: es[1:]})
+	from := ""
+	w.opts.onStep = func(step string) {
+		if step == "cut" {
+			from = copyLog(t, w.opts.Dir)
+		}
+	}
+	appendT(t, w, Record{Shard: 1, Entries: entriesOf(1, 3, 3, tiny)}) // needs a segment of its own
 	closeT(t, w)
-	name := segmentName(1, 3)
-	path := filepath.Join(w.opts.Dir, segmentDir, name)
+	name := segmentName(2, 3)
+	path := filepath.Join(from, segmentDir, name)
 	whole := readT(t, path)
 	ends := frameEnds(t, path)
 	if len(ends) != 3 {
@@ -198,7 +205,7 @@ func TestTornCut(t *testing.T) {
 			if zeros {
 				content = append(content, make([]byte, len(whole)-int(n))...)
 			}
-			dir := copyLog(t, w.opts.Dir)
+			dir := copyLog(t, from)
 			writeT(t, filepath.Join(dir, segmentDir, name), content)
 			writeT(t, filepath.Join(dir, segmentDir, "0.tmp"), bytes.Repeat([]byte{7}, 100))
 			full := n%8 == 0 || n == ends[1]

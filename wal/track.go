@@ -210,14 +210,11 @@ func (t *tracker) cutTo(next segment, bytes int64) {
 	t.segments = append(t.segments, next)
 }
 
-// oldest returns the oldest segment, and the one behind it if there is one.
-func (t *tracker) oldest() (s, next segment, more bool) {
+// oldest returns the oldest segment, and whether there is one behind it.
+func (t *tracker) oldest() (s segment, more bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if len(t.segments) == 1 {
-		return t.segments[0], segment{}, false
-	}
-	return t.segments[0], t.segments[1], true
+	return t.segments[0], len(t.segments) > 1
 }
 
 // removed forgets the oldest segment, which is gone.

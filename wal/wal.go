@@ -1,6 +1,7 @@
 package wal
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -28,10 +29,9 @@ const keepBuffer = 8 << 20
 type Options struct {
 	// Dir is the log's directory; it is created if absent. Required.
 	Dir string
-	// SegmentBytes is the size at which a segment ends: the Append after the one that
-	// reached it is the segment's last. Two segments are preallocated. It is rounded up to a multiple of 4096. Zero means that of the logs open in
-	// this process, or else DefaultSegmentBytes; all of them must have the same, because
-	// etcd keeps it in a package variable. Limit: 1 GiB.
+	// SegmentBytes is the size of a segment: what does not fit begins the next one. Only a single write that is larger has a
+	// segment of its own, of its size. Two segments are preallocated. It is rounded up to a multiple of 4096. Zero means
+	// DefaultSegmentBytes. Limit: 1 GiB.
 	SegmentBytes int64
 	// Logger gets repairs, slow syncs and errors. Zero means none.
 	Logger *slog.Logger
@@ -47,6 +47,7 @@ func (o Options) resolve() (Options, error) {
 	if o.SegmentBytes < 0 || o.SegmentBytes > maxSegmentBytes {
 		return o, fmt.Errorf("wal: Options.SegmentBytes is %d, the limits are 0 and %d", o.SegmentBytes, maxSegmentBytes)
 	}
+	o.SegmentBytes = (cmp.Or(o.SegmentBytes, DefaultSegmentBytes) + pageBytes - 1) / pageBytes * pageBytes
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
@@ -62,10 +63,10 @@ type WAL struct {
 	lg   *slog.Logger
 
 	// Owned by the goroutine that calls Append.
-	log    *etcdLog
+	log    *writer
 	next   uint64 // physical index of the next payload
 	based  uint64 // Invariant: a durable payload says that no segment below is needed
-	buf    []byte
+	buf    []byte // the payload is encoded from headSpace on
 	unlock func() error
 
 	tracker *tracker
@@ -103,7 +104,7 @@ func Open(opts Options) (*WAL, *Recovered, error) {
 		return nil, nil, errors.Join(err, w.Close())
 	}
 	segments, bytes := w.Size()
-	w.lg.Info("wal: opened", "dir", opts.Dir, "segment_bytes", w.log.bytes, "segments", segments,
+	w.lg.Info("wal: opened", "dir", opts.Dir, "segment_bytes", opts.SegmentBytes, "segments", segments,
 		"bytes", bytes, "shards", len(rec.Shards), "next", w.next, "fresh", rec.Fresh)
 	return w, rec, nil
 }
@@ -124,12 +125,15 @@ func (w *WAL) open() (*Recovered, error) {
 		return nil, err
 	}
 	rec.Fresh = !exists
-	if w.log, err = openEtcd(dir, found, w.opts.SegmentBytes, w.lg); err != nil {
+	if err := checkEtcd(dir, found, w.lg); err != nil {
+		return nil, err
+	}
+	if w.log, err = openWriter(dir, found.tail, w.opts.SegmentBytes, w.slow); err != nil {
 		return nil, err
 	}
 	w.next, w.based, w.tracker = found.last+1, found.base, found.tracker
 	if !found.tail.marked {
-		// The crash came between the cut and its mark.
+		// An earlier version wrote the mark behind the cut, and a crash came between them.
 		w.opts.onStep("unmarked")
 		if err := w.log.mark(w.next); err != nil {
 			return nil, fmt.Errorf("wal: mark the tail: %w", err)
@@ -191,56 +195,66 @@ func (w *WAL) append(records []Record) error {
 // there never being two payloads of which neither is known to be durable.
 func (w *WAL) write(records []Record) error {
 	base := w.tracker.base()
-	w.buf = encodePayload(w.buf, w.next, base, records)
+	if w.buf == nil {
+		w.buf = make([]byte, headSpace, 64<<10)
+	}
+	w.buf = encodePayload(w.buf[:headSpace], w.next, base, records)
+	size := len(w.buf) - headSpace
+	if w.log.full(w.buf) {
+		if err := w.cut(); err != nil {
+			return err
+		}
+	}
 	start := time.Now()
-	cut, err := w.log.save(w.next, w.buf)
+	buf, frame, err := w.log.save(w.next, w.buf)
 	if err != nil {
 		return fmt.Errorf("wal: write entry %d: %w", w.next, err)
 	}
-	w.count(len(w.buf), time.Since(start))
-	w.tracker.add(records, frameBytes(len(w.buf)))
+	w.buf = buf
+	w.count(size, time.Since(start))
+	w.tracker.add(records, frame)
 	w.next++
 	w.based = base
 	if cap(w.buf) > keepBuffer {
 		w.buf = nil
 	}
 	w.opts.onStep("saved")
-	if cut {
-		return w.markTail()
-	}
 	return nil
 }
 
-// markTail makes the segment that was just cut the place where a later Open starts.
-func (w *WAL) markTail() error {
-	w.opts.onStep("cut")
-	old := w.tracker.tail()
-	info, err := os.Stat(filepath.Join(w.log.dir, segmentName(old.seq, old.first)))
-	if err != nil {
-		return fmt.Errorf("wal: cut segment: %w", err)
+// cut begins a segment with the next entry.
+func (w *WAL) cut() error {
+	size := w.log.end
+	if err := w.log.cut(w.next); err != nil {
+		return fmt.Errorf("wal: cut segment %d: %w", w.log.seq+1, err)
 	}
-	w.tracker.cutTo(segment{seq: old.seq + 1, first: w.next}, info.Size())
+	w.tracker.cutTo(segment{seq: w.log.seq, first: w.next}, size)
 	w.stats.segments.Add(1)
-	if err := w.log.mark(w.next); err != nil {
-		return fmt.Errorf("wal: mark segment %d: %w", old.seq+1, err)
-	}
-	w.opts.onStep("marked")
+	w.opts.onStep("cut")
 	return nil
+}
+
+// slow tells of a sync that took long: the disk is at its limit, or ill.
+func (w *WAL) slow(took time.Duration) {
+	w.lg.Warn("wal: slow fdatasync", "dir", w.opts.Dir, "took", took, "expected", slowSync)
 }
 
 // removeOldest removes the oldest segment if a durable payload says that nobody needs
 // it. One at a time, so that no Append waits long. If the removal is lost in a crash the
 // segment is back, and Open removes it again: it goes by the base, not by what it sees.
 func (w *WAL) removeOldest() error {
-	oldest, next, more := w.tracker.oldest()
+	oldest, more := w.tracker.oldest()
 	if !more || oldest.seq >= w.based {
 		return nil
 	}
-	if err := w.log.unlock(next.first); err != nil {
-		return fmt.Errorf("wal: unlock segment %d: %w", oldest.seq, err)
-	}
-	if err := w.removeFile(filepath.Join(w.log.dir, segmentName(oldest.seq, oldest.first))); err != nil {
+	path := filepath.Join(w.log.dir, segmentName(oldest.seq, oldest.first))
+	if err := os.Rename(path, path+".tmp"); err != nil {
 		return fmt.Errorf("wal: release segment %d: %w", oldest.seq, err)
+	}
+	if !w.log.next.recycle(path + ".tmp") {
+		if err := w.removeFile(path + ".tmp"); err != nil {
+			return fmt.Errorf("wal: release segment %d: %w", oldest.seq, err)
+		}
 	}
 	w.tracker.removed()
 	w.stats.released.Add(1)

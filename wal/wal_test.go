@@ -121,16 +121,13 @@ func TestLocked(t *testing.T) {
 }
 
 func TestOptions(t *testing.T) {
-	w, _ := openT(t, t.TempDir())
-	if _, _, err := Open(Options{Dir: t.TempDir(), SegmentBytes: 2 * tiny}); !errors.Is(err, ErrSegmentBytes) {
-		t.Fatalf("another segment size: %v", err)
+	for want, size := range map[int64]int64{DefaultSegmentBytes: 0, 4096: 1, 8192: 4097} {
+		w, _, err := Open(Options{Dir: t.TempDir(), SegmentBytes: size})
+		if err != nil || w.log.bytes != want {
+			t.Fatalf("segments of %d bytes are wanted: %+v, %v", size, w, err)
+		}
+		defer closeT(t, w)
 	}
-	same, _, err := Open(Options{Dir: t.TempDir()})
-	if err != nil || same.log.bytes != tiny {
-		t.Fatalf("default beside another log: %v, %v", same, err)
-	}
-	closeT(t, same)
-	closeT(t, w)
 	for _, o := range []Options{{}, {Dir: t.TempDir(), SegmentBytes: -1}, {Dir: t.TempDir(), SegmentBytes: 2 << 30}} {
 		if _, _, err := Open(o); err == nil {
 			t.Fatalf("%+v is accepted", o)
@@ -151,7 +148,7 @@ func TestSplit(t *testing.T) {
 	}
 	w, _ := openT(t, t.TempDir())
 	appendT(t, w, big(1), big(2), big(3))
-	if s := w.Stats(); s.Appends != 3 || s.Fsyncs != 3 || s.Segments != 3 || s.SyncTotal < s.SyncLast || s.SyncLast <= 0 {
+	if s := w.Stats(); s.Appends != 3 || s.Fsyncs != 3 || s.Segments != 2 || s.SyncTotal < s.SyncLast || s.SyncLast <= 0 {
 		t.Fatalf("stats %+v", s)
 	}
 	dir := w.opts.Dir

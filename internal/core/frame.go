@@ -93,7 +93,7 @@ var ErrFrame = errors.New("frame is malformed")
 
 // DecodeFrame takes a frame apart that node from sent to node to. What is
 // wrong with it is an error, and then nothing of it may be used.
-// Messages share no memory with the frame.
+// Messages may share memory with the frame, which must not be changed any more: the data of large entries do.
 func DecodeFrame(from, to NodeID, frame []byte, got Receiver) error {
 	r := reader{b: frame}
 	for len(r.b) > 0 {
@@ -104,7 +104,7 @@ func DecodeFrame(from, to NodeID, frame []byte, got Receiver) error {
 			if r.err != nil {
 				break
 			}
-			if err := m.Raft.Unmarshal(data); err != nil {
+			if err := decodeMessage(&m.Raft, data, len(frame)/shareOf); err != nil {
 				return fmt.Errorf("%w: raft message of shard %d: %v", ErrFrame, m.Shard, err)
 			}
 			if m.Raft.From != uint64(from) || m.Raft.To != uint64(to) {
@@ -137,4 +137,89 @@ func DecodeFrame(from, to NodeID, frame []byte, got Receiver) error {
 		}
 	}
 	return nil
+}
+
+// shareOf bounds what an entry that outlives the others of its frame keeps of them in memory: one whose data are less than this
+// part of the frame is copied.
+const shareOf = 8
+
+// decodeMessage decodes a message, of which entries with at least share bytes of data share memory with b.
+func decodeMessage(m *raftpb.Message, b []byte, share int) error {
+	if len(b) < share {
+		return m.Unmarshal(b)
+	}
+	var small [256]byte
+	rest := small[:0] // everything but the entries
+	var entries []raftpb.Entry
+	r := reader{b: b}
+	for len(r.b) > 0 {
+		field := r.b
+		switch tag := r.uvarint("tag"); tag {
+		case tagEntries:
+			var e raftpb.Entry
+			if err := decodeEntry(&e, r.bytes("entry"), share); err != nil {
+				return err
+			}
+			entries = append(entries, e)
+			continue
+		default:
+			r.skip(tag)
+		}
+		rest = append(rest, field[:len(field)-len(r.b)]...)
+	}
+	if r.err != nil {
+		return r.err
+	}
+	if err := m.Unmarshal(rest); err != nil {
+		return err
+	}
+	m.Entries = entries
+	return nil
+}
+
+// decodeEntry decodes an entry that shares memory with b if it has at least share bytes of data.
+func decodeEntry(e *raftpb.Entry, b []byte, share int) error {
+	r := reader{b: b}
+	for len(r.b) > 0 {
+		switch tag := r.uvarint("tag"); tag {
+		case tagEntryType:
+			e.Type = raftpb.EntryType(r.uvarint("type"))
+		case tagEntryTerm:
+			e.Term = r.uvarint("term")
+		case tagEntryIndex:
+			e.Index = r.uvarint("index")
+		case tagEntryData:
+			if e.Data = r.bytes("data"); len(e.Data) < share {
+				e.Data = bytes.Clone(e.Data)
+			}
+		default:
+			*e = raftpb.Entry{}
+			return e.Unmarshal(b) // what is new there, raft's decoder may know
+		}
+	}
+	return r.err
+}
+
+// Protobuf tags of raftpb: field number and wire type.
+const (
+	tagEntries    = 7<<3 | wireBytes
+	tagEntryType  = 1<<3 | wireVarint
+	tagEntryTerm  = 2<<3 | wireVarint
+	tagEntryIndex = 3<<3 | wireVarint
+	tagEntryData  = 4<<3 | wireBytes
+
+	wireVarint = 0
+	wireBytes  = 2
+)
+
+// skip reads over a protobuf field, the tag of which has been read.
+func (r *reader) skip(tag uint64) {
+	switch tag & 7 {
+	case wireVarint:
+		r.uvarint("field")
+	case wireBytes:
+		r.bytes("field")
+	default:
+		r.fail("field of a wire type that raft does not use")
+	}
 }

@@ -536,8 +536,19 @@ func (r *Replica) hearKnown(n Note) {
 	r.w.members(r)
 }
 
-// leave ends a replica that is no member any more. A leader that finds itself removed has
-// its successor elected first: raft v3.5 would let it go on, without a vote of its own.
+// departure is what a replica knows that was removed, or was told so.
+type departure struct {
+	index Index           // of the configuration without it
+	since int64           // monotonic ns, when it was first told; 0: it only found out itself
+	told  map[NodeID]bool // by whom
+}
+
+// leave ends a replica that is no member any more, but not before those who are members can do without its vote. That it has applied its removal says
+// that the removal is committed, not that anybody else knows: whoever does not would count on it, in an election, and
+// for what is to be committed. So it goes on voting and acknowledging, serves nobody, and asks; when a majority of the members has told it that it is removed, or one
+// of them a while ago, it stops.
+//
+// A leader that finds itself removed has its successor elected first: raft v3.5 would let it go on, without a vote of its own.
 func (r *Replica) leave() {
 	if l := r.lead; l != nil {
 		if l.transferee == 0 {
@@ -547,17 +558,46 @@ func (r *Replica) leave() {
 		}
 		return
 	}
-	if r.writing {
-		return // until that is done
+	d := &r.departure
+	told := 0
+	for _, v := range r.conf.Voters {
+		if d.told[v] {
+			told++
+		}
 	}
-	// The commit index is written down: a restart must find out again, and would not be told.
+	longAgo := d.since != 0 && r.w.now.Mono-d.since > departurePatience*r.electionNanos()
+	if r.writing || !(r.leaving && told > len(r.conf.Voters)/2 || longAgo || mutated("leave-at-once")) {
+		return
+	}
+	// The commit index is written down: a restart must find out again.
 	hard := r.log.hard
 	hard.Commit = max(hard.Commit, uint64(r.applied))
 	if hard.Commit <= r.log.last() {
 		r.log.hard = hard
 		r.w.write(nil, record(r.shard, hard, nil))
 	}
-	r.stop(r.removedError(r.conf.Index))
+	r.stop(r.removedError(max(d.index, r.conf.Index)))
+}
+
+// departurePatience is how many election timeouts a replica waits after it was first told that it was removed: a leader tells
+// the others what is committed with every heartbeat.
+const departurePatience = 10
+
+// hearRemoved takes a member's word that this replica was removed. Ids are never used again, so it cannot be old news.
+func (r *Replica) hearRemoved(n Note) {
+	if r.lead != nil || Index(n.A) <= r.conf.Index && !r.leaving {
+		return
+	}
+	d := &r.departure
+	if d.told == nil {
+		d.told = map[NodeID]bool{}
+		d.since = r.w.now.Mono
+	}
+	if len(d.told) < maxMembers {
+		d.told[n.From] = true
+	}
+	d.index = max(d.index, Index(n.A))
+	r.touch()
 }
 
 func (r *Replica) removedError(at Index) *Error {

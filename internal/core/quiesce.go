@@ -48,7 +48,11 @@ func (r *Replica) tick() {
 // callOut wakes the others where a replica that cannot campaign hears nothing: a learner that did not agree to rest, or came back while they rested.
 func (r *Replica) callOut() {
 	r.silent++
-	if r.silent%r.cfg.ElectionTicks != 0 || slices.Contains(r.conf.Voters, r.cfg.Node) {
+	patience := r.cfg.ElectionTicks
+	if slices.Contains(r.conf.Voters, r.cfg.Node) {
+		patience *= 4 // it campaigns, but that asks voters only: were all of them removed, as it was, the learners know
+	}
+	if r.silent%patience != 0 {
 		return
 	}
 	for _, m := range r.conf.Members() {

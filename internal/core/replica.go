@@ -47,12 +47,13 @@ type Replica struct {
 	raftTerm Term
 	leader   NodeID
 
-	lead    *leadership       // nil unless leading
-	queue   []*Request        // to be decided or to ride, in order of arrival
-	orphans []*batch          // in flight when leadership went; settled within the pass
-	leaving bool              // no member any more, see members.go
-	known   map[NodeID]string // members by entries that this replica lacks, with their addresses
-	askedOf int64             // monotonic ns, when it was last asked who somebody is
+	lead      *leadership // nil unless leading
+	queue     []*Request  // to be decided or to ride, in order of arrival
+	orphans   []*batch    // in flight when leadership went; settled within the pass
+	leaving   bool        // no member any more, see members.go
+	departure departure
+	known     map[NodeID]string // members by entries that this replica lacks, with their addresses
+	askedOf   int64             // monotonic ns, when it was last asked who somebody is
 
 	toldVersion bool // to the present leader
 	reads       readQueue
@@ -136,9 +137,6 @@ func newReplica(w *Worker, id ShardID, d Deps) (*Replica, error) {
 	if err := r.restore(d); err != nil {
 		return nil, fmt.Errorf("shard %d: %w", id, err)
 	}
-	if r.broken != nil {
-		return r, nil // removed: it is here to say so
-	}
 	rn, err := raft.NewRawNode(r.raftConfig())
 	if err != nil {
 		return nil, fmt.Errorf("shard %d: %w", id, err)
@@ -207,10 +205,6 @@ func (r *Replica) restore(d Deps) error {
 	}
 	r.setConfiguration(r.conf)
 	r.settleLog(&d.Log)
-	if r.leaving {
-		r.broken = r.removedError(r.conf.Index)
-		r.logger.Error("replica does not start", "reason", r.broken)
-	}
 	return nil
 }
 
@@ -284,7 +278,7 @@ func (r *Replica) process() {
 	r.wantSnapshot()
 	r.nextCut()
 	r.maybeFreeze()
-	if r.leaving {
+	if r.leaving || r.departure.since != 0 {
 		r.leave()
 	}
 }
@@ -623,9 +617,7 @@ func (r *Replica) hear(n Note) {
 	case noteFetching, noteFetchFailed:
 		r.hearFetching(n)
 	case noteRemoved:
-		if Index(n.A) > r.conf.Index && r.lead == nil {
-			r.stop(r.removedError(Index(n.A)))
-		}
+		r.hearRemoved(n)
 	case noteWho:
 		r.answerWho(n)
 	case noteKnown:

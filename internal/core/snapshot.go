@@ -161,7 +161,9 @@ func (r *Replica) wantSnapshot() {
 		if c.from == r.cfg.Node {
 			return
 		}
-		if now-c.since < cutPatience*r.electionNanos() {
+		// One that has gone, or was removed meanwhile, will not answer.
+		there := r.conf.Has(c.from) && r.w.alive(c.from) || mutated("ask-the-gone")
+		if there && now-c.since < cutPatience*r.electionNanos() {
 			if now-c.asked > askAgain*r.electionNanos() && !mutated("ask-once") {
 				r.askCut(c) // the question may have been lost, or the answer, or the cut with a restart
 			}

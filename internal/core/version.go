@@ -56,17 +56,7 @@ func (r *Replica) raiseVersion() {
 	if !l.ready || l.raising != 0 || len(r.conf.Voters) == 0 {
 		return
 	}
-	version := r.maxVersion()
-	for _, m := range r.conf.Members() {
-		if m == r.cfg.Node || mutated("version-alone") {
-			continue
-		}
-		w := l.versions[m]
-		if r.w.now.Mono-w.at > r.electionNanos() {
-			return
-		}
-		version = min(version, w.version)
-	}
+	version := r.runnable()
 	if version <= r.meta.machine {
 		return
 	}
@@ -78,8 +68,34 @@ func (r *Replica) raiseVersion() {
 	r.touch()
 }
 
+// runnable returns the version that every member has lately said it can run; 0 if one has not, or if the members are about to change:
+// who is being added has said nothing yet.
+func (r *Replica) runnable() uint64 {
+	l, version := r.lead, r.maxVersion()
+	if l.changing && !mutated("version-of-the-old-members") {
+		return 0
+	}
+	for _, m := range r.conf.Members() {
+		if m == r.cfg.Node || mutated("version-alone") {
+			continue
+		}
+		w := l.versions[m]
+		if r.w.now.Mono-w.at > r.electionNanos() {
+			return 0
+		}
+		version = min(version, w.version)
+	}
+	return version
+}
+
 // decideVersion writes the activation into the open batch. It takes effect with the next entry.
+// The members may have changed since it was asked for.
 func (r *Replica) decideVersion(b *batch, q *Request) {
+	if r.runnable() < r.lead.raising && !mutated("version-of-the-old-members") {
+		r.lead.raising = 0
+		b.ride(q, nil)
+		return
+	}
 	h := requestHeader{flags: flagVersion, version: r.lead.raising}
 	b.nextMachine = h.version
 	b.buf = h.append(b.buf)

@@ -45,9 +45,6 @@ func (w *Worker) AddShard(id ShardID, d Deps) error {
 	w.replicas[id] = r
 	w.order = append(w.order, r)
 	r.touch()
-	if r.broken != nil {
-		w.env.Stopped(id, r.broken)
-	}
 	return nil
 }
 
@@ -183,6 +180,8 @@ func (r *Replica) refuses(q *Request) error {
 	switch {
 	case r.broken != nil:
 		return r.broken
+	case r.leaving && r.lead == nil:
+		return r.removedError(r.conf.Index)
 	case len(r.conf.Voters) == 0:
 		// Nothing that it could wait for, and nothing to read.
 		e := notProposed(CodeNotReached, "node %d has nothing of shard %d yet, it waits to be added; ask another", r.cfg.Node, r.shard)

@@ -402,6 +402,8 @@ func (t *tracer) exit(th *thread, r int64) {
 		case 0:
 			t.add(Op{Kind: Extend, File: c.file, Offset: int64(c.args[2] + c.args[3]), Path: t.nameOf(c.args[0])})
 		case unix.FALLOC_FL_KEEP_SIZE:
+		case unix.FALLOC_FL_ZERO_RANGE: // any part of it may be lost, as of a write
+			t.add(Op{Kind: Write, File: c.file, Offset: int64(c.args[2]), Data: make([]byte, c.args[3]), Path: t.nameOf(c.args[0])})
 		default:
 			t.fail("fallocate with mode %d is not in the model", c.args[1])
 		}

@@ -62,7 +62,7 @@ func (c *checker) promise(n *node, id core.ShardID, m *raftpb.Message) {
 	case raftpb.MsgVoteResp:
 		ok = m.Reject || disk.hard.Term > m.Term || disk.hard.Term == m.Term && disk.hard.Vote == m.To
 	case raftpb.MsgAppResp:
-		ok = m.Reject || disk.hard.Term > m.Term || disk.hard.Term == m.Term && uint64(disk.last()) >= m.Index
+		ok = m.Reject || disk.hard.Term > m.Term || disk.hard.Term == m.Term && uint64(max(disk.last(), n.installed[id])) >= m.Index
 	}
 	if !ok {
 		c.s.fail("promise", "node %d sends %v of term %d, index %d to %d, while its disk has %+v and entries of shard %d up to %d",

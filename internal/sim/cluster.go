@@ -44,6 +44,7 @@ type node struct {
 	dial      map[core.NodeID]string             // the transport's: where peers were last found, by this incarnation
 	left      [shardCount + 1]bool               // the replica knows that it was removed
 	program   uint64                             // the highest version of the machine that it can run
+	running   uint64                             // the same, of this incarnation
 	ran       uint64                             // the highest that it ever could
 
 	applied [shardCount + 1]core.Index // as the checker saw it
@@ -164,7 +165,7 @@ func (n *node) start() {
 	n.heard = make([]int64, len(n.s.nodes)+1)
 	n.confs, n.dial = [shardCount + 1]core.Configuration{}, map[core.NodeID]string{}
 	n.locate()
-	n.ran = max(n.ran, n.program)
+	n.running, n.ran = n.program, max(n.ran, n.program)
 	n.frames = make([][]byte, len(n.s.nodes)+1)
 	if err := n.open(); err != nil {
 		n.refused(err)
@@ -369,11 +370,13 @@ func (n *node) receive(f frame) {
 	n.s.trace.event(evFrameGot, n.id, uint64(f.from), f.hash, uint64(len(f.bytes)), 0)
 	n.s.trace.frame(&f)
 	n.heard[f.from] = n.mono()
+	kept := false
 	if n.dial[f.from] == "" {
 		n.dial[f.from] = n.s.node(f.from).home // who dials says where it is found
 	}
 	err := core.DecodeFrame(f.from, n.id, f.bytes, core.Receiver{
 		Message: func(m core.Message) {
+			kept = kept || len(m.Raft.Entries) > 0 || len(m.Raft.Snapshot.Data) > 0 // whose data may share the frame's memory
 			n.workerOf(m.Shard).post(func(in *core.Input) { in.Messages = append(in.Messages, m) })
 		},
 		Quiesce: func(q core.Quiesce) {
@@ -390,7 +393,9 @@ func (n *node) receive(f frame) {
 	if err != nil {
 		n.s.fail("frame", "from node %d to node %d: %v", f.from, n.id, err)
 	}
-	n.s.net.read(f)
+	if !kept {
+		n.s.net.read(f)
+	}
 }
 
 // frame returns the frame that gathers for a peer.

@@ -13,6 +13,9 @@
 //	disk.go        the log's disk: an fsync takes time, and a crash loses what it had not done
 //	faultydisk.go  disks that tear, fail and fill up
 //	rot.go         disks that rot, and what a node has to do about it
+//	snapshots.go   cuts, fetches of a few chunks at a time, installations: each of them can be cut off by a crash
+//	members.go     who takes part in a shard, as its log says; who asks for changes
+//	versions.go    nodes that are started with newer programs, and older ones
 //	network.go     frames that are lost, late, doubled, out of order, cut off
 //	faults.go      who breaks what, when
 //	clients.go     who asks, and asks again
@@ -32,6 +35,11 @@
 // at most once; one leader per term; equal hashes at equal positions, over restarts
 // too; nothing is promised before it is durable; an answer is what the log says at its
 // position, and its position is not before what was answered before the question; "not proposed" means never.
+// The members are what the committed changes say, by a reading of its own, and so is what a majority is; two configurations in a
+// row cannot decide apart; a change that was answered is in the log, one that was refused is not; who votes has caught up, who is
+// removed is so for good, and knows it in the end. A snapshot is of what was committed, whole before raft hears of it, and the state
+// and the log after it are what they would have been. A version of the machine becomes active when every member can run it, and
+// each event is decided and folded by the version in force at its place.
 // What a crash tears from the end of a log is repaired; what rots on a disk is found, by the name of the file, and
 // nothing wrong is served of it: its node may stay out, so a quorum of disks stays intact, and must go on.
 // At the end: everything that was asked has ended, the cluster works and agrees. The history

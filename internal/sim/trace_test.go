@@ -13,6 +13,10 @@ func TestTraceReads(t *testing.T) {
 	if r := Run(3, Options{Trace: &out}); r.Failure != nil {
 		t.Fatal(r.Failure)
 	}
+	// Another seed has snapshots and changes of members.
+	if r := Run(26, Options{Trace: &out}); r.Failure != nil {
+		t.Fatal(r.Failure)
+	}
 	for what, pattern := range map[string]string{
 		"header":     `(?m)^---- \d+ ms$`,
 		"send":       `(?m)^ *\d+  n\d -> n\d sends \d+ bytes, to arrive after \d+ us\n *\d+ +shard \d: MsgApp term \d+: append \d+\.\.\d+ \(terms \d+\.\.\d+\) after \d+ of term \d+, committed \d+$`,
@@ -29,6 +33,12 @@ func TestTraceReads(t *testing.T) {
 		"question":   `(?m)^ *\d+  n\d shard 1 <- asked for op \d+, attempt \d+\n *\d+ +client \d+: op \d+: \[#\d+ \w+\(key \d+`,
 		"answer":     `(?m)^ *\d+  n\d shard \d -> answers op \d+, attempt \d+\n *\d+ +client \d+: happened at index \d+`,
 		"applied":    `n\d shard \d: applied up to \d+, hash [0-9a-f]{16}, term \d+`,
+		"a cut":      `(?m)^ *\d+  n\d shard \d: cut begins, takes \d+ us$`,
+		"chunks":     `(?m)^ *\d+  n\d shard \d: \d+ chunks from n\d, 1 if that was all: [01]$`,
+		"installed":  `(?m)^ *\d+  n\d shard \d: snapshot at \d+ installed, 1 if well: 1$`,
+		"snapshot":   `MsgSnap term \d+: a snapshot at \d+ of term \d+, voters \[`,
+		"change":     `(?m)^ *\d+  n\d shard \d <- asked for change \d+ of the members, attempt \d+\n *\d+ +\w`,
+		"members":    `(?m)^ *\d+  n\d shard \d: members as of \d+: \d voters\n *\d+ +voters \[`,
 		"phase":      `(?m)PHASE 3:`,
 	} {
 		if !regexp.MustCompile(pattern).Match(out.Bytes()) {

@@ -138,13 +138,14 @@ func newUserWork(s *sim, u *User) *userWork {
 	return &userWork{s: s, u: u, ops: map[uint64]*operation{}, decided: map[decidedKey][]decidedCommand{}, ahead: map[aheadKey]*aheadEntry{}}
 }
 
-// tune: the limits of production, since only the user knows how large things get.
+// tune: the limits of production, since only the user knows how large things get. There is one version of the machine: the watched one hides others.
 func (w *userWork) tune(s *swarm) {
 	d := core.Config{}.WithDefaults().Limits
 	l := &s.core.Limits
 	l.MaxCommandBytes, l.MaxEntryBytes, l.MaxKeyBytes, l.MaxValueBytes = d.MaxCommandBytes+tagBytes, d.MaxEntryBytes, d.MaxKeyBytes, d.MaxValueBytes
 	l.MaxQueuedBytes = d.MaxQueuedBytes
 	s.maxMemory = 1 << 30
+	s.programs, s.every[faultUpgrade], s.every[faultDowngrade] = 0, 0, 0
 }
 
 func (w *userWork) shards() core.ShardID { return 1 }

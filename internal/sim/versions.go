@@ -37,7 +37,7 @@ func (f *faults) exchange(kind int, n *node) {
 // tooOld reports whether a replica stopped because its program cannot run what is active: it went back to it too late, or
 // joined with it. Whoever looks after it starts the newest.
 func (n *node) tooOld(err *core.Error) bool {
-	if err.Code != core.CodeUnsupported || n.program >= n.s.swarm.programs {
+	if err.Code != core.CodeUnsupported || n.running >= n.s.swarm.programs {
 		return false
 	}
 	n.program = n.s.swarm.programs

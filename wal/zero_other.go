@@ -1,0 +1,10 @@
+//go:build !linux
+
+package wal
+
+import (
+	"errors"
+	"os"
+)
+
+func zeroRange(*os.File, int64) error { return errors.ErrUnsupported }
