@@ -114,6 +114,8 @@ type Config struct {
 	wrapFS  func(vfs.FS) vfs.FS
 	// segmentBytes of the log, if not zero; tests want many segments.
 	segmentBytes int64
+	// readPause, if not zero, is how long a snapshot that a peer reads is kept for the next chunk; tests have no minute.
+	readPause time.Duration
 	// Set by Cluster.
 	listener net.Listener
 	memory   *memoryDisk

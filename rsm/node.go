@@ -1,6 +1,7 @@
 package rsm
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -145,6 +146,7 @@ func (n *Node) makeEngine() *engine {
 	e.fatal, e.changed, e.stopped = n.fail, n.leaderChanged, n.replicaStopped
 	e.members, e.address, e.shard = n.membersChanged, n.topology.addressOf, n.Shard
 	e.store, e.snaps, e.fs, e.cluster = n.store, n.snaps, n.fs, n.cfg.Cluster
+	e.reads.pause = cmp.Or(n.cfg.readPause, readPause)
 	e.snapshotRate, e.journalMax = n.cfg.SnapshotBytesPerSecond, n.cfg.core().JournalMaxBytes
 	n.engine = e
 	n.topology.static, n.topology.shards, n.topology.address = maps.Clone(n.cfg.Peers), map[ShardID]core.Configuration{}, map[NodeID]string{}

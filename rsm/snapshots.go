@@ -97,11 +97,12 @@ func (e *engine) removeOlder(than *snapshot.Snapshot) {
 
 // recentReads are the snapshots that peers fetch from: a newer one must not take them away under their hands.
 type recentReads struct {
-	mu sync.Mutex
-	at map[snapshot.ID]time.Time
+	pause time.Duration // how long a peer may take from chunk to chunk
+	mu    sync.Mutex
+	at    map[snapshot.ID]time.Time
 }
 
-// readPause is how long a peer may take from chunk to chunk.
+// readPause is what recentReads.pause is, but for tests.
 const readPause = time.Minute
 
 func (r *recentReads) note(id snapshot.ID) {
@@ -117,7 +118,7 @@ func (r *recentReads) recent(id snapshot.ID) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	at, ok := r.at[id]
-	if ok && time.Since(at) > readPause {
+	if ok && time.Since(at) > r.pause {
 		delete(r.at, id)
 		return false
 	}
