@@ -189,38 +189,3 @@ func TestRestartReadsNoHistory(t *testing.T) {
 		t.Errorf("the state store reads %d times after 30000 entries, %d times after 3000", many.reads, few.reads)
 	}
 }
-
-// A cut takes its time, but not so much that the journal is too short when it is done.
-func TestCutPace(t *testing.T) {
-	for _, test := range []struct {
-		rate, journal, log int64
-		least, most        int64
-	}{
-		{rate: 5, log: 1 << 40, journal: 1, least: 5, most: 5},
-		{rate: -1, log: 1 << 40, journal: 1, least: 0, most: 0},
-		{journal: 1 << 30, log: 0, least: cutBytesPerSecond, most: cutBytesPerSecond},
-		{journal: 1 << 30, log: 1 << 20, least: cutBytesPerSecond, most: cutBytesPerSecond}, // the state is small
-		{journal: -1, log: 1 << 40, least: cutBytesPerSecond, most: cutBytesPerSecond},
-		// A journal of 1 MiB is half full after a fifth of a second.
-		{journal: 1 << 20, log: 5 << 20, least: 20 << 20, most: 1 << 30},
-		{journal: 1, log: 1 << 50, least: 1 << 40, most: 1 << 40},
-	} {
-		c := startCluster(t, "", blobs{}, small, func(cfg *Config) {
-			cfg.SnapshotBytesPerSecond, cfg.JournalMaxBytes = test.rate, test.journal
-		})
-		if test.least > cutBytesPerSecond {
-			fillBlobs(t, c, 1, 8<<20, 64<<10)
-		}
-		e := leaderOf(t, c, 1).engine
-		e.logRate.Store(test.log)
-		if pace := e.cutPace(); pace < test.least || pace > test.most {
-			t.Errorf("%+v: %d bytes per second", test, pace)
-		}
-	}
-	c := startCluster(t, "", blobs{}, small)
-	p := startPump(t, c, 1, 4, 100, 10_000, 0)
-	eventually(t, "the log is seen to grow", func() bool { return leaderOf(t, c, 1).engine.logRate.Load() > 1000 })
-	p.finish()
-	last := leaderOf(t, c, 1).engine.logRate.Load()
-	eventually(t, "the log is seen to rest", func() bool { return leaderOf(t, c, 1).engine.logRate.Load() < last/3 })
-}

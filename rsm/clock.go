@@ -7,16 +7,14 @@ import (
 )
 
 // clock runs what happens by time alone: ticks and beats, the watchdog of the
-// log, the release of WAL segments, and how fast they fill.
+// log, and the release of WAL segments.
 type clock struct {
 	e            *engine
 	cfg          *Config
 	beatTicks    int
 	stallSince   int64 // the write to the log that is being watched
 	stallTicks   int
-	ticksPerLook int   // at the log's size
-	lookAt       int64 // monotonic ns of the last one
-	lookBytes    uint64
+	ticksPerLook int // at the log's size
 }
 
 // maxTicks that one pass may take in. A process that stood still must not
@@ -42,19 +40,8 @@ func (c *clock) run() {
 		c.watchLog()
 		if n%c.ticksPerLook == 0 {
 			c.release()
-			c.measureLog()
 		}
 	}
-}
-
-// measureLog notes how fast the log grows, over a few looks.
-func (c *clock) measureLog() {
-	now, bytes := c.e.mono(), c.e.log.Stats().Bytes
-	if c.lookAt != 0 && now > c.lookAt {
-		lately := float64(bytes-c.lookBytes) / (float64(now-c.lookAt) / float64(time.Second))
-		c.e.logRate.Store(int64(0.75*float64(c.e.logRate.Load()) + 0.25*lately))
-	}
-	c.lookAt, c.lookBytes = now, bytes
 }
 
 func (c *clock) beat() {

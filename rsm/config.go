@@ -79,9 +79,7 @@ type Config struct {
 	// KeepDamage leaves a replica whose state on disk turned out to be damaged out of service, for somebody to look at. Otherwise it is
 	// given the state of another member, see Shard.Repair.
 	KeepDamage bool
-	// SnapshotBytesPerSecond bounds, for each snapshot, how fast it is cut or fetched. Default: no bound for a fetch, and 16 MiB for a
-	// cut, which shares its disk with those who are served; more where the cut of a large state, or under a heavy load, would
-	// take so long that half of JournalMaxBytes is written meanwhile. Negative: no bound for either.
+	// SnapshotBytesPerSecond bounds, for each snapshot, how fast it is cut or fetched. Default: no bound.
 	SnapshotBytesPerSecond int64
 	// Workers drive the shards. Default one per core, at most one per shard.
 	Workers int
@@ -171,9 +169,6 @@ func (c Config) withDefaults() Config {
 	return c
 }
 
-// cutBytesPerSecond is the default bound of a cut, see engine.cutPace. docs/performance.md says what a cut costs.
-const cutBytesPerSecond = 16 << 20
-
 // tick is half a heartbeat: the unit of all timeouts.
 func (c *Config) tick() time.Duration { return c.HeartbeatInterval / 2 }
 
@@ -207,6 +202,7 @@ func (c *Config) validate() error {
 	check(c.HeartbeatInterval >= 2*time.Millisecond, "HeartbeatInterval is %v: at least 2ms", c.HeartbeatInterval)
 	check(c.ElectionTimeout >= 3*c.HeartbeatInterval, "ElectionTimeout is %v: at least three heartbeats, %v", c.ElectionTimeout, 3*c.HeartbeatInterval)
 	check(c.Workers >= 1 && c.Workers <= 1024, "Workers is %d: 1 to 1024", c.Workers)
+	check(c.SnapshotBytesPerSecond >= 0, "SnapshotBytesPerSecond is %d: at least 0", c.SnapshotBytesPerSecond)
 	check(c.LogSegments >= 2, "LogSegments is %d: at least 2", c.LogSegments)
 	check(c.FsyncStall >= c.ElectionTimeout, "FsyncStall is %v: at least the election timeout, %v", c.FsyncStall, c.ElectionTimeout)
 	seen := map[ShardID]bool{}

@@ -30,30 +30,28 @@ import (
 //	snapshots.go     one per cut, fetch or installation
 //	transport's      see there
 type engine struct {
-	node         NodeID
-	logger       *slog.Logger
-	start        time.Time // of the monotonic clock
-	tick         time.Duration
-	workers      []*worker
-	log          wal.Log
-	peers        peerSet
-	transport    transport.Peer
-	store        *state.Store
-	snaps        *snapshot.Dir
-	reads        recentReads
-	sent         atomic.Uint64 // bytes of snapshots that peers have fetched
-	cluster      string
-	fs           vfs.FS                // of snaps
-	life         context.Context       // ends with the engine
-	snapshotRate int64                 // Config.SnapshotBytesPerSecond
-	journalMax   int64                 // of a shard, 0: no bound
-	logRate      atomic.Int64          // bytes written to the log per second, lately
-	fatal        func(*Error)          // the node must stop; may be called more than once
-	changed      func(ShardID, NodeID) // who leads a shard
-	members      func(ShardID, core.Configuration)
-	address      func(NodeID) string
-	shard        func(ShardID) *Shard
-	stopped      func(ShardID, *core.Error) // a replica went out of service
+	node      NodeID
+	logger    *slog.Logger
+	start     time.Time // of the monotonic clock
+	tick      time.Duration
+	workers   []*worker
+	log       wal.Log
+	peers     peerSet
+	transport transport.Peer
+	store     *state.Store
+	snaps     *snapshot.Dir
+	reads     recentReads
+	sent      atomic.Uint64 // bytes of snapshots that peers have fetched
+	cluster   string
+	fs        vfs.FS                // of snaps
+	life      context.Context       // ends with the engine
+	rate      int64                 // bytes of snapshots per second, 0: no bound
+	fatal     func(*Error)          // the node must stop; may be called more than once
+	changed   func(ShardID, NodeID) // who leads a shard
+	members   func(ShardID, core.Configuration)
+	address   func(NodeID) string
+	shard     func(ShardID) *Shard
+	stopped   func(ShardID, *core.Error) // a replica went out of service
 
 	logQueue chan struct{} // has one token while toWrite is not empty
 	logMu    sync.Mutex

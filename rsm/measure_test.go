@@ -23,7 +23,7 @@ var (
 	measureRounds   = flag.Int("measure.rounds", 3, "how often a measurement is repeated")
 	measureFollower = flag.Bool("measure.follower", false, "a follower cuts, and not the leader")
 	measureEntries  = flag.Int("measure.entries", 10_000_000, "entries of the longer history for the measurement of restarts")
-	measureRate     = flag.Int64("measure.rate", 0, "Config.SnapshotBytesPerSecond; 0: its default")
+	measureRate     = flag.Int64("measure.rate", 0, "Config.SnapshotBytesPerSecond")
 	measureDir      = flag.String("measure.dir", "", "where the data goes; default: the system's directory for temporary files")
 )
 
@@ -70,7 +70,7 @@ func TestMeasureSnapshots(t *testing.T) {
 	p := startPump(t, c, 1, *measureCallers, keys, *measureValue, 0)
 	time.Sleep(2 * settling)
 	without, with := &interval{}, &interval{}
-	alone := time.Duration(float64(*measureState) / cutBytesPerSecond * float64(time.Second)) // as long as a cut: compactions come in waves
+	alone := time.Duration(float64(*measureState) / (32 << 20) * float64(time.Second)) // as long as a cut: compactions come in waves
 	for round := range *measureRounds {
 		n := leaderOf(t, c, 1)
 		if *measureFollower {

@@ -61,27 +61,11 @@ func (e *engine) cut(ctx context.Context, shard ShardID) (*snapshot.Snapshot, er
 	if err != nil {
 		return nil, err
 	}
-	s, err := e.snaps.Cut(ctx, c, snapshot.CutOptions{Info: info, BytesPerSecond: e.cutPace()})
+	s, err := e.snaps.Cut(ctx, c, snapshot.CutOptions{Info: info, BytesPerSecond: e.rate})
 	if err == nil {
 		e.removeOlder(s)
 	}
 	return s, err
-}
-
-// cutPace returns how many bytes of a cut may be written per second, 0: no bound. Unless told otherwise a cut takes its time, but not so much that half of
-// what the journal may keep is written meanwhile: a member that waits for the snapshot needs the log from there on, and would
-// otherwise need another snapshot, for ever.
-func (e *engine) cutPace() int64 {
-	switch {
-	case e.snapshotRate > 0:
-		return e.snapshotRate
-	case e.snapshotRate < 0:
-		return 0
-	case e.journalMax == 0:
-		return cutBytesPerSecond
-	}
-	size, log := float64(e.store.Metrics().DiskBytes), float64(e.logRate.Load()) // of all shards: rather too fast
-	return max(cutBytesPerSecond, int64(min(size*log/float64(e.journalMax/2), 1<<40)))
 }
 
 // removeOlder removes a shard's snapshots but for the one given. What is being read stays until the next time.
@@ -191,7 +175,7 @@ func (e *engine) fetch(ctx context.Context, f *core.Fetch) (s *snapshot.Snapshot
 		return nil, errors.New("nobody is known to have it")
 	}
 	src := &peerSource{e: e, sources: f.Sources}
-	o := snapshot.ReceiveOptions{Cluster: e.cluster, Shard: uint64(f.Shard), BytesPerSecond: max(0, e.snapshotRate),
+	o := snapshot.ReceiveOptions{Cluster: e.cluster, Shard: uint64(f.Shard), BytesPerSecond: e.rate,
 		Progress: func(p snapshot.Progress) { f.Progress(p.Bytes, p.Total) }}
 	for failed := 0; failed < fetchRounds*len(f.Sources); failed++ {
 		got := src.got
