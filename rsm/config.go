@@ -11,6 +11,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc"
 
@@ -106,10 +107,13 @@ type Config struct {
 	freeBytes func(dir string) (uint64, error)
 	// noCompactions keeps the state store from reading what nobody asks for; tests damage it.
 	noCompactions bool
-	// wrapLog, if set, puts a faulty disk in front of the log.
+	// wrapLog, if set, puts a faulty disk in front of the log; wrapFS something that watches in front of state and snapshots.
 	wrapLog func(wal.Log) wal.Log
+	wrapFS  func(vfs.FS) vfs.FS
 	// segmentBytes of the log, if not zero; tests want many segments.
 	segmentBytes int64
+	// readPause, if not zero, is how long a snapshot that a peer reads is kept for the next chunk; tests have no minute.
+	readPause time.Duration
 	// Set by Cluster.
 	listener net.Listener
 	memory   *memoryDisk

@@ -41,6 +41,7 @@ type engine struct {
 	store     *state.Store
 	snaps     *snapshot.Dir
 	reads     recentReads
+	sent      atomic.Uint64 // bytes of snapshots that peers have fetched
 	cluster   string
 	fs        vfs.FS                // of snaps
 	life      context.Context       // ends with the engine

@@ -76,6 +76,7 @@ var nodeMetrics = []nodeMetric{
 	{"wal_fsyncs_total", "Fsyncs of the write-ahead log.", counter, func(s *NodeStatus) float64 { return float64(s.LogFsyncs) }},
 	{"wal_sync_seconds_total", "Time spent in writes and fsyncs of the write-ahead log.", counter, func(s *NodeStatus) float64 { return s.LogSyncTime.Seconds() }},
 	{"state_disk_bytes", "Size of the state store on disk.", gauge, func(s *NodeStatus) float64 { return float64(s.StateBytes) }},
+	{"snapshot_sent_bytes_total", "Bytes of snapshots that peers have fetched from this node.", counter, func(s *NodeStatus) float64 { return float64(s.SnapshotsSent) }},
 	{"disk_free_bytes", "Free space on the data directory's file system.", gauge, func(s *NodeStatus) float64 { return float64(s.FreeDiskBytes) }},
 	{"disk_low", "1 if commands are refused for want of disk space.", gauge, func(s *NodeStatus) float64 { return boolGauge(s.DiskLow) }},
 }

@@ -1,6 +1,7 @@
 package rsm
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -144,7 +145,9 @@ func (n *Node) makeEngine() *engine {
 	e.tick = n.cfg.tick()
 	e.fatal, e.changed, e.stopped = n.fail, n.leaderChanged, n.replicaStopped
 	e.members, e.address, e.shard = n.membersChanged, n.topology.addressOf, n.Shard
-	e.store, e.snaps, e.fs, e.cluster, e.rate = n.store, n.snaps, n.fs, n.cfg.Cluster, n.cfg.SnapshotBytesPerSecond
+	e.store, e.snaps, e.fs, e.cluster = n.store, n.snaps, n.fs, n.cfg.Cluster
+	e.reads.pause = cmp.Or(n.cfg.readPause, readPause)
+	e.rate = n.cfg.SnapshotBytesPerSecond
 	n.engine = e
 	n.topology.static, n.topology.shards, n.topology.address = maps.Clone(n.cfg.Peers), map[ShardID]core.Configuration{}, map[NodeID]string{}
 	n.topology.leaving = map[NodeID]bool{}
@@ -193,6 +196,10 @@ func (n *Node) openData() (map[uint64]*wal.ShardLog, error) {
 		return recovered.Shards, err
 	}
 	n.fs = vfs.Default
+	if n.cfg.wrapFS != nil {
+		n.fs = n.cfg.wrapFS(n.fs)
+	}
+	options.FS = n.fs
 	n.disk.dir = n.cfg.Dir
 	err := os.MkdirAll(n.cfg.Dir, 0o700)
 	if err != nil {
@@ -486,6 +493,7 @@ type NodeStatus struct {
 	LogFsyncs     uint64
 	LogSyncTime   time.Duration // spent in log writes and fsyncs, since the start
 	StateBytes    uint64        // of the state store on disk
+	SnapshotsSent uint64        // bytes of snapshots that peers have fetched here, since the start
 	FreeDiskBytes uint64        // 0 in memory
 	DiskLow       bool
 }
@@ -519,7 +527,7 @@ func (n *Node) Status() (NodeStatus, error) {
 	ls := n.log.Stats()
 	s.LogSegments, s.LogBytes = n.log.Size()
 	s.LogFsyncs, s.LogSyncTime = ls.Fsyncs, ls.SyncTotal
-	s.StateBytes = n.store.Metrics().DiskBytes
+	s.StateBytes, s.SnapshotsSent = n.store.Metrics().DiskBytes, n.engine.sent.Load()
 	s.FreeDiskBytes, s.DiskLow = n.disk.free.Load(), n.disk.low.Load()
 	return s, nil
 }

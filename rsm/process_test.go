@@ -29,6 +29,10 @@ func TestMain(m *testing.M) {
 		runPowerNode(dir)
 		return
 	}
+	if dir := os.Getenv(historyEnv); dir != "" {
+		runHistory(dir)
+		return
+	}
 	os.Exit(m.Run())
 }
 

@@ -81,11 +81,12 @@ func (e *engine) removeOlder(than *snapshot.Snapshot) {
 
 // recentReads are the snapshots that peers fetch from: a newer one must not take them away under their hands.
 type recentReads struct {
-	mu sync.Mutex
-	at map[snapshot.ID]time.Time
+	pause time.Duration // how long a peer may take from chunk to chunk
+	mu    sync.Mutex
+	at    map[snapshot.ID]time.Time
 }
 
-// readPause is how long a peer may take from chunk to chunk.
+// readPause is what recentReads.pause is, but for tests.
 const readPause = time.Minute
 
 func (r *recentReads) note(id snapshot.ID) {
@@ -101,7 +102,7 @@ func (r *recentReads) recent(id snapshot.ID) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	at, ok := r.at[id]
-	if ok && time.Since(at) > readPause {
+	if ok && time.Since(at) > r.pause {
 		delete(r.at, id)
 		return false
 	}
@@ -149,7 +150,9 @@ func (e *engine) serveChunk(ctx context.Context, request []byte) ([]byte, error)
 	}
 	e.reads.note(id)
 	defer src.Close()
-	return src.Fetch(ctx, id, int(file), int(chunk))
+	b, err := src.Fetch(ctx, id, int(file), int(chunk))
+	e.sent.Add(uint64(len(b)))
+	return b, err
 }
 
 // Fetch implements core.Env.
