@@ -6,13 +6,24 @@ import (
 )
 
 // BenchmarkSim measures how much faster than time a cluster of three nodes and two shards runs, all checks included: one
-// iteration is one seed. What happens in a simulated second is reported too, for an idle cluster would be quick.
+// iteration is one seed. What happens in a simulated second is reported too, for an idle cluster would be quick. With members that come and go, some
+// clusters have up to six nodes, each of which takes its time.
 func BenchmarkSim(b *testing.B) {
+	b.Run("nodes=3", func(b *testing.B) {
+		benchmarkSim(b, func(s *swarm) {
+			s.nodes = 3
+			membersStay(s)
+		})
+	})
+	b.Run("members", func(b *testing.B) { benchmarkSim(b, func(s *swarm) { s.nodes = 3 }) })
+}
+
+func benchmarkSim(b *testing.B, tune func(*swarm)) {
 	var virtual time.Duration
 	var total Stats
 	seed := uint64(1)
 	for b.Loop() {
-		r := runJudged(seed, Options{tune: func(s *swarm) { s.nodes = 3 }})
+		r := runJudged(seed, Options{tune: tune})
 		if r.Failure != nil {
 			b.Fatalf("seed %d: %v", seed, r.Failure)
 		}

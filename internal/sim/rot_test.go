@@ -8,7 +8,11 @@ func rotten(s *swarm) {
 	s.every[faultRot] = 300 * millisecond
 	s.core.Limits.FlushBytes, s.core.Limits.LogCacheBytes = 64<<10, 1
 	s.pad, s.padChance = 6000, 0.6
-	// Members stay: each must be able to come back, and a damaged one may not.
+	membersStay(s) // each must be able to come back, and a damaged one may not
+}
+
+// membersStay leaves changes of members out.
+func membersStay(s *swarm) {
 	s.spares = 0
 	for _, kind := range []int{faultAddLearner, faultPromote, faultRemove, faultReplace, faultAddress} {
 		s.every[kind] = 0
