@@ -184,8 +184,8 @@ func TestRestartReadsNoHistory(t *testing.T) {
 	if limit := (3*segmentBytes + 3*flushBytes) / value; many.logged > limit {
 		t.Errorf("the log gives back %d entries, want at most %d", many.logged, limit)
 	}
-	// Opening looks at the list of tables, which grows with what is kept, and not into them.
-	if many.reads > 2*few.reads+20 {
+	// Opening looks at the list of tables, which grows with what is kept, and not into them: a few blocks for each, and not one for each of 30,000 entries.
+	if many.reads > 2*few.reads+300 {
 		t.Errorf("the state store reads %d times after 30000 entries, %d times after 3000", many.reads, few.reads)
 	}
 }

@@ -2,6 +2,8 @@ package rsm
 
 import (
 	"context"
+	"crypto/sha512"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"slices"
@@ -19,7 +21,10 @@ func small(cfg *Config) {
 	cfg.JournalMaxBytes = 64 << 10
 }
 
-func fmtKey(i int) []byte { return fmt.Appendf(nil, "key %06d %0100d", i, i) }
+// fmtKey is a key that does not compress well, so that tables have many blocks.
+func fmtKey(i int) []byte {
+	return fmt.Appendf(nil, "key %06d %x", i, sha512.Sum512(binary.BigEndian.AppendUint64(nil, uint64(i))))
+}
 
 // fill makes a shard's state larger than what its journal keeps.
 func fill(t testing.TB, c *Cluster, id ShardID, from, n int) {

@@ -82,6 +82,7 @@ func (r *Replica) repaired(d *InstallDone) {
 		return
 	}
 	r.state.Installed(d.Job)
+	r.state.SetUndo(false) // it may have led when it stopped
 	at, term := rp.snap.Manifest.Index, rp.snap.Manifest.Term
 	hard := r.log.hard
 	rec := record(r.shard, hard, nil)
