@@ -33,7 +33,7 @@ fuzz: ## every fuzz target for FUZZTIME (20s) each
 	  done; done
 
 mutants: ## the faults that are built in on purpose: the simulator must find each
-	go test -tags mutants ./internal/sim -run TestMutants -count=1 -v -timeout 10m
+	go test -tags mutants ./internal/sim -run TestMutants -count=1 -v -timeout 20m
 
 sim: ## SEEDS (1000) simulated clusters, new ones each time (FIRST=n: from n on), on all cores (PROCS=n); SEED=n replays one with its trace
 	@mkdir -p $(BIN)
