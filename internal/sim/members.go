@@ -419,9 +419,18 @@ func (c *checker) proposes(n *node, id core.ShardID, i core.Index, term core.Ter
 	key, depth := l.key(id), core.Index(c.s.swarm.core.Limits.PipelineDepth)
 	conf := c.shards[id].config(n.applied[id])
 	if l.kind == core.ChangePromote || l.kind == core.ChangeReplace {
-		if has := c.s.node(key.Node).disk.shadow[id].last(); has+3*depth+2 < i || has < conf.index {
+		other := c.s.node(key.Node)
+		has := other.disk.shadow[id].last()
+		if other.up && other.store != nil {
+			// What a snapshot has brought is in the state store, and need not be in the log.
+			has = max(has, core.Index(other.shards[id-1].FlushedIndex()))
+		}
+		if other.up && (has+3*depth+2 < i || has < conf.index) {
 			c.s.fail("members", "shard %d: entry %d makes a voter of node %d, whose log ends at %d", id, i, key.Node, has)
 		}
+	}
+	if n.confs[id].Index != conf.index {
+		return // an earlier change was applied in this very pass, and is not learned yet
 	}
 	gone := key.Old
 	if l.kind == core.ChangeRemove {
