@@ -16,7 +16,7 @@ import (
 // small makes flushes frequent and the journal short, so that a newcomer, or one that was away, needs a snapshot. Its leaders
 // stay in office while a test floods them on a busy machine.
 func small(cfg *Config) {
-	cfg.HeartbeatInterval, cfg.ElectionTimeout = 50*time.Millisecond, 1500*time.Millisecond
+	cfg.HeartbeatInterval, cfg.ElectionTimeout = 100*time.Millisecond, 3*time.Second
 	cfg.Limits.FlushBytes, cfg.Limits.LogCacheBytes = 64<<10, 1
 	cfg.JournalMaxBytes = 64 << 10
 }
