@@ -44,15 +44,6 @@ func Inspect(dir string) (rec *Recovered, size LogSize, err error) {
 		size.Bytes += info.Size()
 	}
 	size.Segments = len(list)
-	_, rec, err = recoverLog(untouched{dirFiles(segments)}, slog.New(slog.DiscardHandler))
+	_, rec, err = recoverLog(readOnlyFiles{dirFiles(segments)}, slog.New(slog.DiscardHandler))
 	return rec, size, err
 }
-
-// untouched are files that recovery only reads: what it would write is left out.
-type untouched struct{ files }
-
-func (untouched) keep(segmentFile, int64, []byte) (string, error) { return "", nil }
-func (untouched) truncate(string, int64) error                    { return nil }
-func (untouched) remove(string) error                             { return nil }
-func (untouched) sync() error                                     { return nil }
-func (untouched) tidy() error                                     { return nil }
