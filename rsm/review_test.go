@@ -92,7 +92,7 @@ func (bigReplies) Decide(v View, c Command) ([][]byte, []byte, error) {
 
 // What a request puts into the log is bounded as a whole, replies and reasons included.
 func TestEntryBoundCountsEverything(t *testing.T) {
-	c := startCluster(t, "", bigReplies{})
+	c := startCluster(t, "", bigReplies{}, patient10s) // it decides 80 MiB in one go
 	s := leaderOf(t, c, 1).Shard(1)
 	id, err := s.OpenSession(within(t))
 	if err != nil {
