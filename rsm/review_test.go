@@ -336,7 +336,7 @@ func TestBurstOfSessions(t *testing.T) {
 // Sixty-four callers of two nodes that point at each other do not spin.
 func TestClientPausesBetweenHints(t *testing.T) {
 	attempts := 0
-	client := &Client{nodes: 2, guess: 1, known: map[uint64]bool{}, replica: func(NodeID) *Shard { return nil }}
+	client := &Client{nodes: 2, guess: 1, replica: func(NodeID) *Shard { return nil }}
 	ctx, cancel := context.WithTimeout(context.Background(), 100*time.Millisecond)
 	defer cancel()
 	inDoubt := false
