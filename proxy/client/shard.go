@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"slices"
 	"sync/atomic"
 	"time"
 
@@ -101,7 +100,7 @@ func (p *Pending) begin() {
 // finish gets the outcome of a call. The router calls it, and must not be called.
 func (p *Pending) finish(c *route.Call) {
 	err := c.Err
-	var e *rsm.Error
+	wait, refused := later(err, p.deadline)
 	switch {
 	case err == nil:
 		p.replies, p.index = c.Result.Replies, c.Result.Index
@@ -112,11 +111,10 @@ func (p *Pending) finish(c *route.Call) {
 		p.call = p.again()
 		go p.begin()
 		return
-	case errors.As(err, &e) && e.Kind == rsm.ErrNotProposed && e.RetryAfter > 0 && (e.Code == core.CodeOverloaded || e.Code == core.CodeDiskLow) &&
-		monotonic()+int64(e.RetryAfter) < p.deadline:
+	case refused:
 		p.call = p.again()
 		p.call.Session, p.call.Sequence, p.call.Acknowledged = p.number.Session, p.number.Sequence, p.shard.window.Acknowledged(p.number)
-		time.AfterFunc(e.RetryAfter, func() { p.shard.router.Submit(monotonic(), p.call) })
+		time.AfterFunc(wait, func() { p.shard.router.Submit(monotonic(), p.call) })
 		return
 	}
 	p.shard.window.Finish(p.number)
@@ -172,11 +170,13 @@ func (s *Shard) Read(ctx context.Context, level rsm.Level, query []byte) ([]byte
 
 // ReadAt answers a query; at rsm.AtToken from a replica that has applied up to token.
 func (s *Shard) ReadAt(ctx context.Context, level rsm.Level, token rsm.Index, query []byte) (rsm.Result, error) {
-	res, err := s.call(ctx, &route.Call{Kind: route.Read, Shard: s.id, Level: level, Token: token, Query: bytes.Clone(query)})
-	if err == nil {
-		s.saw(res.Index)
-	}
-	return res, err
+	// A copy: if ctx ends first, the caller has its memory back and the query goes on.
+	return s.ask(ctx, &route.Call{Kind: route.Read, Level: level, Token: token, Query: bytes.Clone(query)}).Wait(ctx)
+}
+
+// GoRead starts a read and does not wait for its answer. The query must not be changed until that is there.
+func (s *Shard) GoRead(ctx context.Context, level rsm.Level, query []byte) *PendingRead {
+	return s.ask(ctx, &route.Call{Kind: route.Read, Level: level, Token: rsm.Index(s.token.Load()), Query: query})
 }
 
 // Token returns the latest index that this handle was told: give it to another handle, and its reads at rsm.AtToken see at least that.
@@ -209,34 +209,74 @@ func (s *Shard) open(ctx context.Context) (rsm.SessionID, error) {
 	return res.Session, err
 }
 
-// call runs a call that may be asked twice, and asks again when it is refused for a while.
+// call runs a call that may be asked twice.
 func (s *Shard) call(ctx context.Context, c *route.Call) (rsm.Result, error) {
-	deadline := s.deadline(ctx)
-	for {
-		done := make(chan struct{})
-		again := &route.Call{Kind: c.Kind, Shard: c.Shard, Session: c.Session, Level: c.Level, Token: c.Token, Query: c.Query,
-			Deadline: deadline, Done: func(*route.Call) { close(done) }}
-		if err := wire.CheckCall(again); err != nil {
-			return rsm.Result{}, err
+	return s.ask(ctx, c).Wait(ctx)
+}
+
+// PendingRead is a read under way.
+type PendingRead struct {
+	shard *Shard
+	call  *route.Call
+	done  chan struct{}
+	res   rsm.Result
+	err   error
+}
+
+func (s *Shard) ask(ctx context.Context, c *route.Call) *PendingRead {
+	p := &PendingRead{shard: s, call: c, done: make(chan struct{})}
+	c.Shard, c.Deadline, c.Done = s.id, s.deadline(ctx), p.finish
+	if err := wire.CheckCall(c); err != nil {
+		p.err = err
+		close(p.done)
+		return p
+	}
+	s.router.Submit(monotonic(), c)
+	return p
+}
+
+// finish gets the outcome of a call, and asks again if it was refused for a while. The router calls it, and must not be called.
+func (p *PendingRead) finish(c *route.Call) {
+	if wait, ok := later(c.Err, c.Deadline); ok {
+		again := &route.Call{Kind: c.Kind, Shard: c.Shard, Session: c.Session, Level: c.Level, Token: c.Token, Query: c.Query, Deadline: c.Deadline, Done: p.finish}
+		time.AfterFunc(wait, func() { p.shard.router.Submit(monotonic(), again) })
+		return
+	}
+	p.res, p.err = c.Result, c.Err
+	if p.err == nil {
+		p.shard.saw(p.res.Index)
+	}
+	close(p.done)
+}
+
+// later reports whether what was refused is to be asked for again before its deadline, and when.
+func later(err error, deadline int64) (time.Duration, bool) {
+	var e *rsm.Error
+	if err == nil || !errors.As(err, &e) {
+		return 0, false
+	}
+	refused := e.Kind == rsm.ErrNotProposed && e.RetryAfter > 0 && (e.Code == core.CodeOverloaded || e.Code == core.CodeDiskLow)
+	return e.RetryAfter, refused && monotonic()+int64(e.RetryAfter) < deadline
+}
+
+// Done is closed when the answer is there.
+func (p *PendingRead) Done() <-chan struct{} { return p.done }
+
+// Wait returns the answer, or an error when ctx ends.
+func (p *PendingRead) Wait(ctx context.Context) (rsm.Result, error) {
+	select {
+	case <-p.done:
+		return p.res, p.err
+	default:
+	}
+	select {
+	case <-p.done:
+		return p.res, p.err
+	case <-ctx.Done():
+		kind := rsm.ErrNotProposed
+		if p.call.Kind != route.Read {
+			kind = rsm.ErrUnknown
 		}
-		s.router.Submit(monotonic(), again)
-		select {
-		case <-done:
-		case <-ctx.Done():
-			kind := rsm.ErrUnknown
-			if c.Kind == route.Read {
-				kind = rsm.ErrNotProposed
-			}
-			return rsm.Result{}, &rsm.Error{Kind: kind, Code: core.CodeCancelled, Message: "the caller stopped waiting", Cause: ctx.Err()}
-		}
-		var e *rsm.Error
-		if !errors.As(again.Err, &e) || e.RetryAfter <= 0 || !slices.Contains([]rsm.Code{core.CodeOverloaded, core.CodeDiskLow}, e.Code) ||
-			monotonic()+int64(e.RetryAfter) >= deadline {
-			return again.Result, again.Err
-		}
-		select {
-		case <-time.After(e.RetryAfter):
-		case <-ctx.Done():
-		}
+		return rsm.Result{}, &rsm.Error{Kind: kind, Code: core.CodeCancelled, Message: "the caller stopped waiting", Cause: ctx.Err()}
 	}
 }
