@@ -26,6 +26,8 @@ type ServerConfig struct {
 	// TLS, if set, is asked for each connection, so that certificates can be replaced.
 	TLS func() (*tls.Config, error)
 	Limits
+	// Services, if set, registers further gRPC services on the same port.
+	Services func(grpc.ServiceRegistrar)
 	// MaxStreams at work on one connection: unary calls, and streams of calls. Default 1024.
 	MaxStreams uint32
 }
@@ -82,6 +84,9 @@ func (p *Proxy) Serve(cfg ServerConfig) (*Server, error) {
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: link.KeepaliveTime / 2, PermitWithoutStream: true}))
 	decreev1.RegisterDecreeServiceServer(s.grpc, s.service)
 	healthv1.RegisterHealthServer(s.grpc, s.health)
+	if cfg.Services != nil {
+		cfg.Services(s.grpc)
+	}
 	reflection.Register(s.grpc)
 	go func() {
 		defer close(s.served)

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"runtime"
 	"sync"
 	"time"
 
@@ -222,6 +223,7 @@ func (st *stream) send() {
 
 func (st *stream) flush() {
 	for {
+		runtime.Gosched() // what else is answered now may travel in the same frame
 		st.mu.Lock()
 		frame := st.out
 		st.out = make([]byte, 0, min(cap(frame), 64<<10))

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"runtime"
 	"sync"
 	"time"
 
@@ -216,6 +217,7 @@ func (l *Link) write(ctx context.Context, cancel context.CancelFunc, stream grpc
 			continue
 		case <-l.wake:
 		}
+		runtime.Gosched() // who else has something to say may say it in the same frame
 		frame := l.take()
 		if len(frame) == 0 {
 			continue
