@@ -4,7 +4,9 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"flag"
 	"fmt"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -172,6 +174,8 @@ func TestInFlight(t *testing.T) {
 	}
 }
 
+var holdFlag = flag.Bool("hold", false, "run TestNobodyNotices for two minutes, with 200 clients")
+
 // Leaders are killed and proxies too, and no client sees anything but latency [G12].
 func TestNobodyNotices(t *testing.T) {
 	c := startCluster(t)
@@ -206,7 +210,13 @@ func TestNobodyNotices(t *testing.T) {
 		}
 	}()
 	addresses := []string{proxies[0].s.Addr(), proxies[1].s.Addr()}
-	const clients = 20
+	clients, rounds, period, proxyEvery := 20, 4, 900*time.Millisecond, 1
+	switch {
+	case *holdFlag:
+		clients, rounds, period, proxyEvery = 200, 40, 3*time.Second, 10 // each proxy twice
+	case testing.Short():
+		rounds = 2
+	}
 	acked := make([]uint64, clients)
 	slowest := make([]time.Duration, clients)
 	stop := make(chan struct{})
@@ -238,28 +248,28 @@ func TestNobodyNotices(t *testing.T) {
 			}
 		})
 	}
-	rounds := 4
-	if testing.Short() {
-		rounds = 2
-	}
+	kills := 0
 	for round := range rounds {
-		time.Sleep(300 * time.Millisecond)
+		time.Sleep(period / 3)
 		leader, err := c.Leader(within(t), rsm.ShardID(round%2+1))
 		if err != nil {
 			t.Fatal(err)
 		}
 		c.Kill(leader.ID())
-		time.Sleep(300 * time.Millisecond)
-		r := &proxies[round%2]
-		r.s.Close()
-		r.p.Close()
-		*r = start(r.s.Addr())
-		time.Sleep(300 * time.Millisecond)
+		time.Sleep(period / 3)
+		if (round+1)%proxyEvery == 0 {
+			r := &proxies[kills%2]
+			kills++
+			r.s.Close()
+			r.p.Close()
+			*r = start(r.s.Addr())
+		}
+		time.Sleep(period / 3)
 		if err := c.Restart(leader.ID()); err != nil {
 			t.Fatal(err)
 		}
 	}
-	time.Sleep(300 * time.Millisecond)
+	time.Sleep(period / 3)
 	close(stop)
 	wg.Wait()
 	for i, n := range acked {
@@ -271,5 +281,6 @@ func TestNobodyNotices(t *testing.T) {
 			t.Errorf("client %d got nothing done", i)
 		}
 	}
-	t.Logf("acknowledged %v, slowest %v", acked, slowest)
+	t.Logf("%d clients, %d leaders and %d proxies killed: each had %d to %d commands acknowledged, the slowest took %v",
+		clients, rounds, kills, slices.Min(acked), slices.Max(acked), slices.Max(slowest))
 }
