@@ -41,6 +41,7 @@ type segmentScan struct {
 	size    int64
 	frames  int    // valid ones
 	end     int64  // where these end
+	newest  int64  // where the last of them begins
 	crc     uint32 // the chain of checksums at end
 	last    uint64 // physical index of the last valid entry, or of the one before the segment
 	entries int
@@ -84,6 +85,7 @@ func scanSegment(in files, f segmentFile, prev *segmentScan, visit func(payload,
 			return s, nil
 		}
 		s.frames++
+		s.newest = s.end
 		s.end += n
 	}
 }
