@@ -320,3 +320,42 @@ func TestJudgeTail(t *testing.T) {
 		}
 	}
 }
+
+// A value may hold frames of a log, of this one even. They do not follow the torn record that they are in.
+func TestTornRecordWithFrames(t *testing.T) {
+	var data []byte
+	for i := range uint64(16) {
+		var enc encoder
+		index := 3 + i%2 // the torn record is entry 3
+		_, f := enc.seal(encodePayload(make([]byte, headSpace), index, 0, []Record{{Shard: 1, HardState: HardState{Term: i + 1}}}), index)
+		data = append(append(data, f...), 'x') // each in another place between two multiples of 8
+	}
+	b := lastRecord(t, data)
+	for n := b.start + lengthBytes + headerMax; n < b.end; n += 5 {
+		left := b.whole[b.start:n]
+		b.wantTorn(t, append(bytes.Clone(b.whole[:n]), make([]byte, len(b.whole)-int(n))...), n%8 == 0, fmt.Sprintf("zeros from %d", n-b.start))
+		// What follows it is found all the same.
+		behind := append(append(bytes.Clone(left), make([]byte, b.end-n)...), b.following()...)
+		if v := judgeTail(behind, b.start, 2); v.torn {
+			t.Fatalf("zeros from %d, and another record: %+v", n-b.start, v)
+		}
+	}
+	// Without the sector of its length, what no frame behind it could be is passed over.
+	var enc encoder
+	_, far := enc.seal(encodePayload(make([]byte, headSpace), 1000, 0, nil), 1000)
+	rest := append(make([]byte, 2*sectorBytes), far...)
+	if v := judgeTail(rest, 0, 2); !v.torn {
+		t.Errorf("entry 1000 behind entry 2: %+v", v)
+	}
+	_, near := enc.seal(encodePayload(make([]byte, headSpace), 4, 0, nil), 4)
+	if v := judgeTail(append(rest[:2*sectorBytes], near...), 0, 2); v.torn {
+		t.Errorf("entry 4 behind entry 2: %+v", v)
+	}
+}
+
+// following is a record that may follow the last one.
+func (b *brokenLog) following() []byte {
+	var enc encoder
+	_, f := enc.seal(encodePayload(make([]byte, headSpace), 4, 0, []Record{{Shard: 7, HardState: HardState{Term: 1}}}), 4)
+	return f
+}
