@@ -19,8 +19,6 @@ type files interface {
 	// truncate ends a segment at size, durably.
 	truncate(path string, size int64) error
 	remove(path string) error
-	// sync makes removals durable.
-	sync() error
 	// tidy removes what was being prepared to become the next segment.
 	tidy() error
 }
@@ -51,8 +49,6 @@ func (d dirFiles) keep(s segmentFile, offset int64, rest []byte) (string, error)
 func (d dirFiles) truncate(path string, size int64) error { return truncate(path, size) }
 
 func (d dirFiles) remove(path string) error { return os.Remove(path) }
-
-func (d dirFiles) sync() error { return syncDir(string(d)) }
 
 func (d dirFiles) tidy() error { return removeTemporary(string(d)) }
 

@@ -252,6 +252,4 @@ func (m *memoryFiles) remove(path string) error {
 	return nil
 }
 
-func (m *memoryFiles) sync() error { return nil }
-
 func (m *memoryFiles) tidy() error { return nil }

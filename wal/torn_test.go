@@ -178,7 +178,8 @@ func chunksOf(from, to int64) []extent {
 	return cs
 }
 
-// A segment that was begun in a crash, whatever is there of its header, is no obstacle.
+// A segment whose mark was torn in a crash, as etcd's cut leaves it, is no obstacle. One without what comes before the mark is no
+// crash's work: a cut makes it durable before the segment can be seen, and there may have been entries behind it.
 func TestTornCut(t *testing.T) {
 	w, _ := openT(t, t.TempDir())
 	es := entriesOf(1, 1, 2, tiny)
@@ -208,6 +209,11 @@ func TestTornCut(t *testing.T) {
 			dir := copyLog(t, from)
 			writeT(t, filepath.Join(dir, segmentDir, name), content)
 			writeT(t, filepath.Join(dir, segmentDir, "0.tmp"), bytes.Repeat([]byte{7}, 100))
+			if !bytes.HasPrefix(content, whole[:ends[1]]) { // the padding may be cut off, and is zero
+				_, _, err := recoverDir(filepath.Join(dir, segmentDir), discard)
+				wantCorrupt(t, err, name, 0, 0)
+				continue
+			}
 			full := n%8 == 0 || n == ends[1]
 			if !full {
 				_, rec, err := recoverDir(filepath.Join(dir, segmentDir), discard)
