@@ -160,6 +160,21 @@ func TestLastSegmentLost(t *testing.T) {
 	}
 }
 
+// A file that has grown beyond all bounds is refused before it is read.
+func TestHugeSegment(t *testing.T) {
+	dir, _ := severalSegments(t, 2, 'q')
+	name := segmentsIn(t, dir)[1]
+	path := filepath.Join(dir, segmentDir, name)
+	b := readT(t, path)
+	b[lastEnd(t, path)+3] = 7 // what follows would have to be judged
+	writeT(t, path, b)
+	if err := os.Truncate(path, 1<<41); err != nil {
+		t.Skip(err) // not every file system has such files
+	}
+	_, _, err := Open(Options{Dir: dir, SegmentBytes: tiny})
+	wantCorrupt(t, err, name, maxFileBytes, maxFileBytes)
+}
+
 func TestMissingSegments(t *testing.T) {
 	dir, _ := severalSegments(t, 4, 'q')
 	names := segmentsIn(t, dir)

@@ -34,6 +34,10 @@ func corrupt(file string, offset int64, format string, args ...any) *CorruptionE
 // readBuffer is the size of the reads of a scan, in bytes.
 const readBuffer = 64 << 10
 
+// maxFileBytes bounds the file of a segment, and so what is read into memory of a torn one: it is as long as what was preallocated, and a
+// single frame may go beyond that.
+const maxFileBytes = maxSegmentBytes + maxFrameBytes
+
 // segmentScan is what reading through a segment gave.
 type segmentScan struct {
 	segmentFile
@@ -62,6 +66,9 @@ func scanSegment(in files, f segmentFile, prev *segmentScan, visit func(payload,
 		return nil, err
 	}
 	defer file.Close()
+	if size > maxFileBytes {
+		return nil, corrupt(f.path, maxFileBytes, "the file has %d bytes, more than any segment", size)
+	}
 	s := &segmentScan{segmentFile: f, prev: prev, size: size}
 	if f.first > 0 {
 		s.last = f.first - 1
