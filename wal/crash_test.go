@@ -1,6 +1,7 @@
 package wal
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"os"
@@ -34,6 +35,8 @@ func TestMain(m *testing.M) {
 type killing struct {
 	appends int // by the first
 	size    int // of their entries
+	// flushed is up to where the entries are not needed when the first makes its last append.
+	flushed uint64
 	// last says what the last operation before that moment is.
 	last func(o *crash.Op) bool
 	// failed says that the first did sync, and died of the answer: the kernel takes for written what is in its memory only.
@@ -41,47 +44,34 @@ type killing struct {
 }
 
 var killed = map[string]killing{
-	"writing": {appends: 3, size: 100, last: isFrame},
-	"syncing": {appends: 3, size: 100, last: isFrame, failed: true},
-	"cutting": {appends: 2, size: 2000, last: func(o *crash.Op) bool { return o.Kind == crash.Rename && strings.HasSuffix(o.Name, ".wal") }},
-	"making":  {last: func(o *crash.Op) bool { return o.Kind == crash.Rename && o.Name == segmentDir }},
+	"writing":   {appends: 3, size: 100, last: isFrame},
+	"syncing":   {appends: 3, size: 100, last: isFrame, failed: true},
+	"cutting":   {appends: 2, size: 2000, last: func(o *crash.Op) bool { return o.Kind == crash.Rename && strings.HasSuffix(o.Name, ".wal") }},
+	"releasing": {appends: 5, size: 2000, flushed: 3, last: isFrame},
+	"making":    {last: func(o *crash.Op) bool { return o.Kind == crash.Rename && o.Name == segmentDir }},
 }
 
 func isFrame(o *crash.Op) bool { return o.Kind == crash.Write && o.Offset > 0 }
 
+var errKilled = errors.New("killed")
+
 func (k killing) run(dir string) error {
 	marks := os.NewFile(crash.MarkFD, "marks")
-	open := func() (*WAL, uint64, error) {
-		w, rec, err := Open(Options{Dir: filepath.Join(dir, "wal"), SegmentBytes: tiny})
-		if err != nil {
-			return nil, 0, err
-		}
-		return w, lastOf(rec), nil
-	}
-	w, n, err := open()
-	if err != nil {
-		return err
-	}
-	add := func() error {
-		n++
-		return w.Append([]Record{{Shard: 1, Entries: entriesOf(1, n, n, k.size)}})
-	}
-	for range k.appends {
-		if err := add(); err != nil {
-			return err
-		}
-	}
-	if err := w.Close(); err != nil {
+	opts := Options{Dir: filepath.Join(dir, "wal"), SegmentBytes: tiny}
+	if err := k.first(opts); err != nil {
 		return err
 	}
 	if _, err := fmt.Fprint(marks, "killed"); err != nil {
 		return err
 	}
-	if w, n, err = open(); err != nil {
+	w, rec, err := Open(opts)
+	if err != nil {
 		return err
 	}
+	n := lastOf(rec)
 	if n == 0 { // there is nothing to acknowledge
-		if err := add(); err != nil {
+		n++
+		if err := w.Append([]Record{{Shard: 1, Entries: entriesOf(1, n, n, k.size)}}); err != nil {
 			return err
 		}
 	}
@@ -90,6 +80,38 @@ func (k killing) run(dir string) error {
 		return err
 	}
 	return os.WriteFile(filepath.Join(dir, "end"), nil, 0o600) // a crash behind the mark
+}
+
+// first is the one that is killed. After the last of its appends it does nothing any more.
+func (k killing) first(opts Options) (err error) {
+	n := 0
+	opts.onStep = func(step string) {
+		if step != "saved" {
+			return
+		}
+		if n++; n == k.appends {
+			panic(errKilled)
+		}
+	}
+	w, _, err := Open(opts)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if r := recover(); r != nil && r != errKilled {
+			panic(r)
+		}
+		err = errors.Join(err, w.Close()) // which gives back the locks
+	}()
+	for i := uint64(1); i <= uint64(k.appends); i++ {
+		if i == uint64(k.appends) {
+			w.Flushed(1, k.flushed)
+		}
+		if err := w.Append([]Record{{Shard: 1, Entries: entriesOf(1, i, i, k.size)}}); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func lastOf(rec *Recovered) uint64 {
@@ -116,19 +138,25 @@ func TestCrashAfterKill(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			ops, acked := k.without(t, ops)
+			ops, kill, ack, acked := k.without(t, ops)
 			e := crash.Explorer{
-				Ops: ops, Mixed: 4, Scratch: t.TempDir(), At: func(i int) bool { return i >= len(ops)-1 },
+				Ops: ops, Mixed: 4, Scratch: t.TempDir(), At: func(i int) bool { return i >= kill },
 				Open: func(dir string, _ uint64) any {
 					w, rec, err := Open(Options{Dir: filepath.Join(dir, "wal"), SegmentBytes: tiny})
 					if err != nil {
 						return err
 					}
-					return errors.Join(w.Close(), wantLast(rec, acked))
+					return cmp.Or[any](w.Close(), lastOf(rec))
 				},
-				Judge: func(outcome any, _, _ int) error {
-					err, _ := outcome.(error)
-					return err
+				Judge: func(outcome any, first, _ int) error {
+					n, ok := outcome.(uint64)
+					switch {
+					case !ok:
+						return outcome.(error)
+					case n < acked && first > ack || n+1 < acked:
+						return fmt.Errorf("the log ends with entry %d, %d was acknowledged", n, acked)
+					}
+					return nil
 				},
 			}
 			r, err := e.Run()
@@ -143,15 +171,8 @@ func TestCrashAfterKill(t *testing.T) {
 	}
 }
 
-func wantLast(rec *Recovered, n uint64) error {
-	if got := lastOf(rec); got != n {
-		return fmt.Errorf("the log ends with entry %d, %d was acknowledged", got, n)
-	}
-	return nil
-}
-
-// without leaves out the syncs that the first program did not come to, and returns what the second has acknowledged.
-func (k killing) without(t *testing.T, ops []crash.Op) (left []crash.Op, acked uint64) {
+// without leaves out the syncs that the first program did not come to, and returns where it was killed, where the second has acknowledged, and what.
+func (k killing) without(t *testing.T, ops []crash.Op) (left []crash.Op, kill, ack int, acked uint64) {
 	t.Helper()
 	last, end := -1, -1
 	for i := range ops {
@@ -170,12 +191,18 @@ func (k killing) without(t *testing.T, ops []crash.Op) (left []crash.Op, acked u
 		t.Fatalf("the program does not do what it should: %v", ops)
 	}
 	for i := range ops {
-		if i < last || i > end || ops[i].Kind != crash.Sync && !(k.failed && i == last) {
-			left = append(left, ops[i])
+		switch {
+		case i == end:
+			kill = len(left)
+		case ops[i].Kind == crash.Mark:
+			ack = len(left)
+		case i >= last && i < end && (ops[i].Kind == crash.Sync || k.failed && i == last):
+			continue
 		}
+		left = append(left, ops[i])
 	}
 	if len(left) == len(ops) {
 		t.Fatal("there is no sync to be left out")
 	}
-	return left, acked
+	return left, kill, ack, acked
 }

@@ -59,5 +59,6 @@ type readOnlyFiles struct{ dirFiles }
 
 func (readOnlyFiles) keep(segmentFile, int64, []byte) (string, error) { return "", nil }
 func (readOnlyFiles) truncate(string, int64) error                    { return nil }
+func (readOnlyFiles) confirm(string, int64, int64) error              { return nil }
 func (readOnlyFiles) remove(string) error                             { return nil }
 func (readOnlyFiles) tidy() error                                     { return nil }

@@ -243,6 +243,8 @@ func (m *memoryFiles) truncate(path string, size int64) error {
 	return nil
 }
 
+func (m *memoryFiles) confirm(string, int64, int64) error { return nil }
+
 func (m *memoryFiles) remove(path string) error {
 	i, err := m.find(path)
 	if err != nil {

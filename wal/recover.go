@@ -47,6 +47,12 @@ func recoverLog(in files, lg *slog.Logger) (*scanned, *Recovered, error) {
 	if rec.Repaired, err = plan.run(in, lg); err != nil {
 		return nil, nil, err
 	}
+	// Whoever wrote the newest frame may have died before its sync had returned, or of its failure, and then only the kernel's memory may
+	// have it: a power cut would take what is acknowledged by it from now on, or leave an older base, whose segments are gone. All frames
+	// before it were synced before it was written. It is written once more, because after a failed sync the kernel takes it for written.
+	if err := in.confirm(found.tail.path, found.tail.newest, found.tail.end); err != nil {
+		return nil, nil, err
+	}
 	for _, f := range released {
 		if err := in.remove(f.path); err != nil {
 			return nil, nil, fmt.Errorf("wal: %w", err)

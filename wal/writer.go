@@ -32,33 +32,15 @@ const slowSync = time.Second
 func openWriter(dir string, tail *segmentScan, bytes int64, slow func(time.Duration)) (*writer, error) {
 	w := &writer{dir: dir, bytes: bytes, enc: encoder{crc: tail.crc}, seq: tail.seq, end: tail.end, begun: tail.entries > 0, slow: slow}
 	var err error
-	if w.tail, err = lockFile(tail.path, os.O_RDWR); err != nil {
+	if w.tail, err = lockFile(tail.path, os.O_WRONLY); err != nil {
 		return nil, fmt.Errorf("wal: open %s: %w", tail.path, err)
 	}
 	// A repair may have cut off what was allocated.
 	if err := preallocate(w.tail, bytes); err != nil {
 		return nil, errors.Join(fmt.Errorf("wal: allocate %s: %w", tail.path, err), w.tail.Close())
 	}
-	if err := w.confirm(tail.newest); err != nil {
-		return nil, errors.Join(fmt.Errorf("wal: write the last record of %s once more: %w", tail.path, err), w.tail.Close())
-	}
-	if err := syncDir(dir); err != nil {
-		return nil, errors.Join(err, w.tail.Close())
-	}
 	w.next = prepare(dir, bytes)
 	return w, nil
-}
-
-// confirm makes the newest frame durable, which begins at from. Whoever wrote it may have died before its sync had returned, or of its failure, and then
-// only the kernel's memory may have it: the next power cut would take what was acknowledged by it. All frames before it
-// were synced before it was written. It is written once more, because after a failed sync the kernel takes it for written.
-func (w *writer) confirm(from int64) error {
-	b := make([]byte, w.end-from)
-	if _, err := w.tail.ReadAt(b, from); err != nil {
-		return err
-	}
-	w.end = from
-	return w.write(b)
 }
 
 // fits reports whether the payload in buf, from headSpace on, still goes into a segment of limit bytes whose frames end at end.
