@@ -18,6 +18,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/decree-raft/decree/internal/testkit"
 )
 
 // The power of a node is cut under load, over and over on the same disk: a file system on a loop device is told to stop at once and to
@@ -86,7 +88,7 @@ func cutPower(t *testing.T, fsType string, cycles int, noSync bool) *power {
 	if os.Geteuid() != 0 {
 		t.Skip("mounting takes root")
 	}
-	dir := scratch(t)
+	dir := testkit.Scratch(t)
 	p := &power{
 		fsType: fsType, image: filepath.Join(dir, "disk"), dir: filepath.Join(dir, "mnt"), tmp: filepath.Join(dir, "tmp"),
 		noSync: noSync, rng: rand.New(rand.NewPCG(*crashSeed, uint64(cycles))),

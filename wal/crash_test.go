@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/decree-raft/decree/internal/crash"
+	"github.com/decree-raft/decree/internal/testkit"
 )
 
 // These variables make the test binary the program that is recorded.
@@ -127,7 +128,7 @@ func lastOf(rec *Recovered) uint64 {
 func TestCrashAfterKill(t *testing.T) {
 	for name, k := range killed {
 		t.Run(name, func(t *testing.T) {
-			dir := t.TempDir()
+			dir := testkit.Scratch(t)
 			cmd := exec.Command(os.Args[0])
 			cmd.Env = append(os.Environ(), programEnv+"="+name, dirEnv+"="+dir)
 			cmd.Stderr = os.Stderr
@@ -140,7 +141,7 @@ func TestCrashAfterKill(t *testing.T) {
 			}
 			ops, kill, ack, acked := k.without(t, ops)
 			e := crash.Explorer{
-				Ops: ops, Mixed: 4, Scratch: t.TempDir(), At: func(i int) bool { return i >= kill },
+				Ops: ops, Mixed: 4, Scratch: testkit.Scratch(t), At: func(i int) bool { return i >= kill },
 				Open: func(dir string, _ uint64) any {
 					w, rec, err := Open(Options{Dir: filepath.Join(dir, "wal"), SegmentBytes: tiny})
 					if err != nil {
