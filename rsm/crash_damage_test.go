@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/decree-raft/decree/internal/crash"
+	"github.com/decree-raft/decree/internal/testkit"
 )
 
 // One bit of a node's files is flipped: the node must refuse, with the file's name, or have everything as if nothing
@@ -33,7 +34,7 @@ func TestFlippedBits(t *testing.T) {
 	r := rand.New(rand.NewPCG(*crashSeed, 2))
 	kinds := map[string]*[3]int{} // refused, harmless, wrong
 	paths, sizes := image.Files()
-	dir := scratch(t)
+	dir := testkit.Scratch(t)
 	for i, path := range paths {
 		kind := fileKind(path)
 		if kinds[kind] == nil {

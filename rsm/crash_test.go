@@ -6,11 +6,13 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/decree-raft/decree/internal/crash"
+	"github.com/decree-raft/decree/internal/testkit"
 )
 
 var (
@@ -42,7 +44,7 @@ type history struct {
 
 func record(t *testing.T, env ...string) *history {
 	t.Helper()
-	dir := scratch(t)
+	dir := testkit.Scratch(t)
 	cmd := exec.Command(os.Args[0])
 	cmd.Env = append(append(os.Environ(), crashEnv+"="+dir), env...)
 	cmd.Stderr = os.Stderr
@@ -130,22 +132,9 @@ func (h *history) judge(outcome any, first, end int) error {
 
 func (h *history) explorer(t *testing.T) crash.Explorer {
 	return crash.Explorer{
-		Ops: h.ops, Seed: *crashSeed, Mixed: 4, Scratch: scratch(t), Judge: h.judge,
+		Ops: h.ops, Seed: *crashSeed, Mixed: 4, Scratch: testkit.Scratch(t), Judge: h.judge,
 		Open: func(dir string, sum uint64) any { return inspect(crashConfig(dir), h.sessions, sum%4 == 0) },
 	}
-}
-
-// scratch is a directory in memory where there is such a thing: fsync means nothing to these tests.
-func scratch(t *testing.T) string {
-	t.Helper()
-	for _, dir := range []string{"/dev/shm", ""} {
-		if d, err := os.MkdirTemp(dir, "decree-crash-"); err == nil {
-			t.Cleanup(func() { _ = os.RemoveAll(d) })
-			return d
-		}
-	}
-	t.Fatal("no place for temporary files")
-	return ""
 }
 
 // A node is recorded, system call by system call, and its directory opened in the states that a crash at
@@ -223,8 +212,12 @@ func TestCrashControls(t *testing.T) {
 				t.Fatal("the program does no such fsync at all")
 			}
 			var at func(int) bool
-			if strings.Contains(name, "marker") { // there are few such moments
+			switch { // there are few such moments
+			case strings.Contains(name, "marker"):
 				at = func(i int) bool { return ops[i].Kind == crash.Unlink && isMarker(&ops[i]) }
+			case strings.HasSuffix(name, "is made"): // before Open syncs it once more
+				open := slices.IndexFunc(ops, func(o crash.Op) bool { return o.Kind == crash.Sync && o.Path == "data/node/wal/log" })
+				at = func(i int) bool { return i < open }
 			}
 			wantFailures(t, newHistory(t, ops), dropped, at)
 		})

@@ -18,6 +18,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/decree-raft/decree/internal/testkit"
 )
 
 // The power of a node is cut under load, over and over on the same disk: a file system on a loop device is told to stop at once and to
@@ -35,7 +37,8 @@ func TestPowerCut(t *testing.T) {
 			if p.err != nil {
 				t.Fatalf("after %d power cuts and %d commands: %v\n%s", p.cycles, p.acks, p.err, p.log)
 			}
-			t.Logf("%d power cuts in %v, %d commands acknowledged, none lost, none doubled", p.cycles, time.Since(begun).Round(time.Millisecond), p.acks)
+			t.Logf("%d power cuts in %v, %d commands acknowledged, none lost, none doubled; of %d that were acknowledged later %d are gone",
+				p.cycles, time.Since(begun).Round(time.Millisecond), p.acks, p.late, p.unfounded)
 			control := cutPower(t, fsType, 5, true)
 			if !errors.Is(control.err, errLost) {
 				t.Fatalf("the control, without fsync, has lost nothing in %d power cuts: %v", control.cycles, control.err)
@@ -57,10 +60,22 @@ type power struct {
 	rng                     *rand.Rand
 	loop                    *os.File
 
-	cycles, acks int
-	err          error
-	log          string // of the node that was wrong, its end
-	acked        [powerShards + 1][powerCallers]uint64
+	cycles, acks    int
+	late, unfounded int // acknowledgements that came when the power was gone, and those of them that the disk knew nothing of
+	err             error
+	log             string // of the node that was wrong, its end, and of the one before whose power was cut
+	told            [powerShards + 1][powerCallers]told
+	cut             time.Duration // when the power was, on the clock that all processes share
+	cutLog          string        // of the node whose power was, its end
+}
+
+// told is what a caller heard.
+type told struct {
+	acked uint64 // before the power was cut: it has to be there
+	said  uint64 // at any time; one more may be there
+	at    time.Duration
+	// appends is how many writes the log had called durable by then, since it was opened.
+	appends uint64
 }
 
 // cutPower makes a disk and cuts its power as often as told, or until something is wrong. It skips the test if the machine has not what it takes.
@@ -73,7 +88,7 @@ func cutPower(t *testing.T, fsType string, cycles int, noSync bool) *power {
 	if os.Geteuid() != 0 {
 		t.Skip("mounting takes root")
 	}
-	dir := scratch(t)
+	dir := testkit.Scratch(t)
 	p := &power{
 		fsType: fsType, image: filepath.Join(dir, "disk"), dir: filepath.Join(dir, "mnt"), tmp: filepath.Join(dir, "tmp"),
 		noSync: noSync, rng: rand.New(rand.NewPCG(*crashSeed, uint64(cycles))),
@@ -184,28 +199,28 @@ func (p *power) mounted(f func() error) error {
 // cycle runs a node for a while and cuts its power.
 func (p *power) cycle() error {
 	return p.mounted(func() error {
-		return p.node(func(stop func() error) error {
+		return p.node(func() error {
 			time.Sleep(time.Duration(10+p.rng.IntN(120)) * time.Millisecond)
-			// A program sees nothing any more once the power is gone. Here it would: a fsync that was under way when the file system
-			// stopped may return success without it, since the journal's commit is gone by the time it is looked for. So the node is stopped first, in the midst of
-			// whatever it does, and the file system while the calls that it has begun go on.
-			if err := stop(); err != nil {
-				return err
-			}
-			return shutdown(p.dir)
+			return p.shutdown()
 		})
 	})
 }
 
-// shutdown makes a file system stop where it is: EXT4_IOC_SHUTDOWN and XFS_IOC_GOINGDOWN are the same call.
-func shutdown(dir string) error {
-	d, err := os.Open(dir)
+// shutdown makes the file system stop where it is: EXT4_IOC_SHUTDOWN and XFS_IOC_GOINGDOWN are the same call.
+//
+// A program sees nothing any more once the power is gone. Here it does: a fsync that is under way when ext4 stops may return success
+// without having synced, since the journal's commit is gone by the time it is looked for. So what a node says counts if it was
+// told before this call was begun, by a clock that both read, and not if it was told later. (To stop the process first is not enough. It
+// goes on until one of its threads takes the signal, and that is the first one, which may be without a CPU, or in a fsync itself.)
+func (p *power) shutdown() error {
+	d, err := os.Open(p.dir)
 	if err != nil {
 		return err
 	}
 	defer d.Close()
 	const goingDown, noLogFlush = 0x8004587d, 2
 	how := uint32(noLogFlush)
+	p.cut = monotonic()
 	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, d.Fd(), goingDown, uintptr(unsafe.Pointer(&how))); errno != 0 {
 		return missingError{fmt.Errorf("the file system cannot be shut down: %w", errno)}
 	}
@@ -213,7 +228,7 @@ func shutdown(dir string) error {
 }
 
 // node starts a node, compares what it has with what was acknowledged, calls end when it is under load, and kills it.
-func (p *power) node(end func(stop func() error) error) error {
+func (p *power) node(end func() error) error {
 	cmd := exec.Command("/proc/self/exe")
 	cmd.Env = append(os.Environ(), powerEnv+"="+p.dir, "TMPDIR="+p.tmp)
 	if p.noSync {
@@ -249,19 +264,13 @@ func (p *power) node(end func(stop func() error) error) error {
 				acks <- s.Text()
 			}
 		}()
-		err = end(func() error {
-			if err := cmd.Process.Signal(syscall.SIGSTOP); err != nil {
-				return err
-			}
-			time.Sleep(time.Millisecond) // until the last of its threads has heard
-			return nil
-		})
+		err = end()
 	}
 	_ = cmd.Process.Kill()
 	if acks == nil {
 		_, _ = io.Copy(io.Discard, out)
 	} else {
-		for line := range acks { // what it had said is true, whenever it is heard
+		for line := range acks { // whenever it is heard: it has said when it was told
 			if err == nil && p.err == nil {
 				p.line(line)
 			}
@@ -271,12 +280,13 @@ func (p *power) node(end func(stop func() error) error) error {
 	if err == nil && !started && p.err == nil {
 		p.err = fmt.Errorf("the node did not start: %w", errLost)
 	}
+	log, rerr := os.ReadFile(stderr.Name())
+	last := string(log[max(0, len(log)-16<<10):])
 	if p.err != nil {
-		log, rerr := os.ReadFile(stderr.Name())
-		p.log = string(log[max(0, len(log)-16<<10):])
-		err = errors.Join(err, rerr)
+		p.log = fmt.Sprintf("the node whose power was cut:\n%s\nthe node after it:\n%s", p.cutLog, last)
 	}
-	return errors.Join(err, removeAllIn(p.tmp))
+	p.cutLog = last
+	return errors.Join(err, rerr, removeAllIn(p.tmp))
 }
 
 // line takes in what a node says, and reports whether it is ready.
@@ -290,28 +300,51 @@ func (p *power) line(line string) (ready bool) {
 		p.err = fmt.Errorf("%w: the node does not start: %s", errLost, rest)
 	case "have", "ack":
 		var shard, caller int
-		var n uint64
-		if _, err := fmt.Sscan(rest, &shard, &caller, &n); err != nil || shard < 1 || shard > powerShards || caller < 0 || caller >= powerCallers {
+		var n, appends uint64
+		var at time.Duration
+		if _, err := fmt.Sscan(rest, &shard, &caller, &n, (*int64)(&at), &appends); err != nil || shard < 1 || shard > powerShards || caller < 0 || caller >= powerCallers {
 			p.err = fmt.Errorf("the node says %q", line)
 			return false
 		}
-		last := &p.acked[shard][caller]
-		switch {
-		// One command per caller was under way, and may be there or not.
-		case what == "have" && n < *last:
-			p.err = fmt.Errorf("%w: shard %d, caller %d: %d were acknowledged, %d are there", errLost, shard, caller, *last, n)
-		case what == "have" && n > *last+1:
-			p.err = fmt.Errorf("%w: shard %d, caller %d: %d were acknowledged, one more was submitted, %d are there", errDoubled, shard, caller, *last, n)
-		case what == "ack" && n != *last+1:
-			p.err = fmt.Errorf("%w: shard %d, caller %d: acknowledged %d after %d", errDoubled, shard, caller, n, *last)
-		}
-		if *last = n; what == "ack" {
-			p.acks++
+		who := fmt.Sprintf("shard %d, caller %d", shard, caller)
+		if c := &p.told[shard][caller]; what == "have" {
+			p.have(who, c, n)
+			*c = told{acked: n, said: n, at: at, appends: appends}
+		} else {
+			p.ack(who, c, n, at, appends)
 		}
 	default:
 		p.err = fmt.Errorf("the node says %q", line)
 	}
 	return false
+}
+
+// have compares what a caller had heard with what is there.
+func (p *power) have(who string, c *told, n uint64) {
+	if n < c.said && n >= c.acked {
+		p.unfounded += int(c.said - n)
+	}
+	switch {
+	case n < c.acked:
+		p.err = fmt.Errorf("%w: %s: %d were acknowledged, %d are there; the last was %v before the power was cut, "+
+			"when the log had called %d writes durable since it was opened", errLost, who, c.acked, n, p.cut-c.at, c.appends)
+	case n > c.said+1: // one command per caller was under way, and may be there or not
+		p.err = fmt.Errorf("%w: %s: %d were acknowledged, one more was submitted, %d are there", errDoubled, who, c.said, n)
+	}
+}
+
+// ack takes in that a caller was told.
+func (p *power) ack(who string, c *told, n uint64, at time.Duration, appends uint64) {
+	if n != c.said+1 {
+		p.err = fmt.Errorf("%w: %s: acknowledged %d after %d", errDoubled, who, n, c.said)
+	}
+	c.said = n
+	if at >= p.cut {
+		p.late++
+		return
+	}
+	c.acked, c.at, c.appends = n, at, appends
+	p.acks++
 }
 
 func removeAllIn(dir string) error {
@@ -323,6 +356,13 @@ func removeAllIn(dir string) error {
 		return nil
 	}
 	return err
+}
+
+// monotonic reads the clock that all processes share.
+func monotonic() time.Duration {
+	var ts unix.Timespec
+	_ = unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts) // there is this clock on every Linux
+	return time.Duration(ts.Nano())
 }
 
 // pretendToSync makes the kernel answer all syncs of this process, and not carry them out.

@@ -61,7 +61,7 @@ func runPowerNode(dir string) {
 			if err != nil {
 				fail(err)
 			}
-			fmt.Println("have", id+1, i, binary.BigEndian.Uint64(answer))
+			say("have", s, i, answer)
 		}
 	}
 	clock := n.newClock()
@@ -82,7 +82,13 @@ func runPowerNode(dir string) {
 	select {}
 }
 
-// powerCaller counts up its counter, one command at a time. What it was told it says before it does anything else, in one write.
+// say tells in one write what a caller was told, when that was, and how many writes the log had called durable.
+func say(what string, s *Shard, caller int, n []byte) {
+	at, appends := monotonic(), s.node.engine.log.Stats().Appends
+	fmt.Println(what, s.ID(), caller, binary.BigEndian.Uint64(n), int64(at), appends)
+}
+
+// powerCaller counts up its counter, one command at a time. What it was told it says before it does anything else.
 func powerCaller(s *Shard, i int) {
 	key := fmt.Appendf(nil, "caller-%d", i)
 	for {
@@ -90,6 +96,6 @@ func powerCaller(s *Shard, i int) {
 		if err != nil {
 			return
 		}
-		fmt.Println("ack", s.ID(), i, binary.BigEndian.Uint64(reply))
+		say("ack", s, i, reply)
 	}
 }

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/decree-raft/decree/internal/crash"
+	"github.com/decree-raft/decree/internal/testkit"
 )
 
 // These variables make the test binary the program that restores, from the one directory to the other.
@@ -49,7 +50,7 @@ func TestCrashOfRestore(t *testing.T) {
 	if err != nil || !made.Shards[0].HasSnapshot() {
 		t.Fatal(made, err)
 	}
-	dir := scratch(t)
+	dir := testkit.Scratch(t)
 	cmd := exec.Command(os.Args[0], "-test.run=^TestCrashOfRestore$")
 	cmd.Env = append(os.Environ(), restoreFromEnv+"="+backup, restoreToEnv+"="+dir)
 	cmd.Stderr = os.Stderr
@@ -72,7 +73,7 @@ func TestCrashOfRestore(t *testing.T) {
 	}
 	var complete, not atomic.Int64 // images
 	e := crash.Explorer{
-		Ops: ops, Seed: *crashSeed, Mixed: 2, Sample: sample, Scratch: scratch(t), Limit: 2 * time.Minute,
+		Ops: ops, Seed: *crashSeed, Mixed: 2, Sample: sample, Scratch: testkit.Scratch(t), Limit: 2 * time.Minute,
 		Open: func(dir string, _ uint64) any {
 			f := inspectRestored(c.cfg.Shards, backup, dir, made.Shards[0].Last())
 			if f.complete == 2 {

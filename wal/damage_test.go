@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -144,16 +145,35 @@ func TestEarlierSegmentCutShort(t *testing.T) {
 			writeT(t, path, whole[:n])
 			_, _, err := recoverDir(filepath.Join(dir, segmentDir), discard)
 			wantCorrupt(t, err, name, 0, 0)
-			// The newest segment may not even have been begun.
-			copied := copyLog(t, dir)
-			if name == names[1] {
-				writeT(t, filepath.Join(copied, segmentDir, names[2]), nil)
-				_, _, err := recoverDir(filepath.Join(copied, segmentDir), discard)
-				wantCorrupt(t, err, name, 0, 0)
-			}
 		}
 		writeT(t, path, whole)
 	}
+}
+
+// A last segment that has become zeros, or empty, is not one that a crash has left so: what was acknowledged in it is gone.
+func TestLastSegmentLost(t *testing.T) {
+	dir, _ := severalSegments(t, 2, 'q')
+	name := segmentsIn(t, dir)[1]
+	for _, size := range []int{0, 5, 100, tiny} {
+		writeT(t, filepath.Join(dir, segmentDir, name), make([]byte, size))
+		_, _, err := Open(Options{Dir: dir, SegmentBytes: tiny})
+		wantCorrupt(t, err, name, 0, 0)
+	}
+}
+
+// A file that has grown beyond all bounds is refused before it is read.
+func TestHugeSegment(t *testing.T) {
+	dir, _ := severalSegments(t, 1, 'q')
+	_, _, err := recoverLog(grownFiles{dirFiles(filepath.Join(dir, segmentDir))}, discard)
+	wantCorrupt(t, err, segmentsIn(t, dir)[0], maxFileBytes, maxFileBytes)
+}
+
+// grownFiles say that they have more than they have.
+type grownFiles struct{ dirFiles }
+
+func (g grownFiles) open(path string) (io.ReadSeekCloser, int64, error) {
+	f, _, err := g.dirFiles.open(path)
+	return f, maxFileBytes + 1, err
 }
 
 func TestMissingSegments(t *testing.T) {

@@ -107,11 +107,11 @@
 //
 //	crash                                 what Open finds and does
 //	creating, before the rename           log.new, log.new.tmp; removed, created anew
+//	killed, before a sync had returned    whatever the kernel still has; made durable by Open before it is told
 //	writing a payload                     a torn end; cut off, kept as .broken, Recovered.Repaired
 //	payload written, before Append said   the payload, or a torn end; either is right
 //	cutting: header in 0.tmp              removed with all .tmp
 //	cutting: renamed                      a segment of checksum, metadata and mark, which goes on
-//	cutting: header lost by the disk      a last segment without header; removed, the one before goes on
 //	cutting, as etcd does it              a segment without its mark, or with a torn one; Open writes it
 //	base durable, before the removal      segments below base; removed
 //	removing, in any order                any of the segments below base; not read, removed
@@ -121,8 +121,11 @@
 //
 // A torn end has something missing: the file ends early, or there are zeros to the end, or
 // in whole 512-byte sectors. All else is a *CorruptionError: a frame that is wrong though nothing is
-// missing, or that is wrong and has valid entries behind it, anything wrong in a segment that is
-// not the last, a segment that is not there. A refused Open has changed nothing.
+// missing, or that is wrong and has valid entries behind it, a segment whose checksum or metadata is not there (they are durable before it
+// can be seen), anything wrong in a segment that is not the last, a segment that is not there. A refused Open has changed nothing.
+//
+// A log may also be opened out of the memory of a kernel that has not written it: its process was killed before a sync, or by a sync that failed. Only
+// the newest frame and the names of files can be concerned. Open writes that frame once more and syncs it, and the directories.
 //
 // # What it relies on, and what it cannot see
 //

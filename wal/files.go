@@ -18,9 +18,9 @@ type files interface {
 	keep(s segmentFile, offset int64, rest []byte) (name string, err error)
 	// truncate ends a segment at size, durably.
 	truncate(path string, size int64) error
+	// confirm makes durable what a segment has from one offset to another, and the names of all.
+	confirm(path string, from, to int64) error
 	remove(path string) error
-	// sync makes removals durable.
-	sync() error
 	// tidy removes what was being prepared to become the next segment.
 	tidy() error
 }
@@ -50,9 +50,30 @@ func (d dirFiles) keep(s segmentFile, offset int64, rest []byte) (string, error)
 
 func (d dirFiles) truncate(path string, size int64) error { return truncate(path, size) }
 
-func (d dirFiles) remove(path string) error { return os.Remove(path) }
+func (d dirFiles) confirm(path string, from, to int64) error {
+	if err := writeAgain(path, from, to); err != nil {
+		return fmt.Errorf("wal: write the last record of %s once more: %w", path, err)
+	}
+	return syncDir(string(d))
+}
 
-func (d dirFiles) sync() error { return syncDir(string(d)) }
+// writeAgain writes what a file has already, durably.
+func writeAgain(path string, from, to int64) error {
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	b := make([]byte, to-from)
+	if _, err = f.ReadAt(b, from); err == nil {
+		_, err = f.WriteAt(b, from)
+	}
+	if err == nil {
+		err = syncData(f)
+	}
+	return errors.Join(err, f.Close())
+}
+
+func (d dirFiles) remove(path string) error { return os.Remove(path) }
 
 func (d dirFiles) tidy() error { return removeTemporary(string(d)) }
 

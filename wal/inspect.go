@@ -1,12 +1,16 @@
 package wal
 
 import (
+	"errors"
 	"fmt"
 	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
 )
+
+// errNoLog matches fs.ErrNotExist. It says more: not that a file of a log has gone while it was read.
+var errNoLog = fmt.Errorf("there is no log: %w", fs.ErrNotExist)
 
 // LogSize is what a log takes on disk.
 type LogSize struct {
@@ -18,12 +22,6 @@ type LogSize struct {
 // and stays. The log is locked meanwhile: ErrLocked if it is open elsewhere. An error that matches fs.ErrNotExist says that
 // there is none.
 func Inspect(dir string) (rec *Recovered, size LogSize, err error) {
-	segments := filepath.Join(dir, segmentDir)
-	if has, err := hasSegments(segments); err != nil {
-		return nil, size, err
-	} else if !has {
-		return nil, size, fmt.Errorf("wal: %s: %w", dir, fs.ErrNotExist)
-	}
 	lock := filepath.Join(dir, lockName)
 	if _, e := os.Stat(lock); e == nil { // a copy may be without: then nobody has it open
 		unlock, err := lockDir(lock)
@@ -31,6 +29,14 @@ func Inspect(dir string) (rec *Recovered, size LogSize, err error) {
 			return nil, size, err
 		}
 		defer func() { _ = unlock() }() // was only locked
+	} else if !errors.Is(e, fs.ErrNotExist) {
+		return nil, size, fmt.Errorf("wal: %w", e)
+	}
+	segments := filepath.Join(dir, segmentDir)
+	if has, err := hasSegments(segments); err != nil {
+		return nil, size, err
+	} else if !has {
+		return nil, size, fmt.Errorf("wal: %s: %w", dir, errNoLog)
 	}
 	list, err := listSegments(segments)
 	if err != nil {
@@ -47,3 +53,12 @@ func Inspect(dir string) (rec *Recovered, size LogSize, err error) {
 	_, rec, err = recoverLog(readOnlyFiles{dirFiles(segments)}, slog.New(slog.DiscardHandler))
 	return rec, size, err
 }
+
+// readOnlyFiles are segments of which what a recovery would change is left as it is. It reads nothing again of what it has changed.
+type readOnlyFiles struct{ dirFiles }
+
+func (readOnlyFiles) keep(segmentFile, int64, []byte) (string, error) { return "", nil }
+func (readOnlyFiles) truncate(string, int64) error                    { return nil }
+func (readOnlyFiles) confirm(string, int64, int64) error              { return nil }
+func (readOnlyFiles) remove(string) error                             { return nil }
+func (readOnlyFiles) tidy() error                                     { return nil }

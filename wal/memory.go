@@ -243,6 +243,8 @@ func (m *memoryFiles) truncate(path string, size int64) error {
 	return nil
 }
 
+func (m *memoryFiles) confirm(string, int64, int64) error { return nil }
+
 func (m *memoryFiles) remove(path string) error {
 	i, err := m.find(path)
 	if err != nil {
@@ -251,7 +253,5 @@ func (m *memoryFiles) remove(path string) error {
 	m.segments = slices.Delete(m.segments, i, i+1)
 	return nil
 }
-
-func (m *memoryFiles) sync() error { return nil }
 
 func (m *memoryFiles) tidy() error { return nil }

@@ -28,7 +28,7 @@ func recoverLog(in files, lg *slog.Logger) (*scanned, *Recovered, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	segments, plan, err := judgeLast(in, segments)
+	plan, err := judgeLast(in, segments[len(segments)-1])
 	if err != nil {
 		return nil, nil, err
 	}
@@ -47,6 +47,12 @@ func recoverLog(in files, lg *slog.Logger) (*scanned, *Recovered, error) {
 	if rec.Repaired, err = plan.run(in, lg); err != nil {
 		return nil, nil, err
 	}
+	// Whoever wrote the newest frame may have died before its sync had returned, or of its failure, and then only the kernel's memory may
+	// have it: a power cut would take what is acknowledged by it from now on, or leave an older base, whose segments are gone. All frames
+	// before it were synced before it was written. It is written once more, because after a failed sync the kernel takes it for written.
+	if err := in.confirm(found.tail.path, found.tail.newest, found.tail.end); err != nil {
+		return nil, nil, err
+	}
 	for _, f := range released {
 		if err := in.remove(f.path); err != nil {
 			return nil, nil, fmt.Errorf("wal: %w", err)
@@ -56,35 +62,29 @@ func recoverLog(in files, lg *slog.Logger) (*scanned, *Recovered, error) {
 }
 
 // judgeLast looks at the end of the log, and plans its repair if it was torn by a crash.
-// It returns the segments that there will be after that.
-func judgeLast(in files, files []segmentFile) ([]segmentFile, repairPlan, error) {
-	file := files[len(files)-1]
+func judgeLast(in files, file segmentFile) (repairPlan, error) {
 	s, err := scanSegment(in, file, nil, func(payload, int64) error { return nil })
 	if err != nil {
-		return nil, repairPlan{}, err
+		return repairPlan{}, err
+	}
+	if !s.hasHeader() {
+		// A cut makes the header durable before the segment can be seen. Whether there were entries behind it cannot be told any more.
+		return repairPlan{}, corrupt(file.path, s.end, "%s", cmp.Or(s.damage, "the segment has no header"))
 	}
 	plan := repairPlan{file: file, offset: s.end, last: s}
-	if s.damage != "" {
-		rest, err := readFrom(in, file.path, s.end)
-		if err != nil {
-			return nil, repairPlan{}, err
-		}
-		v := judgeTail(rest, s.end, s.last)
-		if !v.torn {
-			return nil, repairPlan{}, corrupt(file.path, s.end+v.offset, "%s (%s)", s.damage, v.reason)
-		}
-		plan.reason = v.reason
+	if s.damage == "" {
+		return plan, nil
 	}
-	if s.hasHeader() {
-		return files, plan, nil
+	rest, err := readFrom(in, file.path, s.end)
+	if err != nil {
+		return repairPlan{}, err
 	}
-	// A cut makes the header durable before the segment can be seen, so this one was
-	// never written to. The segment before it is whole and goes on as the tail.
-	if len(files) == 1 {
-		return nil, repairPlan{}, corrupt(file.path, s.end, "the only segment has no header")
+	v := judgeTail(rest, s.end, s.last)
+	if !v.torn {
+		return repairPlan{}, corrupt(file.path, s.end+v.offset, "%s (%s)", s.damage, v.reason)
 	}
-	plan.offset, plan.drop = 0, true
-	return files[:len(files)-1], plan, nil
+	plan.reason = v.reason
+	return plan, nil
 }
 
 // findBase returns the oldest segment that the newest entry needs.
@@ -92,14 +92,11 @@ func findBase(in files, files []segmentFile, plan repairPlan) (uint64, error) {
 	if plan.last.entries > 0 {
 		return plan.last.base, nil
 	}
-	if !plan.drop {
-		files = files[:len(files)-1]
-	}
-	if len(files) == 0 {
+	if len(files) == 1 {
 		return 0, nil
 	}
 	// A segment is cut behind an entry.
-	file := files[len(files)-1]
+	file := files[len(files)-2]
 	s, err := scanSegment(in, file, nil, func(payload, int64) error { return nil })
 	if err != nil {
 		return 0, err
@@ -152,9 +149,6 @@ func replay(in files, files []segmentFile, base uint64, plan repairPlan) (*scann
 			found.mark, hasMark = file.first, true
 		}
 		found.last, found.tail, prev = s.last, s, s
-	}
-	if plan.drop && plan.file.first != found.last+1 {
-		return nil, nil, corrupt(prev.path, prev.end, "ends with entry %d, but segment %d begins with %d", prev.last, plan.file.seq, plan.file.first)
 	}
 	if !hasMark {
 		return nil, nil, corrupt(files[0].path, 0, "no segment has a mark to start from")

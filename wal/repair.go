@@ -18,14 +18,13 @@ type repairPlan struct {
 	file   segmentFile
 	last   *segmentScan // of it
 	offset int64        // where it is to be cut off
-	drop   bool         // the whole file
 	reason string       // why the end is cut off; empty if it is not
 }
 
 // run carries the plan out, if there is anything to do. What goes is first made durable
 // under another name. A crash at any point leaves the plan to be made again.
 func (p repairPlan) run(in files, lg *slog.Logger) (*Repair, error) {
-	if p.reason == "" && !p.drop {
+	if p.reason == "" {
 		return nil, nil
 	}
 	rest, err := readFrom(in, p.file.path, p.offset)
@@ -39,16 +38,11 @@ func (p repairPlan) run(in files, lg *slog.Logger) (*Repair, error) {
 			return nil, err
 		}
 	}
-	if p.drop {
-		err = errors.Join(in.remove(p.file.path), in.sync())
-	} else {
-		err = in.truncate(p.file.path, p.offset)
-	}
-	if err != nil {
+	if err := in.truncate(p.file.path, p.offset); err != nil {
 		return nil, fmt.Errorf("wal: repair %s: %w", p.file.path, err)
 	}
 	lg.Warn("wal: cut off the torn end of the log", "file", rep.File, "offset", rep.Offset,
-		"bytes", rep.Bytes, "reason", cmp.Or(p.reason, "the segment was never begun"), "kept", rep.Kept)
+		"bytes", rep.Bytes, "reason", p.reason, "kept", rep.Kept)
 	return rep, nil
 }
 

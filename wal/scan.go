@@ -34,6 +34,10 @@ func corrupt(file string, offset int64, format string, args ...any) *CorruptionE
 // readBuffer is the size of the reads of a scan, in bytes.
 const readBuffer = 64 << 10
 
+// maxFileBytes bounds the file of a segment, and so what is read into memory of a torn one: it is as long as what was preallocated, and a
+// single frame may go beyond that.
+const maxFileBytes = maxSegmentBytes + maxFrameBytes
+
 // segmentScan is what reading through a segment gave.
 type segmentScan struct {
 	segmentFile
@@ -41,6 +45,7 @@ type segmentScan struct {
 	size    int64
 	frames  int    // valid ones
 	end     int64  // where these end
+	newest  int64  // where the last of them begins
 	crc     uint32 // the chain of checksums at end
 	last    uint64 // physical index of the last valid entry, or of the one before the segment
 	entries int
@@ -61,6 +66,9 @@ func scanSegment(in files, f segmentFile, prev *segmentScan, visit func(payload,
 		return nil, err
 	}
 	defer file.Close()
+	if size > maxFileBytes {
+		return nil, corrupt(f.path, maxFileBytes, "the file has %d bytes, more than any segment", size)
+	}
 	s := &segmentScan{segmentFile: f, prev: prev, size: size}
 	if f.first > 0 {
 		s.last = f.first - 1
@@ -84,6 +92,7 @@ func scanSegment(in files, f segmentFile, prev *segmentScan, visit func(payload,
 			return s, nil
 		}
 		s.frames++
+		s.newest = s.end
 		s.end += n
 	}
 }

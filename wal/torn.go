@@ -31,7 +31,7 @@ type verdict struct {
 // which do not begin with a valid frame and are not all zero. The last entry that was valid has
 // index last.
 func judgeTail(rest []byte, at int64, last uint64) verdict {
-	if found := findEntry(rest, last); found >= 0 {
+	if findEntry(rest[unreadable(rest, at):], last) {
 		return verdict{reason: "damaged, though valid entries follow"}
 	}
 	if len(rest) < lengthBytes {
@@ -77,11 +77,25 @@ func judgeFrame(rest []byte, at, written, record, pad int64) verdict {
 	return verdict{reason: "damaged, and nothing is missing from it"}
 }
 
-// findEntry returns the offset of a valid entry above index last, or -1. Frames begin at
+// unreadable returns how many bytes at the start of rest the frame takes that is not valid: all of it if its two lengths are there and
+// agree, else no more than a length. What is inside a frame is somebody's data, which may be a copy of a log, and is no frame that follows.
+func unreadable(rest []byte, at int64) int64 {
+	if len(rest) < lengthBytes {
+		return int64(len(rest))
+	}
+	record, pad, ok := splitLength(binary.LittleEndian.Uint64(rest))
+	end := lengthBytes + record + pad
+	if !ok || end > int64(len(rest)) || touches(zeroChunks(rest[:end], at), 0, lengthBytes+headerMax) || !lengthsAgree(rest[lengthBytes:end], record) {
+		return lengthBytes
+	}
+	return end
+}
+
+// findEntry reports whether there is a valid entry in rest that may follow index last. Frames begin at
 // multiples of 8. An entry has a checksum of its own over index and payload, so it
 // can be recognised though the chain of checksums before it is broken.
-func findEntry(rest []byte, last uint64) int64 {
-	for off := lengthBytes; off+lengthBytes < len(rest); off += 8 {
+func findEntry(rest []byte, last uint64) bool {
+	for off := 0; off+lengthBytes < len(rest); off += 8 {
 		b := rest[off:]
 		record, pad, ok := splitLength(binary.LittleEndian.Uint64(b))
 		if !ok || lengthBytes+record+pad > int64(len(b)) {
@@ -92,14 +106,15 @@ func findEntry(rest []byte, last uint64) int64 {
 			continue
 		}
 		index, payload, ok := parseEntry(f.data)
-		if !ok || index <= last {
+		// Between it and the last one there is no room for more frames than that.
+		if !ok || index <= last || index-last > uint64(off)/lengthBytes+2 {
 			continue
 		}
 		if _, err := checkPayload(index, payload); err == nil {
-			return int64(off)
+			return true
 		}
 	}
-	return -1
+	return false
 }
 
 // lengthsAgree reports whether a record's own length of its data fits the frame's length.

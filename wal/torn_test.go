@@ -178,7 +178,8 @@ func chunksOf(from, to int64) []extent {
 	return cs
 }
 
-// A segment that was begun in a crash, whatever is there of its header, is no obstacle.
+// A segment whose mark was torn in a crash, as etcd's cut leaves it, is no obstacle. One without what comes before the mark is no
+// crash's work: a cut makes it durable before the segment can be seen, and there may have been entries behind it.
 func TestTornCut(t *testing.T) {
 	w, _ := openT(t, t.TempDir())
 	es := entriesOf(1, 1, 2, tiny)
@@ -208,6 +209,11 @@ func TestTornCut(t *testing.T) {
 			dir := copyLog(t, from)
 			writeT(t, filepath.Join(dir, segmentDir, name), content)
 			writeT(t, filepath.Join(dir, segmentDir, "0.tmp"), bytes.Repeat([]byte{7}, 100))
+			if !bytes.HasPrefix(content, whole[:ends[1]]) { // the padding may be cut off, and is zero
+				_, _, err := recoverDir(filepath.Join(dir, segmentDir), discard)
+				wantCorrupt(t, err, name, 0, 0)
+				continue
+			}
 			full := n%8 == 0 || n == ends[1]
 			if !full {
 				_, rec, err := recoverDir(filepath.Join(dir, segmentDir), discard)
@@ -319,4 +325,43 @@ func TestJudgeTail(t *testing.T) {
 			t.Errorf("%s: %+v", name, v)
 		}
 	}
+}
+
+// A value may hold frames of a log, of this one even. They do not follow the torn record that they are in.
+func TestTornRecordWithFrames(t *testing.T) {
+	var data []byte
+	for i := range uint64(16) {
+		var enc encoder
+		index := 3 + i%2 // the torn record is entry 3
+		_, f := enc.seal(encodePayload(make([]byte, headSpace), index, 0, []Record{{Shard: 1, HardState: HardState{Term: i + 1}}}), index)
+		data = append(append(data, f...), 'x') // each in another place between two multiples of 8
+	}
+	b := lastRecord(t, data)
+	for n := b.start + lengthBytes + headerMax; n < b.end; n += 5 {
+		left := b.whole[b.start:n]
+		b.wantTorn(t, append(bytes.Clone(b.whole[:n]), make([]byte, len(b.whole)-int(n))...), n%8 == 0, fmt.Sprintf("zeros from %d", n-b.start))
+		// What follows it is found all the same.
+		behind := append(append(bytes.Clone(left), make([]byte, b.end-n)...), b.following()...)
+		if v := judgeTail(behind, b.start, 2); v.torn {
+			t.Fatalf("zeros from %d, and another record: %+v", n-b.start, v)
+		}
+	}
+	// Without the sector of its length, what no frame behind it could be is passed over.
+	var enc encoder
+	_, far := enc.seal(encodePayload(make([]byte, headSpace), 1000, 0, nil), 1000)
+	rest := append(make([]byte, 2*sectorBytes), far...)
+	if v := judgeTail(rest, 0, 2); !v.torn {
+		t.Errorf("entry 1000 behind entry 2: %+v", v)
+	}
+	_, near := enc.seal(encodePayload(make([]byte, headSpace), 4, 0, nil), 4)
+	if v := judgeTail(append(rest[:2*sectorBytes], near...), 0, 2); v.torn {
+		t.Errorf("entry 4 behind entry 2: %+v", v)
+	}
+}
+
+// following is a record that may follow the last one.
+func (b *brokenLog) following() []byte {
+	var enc encoder
+	_, f := enc.seal(encodePayload(make([]byte, headSpace), 4, 0, []Record{{Shard: 7, HardState: HardState{Term: 1}}}), 4)
+	return f
 }

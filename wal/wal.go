@@ -120,6 +120,10 @@ func (w *WAL) open() (*Recovered, error) {
 			return nil, err
 		}
 	}
+	// Even if it is there: whoever made it may have died before.
+	if err := syncDir(w.opts.Dir); err != nil {
+		return nil, err
+	}
 	found, rec, err := recoverDir(dir, w.lg)
 	if err != nil {
 		return nil, err
@@ -144,7 +148,7 @@ func (w *WAL) open() (*Recovered, error) {
 
 // create makes a log with a first segment, under another name: etcd's Create makes the directory's name durable, but not
 // the segment's in it. A crash could leave the one without the other, or take the
-// segment away later, with all that was acknowledged in it.
+// segment away later, with all that was acknowledged in it. The caller makes the name dir durable.
 func (w *WAL) create(dir string) error {
 	building := filepath.Join(w.opts.Dir, createDir)
 	if err := os.RemoveAll(building); err != nil {
@@ -159,7 +163,7 @@ func (w *WAL) create(dir string) error {
 	if err := os.Rename(building, dir); err != nil {
 		return fmt.Errorf("wal: %w", err)
 	}
-	return syncDir(w.opts.Dir)
+	return nil
 }
 
 // Append implements Log.

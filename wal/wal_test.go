@@ -173,3 +173,39 @@ func TestForeignFiles(t *testing.T) {
 	}
 	openT(t, dir)
 }
+
+// What could not be allocated when a segment was begun is tried again when it is needed: a disk that was full for a while does not
+// kill the log hours later.
+func TestAllocationIsTriedAgain(t *testing.T) {
+	dir := t.TempDir()
+	w, _ := openT(t, dir)
+	appendT(t, w, Record{Shard: 1, Entries: entriesOf(1, 1, 1, tiny)})
+	fail := func(n uint64) {
+		t.Helper()
+		obstacle := filepath.Join(dir, segmentDir, "1.tmp") // the first is prepared as 0.tmp
+		writeT(t, obstacle, nil)
+		appendT(t, w, Record{Shard: 1, Entries: entriesOf(1, n, n, tiny)})
+		failed := <-w.log.next.files
+		if failed.err == nil {
+			t.Fatal("a file was prepared in spite of the obstacle")
+		}
+		w.log.next.files = make(chan prepared, 1)
+		w.log.next.files <- failed
+		removeT(t, obstacle)
+	}
+	fail(2)
+	fail(3)
+	for i := uint64(4); i < 8; i++ {
+		appendT(t, w, Record{Shard: 1, Entries: entriesOf(1, i, i, tiny)})
+	}
+	closeT(t, w)
+	w, rec := openT(t, dir)
+	wantEntries(t, rec, 1, entriesOf(1, 1, 7, tiny))
+	// If that fails too, it is the end.
+	fail(8)
+	w.log.dir = filepath.Join(dir, "missing")
+	if err := w.Append([]Record{{Shard: 1, Entries: entriesOf(1, 9, 9, tiny)}}); err == nil {
+		t.Fatal("a segment is begun without a file")
+	}
+	closeT(t, w)
+}

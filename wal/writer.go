@@ -82,7 +82,11 @@ func (w *writer) sync(f *os.File) error {
 func (w *writer) cut(first uint64) error {
 	f, err := w.next.take()
 	if err != nil {
-		return fmt.Errorf("allocate a segment: %w", err)
+		// It was tried long ago, when the segment before was begun. There may be room again.
+		w.next = prepare(w.dir, w.bytes)
+		if f, err = w.next.take(); err != nil {
+			return fmt.Errorf("allocate a segment: %w", err)
+		}
 	}
 	header := w.enc.begin(nil, first)
 	if _, err := f.WriteAt(header, 0); err != nil {
@@ -133,7 +137,7 @@ func (p *preparer) run(dir string, bytes int64) error {
 		select {
 		case p.files <- prepared{f, err}:
 			if err != nil {
-				return nil // who took it dies of it
+				return nil // who took it begins anew, or dies of it
 			}
 		case <-p.quit:
 			select {
@@ -157,9 +161,6 @@ func (p *preparer) allocate(path string, bytes int64) (*os.File, error) {
 		if !errors.Is(err, errors.ErrUnsupported) {
 			return f, err
 		}
-		if err := os.Remove(spare); err != nil {
-			return nil, err
-		}
 	default:
 	}
 	f, err := lockFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL)
@@ -167,12 +168,13 @@ func (p *preparer) allocate(path string, bytes int64) (*os.File, error) {
 		return nil, err
 	}
 	if err := preallocate(f, bytes); err != nil {
-		return nil, errors.Join(err, f.Close())
+		return nil, errors.Join(err, os.Remove(path), f.Close())
 	}
 	return f, nil
 }
 
-// reuse makes the file that is to become a segment of one that was one. The error is ErrUnsupported if that is not possible here.
+// reuse makes the file that is to become a segment of one that was one, which is gone after an error. The error is ErrUnsupported if
+// that is not possible here.
 func reuse(path string, bytes int64) (*os.File, error) {
 	f, err := lockFile(path, os.O_WRONLY)
 	if err != nil {
@@ -189,7 +191,7 @@ func reuse(path string, bytes int64) (*os.File, error) {
 		}
 	}
 	if err != nil {
-		return nil, errors.Join(err, f.Close())
+		return nil, errors.Join(err, os.Remove(path), f.Close())
 	}
 	return f, nil
 }

@@ -57,6 +57,9 @@ func (s *Store) open() error {
 // prepareDirs makes what is missing, and removes what a crash left of unfinished flushes.
 func (s *Store) prepareDirs() error {
 	fs := s.opts.FS
+	if err := makeDir(fs, s.opts.Dir); err != nil {
+		return err
+	}
 	if err := fs.RemoveAll(s.path(ingestDir)); err != nil {
 		return err
 	}
@@ -123,12 +126,13 @@ func (s *Store) adopt() error {
 }
 
 // makeDir makes dir and its parents where they are missing, each durable in
-// its own parent: what is fsynced in a directory that vanishes is lost too.
+// its own parent: what is fsynced in a directory that vanishes is lost too. Its own name is synced even if it is there: whoever made it
+// may have died before.
 func makeDir(fs vfs.FS, dir string) error {
-	if _, err := fs.Stat(dir); err == nil {
-		return nil
-	}
 	parent := fs.PathDir(dir)
+	if _, err := fs.Stat(dir); err == nil {
+		return syncDir(fs, parent)
+	}
 	if parent != dir {
 		if err := makeDir(fs, parent); err != nil {
 			return err

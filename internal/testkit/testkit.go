@@ -4,6 +4,7 @@ package testkit
 import (
 	"flag"
 	"math/rand/v2"
+	"os"
 	"sync"
 	"testing"
 
@@ -73,3 +74,16 @@ func (c *CrashFS) During(f func()) []*vfs.MemFS {
 
 // Synced returns an image of what is synced now.
 func (c *CrashFS) Synced() *vfs.MemFS { return c.Mem.CrashClone(vfs.CrashCloneCfg{}) }
+
+// Scratch is a directory in memory where there is such a thing, for tests to which fsync means nothing.
+func Scratch(t testing.TB) string {
+	t.Helper()
+	for _, dir := range []string{"/dev/shm", ""} {
+		if d, err := os.MkdirTemp(dir, "decree-crash-"); err == nil {
+			t.Cleanup(func() { _ = os.RemoveAll(d) })
+			return d
+		}
+	}
+	t.Fatal("no place for temporary files")
+	return ""
+}
