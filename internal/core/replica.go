@@ -104,6 +104,7 @@ type Replica struct {
 
 	touched bool // is on the worker's list for this pass
 	broken  *Error
+	logLost bool // which is why it is broken
 	stats   Stats
 }
 
@@ -308,6 +309,7 @@ func (r *Replica) contain() {
 			if strings.Contains(fmt.Sprint(p), "tocommit") {
 				// raft's words for: the leader counts on entries that this replica acknowledged and does not have.
 				err.Message = fmt.Sprintf("this node has lost part of its log and may not go on under its id; remove its data and add it as a new node (%v)", p)
+				r.logLost = true
 			}
 		}
 		r.logger.Error("panic", "reason", p, "stack", string(debug.Stack()))
