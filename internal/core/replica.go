@@ -81,6 +81,7 @@ type Replica struct {
 	// Snapshots, see snapshot.go.
 	cuts          []cutWanted
 	cutUnderWay   bool
+	cutBytes      atomic.Int64 // of the cut under way; written by who cuts
 	fetch         *Fetch
 	have          *snapshot.Snapshot // fetched, and handed to raft
 	fetchFailed   Index              // the last that could not be
@@ -624,6 +625,8 @@ func (r *Replica) hear(n Note) {
 		r.cut(Index(n.A), n.From)
 	case noteCut:
 		r.hearCut(n)
+	case noteCutting:
+		r.hearCutting(n)
 	case noteFetching, noteFetchFailed:
 		r.hearFetching(n)
 	case noteRemoved:

@@ -21,6 +21,7 @@ import (
 //	leader                          another replica                 the follower
 //	raft asks for a snapshot
 //	  noteCutWanted  ─────────────► flushes if need be, cuts
+//	  noteCutting: how far  ◄──────
 //	  noteCut, manifest ◄──────────
 //	MsgSnap: source, manifest  ──────────────────────────────────► fetches the chunks from the source, or any
 //	  noteFetching: how far  ◄────────────────────────────────────  other that has it
@@ -43,7 +44,8 @@ type offered struct {
 type cutting struct {
 	from  NodeID
 	min   Index
-	since int64 // monotonic ns
+	bytes int64 // that are written, as it says
+	moved int64 // monotonic ns, when it was begun, or when last more was written
 	asked int64 // the same, when it was asked last
 }
 
@@ -59,6 +61,8 @@ type CutDone struct {
 	// Set by the Env: the manifest of what was cut.
 	Manifest []byte
 	Err      error
+	// Progress may be called by the Env with how many bytes are written; on any goroutine.
+	Progress func(bytes int64)
 
 	done func(*CutDone) // on the worker's goroutine
 }
@@ -163,7 +167,7 @@ func (r *Replica) wantSnapshot() {
 		}
 		// One that has gone, or was removed meanwhile, will not answer.
 		there := r.conf.Has(c.from) && r.w.alive(c.from) || mutated("ask-the-gone")
-		if there && now-c.since < cutPatience*r.electionNanos() {
+		if there && now-c.moved < cutPatience*r.electionNanos() {
 			if now-c.asked > askAgain*r.electionNanos() && !mutated("ask-once") {
 				r.askCut(c) // the question may have been lost, or the answer, or the cut with a restart
 			}
@@ -172,7 +176,7 @@ func (r *Replica) wantSnapshot() {
 		l.failedCut(c.from)
 	}
 	first, _ := r.log.FirstIndex() // never fails
-	l.cutting = &cutting{from: r.cutter(), min: max(r.conf.Index, Index(first-1)), since: r.w.now.Mono}
+	l.cutting = &cutting{from: r.cutter(), min: max(r.conf.Index, Index(first-1)), moved: r.w.now.Mono}
 	if l.cutting.from == r.cfg.Node {
 		r.cut(l.cutting.min, 0)
 		return
@@ -188,8 +192,8 @@ func (r *Replica) askCut(c *cutting) {
 // askAgain is after how many election timeouts a replica is asked for its cut once more: who is at it goes on with it.
 const askAgain = 4
 
-// cutPatience is how many election timeouts a leader waits for another replica's cut. A large state takes longer, and is then cut
-// in two places: that costs disk, not correctness.
+// cutPatience is how many election timeouts a leader waits for another replica's cut that gets no further. However long it takes, one that does
+// is waited for. If it is given up all the same, the state is cut in two places: that costs disk, not correctness.
 const cutPatience = 60
 
 func (r *Replica) electionNanos() int64 { return int64(r.cfg.ElectionTicks) * int64(r.cfg.Tick) }
@@ -247,7 +251,8 @@ func (r *Replica) nextCut() {
 		return // after the flush, or when more is applied
 	}
 	r.cutUnderWay = true
-	r.w.env.Cut(&CutDone{Shard: r.shard, done: r.cutDone})
+	r.cutBytes.Store(0)
+	r.w.env.Cut(&CutDone{Shard: r.shard, Progress: r.cutBytes.Store, done: r.cutDone})
 }
 
 // cutDone hands a cut to whoever waited for it.
@@ -316,6 +321,29 @@ func (r *Replica) hearCut(n Note) {
 	r.takeOffer(n.From, n.Data, err)
 }
 
+// tellCutting says to a leader who waits for a cut how far it is.
+func (r *Replica) tellCutting() {
+	if !r.cutUnderWay {
+		return
+	}
+	for _, c := range r.cuts {
+		if c.to != 0 {
+			r.w.env.SendNote(c.to, Note{Shard: r.shard, Kind: noteCutting, A: uint64(c.min), B: uint64(r.cutBytes.Load())})
+		}
+	}
+}
+
+// hearCutting takes the word of a replica that cuts.
+func (r *Replica) hearCutting(n Note) {
+	l := r.lead
+	if l == nil || l.cutting == nil || l.cutting.from != n.From || uint64(l.cutting.min) != n.A {
+		return
+	}
+	if c := l.cutting; int64(n.B) > c.bytes {
+		c.bytes, c.moved = int64(n.B), r.w.now.Mono
+	}
+}
+
 // takeOffer makes a snapshot the one that raft is given.
 func (r *Replica) takeOffer(source NodeID, manifest []byte, err error) {
 	l := r.lead
@@ -353,6 +381,7 @@ const offerPatience = 40
 
 // tickSnapshots gives up on followers that are not heard of, and lets go of a snapshot that nobody needs.
 func (r *Replica) tickSnapshots() {
+	r.tellCutting()
 	if f := r.fetch; f != nil {
 		r.tellProgress(f.index, f.progress.bytes.Load(), f.progress.total.Load())
 	} else if in := r.installing; in != nil {
