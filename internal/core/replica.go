@@ -82,6 +82,7 @@ type Replica struct {
 	cuts          []cutWanted
 	cutUnderWay   bool
 	cutBytes      atomic.Int64 // of the cut under way; written by who cuts
+	cutTold       int64        // of these, that a leader was told of
 	fetch         *Fetch
 	have          *snapshot.Snapshot // fetched, and handed to raft
 	fetchFailed   Index              // the last that could not be
@@ -128,6 +129,8 @@ type Stats struct {
 	Strange       uint64 // messages from peers that were not acceptable
 	Stranded      uint64 // times that a voter asked for what every voter had had: it has lost part of its log
 	JournalShort  uint64 // flushes that dropped entries which a member may lack, for want of room (Config.JournalMaxBytes)
+
+	Overtaken uint64 // times that a snapshot had arrived at a member and the journal did not continue it any more (Config.JournalMaxBytes)
 
 	SnapshotsFetched   uint64 // begun
 	SnapshotsInstalled uint64

@@ -53,6 +53,7 @@ type cutting struct {
 type transfer struct {
 	heard        int64 // monotonic ns
 	bytes, total int64
+	index        uint64 // of the snapshot
 }
 
 // CutDone is a cut under way, or a failed one.
@@ -252,6 +253,7 @@ func (r *Replica) nextCut() {
 	}
 	r.cutUnderWay = true
 	r.cutBytes.Store(0)
+	r.cutTold = 0
 	r.w.env.Cut(&CutDone{Shard: r.shard, Progress: r.cutBytes.Store, done: r.cutDone})
 }
 
@@ -323,12 +325,14 @@ func (r *Replica) hearCut(n Note) {
 
 // tellCutting says to a leader who waits for a cut how far it is.
 func (r *Replica) tellCutting() {
-	if !r.cutUnderWay {
+	bytes := r.cutBytes.Load()
+	if !r.cutUnderWay || bytes == r.cutTold {
 		return
 	}
+	r.cutTold = bytes
 	for _, c := range r.cuts {
 		if c.to != 0 {
-			r.w.env.SendNote(c.to, Note{Shard: r.shard, Kind: noteCutting, A: uint64(c.min), B: uint64(r.cutBytes.Load())})
+			r.w.env.SendNote(c.to, Note{Shard: r.shard, Kind: noteCutting, A: uint64(c.min), B: uint64(bytes)})
 		}
 	}
 }
@@ -394,15 +398,23 @@ func (r *Replica) tickSnapshots() {
 	now := r.w.now.Mono
 	var silent []uint64
 	busy := false
+	first, _ := r.log.FirstIndex() // never fails
 	r.rn.WithProgress(func(id uint64, _ raft.ProgressType, p tracker.Progress) {
+		t := l.transfers[NodeID(id)]
+		if t != nil && p.Match >= t.index && (p.State != tracker.StateSnapshot || p.PendingSnapshot > t.index) {
+			if p.Match+1 < first {
+				r.overtaken(NodeID(id), t.index, first)
+			}
+			delete(l.transfers, NodeID(id))
+			t = nil
+		}
 		if p.State != tracker.StateSnapshot {
 			delete(l.transfers, NodeID(id))
 			return
 		}
 		busy = true
-		t := l.transfers[NodeID(id)]
 		if t == nil {
-			t = &transfer{heard: now}
+			t = &transfer{heard: now, index: p.PendingSnapshot}
 			if l.transfers == nil {
 				l.transfers = map[NodeID]*transfer{}
 			}
@@ -422,6 +434,15 @@ func (r *Replica) tickSnapshots() {
 	} else if l.offered != nil && now-l.offeredAt > offerPatience*r.electionNanos() {
 		l.offered = nil
 	}
+}
+
+// overtaken speaks up when a snapshot has arrived and the journal does not continue it any more. The next one comes, and as long as nothing
+// changes, it is overtaken as well.
+func (r *Replica) overtaken(n NodeID, index, first uint64) {
+	r.stats.Overtaken++
+	r.logger.Error("a snapshot was of no use any more when it had arrived: what was decided meanwhile exceeds JournalMaxBytes. Raise that, or "+
+		"SnapshotBytesPerSecond, or see that less is decided for a while; otherwise this member never catches up",
+		"member", uint64(n), "snapshot", index, "journal_from", first, "max_bytes", r.cfg.JournalMaxBytes)
 }
 
 // fetchProgress is written by who fetches and read by the worker.

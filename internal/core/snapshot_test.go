@@ -1,6 +1,7 @@
 package core
 
 import (
+	"fmt"
 	"log/slog"
 	"slices"
 	"testing"
@@ -362,5 +363,62 @@ func TestPatienceWithACut(t *testing.T) {
 	told := slices.ContainsFunc(f.notes, func(n Note) bool { return n.Kind == noteCutting && n.A == 2 && n.B == 4711 })
 	if !told {
 		t.Errorf("the leader is not told how far the cut is: %+v", f.notes)
+	}
+}
+
+// A snapshot that takes so long that the journal does not continue it any more is of no use. Whoever operates the shard hears of it.
+func TestOvertakenSnapshot(t *testing.T) {
+	h := newHand(t, smallCache)
+	h.w.cfg.JournalMaxBytes = 64 << 10
+	h.lead()
+	h.submit("x")
+	term := uint64(h.replica().raftTerm)
+	many := func() {
+		for range 3000 {
+			h.in.Notes = append(h.in.Notes, Note{From: 3, Shard: 1, Kind: noteFetching}) // if it does
+			h.submit("x")
+		}
+	}
+	h.mute = 3
+	if many(); !h.replica().cutShort {
+		t.Fatal("the journal is not cut short")
+	}
+	asks := func() {
+		h.in.Unreachable = []NodeID{3}
+		h.pass(1)
+		h.message(raftpb.Message{Type: raftpb.MsgHeartbeatResp, From: 3, Term: term})
+		h.settle(1)
+	}
+	sends := func() (index uint64) {
+		t.Helper()
+		asks()
+		l := h.replica().lead
+		if l.cutting == nil || l.cutting.from != 1 {
+			t.Fatalf("no snapshot is wanted: %+v", l.cutting)
+		}
+		done := &CutDone{}
+		s := h.cutTo(h.fs, fmt.Sprint("snap", h.replica().applied), done)
+		h.in.Notes = append(h.in.Notes, Note{From: 1, Shard: 1, Kind: noteCut, A: uint64(l.cutting.min), Data: done.Manifest})
+		h.settle(1)
+		asks()
+		if v, _ := h.w.Members(1); v.Progress[3].State != "snapshot" {
+			t.Fatalf("no snapshot is sent: %+v", v.Progress[3])
+		}
+		return s.Manifest.Index
+	}
+	arrives := func(index uint64) {
+		h.message(raftpb.Message{Type: raftpb.MsgAppResp, From: 3, Term: term, Index: index})
+		h.settle(2)
+	}
+	index := sends()
+	many()
+	arrives(index)
+	if n := h.replica().stats.Overtaken; n != 1 {
+		t.Errorf("it was overtaken %d times, want once", n)
+	}
+	h.replica().lead.offered = nil
+	arrives(sends())
+	if n := h.replica().stats.Overtaken; n != 1 {
+		t.Errorf("one that came in time counts: %d", n)
 	}
 }
