@@ -3,6 +3,8 @@ package core
 import (
 	"fmt"
 
+	"go.etcd.io/etcd/raft/v3/raftpb"
+
 	"github.com/decree-raft/decree/internal/state"
 	"github.com/decree-raft/decree/snapshot"
 	"github.com/decree-raft/decree/wal"
@@ -70,6 +72,7 @@ func (w *Worker) Repair(id ShardID, s *snapshot.Snapshot, done func(error)) {
 		done(notProposed(CodeRepair, "the replica of shard %d has not come to rest yet; try again", id))
 		return
 	}
+	r.state.EndScans() // a machine that panicked may have left some
 	job, err := r.state.Install(s.Install())
 	if err != nil {
 		done(err)
@@ -92,6 +95,9 @@ func (r *Replica) repaired(d *InstallDone) {
 	r.state.SetUndo(false) // it may have led when it stopped
 	at, term := rp.snap.Manifest.Index, rp.snap.Manifest.Term
 	hard := r.log.hard
+	if hard.Term < term { // it has never voted in that term
+		hard.Term, hard.Vote = term, 0
+	}
 	rec := record(r.shard, hard, nil)
 	if last := r.log.last(); at < last && at >= r.log.flushed {
 		if here, err := r.log.Term(at); err == nil && here == term {
@@ -130,8 +136,8 @@ func (r *Replica) restart() {
 func (rp *repair) after(r *Replica) *raftLog {
 	m := rp.snap.Manifest
 	log := newRaftLog(r.state, Index(m.Index), Term(m.Term), r.cfg.Limits.LogCacheBytes)
-	log.hard, log.conf, log.changed, log.offer = r.log.hard, r.log.conf, r.log.changed, r.log.offer
-	log.hard.Commit = rp.log.HardState.Commit
+	log.conf, log.changed, log.offer = r.log.conf, r.log.changed, r.log.offer
+	log.hard = raftpb.HardState{Term: rp.log.HardState.Term, Vote: rp.log.HardState.Vote, Commit: rp.log.HardState.Commit}
 	if last := r.log.last(); len(rp.log.Entries) > 0 {
 		_ = log.append(r.log.slice(m.Index+1, last)) // they fit: rp.log was made of them
 	}

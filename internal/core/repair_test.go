@@ -3,6 +3,7 @@ package core
 import (
 	"errors"
 	"fmt"
+	"iter"
 	"strings"
 	"testing"
 
@@ -127,12 +128,14 @@ func TestRepairedTwice(t *testing.T) {
 	outcome := h.repair(s)
 	h.installed()
 	h.pass(1)
+	term := h.replica().repairing.log.HardState.Term
 	h.replica().repairing.log.HardState.Term = 0 // what newReplica refuses
 	write()
 	h.pass(1)
 	if *outcome == nil || h.replica().broken == nil {
 		t.Fatal("it is in service")
 	}
+	h.replica().log.hard.Term = term // as the disk has it
 	var least Index
 	h.in.Calls = append(h.in.Calls, func(w *Worker) { least, _, _ = w.Repairable(1) })
 	h.in.Pinned = []ShardID{1}
@@ -150,5 +153,27 @@ func TestRepairedTwice(t *testing.T) {
 	h.pass(1)
 	if *outcome != nil {
 		t.Error(*outcome)
+	}
+}
+
+// A machine that panicked in the middle of a scan has left it open.
+func TestRepairEndsScans(t *testing.T) {
+	h := newHand(t, Limits{})
+	s := snapshotAt(t, h.fs, "snap", 3)
+	st := h.replica().state
+	st.Set([]byte("a"), []byte("b"))
+	next, stop := iter.Pull2(st.Scan(nil, nil))
+	defer stop()
+	if _, _, ok := next(); !ok {
+		t.Fatal("nothing is there")
+	}
+	h.damage(CodeApplyPanic)
+	outcome := h.repair(s)
+	h.installed()
+	h.pass(1)
+	h.sync()
+	h.pass(1)
+	if *outcome != nil || h.replica().broken != nil {
+		t.Errorf("%v, %v", *outcome, h.replica().broken)
 	}
 }
