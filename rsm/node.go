@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -321,7 +322,8 @@ func (n *Node) addShards(recovered map[uint64]*wal.ShardLog) error {
 
 // adviseDamage adds to an error what to do about it, if it says that the state on disk is damaged where a start reads it.
 func (n *Node) adviseDamage(err error) error {
-	if !errors.Is(err, state.ErrCorrupt) && !pebble.IsCorruptionError(err) && !errors.Is(err, fs.ErrNotExist) {
+	if !errors.Is(err, state.ErrCorrupt) && !pebble.IsCorruptionError(err) && !errors.Is(err, fs.ErrNotExist) &&
+		!strings.Contains(err.Error(), "object size mismatch") { // which pebble does not mark
 		return err
 	}
 	return fmt.Errorf("the state in %s is damaged where it is read at the start: %w. Restore the file if that can be done. Otherwise put a new node in the place of this one, "+

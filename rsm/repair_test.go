@@ -236,8 +236,8 @@ func TestFetchOfLies(t *testing.T) {
 		return d
 	}
 	from := open(cutOnDisk(t))
-	real := from.List()[0]
-	src, err := from.Source(real.ID)
+	truth := from.List()[0]
+	src, err := from.Source(truth.ID)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -250,7 +250,7 @@ func TestFetchOfLies(t *testing.T) {
 		"the chunk's checksum": func(m *snapshot.Manifest) { m.Files[0].Chunks[0]++ },
 	} {
 		t.Run(name, func(t *testing.T) {
-			raw, err := real.EncodedManifest()
+			raw, err := truth.EncodedManifest()
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -266,7 +266,7 @@ func TestFetchOfLies(t *testing.T) {
 			e.snaps, e.fs, e.cluster, e.transport = open(t.TempDir()), vfs.Default, m.Cluster, liar{src: src}
 			s, err := e.fetch(within(t), &core.Fetch{Shard: 1, Manifest: raw, Sources: []NodeID{1}, Progress: func(int64, int64) {}})
 			if name == "nothing" {
-				if err != nil || s.ID != real.ID {
+				if err != nil || s.ID != truth.ID {
 					t.Fatalf("the truth is refused: %v", err)
 				}
 				return
@@ -331,7 +331,7 @@ func TestRottenSnapshotIsCutAnew(t *testing.T) {
 
 // Damage where a start reads: the node is refused, and the message says what to do next.
 func TestDamageAtTheStart(t *testing.T) {
-	for _, what := range []string{"tables", "a table is gone", "manifest"} {
+	for _, what := range []string{"tables", "a table is gone", "a table is cut off", "manifest"} {
 		t.Run(what, func(t *testing.T) {
 			dir := t.TempDir()
 			c := single(t, dir)
@@ -357,6 +357,9 @@ func TestDamageAtTheStart(t *testing.T) {
 				}
 				for i := range b {
 					b[i] ^= 0x55
+				}
+				if what == "a table is cut off" {
+					b = b[:len(b)/2]
 				}
 				if err := os.WriteFile(name, b, 0o600); err != nil {
 					t.Fatal(err)
