@@ -898,6 +898,97 @@ func TestBestLog(t *testing.T) {
 	}
 }
 
+// Who took part is what the log says, also after the last flush: two of three voters are a majority, two of four are none.
+func TestRecoverKnowsTheMembers(t *testing.T) {
+	c, err := StartCluster(ClusterConfig{Name: "lost", Dir: t.TempDir(), Shards: []ShardConfig{{ID: 1, Machine: counters{}}},
+		Configure: func(cfg *Config) { quick(cfg); cfg.DiskWatermark = -1 }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = c.Close() })
+	add(t, c, 1, "a", 3)
+	four, err := c.Join(4)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := onLeader(t, c, 1, func(s *Shard) error { return s.AddLearner(within(t), 4, four.Addr()) }); err != nil {
+		t.Fatal(err)
+	}
+	if err := onLeader(t, c, 1, func(s *Shard) error { return s.Promote(within(t), 4) }); err != nil {
+		t.Fatal(err)
+	}
+	last := add(t, c, 1, "a", 3)
+	eventually(t, "everybody has everything", func() bool {
+		for _, n := range c.Nodes() {
+			if st, err := n.Shard(1).Status(); err != nil || st.Applied < last {
+				return false
+			}
+		}
+		return true
+	})
+	for id := range NodeID(4) {
+		c.Kill(id + 1)
+	}
+	plan, err := Inspect(within(t), RecoverOptions{Survivors: survivorsOf(c, 1, 2)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := plan.Shards[0]
+	if len(s.Changes) == 0 {
+		t.Fatalf("the log shows no change of members after the flush: %+v", s)
+	}
+	if fmt.Sprint(s.Voters, s.Missing) != "[1 2 3 4] [3 4]" || s.Majority() {
+		t.Errorf("voters %v, missing %v, majority %v", s.Voters, s.Missing, s.Majority())
+	}
+	if words := plan.String(); !strings.Contains(words, "changes the members") || !strings.Contains(words, "MAY BE LOST") {
+		t.Errorf("the plan says %s", words)
+	}
+}
+
+// A majority is one of all voters that may have counted.
+func TestMajorityOfSurvivors(t *testing.T) {
+	logs := []SurvivorLog{{Node: 1}, {Node: 2}}
+	for name, c := range map[string]struct {
+		s    RecoveryShard
+		want bool
+	}{
+		"two of three":             {RecoveryShard{Voters: []NodeID{1, 2, 3}}, true},
+		"two of four":              {RecoveryShard{Voters: []NodeID{1, 2, 3, 4}}, false},
+		"one is being replaced":    {RecoveryShard{Voters: []NodeID{1, 2, 4}, Outgoing: []NodeID{1, 2, 3}}, true},
+		"others are being left":    {RecoveryShard{Voters: []NodeID{1, 2, 4}, Outgoing: []NodeID{1, 5, 6}}, false},
+		"a change that may be":     {RecoveryShard{Voters: []NodeID{1, 2, 3}, Changes: []SurvivorChange{{Voters: []NodeID{1, 2, 3, 4}}}}, false},
+		"a joint one that may be":  {RecoveryShard{Voters: []NodeID{1, 2, 3}, Changes: []SurvivorChange{{Voters: []NodeID{1, 2, 3}, Outgoing: []NodeID{1, 4, 5}}}}, false},
+		"a change that was passed": {RecoveryShard{Voters: []NodeID{1, 2, 3}, Changes: []SurvivorChange{{Voters: []NodeID{1, 2, 3, 4}, Committed: true}}}, true},
+	} {
+		c.s.Logs = logs
+		if got := c.s.Majority(); got != c.want {
+			t.Errorf("%s: %v", name, got)
+		}
+	}
+}
+
+// The token must not depend on chance: one who was added later does not know who the voters were.
+func TestPlanIsTheSameEveryTime(t *testing.T) {
+	for range 20 {
+		s := &survivors{byID: map[NodeID]*survivor{}, plan: &RecoveryPlan{}}
+		for id := NodeID(1); id <= 4; id++ {
+			v := &survivor{Survivor: Survivor{Node: id}, stored: map[ShardID]core.Stored{}, identity: &identity{Cluster: "c", Node: id, Shards: map[ShardID][]NodeID{7: nil}}}
+			if id > 2 {
+				v.identity.Shards[7] = []NodeID{3, 4, 5}
+			}
+			s.byID[id] = v
+			s.plan.Survivors = append(s.plan.Survivors, v.Survivor)
+		}
+		s.byID[3].shards = shardLog(7, 1, 1)
+		if err := s.compareLogs(); err != nil {
+			t.Fatal(err)
+		}
+		if got := s.plan.Shards[0]; fmt.Sprint(got.Voters) != "[3 4 5]" || !got.Majority() {
+			t.Fatalf("got %+v", got)
+		}
+	}
+}
+
 // Inspect refuses what it cannot believe.
 func TestInspectRefusals(t *testing.T) {
 	c := startCluster(t, t.TempDir(), counters{})

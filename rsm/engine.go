@@ -459,7 +459,10 @@ func (e *engine) runFlush(w *worker, f *core.FlushDone) {
 	w.post(func(in *core.Input) { in.Flushed = append(in.Flushed, f) })
 }
 
-func (w *worker) Flushed(shard ShardID, index Index) { w.e.log.Flushed(uint64(shard), uint64(index)) }
+func (w *worker) Flushed(shard ShardID, index Index) {
+	w.e.log.Flushed(uint64(shard), uint64(index))
+	w.e.removePartials(shard, index)
+}
 
 func (w *worker) LastHeard(p NodeID) int64 {
 	if p := w.e.peers.get(p); p != nil {

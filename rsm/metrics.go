@@ -58,6 +58,7 @@ var shardMetrics = []metric{
 	{"machine_version", "Version of the machine that is active.", gauge, func(s *ShardStatus) float64 { return float64(s.Version) }},
 	{"journal_bytes", "About what the journal takes on disk.", gauge, func(s *ShardStatus) float64 { return float64(s.JournalBytes) }},
 	{"journal_short_total", "Flushes that dropped entries which a member may lack, for want of room: it will need a snapshot. An alarm.", counter, func(s *ShardStatus) float64 { return float64(s.Stats.JournalShort) }},
+	{"overtaken_total", "Times that a snapshot had arrived at a member and the journal did not continue it any more: JournalMaxBytes is too small for the load. An alarm.", counter, func(s *ShardStatus) float64 { return float64(s.Stats.Overtaken) }},
 	{"stranded_total", "Times that a voter asked for what every voter had had: it has lost part of its log. An alarm.", counter, func(s *ShardStatus) float64 { return float64(s.Stats.Stranded) }},
 	{"snapshots_fetched_total", "Snapshots that this replica began to fetch.", counter, func(s *ShardStatus) float64 { return float64(s.Stats.SnapshotsFetched) }},
 	{"snapshots_installed_total", "Snapshots that took the place of this replica's state.", counter, func(s *ShardStatus) float64 { return float64(s.Stats.SnapshotsInstalled) }},

@@ -5,16 +5,19 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"runtime"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/vfs"
 
 	"github.com/decree-raft/decree/internal/core"
@@ -220,7 +223,7 @@ func (n *Node) openData() (map[uint64]*wal.ShardLog, error) {
 	options.Dir = filepath.Join(n.cfg.Dir, "state")
 	store, err := state.Open(options)
 	if err != nil {
-		return nil, errors.Join(err, log.Close())
+		return nil, errors.Join(n.adviseDamage(err), log.Close())
 	}
 	n.log, n.store = log, store
 	if n.snaps, err = n.openSnapshots(filepath.Join(n.cfg.Dir, "snap")); err != nil {
@@ -247,7 +250,7 @@ func (n *Node) settleIdentity(recovered *wal.Recovered) error {
 	known := n.identity != nil
 	flushed, err := n.store.ShardIDs()
 	if err != nil {
-		return err
+		return n.adviseDamage(err)
 	}
 	switch {
 	case known && recovered.Fresh:
@@ -300,7 +303,7 @@ func (n *Node) addShards(recovered map[uint64]*wal.ShardLog) error {
 	for _, sc := range n.cfg.Shards {
 		st, err := n.store.Shard(uint64(sc.ID), state.Limits{MaxKeyBytes: cfg.Limits.MaxKeyBytes, MaxValueBytes: cfg.Limits.MaxValueBytes})
 		if err != nil {
-			return err
+			return n.adviseDamage(err)
 		}
 		n.shards[sc.ID] = &Shard{node: n, id: sc.ID, w: n.engine.workerOf(sc.ID), state: st}
 		d := core.Deps{
@@ -311,10 +314,21 @@ func (n *Node) addShards(recovered map[uint64]*wal.ShardLog) error {
 			d.Log = *l
 		}
 		if err := n.engine.workerOf(sc.ID).core.AddShard(sc.ID, d); err != nil {
-			return err
+			return n.adviseDamage(err)
 		}
 	}
 	return nil
+}
+
+// adviseDamage adds to an error what to do about it, if it says that the state on disk is damaged where a start reads it.
+func (n *Node) adviseDamage(err error) error {
+	if !errors.Is(err, state.ErrCorrupt) && !pebble.IsCorruptionError(err) && !errors.Is(err, fs.ErrNotExist) &&
+		!strings.Contains(err.Error(), "object size mismatch") { // which pebble does not mark
+		return err
+	}
+	return fmt.Errorf("the state in %s is damaged where it is read at the start: %w. Restore the file if that can be done. Otherwise put a new node in the place of this one, "+
+		"with an id that was never used (`decree replace %d NEW-ID HOST:PORT`, asked of another member), and then remove this directory. `decree repair` takes a node that runs, and helps with damage elsewhere in the state",
+		filepath.Join(n.cfg.Dir, stateDir), err, n.cfg.Node)
 }
 
 func (n *Node) startTransport() (transport.Peer, error) {

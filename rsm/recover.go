@@ -63,12 +63,22 @@ type Survivor struct {
 
 // RecoveryShard is what is left of a shard.
 type RecoveryShard struct {
-	Shard   ShardID
-	Voters  []NodeID // as the best log knows them
-	Present []NodeID // of those, here
-	Missing []NodeID
-	Logs    []SurvivorLog // by node id
-	Best    NodeID        // whose log is the most advanced; 0: nobody here has anything of the shard
+	Shard    ShardID
+	Voters   []NodeID // by what is known to be committed of the best log
+	Outgoing []NodeID // the voters before, while one replaces another: then both majorities count
+	Present  []NodeID // of all those, here
+	Missing  []NodeID
+	Changes  []SurvivorChange // of the members, in the best log after its last flush
+	Logs     []SurvivorLog    // by node id
+	Best     NodeID           // whose log is the most advanced; 0: nobody here has anything of the shard
+}
+
+// SurvivorChange is a change of members that a survivor's log shows.
+type SurvivorChange struct {
+	Index            Index
+	Change           string // in words
+	Voters, Outgoing []NodeID
+	Committed        bool // it is known to be; otherwise nobody can say whether it took effect
 }
 
 // SurvivorLog is what a survivor has of a shard.
@@ -80,8 +90,32 @@ type SurvivorLog struct {
 	LastTerm Term
 }
 
-// Majority reports whether a majority of the voters is there, so that nothing is lost.
-func (s *RecoveryShard) Majority() bool { return 2*len(s.Present) > len(s.Voters) }
+// Majority reports whether a majority of the voters is there, so that nothing is lost. Where it is not known which voters counted in the end, it takes a majority of
+// all that may have.
+func (s *RecoveryShard) Majority() bool {
+	most := func(voters []NodeID) bool {
+		here := 0
+		for _, v := range voters {
+			if slices.ContainsFunc(s.Logs, func(l SurvivorLog) bool { return l.Node == v }) {
+				here++
+			}
+		}
+		return 2*here > len(voters)
+	}
+	all := most(s.Voters) && (len(s.Outgoing) == 0 || most(s.Outgoing))
+	for _, c := range s.Changes {
+		all = all && (c.Committed || most(c.Voters) && (len(c.Outgoing) == 0 || most(c.Outgoing)))
+	}
+	return all
+}
+
+// commit is up to where the log is known to be committed, by any survivor: whoever has the best log has those entries.
+func (s *RecoveryShard) commit() (at Index) {
+	for _, l := range s.Logs {
+		at = max(at, l.Commit)
+	}
+	return at
+}
 
 // best returns the log of Best.
 func (s *RecoveryShard) best() SurvivorLog {
@@ -110,7 +144,11 @@ func (p *RecoveryPlan) String() string {
 }
 
 func (s *RecoveryShard) describe(b *strings.Builder) {
-	fmt.Fprintf(b, "\nShard %d: voters %v, of which %v are here and %v are missing.\n", s.Shard, s.Voters, s.Present, s.Missing)
+	voters := fmt.Sprint(s.Voters)
+	if len(s.Outgoing) > 0 {
+		voters += fmt.Sprintf(" and, as one was being replaced, still %v", s.Outgoing)
+	}
+	fmt.Fprintf(b, "\nShard %d: voters %s, of which %v are here and %v are missing.\n", s.Shard, voters, s.Present, s.Missing)
 	if s.Best == 0 {
 		fmt.Fprintf(b, "  None of the survivors has anything of it. It is not in the new cluster, where it begins empty if it is configured.\n")
 		if len(s.Missing) > 0 {
@@ -125,15 +163,25 @@ func (s *RecoveryShard) describe(b *strings.Builder) {
 		}
 		fmt.Fprintf(b, "  node %d: state flushed up to %d, known to be committed up to %d, log up to %d of term %d%s\n", l.Node, l.Flushed, l.Commit, l.Last, l.LastTerm, mark)
 	}
+	for _, c := range s.Changes {
+		to, known := fmt.Sprint(c.Voters), "known to be committed"
+		if len(c.Outgoing) > 0 {
+			to += fmt.Sprintf(" and still %v", c.Outgoing)
+		}
+		if !c.Committed {
+			known = "not known to be committed: it may have taken effect, and a majority of these voters may have acknowledged what came after it"
+		}
+		fmt.Fprintf(b, "  entry %d changes the members (%s), to the voters %s; it is %s\n", c.Index, c.Change, to, known)
+	}
 	best := s.best()
 	if s.Majority() {
 		fmt.Fprintf(b, "  Nothing is lost: a majority of the voters is here. Start these nodes, and replace the missing ones.\n")
 	} else {
 		fmt.Fprintf(b, "  MAY BE LOST: every command after entry %d of term %d that was acknowledged by a majority without these nodes. How many there are cannot be known from here.\n", best.Last, best.LastTerm)
 	}
-	if best.Last > best.Commit {
+	if commit := s.commit(); best.Last > commit {
 		fmt.Fprintf(b, "  KEPT: the entries %d to %d are not known to be committed. They take effect now. Some may have been acknowledged; of others the callers may have been told nothing, that the outcome is unknown, or even that it did not happen.\n",
-			best.Commit+1, best.Last)
+			commit+1, best.Last)
 	}
 }
 
@@ -167,7 +215,8 @@ func Recover(ctx context.Context, o RecoverOptions) (*RecoveryPlan, *Restored, e
 		Backup: o.Backup, Cluster: o.Cluster, Nodes: o.Nodes, Members: o.Members, Voters: o.Voters, Progress: o.Progress, Logger: o.Logger,
 	})
 	if err != nil {
-		return found.plan, nil, fmt.Errorf("recover: what was found is in %s, but: %w", o.Backup, err)
+		return found.plan, nil, fmt.Errorf("recover: what was found is in %s, as a backup, but the nodes could not be made of it: %w. When that is mended, restore that backup "+
+			"(`decree restore`), with the same name of the new cluster and the same members", o.Backup, err)
 	}
 	return found.plan, restored, nil
 }
@@ -304,9 +353,11 @@ func (s *survivors) sameCluster() error {
 // compareLogs finds the most advanced log of every shard.
 func (s *survivors) compareLogs() error {
 	shards := map[ShardID][]NodeID{}
-	for _, v := range s.byID {
-		for id, voters := range v.identity.Shards {
-			shards[id] = voters
+	for _, p := range s.plan.Survivors { // by id: the plan must not depend on chance
+		for id, voters := range s.byID[p.Node].identity.Shards {
+			if len(shards[id]) == 0 { // one that was added later does not know
+				shards[id] = voters
+			}
 		}
 	}
 	for _, id := range slices.Sorted(maps.Keys(shards)) {
@@ -325,19 +376,44 @@ func (s *survivors) compareLogs() error {
 				out.Best = l.Node
 			}
 		}
-		if out.Best != 0 {
-			if m := s.byID[out.Best].stored[id].Members; len(m.Voters) > 0 {
-				out.Voters = m.Voters
-			}
-		}
-		for _, voter := range out.Voters {
-			if s.byID[voter] != nil {
-				out.Present = append(out.Present, voter)
-			} else {
-				out.Missing = append(out.Missing, voter)
-			}
+		if err := s.members(&out); err != nil {
+			return fmt.Errorf("%s: shard %d: %w", s.byID[out.Best].Dir, id, err)
 		}
 		s.plan.Shards = append(s.plan.Shards, out)
+	}
+	return nil
+}
+
+// members finds out who took part in a shard: as of the last flush of the best log, and what that changes after it.
+func (s *survivors) members(out *RecoveryShard) error {
+	if out.Best != 0 {
+		best := s.byID[out.Best]
+		if last := out.best().Last; out.commit() > last {
+			return fmt.Errorf("others know entries up to %d to be committed, but this log, which has the latest term, ends at %d: one of the directories is not what its node has left", out.commit(), last)
+		}
+		members := core.Configuration{Voters: out.Voters}
+		if m := best.stored[out.Shard].Members; len(m.Voters) > 0 {
+			members = m
+		}
+		changes, err := core.MemberChanges(members, best.entries(out.Shard))
+		if err != nil {
+			return err
+		}
+		for _, c := range changes {
+			committed := c.Index <= out.commit()
+			if committed {
+				members = c.Members
+			}
+			out.Changes = append(out.Changes, SurvivorChange{Index: c.Index, Change: c.Change, Voters: c.Members.Voters, Outgoing: c.Members.Outgoing, Committed: committed})
+		}
+		out.Voters, out.Outgoing = members.Voters, members.Outgoing
+	}
+	for _, voter := range slices.Compact(slices.Sorted(slices.Values(slices.Concat(out.Voters, out.Outgoing)))) {
+		if s.byID[voter] != nil {
+			out.Present = append(out.Present, voter)
+		} else {
+			out.Missing = append(out.Missing, voter)
+		}
 	}
 	return nil
 }

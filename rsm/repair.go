@@ -1,6 +1,7 @@
 package rsm
 
 import (
+	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -32,16 +33,20 @@ func (s *Shard) Repair(ctx context.Context) error {
 		return &Error{Kind: ErrNotProposed, Code: core.CodeRepair, Message: fmt.Sprintf("no member of shard %d could help", s.id), Cause: err}
 	}
 	done := make(chan error, 1)
-	if err := e.call(s.id, func(w *core.Worker) { w.Repair(s.id, snap, func(err error) { done <- err }) }); err != nil {
+	if err := e.call(s.id, func(w *core.Worker) {
+		w.Repair(s.id, snap, func(err error) {
+			if err == nil {
+				s.stopped.Store(nil) // here, before the replica does anything: it may stop again at once
+			}
+			done <- err
+		})
+	}); err != nil {
 		return err
 	}
 	select {
 	case err = <-done:
 	case <-s.node.done:
 		err = errClosed
-	}
-	if err == nil {
-		s.stopped.Store(nil)
 	}
 	return err
 }
@@ -66,30 +71,33 @@ func (s *Shard) snapshotOf(ctx context.Context, members []NodeID, least Index) (
 	return nil, err
 }
 
-// Damage that comes back at once is not worth a transfer each time.
 const (
-	repairAttempts = 5
+	// repairsAtMost: damage that comes back again and again is not worth a transfer each time.
+	repairsAtMost = 5
+	// A peer that could help may be away for long, so it is asked for as long as it takes, but ever more seldom.
 	repairPause    = 5 * time.Second
+	repairPauseMax = 5 * time.Minute
 )
 
 // repairStopped repairs a replica whose disk is damaged, in the background. It is called on a worker's goroutine.
 func (n *Node) repairStopped(s *Shard, why *Error) {
-	if why.Code != core.CodeStorage || n.cfg.KeepDamage || s.repairs.Load() >= repairAttempts {
+	if why.Code != core.CodeStorage || n.cfg.KeepDamage || s.repairs.Load() >= repairsAtMost {
 		return
 	}
 	s.repairs.Add(1)
 	n.engine.background(func(ctx context.Context) {
-		for range repairAttempts {
+		first := cmp.Or(n.cfg.repairPause, repairPause)
+		for pause := first; s.stopped.Load() == why; pause = min(2*pause, repairPauseMax) { // else somebody else has repaired it
 			err := s.Repair(ctx)
 			if err == nil {
 				n.cfg.Logger.Warn("a damaged replica was given the state of a peer; check the disk", "shard", uint64(s.id), "damage", why)
 				return
 			}
-			n.cfg.Logger.Error("a damaged replica could not be repaired", "shard", uint64(s.id), "reason", err)
+			n.cfg.Logger.Error("a damaged replica could not be repaired", "shard", uint64(s.id), "reason", err, "again_in", pause)
 			select {
 			case <-ctx.Done():
 				return
-			case <-time.After(repairPause):
+			case <-time.After(pause):
 			}
 		}
 	})

@@ -1,12 +1,22 @@
 package rsm
 
 import (
+	"context"
+	"encoding/binary"
 	"errors"
+	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
+	"sync/atomic"
 	"testing"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
 
 	"github.com/decree-raft/decree/internal/core"
+	"github.com/decree-raft/decree/internal/transport"
+	"github.com/decree-raft/decree/snapshot"
 )
 
 // damageTables flips a byte of every large table of a node that is stopped.
@@ -112,4 +122,289 @@ func TestRepairOfDamage(t *testing.T) {
 	}
 	fill(t, c, 1, 6000, 100)
 	sameEverywhere(t, c, 1, 1, 2)
+}
+
+// counting counts the records of a log that say something.
+type counting struct {
+	text string
+	n    *atomic.Int64
+}
+
+func (c counting) Enabled(context.Context, slog.Level) bool { return true }
+func (c counting) WithAttrs([]slog.Attr) slog.Handler       { return c }
+func (c counting) WithGroup(string) slog.Handler            { return c }
+
+func (c counting) Handle(_ context.Context, r slog.Record) error {
+	if strings.Contains(r.Message, c.text) {
+		c.n.Add(1)
+	}
+	return nil
+}
+
+// A replica is found to be damaged while nobody is there who could help. It is repaired when somebody is, however long that takes.
+func TestRepairWaitsForPeers(t *testing.T) {
+	dir := t.TempDir()
+	var failed atomic.Int64
+	c := startCluster(t, dir, counters{}, small, func(cfg *Config) {
+		cfg.noCompactions, cfg.repairPause = true, time.Millisecond
+		cfg.Logger = slog.New(counting{"could not be repaired", &failed})
+	})
+	fill(t, c, 1, 0, 3000)
+	sameEverywhere(t, c, 1, 1, 2, 3)
+	for id := NodeID(1); id <= 3; id++ {
+		c.Kill(id)
+	}
+	damageTables(t, filepath.Join(dir, "node1"))
+	if err := c.Restart(1); err != nil {
+		t.Fatal(err)
+	}
+	s := c.Node(1).Shard(1)
+	broken := false
+	for i := 0; i < 3000 && !broken; i++ {
+		_, err := s.ReadAt(within(t), Stale, 0, fmtKey(i))
+		broken = errors.Is(err, ErrBroken)
+	}
+	if !broken {
+		t.Fatal("the damage is not found")
+	}
+	eventually(t, "it is tried again and again", func() bool { return failed.Load() > repairsAtMost+2 })
+	for id := NodeID(2); id <= 3; id++ {
+		if err := c.Restart(id); err != nil {
+			t.Fatal(err)
+		}
+	}
+	eventually(t, "it is repaired", func() bool {
+		st, err := s.Status()
+		return err == nil && st.Err == nil && s.stopped.Load() == nil
+	})
+	fill(t, c, 1, 5000, 100)
+	sameEverywhere(t, c, 1, 1, 2, 3)
+}
+
+// liar is a peer who answers with the chunks of its one snapshot, whatever it is asked for.
+type liar struct {
+	transport.Peer
+	src *snapshot.Source
+}
+
+func (l liar) Call(ctx context.Context, _ uint64, _ uint8, request []byte) ([]byte, error) {
+	rest := request[len(snapshot.ID{}):]
+	file, n := binary.Uvarint(rest)
+	chunk, _ := binary.Uvarint(rest[n:])
+	return l.src.Fetch(ctx, l.src.Snapshot().ID, int(file), int(chunk))
+}
+
+// single starts a node alone, with a state that takes some flushes.
+func single(t *testing.T, dir string) *Cluster {
+	t.Helper()
+	c, err := StartCluster(ClusterConfig{Nodes: 1, Dir: dir, Shards: []ShardConfig{{ID: 1, Machine: blobs{}}}, Configure: func(cfg *Config) {
+		quick(cfg)
+		small(cfg)
+		cfg.DiskWatermark, cfg.Logger = -1, slog.New(slog.DiscardHandler)
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := c.Close(); err != nil {
+			t.Logf("close: %v", err)
+		}
+	})
+	fillBlobs(t, c, 1, 1<<20, 1<<10)
+	return c
+}
+
+// cutOnDisk returns the directory of snapshots of a node that is stopped, with a snapshot of shard 1 in it.
+func cutOnDisk(t *testing.T) (dir string) {
+	t.Helper()
+	dir = t.TempDir()
+	c := single(t, dir)
+	if _, err := c.Node(1).Shard(1).CutSnapshot(within(t), true); err != nil {
+		t.Fatal(err)
+	}
+	c.Kill(1)
+	return filepath.Join(dir, "node1", "snap")
+}
+
+// A manifest can name chunks that any peer has, and be wrong as a whole. It is not fetched for ever, and nothing of it stays.
+func TestFetchOfLies(t *testing.T) {
+	open := func(dir string) *snapshot.Dir {
+		d, err := snapshot.Open(snapshot.Options{Path: dir, Logger: slog.New(slog.DiscardHandler)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return d
+	}
+	from := open(cutOnDisk(t))
+	truth := from.List()[0]
+	src, err := from.Source(truth.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer src.Close()
+	for name, lie := range map[string]func(*snapshot.Manifest){
+		"nothing":              func(*snapshot.Manifest) {},
+		"the file's checksum":  func(m *snapshot.Manifest) { m.Files[0].SHA256[0] ^= 1 },
+		"the number of keys":   func(m *snapshot.Manifest) { m.Sections[0].Keys++ },
+		"the index":            func(m *snapshot.Manifest) { m.Index++ },
+		"the chunk's checksum": func(m *snapshot.Manifest) { m.Files[0].Chunks[0]++ },
+	} {
+		t.Run(name, func(t *testing.T) {
+			raw, err := truth.EncodedManifest()
+			if err != nil {
+				t.Fatal(err)
+			}
+			m, _, err := snapshot.Decode(raw)
+			if err != nil {
+				t.Fatal(err)
+			}
+			lie(m)
+			if raw, _, err = m.Encode(); err != nil {
+				t.Fatal(err)
+			}
+			e := newEngine(2, slog.New(slog.DiscardHandler), nil, 0)
+			e.snaps, e.fs, e.cluster, e.transport = open(t.TempDir()), vfs.Default, m.Cluster, liar{src: src}
+			s, err := e.fetch(within(t), &core.Fetch{Shard: 1, Manifest: raw, Sources: []NodeID{1}, Progress: func(int64, int64) {}})
+			if name == "nothing" {
+				if err != nil || s.ID != truth.ID {
+					t.Fatalf("the truth is refused: %v", err)
+				}
+				return
+			}
+			if !errors.Is(err, core.ErrNoSource) {
+				t.Errorf("got %v", err)
+			}
+			if l := e.snaps.List(); len(l) > 0 {
+				t.Errorf("left: %v", l[0].Dir)
+			}
+		})
+	}
+}
+
+// A snapshot that has rotted is not offered again and again: who asks for a chunk finds it out, and the next is cut anew.
+func TestRottenSnapshotIsCutAnew(t *testing.T) {
+	for _, file := range []string{"000001.sst", "MANIFEST"} {
+		t.Run(file, func(t *testing.T) {
+			c := single(t, t.TempDir())
+			first, err := c.Node(1).Shard(1).CutSnapshot(within(t), true)
+			if err != nil {
+				t.Fatal(err)
+			}
+			name := filepath.Join(first.Dir, file)
+			b, err := os.ReadFile(name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			b[len(b)/2] ^= 1
+			if err := os.WriteFile(name, b, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if file == "MANIFEST" { // which is read when the node starts
+				c.Kill(1)
+				if err := c.Restart(1); err != nil {
+					t.Fatal(err)
+				}
+			}
+			e := c.Node(1).engine
+			var bad error
+			for _, s := range e.snaps.List() {
+				for chunk := range s.Manifest.Files[0].Chunks {
+					request := binary.AppendUvarint(binary.AppendUvarint(append([]byte(nil), s.ID[:]...), 0), uint64(chunk))
+					if _, err := e.serveChunk(within(t), request); err != nil && bad == nil {
+						bad = err
+					}
+				}
+			}
+			if file != "MANIFEST" && !errors.Is(bad, snapshot.ErrCorrupt) {
+				t.Fatalf("the damage is not found: %v", bad)
+			}
+			again, err := c.Node(1).Shard(1).CutSnapshot(within(t), false)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := snapshot.Verify(within(t), nil, again.Dir); err != nil || again.Index != first.Index {
+				t.Errorf("snapshot at %d, the first was at %d: %v", again.Index, first.Index, err)
+			}
+		})
+	}
+}
+
+// Damage where a start reads: the node is refused, and the message says what to do next.
+func TestDamageAtTheStart(t *testing.T) {
+	for _, what := range []string{"tables", "a table is gone", "a table is cut off", "manifest"} {
+		t.Run(what, func(t *testing.T) {
+			dir := t.TempDir()
+			c := single(t, dir)
+			c.Kill(1)
+			pattern := "*.sst"
+			if what == "manifest" {
+				pattern = "MANIFEST-*"
+			}
+			files, err := filepath.Glob(filepath.Join(dir, "node1", "state", "pebble", pattern))
+			if err != nil || len(files) == 0 {
+				t.Fatalf("no files: %v", err)
+			}
+			for _, name := range files {
+				if what == "a table is gone" {
+					if err := os.Remove(name); err != nil {
+						t.Fatal(err)
+					}
+					continue
+				}
+				b, err := os.ReadFile(name)
+				if err != nil {
+					t.Fatal(err)
+				}
+				for i := range b {
+					b[i] ^= 0x55
+				}
+				if what == "a table is cut off" {
+					b = b[:len(b)/2]
+				}
+				if err := os.WriteFile(name, b, 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+			err = c.Restart(1)
+			if err == nil {
+				t.Fatal("it starts")
+			}
+			for _, want := range []string{"damaged", "decree replace 1 NEW-ID HOST:PORT", "remove this directory"} {
+				if !strings.Contains(err.Error(), want) {
+					t.Errorf("%q is not in: %v", want, err)
+				}
+			}
+		})
+	}
+}
+
+// What was fetched of a snapshot in vain goes when the replica has as much itself.
+func TestPartialSnapshotsGo(t *testing.T) {
+	c := single(t, t.TempDir())
+	info, err := c.Node(1).Shard(1).CutSnapshot(within(t), true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	e := c.Node(1).engine
+	raw, err := e.snaps.List()[0].EncodedManifest()
+	if err != nil {
+		t.Fatal(err)
+	}
+	m, _, err := snapshot.Decode(raw)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.Index, m.Files[0].SHA256[0] = m.Index+1000, 0 // of another replica, which is ahead
+	if raw, _, err = m.Encode(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := e.fetch(within(t), &core.Fetch{Shard: 1, Manifest: raw, Sources: []NodeID{1}, Progress: func(int64, int64) {}}); err == nil {
+		t.Fatal("it is there")
+	}
+	if len(e.snaps.Partial()) != 1 {
+		t.Fatalf("partial: %v", e.snaps.Partial())
+	}
+	w := e.workerOf(1)
+	w.Flushed(1, info.Index+1000)
+	eventually(t, "it is gone", func() bool { return len(e.snaps.Partial()) == 0 })
 }

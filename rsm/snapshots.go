@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io/fs"
 	"sync"
 	"time"
 
@@ -25,7 +26,7 @@ const (
 func (w *worker) Cut(c *core.CutDone) {
 	w.e.background(func(ctx context.Context) {
 		var s *snapshot.Snapshot
-		if s, c.Err = w.e.cut(ctx, c.Shard); c.Err == nil {
+		if s, c.Err = w.e.cut(ctx, c.Shard, c.Progress); c.Err == nil {
 			c.Manifest, c.Err = s.EncodedManifest()
 		}
 		w.post(func(in *core.Input) { in.Cuts = append(in.Cuts, c) })
@@ -46,7 +47,7 @@ func (e *engine) background(f func(context.Context)) {
 }
 
 // cut writes a snapshot of a shard's last flush, or finds that there is one of it.
-func (e *engine) cut(ctx context.Context, shard ShardID) (*snapshot.Snapshot, error) {
+func (e *engine) cut(ctx context.Context, shard ShardID, progress func(bytes int64)) (*snapshot.Snapshot, error) {
 	c, err := e.store.Cut(uint64(shard))
 	if err != nil {
 		return nil, err
@@ -61,7 +62,7 @@ func (e *engine) cut(ctx context.Context, shard ShardID) (*snapshot.Snapshot, er
 	if err != nil {
 		return nil, err
 	}
-	s, err := e.snaps.Cut(ctx, c, snapshot.CutOptions{Info: info, BytesPerSecond: e.rate})
+	s, err := e.snaps.Cut(ctx, c, snapshot.CutOptions{Info: info, BytesPerSecond: e.rate, Progress: func(p snapshot.Progress) { progress(p.Bytes) }})
 	if err == nil {
 		e.removeOlder(s)
 	}
@@ -75,6 +76,20 @@ func (e *engine) removeOlder(than *snapshot.Snapshot) {
 			if err := e.snaps.Remove(s.ID); err != nil && !errors.Is(err, snapshot.ErrBusy) {
 				e.logger.Warn("an old snapshot could not be removed", "dir", s.Dir, "reason", err)
 			}
+		}
+	}
+}
+
+// removePartials removes what was fetched in vain: of snapshots that this replica does not need any more, since it has flushed as much itself.
+func (e *engine) removePartials(shard ShardID, flushed Index) {
+	for _, of := range e.snaps.Partial() { // any order: one of the shard's is enough
+		if of == uint64(shard) {
+			e.background(func(context.Context) {
+				if err := e.snaps.RemovePartials(uint64(shard), uint64(flushed)); err != nil {
+					e.logger.Warn("what was fetched of a snapshot could not be removed", "shard", uint64(shard), "reason", err)
+				}
+			})
+			return
 		}
 	}
 }
@@ -149,10 +164,21 @@ func (e *engine) serveChunk(ctx context.Context, request []byte) ([]byte, error)
 		return nil, err
 	}
 	e.reads.note(id)
-	defer src.Close()
 	b, err := src.Fetch(ctx, id, int(file), int(chunk))
+	src.Close()
 	e.sent.Add(uint64(len(b)))
+	if errors.Is(err, snapshot.ErrCorrupt) || errors.Is(err, fs.ErrNotExist) {
+		e.removeDamaged(id, err)
+	}
 	return b, err
+}
+
+// removeDamaged removes a snapshot that is not what it was: it would be offered again and again, as long as nothing is flushed.
+func (e *engine) removeDamaged(id snapshot.ID, why error) {
+	e.logger.Error("a snapshot on this disk is damaged, and is removed; the next one is cut anew; check the disk", "reason", why)
+	if err := e.snaps.Remove(id); err != nil && !errors.Is(err, snapshot.ErrBusy) { // who else reads it finds the damage too
+		e.logger.Warn("a damaged snapshot could not be removed", "reason", err)
+	}
 }
 
 // Fetch implements core.Env.
@@ -170,17 +196,42 @@ const (
 )
 
 // fetch receives a snapshot and reads all of it once: raft must not be told of one that cannot be installed.
-func (e *engine) fetch(ctx context.Context, f *core.Fetch) (s *snapshot.Snapshot, err error) {
+func (e *engine) fetch(ctx context.Context, f *core.Fetch) (*snapshot.Snapshot, error) {
 	if len(f.Sources) == 0 {
 		return nil, errors.New("nobody is known to have it")
 	}
+	for again := false; ; again = true {
+		s, err := e.receiveFrom(ctx, f)
+		if err != nil {
+			return nil, err
+		}
+		_, err = snapshot.Verify(ctx, e.fs, s.Dir)
+		if err == nil {
+			return s, nil
+		}
+		if ctx.Err() != nil {
+			return nil, context.Cause(ctx)
+		}
+		if err = errors.Join(err, e.snaps.Remove(s.ID)); again {
+			// Once it may have been this disk. The next would have the same name, and so the same bytes.
+			return nil, fmt.Errorf("%w that can be installed: %w", core.ErrNoSource, err)
+		}
+		e.logger.Warn("a snapshot is damaged, and is fetched anew", "reason", err)
+	}
+}
+
+// receiveFrom has the chunks of a snapshot fetched, from one source after the other.
+func (e *engine) receiveFrom(ctx context.Context, f *core.Fetch) (*snapshot.Snapshot, error) {
 	src := &peerSource{e: e, sources: f.Sources}
-	o := snapshot.ReceiveOptions{Cluster: e.cluster, Shard: uint64(f.Shard), BytesPerSecond: e.rate,
-		Progress: func(p snapshot.Progress) { f.Progress(p.Bytes, p.Total) }}
-	for failed := 0; failed < fetchRounds*len(f.Sources); failed++ {
-		got := src.got
-		if s, err = e.snaps.Receive(ctx, f.Manifest, src, o); err == nil {
-			break
+	most, here := int64(0), int64(0) // bytes that have passed their checks, ever, and in this attempt
+	o := snapshot.ReceiveOptions{Cluster: e.cluster, Shard: uint64(f.Shard), BytesPerSecond: e.rate, Progress: func(p snapshot.Progress) {
+		here = p.Bytes
+		f.Progress(p.Bytes, p.Total)
+	}}
+	for failed := 0; ; {
+		s, err := e.snaps.Receive(ctx, f.Manifest, src, o)
+		if err == nil {
+			return s, nil
 		}
 		if ctx.Err() != nil {
 			return nil, context.Cause(ctx)
@@ -188,8 +239,12 @@ func (e *engine) fetch(ctx context.Context, f *core.Fetch) (s *snapshot.Snapshot
 		if errors.Is(err, snapshot.ErrForeign) || errors.Is(err, snapshot.ErrNewerFormat) || errors.Is(err, snapshot.ErrNoSpace) || errors.Is(err, snapshot.ErrTooLarge) {
 			return nil, err
 		}
-		if src.got > got {
-			failed = 0
+		// What was answered is no progress: peers may send what fits a chunk's checksum and not the file's, again and again.
+		if failed++; here > most {
+			most, failed = here, 1
+		}
+		if failed >= fetchRounds*len(f.Sources) {
+			return nil, fmt.Errorf("%w: %w", core.ErrNoSource, err)
 		}
 		src.next()
 		select {
@@ -198,13 +253,6 @@ func (e *engine) fetch(ctx context.Context, f *core.Fetch) (s *snapshot.Snapshot
 		case <-time.After(100 * time.Millisecond):
 		}
 	}
-	if err != nil {
-		return nil, fmt.Errorf("%w: %w", core.ErrNoSource, err)
-	}
-	if _, err := snapshot.Verify(ctx, e.fs, s.Dir); err != nil {
-		return nil, errors.Join(err, e.snaps.Remove(s.ID))
-	}
-	return s, nil
 }
 
 // peerSource fetches chunks from one peer after the other.
@@ -212,7 +260,6 @@ type peerSource struct {
 	e       *engine
 	sources []NodeID
 	at      int
-	got     int // chunks
 }
 
 func (p *peerSource) next() { p.at++ }
@@ -222,11 +269,7 @@ func (p *peerSource) Fetch(ctx context.Context, id snapshot.ID, file, chunk int)
 	ctx, cancel := context.WithTimeout(ctx, chunkTimeout)
 	defer cancel()
 	request := binary.AppendUvarint(binary.AppendUvarint(id[:], uint64(file)), uint64(chunk))
-	b, err := p.e.transport.Call(ctx, uint64(p.sources[p.at%len(p.sources)]), callChunk, request)
-	if err == nil {
-		p.got++
-	}
-	return b, err
+	return p.e.transport.Call(ctx, uint64(p.sources[p.at%len(p.sources)]), callChunk, request)
 }
 
 // Install implements core.Env.

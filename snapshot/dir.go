@@ -46,6 +46,7 @@ type Dir struct {
 // partial is a snapshot that is not complete.
 type partial struct {
 	shard uint64
+	index uint64
 	dir   string
 }
 
@@ -147,7 +148,7 @@ func (d *Dir) adoptPartial(name string) error {
 	m, id, err := readManifest(d.fs, d.path(name))
 	switch {
 	case err == nil && nameOf(m, id)+suffixPart == name:
-		d.partial[id] = partial{m.Shard, d.path(name)}
+		d.partial[id] = partial{m.Shard, m.Index, d.path(name)}
 		return nil
 	case err == nil, errors.Is(err, ErrCorrupt), errors.Is(err, ErrTooLarge), errors.Is(err, ErrNewerFormat), errors.Is(err, fs.ErrNotExist):
 		return d.removeLeftover(name)
@@ -238,6 +239,25 @@ func (d *Dir) RemovePartial(id ID) error {
 	return d.dropPartial(id, p)
 }
 
+// RemovePartials removes what was received of a shard's snapshots up to an index, because it is needed no more. What is being received stays.
+func (d *Dir) RemovePartials(shard, upTo uint64) error {
+	d.mu.Lock()
+	var ids []ID
+	for id, p := range d.partial { // any order: all of them go
+		if p.shard == shard && p.index <= upTo && !d.receiving[shard] {
+			ids = append(ids, id)
+		}
+	}
+	d.mu.Unlock()
+	var errs []error
+	for _, id := range ids {
+		if err := d.RemovePartial(id); !errors.Is(err, ErrBusy) && !errors.Is(err, ErrNotFound) { // it was begun, or removed, meanwhile
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
 // dropPartial removes a partial snapshot of a shard that the caller holds in receiving.
 func (d *Dir) dropPartial(id ID, p partial) error {
 	if err := d.remove(p.dir); err != nil {
@@ -281,7 +301,11 @@ func (d *Dir) publish(dir string, m *Manifest, id ID) (*Snapshot, error) {
 		return known, d.fs.RemoveAll(dir) // the same bytes
 	}
 	if _, err := d.fs.Stat(s.Dir); err == nil {
-		return nil, fmt.Errorf("%w: %s is in the way; it is damaged, remove it", ErrCorrupt, s.Dir)
+		// Open has left it alone. Without this there would be no snapshot of this index here any more.
+		d.log.Warn("snapshot: a damaged one makes room for a whole one", "dir", s.Dir)
+		if err := d.remove(s.Dir); err != nil {
+			return nil, err
+		}
 	}
 	if err := syncDir(d.fs, dir); err != nil {
 		return nil, err

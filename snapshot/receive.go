@@ -159,7 +159,7 @@ func (r *receiver) begin(manifest []byte) error {
 		return errors.Join(err, r.d.fs.RemoveAll(r.dir))
 	}
 	r.d.mu.Lock()
-	r.d.partial[r.id] = partial{r.m.Shard, r.dir}
+	r.d.partial[r.id] = partial{r.m.Shard, r.m.Index, r.dir}
 	r.d.mu.Unlock()
 	return nil
 }

@@ -341,6 +341,23 @@ func TestOpenClearsUp(t *testing.T) {
 		t.Errorf("left: %v, want %s", got, want)
 	}
 
+	for upTo, left := range map[uint64]int{s.Manifest.Index - 1: 1, s.Manifest.Index: 0} {
+		d := openDir(t, fs, "/snaps")
+		if err := d.RemovePartials(testShard+1, 1<<60); err != nil {
+			t.Error(err)
+		}
+		if err := d.RemovePartials(testShard, upTo); err != nil {
+			t.Error(err)
+		}
+		if got := len(d.Partial()); got != left {
+			t.Errorf("%d partial ones are left of those up to %d, want %d", got, upTo, left)
+		}
+		if left == 0 {
+			mk(part, b) // for what follows
+		}
+	}
+	d = openDir(t, fs, "/snaps")
+
 	src := source(t, d, s.ID)
 	if err := d.Remove(s.ID); !errors.Is(err, ErrBusy) {
 		t.Errorf("remove of what is served: %v", err)
@@ -360,5 +377,39 @@ func TestOpenClearsUp(t *testing.T) {
 	}
 	if got := strings.Fields(namesT(t, fs, "/snaps")); len(got) != 2 {
 		t.Errorf("left: %v", got)
+	}
+}
+
+// TestDamagedMakesRoom: one that Open could not use does not keep a whole one of the same name away, cut or received.
+func TestDamagedMakesRoom(t *testing.T) {
+	for _, how := range []string{"cut", "received"} {
+		t.Run(how, func(t *testing.T) {
+			fs := vfs.NewMem()
+			w := newWorld(t, fs, "/s")
+			w.fill(testkit.Random(t), 3, 100, 500)
+			s := w.cut(openDir(t, fs, "/snaps"), small)
+			b := encoded(t, s)
+			from := openDir(t, fs, "/others")
+			w.cut(from, small)
+			damaged := append([]byte(nil), b...)
+			damaged[len(b)/2] ^= 1
+			writeT(t, fs, s.Dir+"/"+manifestName, damaged)
+			d := openDir(t, fs, "/snaps")
+			if len(d.List()) != 0 || len(d.Damaged()) != 1 {
+				t.Fatalf("complete %v, damaged %v", d.List(), d.Damaged())
+			}
+			var again *Snapshot
+			if how == "cut" {
+				again = w.cut(d, small)
+			} else {
+				var err error
+				if again, err = d.Receive(t.Context(), b, source(t, from, s.ID), ReceiveOptions{Cluster: s.Manifest.Cluster, Shard: testShard}); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if _, err := Verify(t.Context(), fs, again.Dir); err != nil || again.ID != s.ID {
+				t.Errorf("%s: %v", again.Dir, err)
+			}
+		})
 	}
 }

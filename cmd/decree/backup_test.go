@@ -1,11 +1,13 @@
 package main
 
 import (
+	"bytes"
 	"fmt"
 	"os"
 	"path/filepath"
 	"regexp"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -155,9 +157,18 @@ func TestBackup(t *testing.T) {
 			t.Errorf("shard %d: %q, %v", id, got, err)
 		}
 	}
+	var said bytes.Buffer
+	if code := run(within(t), console{fullDisk{}, &said}, []string{"backup", c.node(), "-"}); code != exitRefused || strings.Contains(said.String(), "no answer") || !strings.Contains(said.String(), "standard output") {
+		t.Errorf("to a full disk: code %d, %s", code, said.String())
+	}
 	want(t, exitRefused, []string{"hosts shard 9"}, "backup", c.node(), "-shard", "9", filepath.Join(dir, "none"))
 	want(t, exitUsage, nil, "backup", c.node(), "-rate", "-1", filepath.Join(dir, "none"))
 }
+
+// fullDisk is where nothing can be written to.
+type fullDisk struct{}
+
+func (fullDisk) Write([]byte) (int, error) { return 0, syscall.ENOSPC }
 
 func TestRepair(t *testing.T) {
 	c := start(t, "", 1, forgetful{})

@@ -17,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	adminv1 "github.com/decree-raft/decree/api/decree/admin/v1"
 	"github.com/decree-raft/decree/rsm"
 	"github.com/decree-raft/decree/rsm/admin"
 )
@@ -504,4 +505,27 @@ func freePort(t *testing.T) string {
 	}
 	defer l.Close()
 	return l.Addr().String()
+}
+
+// A journal that is cut short is said once, by the leader, with what to do if snapshots come too late.
+func TestStatusOfAShortJournal(t *testing.T) {
+	replica := func(role string, short bool, overtaken uint64) *adminv1.StatusResponse {
+		return &adminv1.StatusResponse{Shards: []*adminv1.ShardStatus{{Shard: 1, Role: role, JournalShort: short, JournalBytes: 5 << 20, Counters: &adminv1.Counters{Overtaken: overtaken}}}}
+	}
+	c := &cluster{nodes: map[uint64]*node{}}
+	problems := func(short bool, overtaken uint64) string {
+		c.nodes[1] = &node{id: 1, status: replica("leader", short, overtaken)}
+		c.nodes[2] = &node{id: 2, status: replica("follower", short, 0)}
+		return strings.Join(report(c, 0).Problems, "\n")
+	}
+	if got := problems(false, 2); got != "" { // it has caught up since
+		t.Errorf("got %q", got)
+	}
+	got := problems(true, 0)
+	if strings.Count(got, "was cut short") != 1 || strings.Contains(got, "raise") {
+		t.Errorf("got %q", got)
+	}
+	if got = problems(true, 2); !strings.Contains(got, "2 times") || !strings.Contains(got, "raise JournalMaxBytes or SnapshotBytesPerSecond") {
+		t.Errorf("got %q", got)
+	}
 }

@@ -72,8 +72,12 @@ func (s *session) backup(ctx context.Context, on uint64, r *adminv1.BackupReques
 	}
 	in := &backupReader{stream: stream, told: func(bytes int64) { s.progress.show("%s", size(bytes)) }}
 	if to == "-" {
-		if _, err := io.Copy(s.out, in); err != nil {
-			return readError(n, err)
+		_, err := io.Copy(s.out, in)
+		switch {
+		case in.err != nil:
+			return readError(n, in.err)
+		case err != nil:
+			return &refusedError{fmt.Errorf("what came of the backup could not be written to standard output, and is none: %w", err)}
 		}
 		return nil
 	}

@@ -49,26 +49,29 @@ type peerReport struct {
 }
 
 type replicaReport struct {
-	Shard       uint64            `json:"shard"`
-	Node        uint64            `json:"node"`
-	Role        string            `json:"role"`
-	Term        uint64            `json:"term"`
-	Leader      uint64            `json:"leader"`
-	Voters      []uint64          `json:"voters"`
-	Applied     uint64            `json:"applied"`
-	Commit      uint64            `json:"commit"`
-	Last        uint64            `json:"last"`
-	Flushed     uint64            `json:"flushed"`
-	Sequence    uint64            `json:"sequence"`
-	Time        string            `json:"time"`
-	Hash        string            `json:"hash"`
-	Sessions    uint64            `json:"sessions"`
-	InFlight    uint64            `json:"in_flight"`
-	Queued      uint64            `json:"queued"`
-	MemoryBytes int64             `json:"memory_bytes"`
-	Quiet       bool              `json:"quiet"`
-	Error       string            `json:"error"`
-	Counters    map[string]uint64 `json:"counters"`
+	Shard       uint64   `json:"shard"`
+	Node        uint64   `json:"node"`
+	Role        string   `json:"role"`
+	Term        uint64   `json:"term"`
+	Leader      uint64   `json:"leader"`
+	Voters      []uint64 `json:"voters"`
+	Applied     uint64   `json:"applied"`
+	Commit      uint64   `json:"commit"`
+	Last        uint64   `json:"last"`
+	Flushed     uint64   `json:"flushed"`
+	Sequence    uint64   `json:"sequence"`
+	Time        string   `json:"time"`
+	Hash        string   `json:"hash"`
+	Sessions    uint64   `json:"sessions"`
+	InFlight    uint64   `json:"in_flight"`
+	Queued      uint64   `json:"queued"`
+	MemoryBytes int64    `json:"memory_bytes"`
+	// What the journal takes on disk, and whether it has lost, for want of room, what a member lacks.
+	JournalBytes int64             `json:"journal_bytes"`
+	JournalShort bool              `json:"journal_short"`
+	Quiet        bool              `json:"quiet"`
+	Error        string            `json:"error"`
+	Counters     map[string]uint64 `json:"counters"`
 }
 
 func statusCommand() *command {
@@ -135,6 +138,9 @@ func report(c *cluster, shard uint64) *statusReport {
 		if p.Error != "" {
 			r.problem("the replica of shard %d on node %d has stopped: %s", p.Shard, p.Node, p.Error)
 		}
+		if p.JournalShort && p.Role == "leader" {
+			r.problem("%s", journalShort(p))
+		}
 		if n := p.Counters["stranded"]; n > 0 {
 			r.problem("node %d leads shard %d, and a voter asked it %d times for entries that every voter had had: that voter has lost part of its log; replace it", p.Node, p.Shard, n)
 		}
@@ -145,6 +151,15 @@ func report(c *cluster, shard uint64) *statusReport {
 		}
 	}
 	return r
+}
+
+// journalShort says what a leader's journal has lost, and what to do if that is not mended by itself.
+func journalShort(p replicaReport) string {
+	s := fmt.Sprintf("the journal of shard %d was cut short: a member is behind by more than JournalMaxBytes and needs a snapshot, which it gets when it is there; decree members -shard %d shows which", p.Shard, p.Shard)
+	if n := p.Counters["overtaken"]; n > 0 {
+		s += fmt.Sprintf("; %s a snapshot was of no use any more when it had arrived: raise JournalMaxBytes or SnapshotBytesPerSecond, or see that less is decided for a while", plural(int(n), "time"))
+	}
+	return s
 }
 
 func (r *statusReport) problem(format string, args ...any) {
@@ -179,7 +194,9 @@ func replicaReportOf(node uint64, s *adminv1.ShardStatus) replicaReport {
 			"entries": k.GetEntries(), "commands": k.GetCommands(), "rejections": k.GetRejections(), "log_reads": k.GetLogReads(),
 			"other_reads": k.GetOtherReads(), "duplicates": k.GetDuplicates(), "voids": k.GetVoids(), "rollbacks": k.GetRollbacks(),
 			"machine_panics": k.GetMachinePanics(), "refused": k.GetRefused(), "flushes": k.GetFlushes(), "strange": k.GetStrange(), "stranded": k.GetStranded(),
+			"journal_short": k.GetJournalShort(), "overtaken": k.GetOvertaken(),
 		},
+		JournalBytes: s.GetJournalBytes(), JournalShort: s.GetJournalShort(),
 	}
 	if s.GetError() != nil {
 		r.Error = admin.FromDetail(s.GetError()).Error()
@@ -208,13 +225,13 @@ func (r *statusReport) table(w *tabwriter.Writer) {
 		row(w, n.Node, n.Address, n.Leads, n.Replicas, size(n.LogBytes), size(n.StateBytes), free, fmt.Sprintf("%d of %d", connected, len(n.Peers)))
 	}
 	fmt.Fprintln(w)
-	row(w, "SHARD", "NODE", "ROLE", "TERM", "APPLIED", "COMMIT", "FLUSHED", "HASH", "TIME", "QUEUED")
+	row(w, "SHARD", "NODE", "ROLE", "TERM", "APPLIED", "COMMIT", "FLUSHED", "JOURNAL", "HASH", "TIME", "QUEUED")
 	for _, p := range r.Replicas {
 		role := p.Role
 		if p.Quiet {
 			role += ", resting"
 		}
-		row(w, p.Shard, p.Node, role, p.Term, p.Applied, p.Commit, p.Flushed, p.Hash, dash(p.Time), p.Queued)
+		row(w, p.Shard, p.Node, role, p.Term, p.Applied, p.Commit, p.Flushed, size(p.JournalBytes), p.Hash, dash(p.Time), p.Queued)
 	}
 	if len(r.Problems) > 0 {
 		fmt.Fprintln(w)

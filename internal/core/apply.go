@@ -300,8 +300,8 @@ func (r *Replica) flushed(f *FlushDone) {
 // released: a little is written again, much is flushed.
 func (r *Replica) unpin() {
 	defer r.contain()
-	if r.writing || r.broken == nil && (r.freezing || r.flushing) {
-		return
+	if r.writing || r.repairing != nil || r.broken == nil && (r.freezing || r.flushing) {
+		return // a repair begins the log anew: what is here would come behind that
 	}
 	// A replica that is out of service does not flush, and must not fill the disk of the others.
 	// Nor can one flush that has applied nothing since the last time: what it holds is not committed.

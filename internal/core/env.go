@@ -104,6 +104,7 @@ const (
 	noteKnown                           // the answer: A: yes, B: by this entry, Data: its address
 	noteAwake                           // to members: this replica cannot campaign and hears nothing; do not rest
 	noteVersions                        // to the leader; A: the highest version of the machine that this replica can run
+	noteCutting                         // to the leader who wants a cut; A: as asked, B: bytes that are written
 )
 
 func (k NoteKind) String() string {
@@ -114,7 +115,7 @@ func (k NoteKind) String() string {
 }
 
 var noteNames = [...]string{
-	noteCutWanted: "cut wanted", noteCut: "cut", noteFetching: "fetching", noteFetchFailed: "fetch failed", noteRemoved: "removed", noteWho: "who", noteKnown: "known", noteAwake: "awake", noteVersions: "versions",
+	noteCutWanted: "cut wanted", noteCut: "cut", noteFetching: "fetching", noteFetchFailed: "fetch failed", noteRemoved: "removed", noteWho: "who", noteKnown: "known", noteAwake: "awake", noteVersions: "versions", noteCutting: "cutting",
 }
 
 // CommitNote is a leader's word of what is committed, and of what every voter has. Raft's heartbeats do not tell:

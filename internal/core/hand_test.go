@@ -37,6 +37,7 @@ type hand struct {
 
 	last map[uint64]uint64 // index up to which each peer has the log
 	apps map[uint64]int    // MsgApp that each peer was sent
+	mute uint64            // the peer that does not answer, 0: none
 }
 
 func (h *hand) Send(_ NodeID, _ ShardID, m *raftpb.Message) { h.sent = append(h.sent, *m) }
@@ -165,6 +166,9 @@ func (h *hand) settle(ticks int) {
 }
 
 func (h *hand) answer(m *raftpb.Message) {
+	if m.To == h.mute {
+		return
+	}
 	r := raftpb.Message{From: m.To, Term: m.Term, Context: m.Context}
 	switch m.Type {
 	case raftpb.MsgPreVote:

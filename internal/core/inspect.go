@@ -139,10 +139,7 @@ func takeApart(shard ShardID, stored *raftpb.Entry) (LogEntry, error) {
 	switch {
 	case stored.Type != raftpb.EntryNormal:
 		cc, note, err := decodeChange(stored.Type, stored.Data)
-		e.Kind, e.Note = "members", note.kind.String()
-		for _, c := range cc.Changes {
-			e.Note += fmt.Sprintf(" %v(%d)", c.Type, c.NodeID)
-		}
+		e.Kind, e.Note = "members", describeChange(&cc, note)
 		return e, err
 	case len(stored.Data) == 0:
 		e.Kind = "empty"
@@ -173,4 +170,13 @@ func takeApart(shard ShardID, stored *raftpb.Entry) (LogEntry, error) {
 		return e, errors.New("bytes after the last request")
 	}
 	return e, rd.err
+}
+
+// describeChange says what a change of members does.
+func describeChange(cc *raftpb.ConfChangeV2, note changeNote) string {
+	s := note.kind.String()
+	for _, c := range cc.Changes {
+		s += fmt.Sprintf(" %v(%d)", c.Type, c.NodeID)
+	}
+	return s
 }

@@ -4,7 +4,9 @@ import (
 	"fmt"
 	"slices"
 
+	"go.etcd.io/etcd/raft/v3/confchange"
 	"go.etcd.io/etcd/raft/v3/raftpb"
+	"go.etcd.io/etcd/raft/v3/tracker"
 
 	"github.com/decree-raft/decree/internal/state"
 	"github.com/decree-raft/decree/wal"
@@ -53,6 +55,52 @@ func NeutralEntry(e wal.Entry) (wal.Entry, bool) {
 		return wal.Entry{Index: e.Index, Term: e.Term, Type: uint8(raftpb.EntryNormal)}, true
 	}
 	return e, false
+}
+
+// MemberChange is a change of members that stands in a log.
+type MemberChange struct {
+	Index   Index
+	Change  string        // in words
+	Members Configuration // after it
+}
+
+// MemberChanges returns the changes of members that the entries of a log make, one after the other, beginning with those who took part before them.
+// Whether an entry is committed, and so whether it took effect, is for the caller to know.
+func MemberChanges(members Configuration, entries []wal.Entry) (changes []MemberChange, err error) {
+	for _, e := range entries {
+		if raftpb.EntryType(e.Type) == raftpb.EntryNormal {
+			continue
+		}
+		cc, note, err := decodeChange(raftpb.EntryType(e.Type), e.Data)
+		var cs raftpb.ConfState
+		if err == nil {
+			cs, err = members.raftAfter(cc)
+		}
+		if err != nil {
+			return changes, fmt.Errorf("the change of members at entry %d: %w", e.Index, err)
+		}
+		members = members.after(Index(e.Index), &cs, note)
+		changes = append(changes, MemberChange{Index: Index(e.Index), Change: describeChange(&cc, note), Members: members})
+	}
+	return changes, nil
+}
+
+// raftAfter is what raft makes of a change (raft.applyConfChange, v3.5).
+func (c *Configuration) raftAfter(cc raftpb.ConfChangeV2) (raftpb.ConfState, error) {
+	changer := confchange.Changer{Tracker: tracker.MakeProgressTracker(1), LastIndex: 1}
+	var err error
+	if changer.Tracker.Config, changer.Tracker.Progress, err = confchange.Restore(changer, c.confState()); err != nil {
+		return raftpb.ConfState{}, err
+	}
+	next := changer.Tracker
+	if joint, ok := cc.EnterJoint(); cc.LeaveJoint() {
+		next.Config, next.Progress, err = changer.LeaveJoint()
+	} else if ok {
+		next.Config, next.Progress, err = changer.EnterJoint(joint, cc.Changes...)
+	} else {
+		next.Config, next.Progress, err = changer.Simple(cc.Changes...)
+	}
+	return next.ConfState(), err
 }
 
 // EntryTime returns the leader's clock in an entry, or false if the entry has none: an empty one, or a change of members.

@@ -63,3 +63,58 @@ func TestEntryTime(t *testing.T) {
 		t.Error("a change of members has a time")
 	}
 }
+
+// What the entries of a log make of the members is what raft made of them.
+func TestMemberChanges(t *testing.T) {
+	var index uint64
+	entry := func(kind ChangeKind, transition raftpb.ConfChangeTransition, changes ...raftpb.ConfChangeSingle) wal.Entry {
+		note := changeNote{kind: kind, addresses: map[NodeID]string{4: "d:1"}}
+		cc := raftpb.ConfChangeV2{Context: note.encode(), Transition: transition, Changes: changes}
+		data, err := cc.Marshal()
+		if err != nil {
+			t.Fatal(err)
+		}
+		index++
+		return wal.Entry{Index: index, Term: 1, Type: uint8(raftpb.EntryConfChangeV2), Data: data}
+	}
+	one := func(t raftpb.ConfChangeType, id uint64) raftpb.ConfChangeSingle {
+		return raftpb.ConfChangeSingle{Type: t, NodeID: id}
+	}
+	entries := []wal.Entry{
+		entry(ChangeAddLearner, 0, one(raftpb.ConfChangeAddLearnerNode, 4)),
+		{Index: 9, Term: 1, Data: []byte("a decision")},
+		entry(ChangeReplace, raftpb.ConfChangeTransitionJointExplicit, one(raftpb.ConfChangeAddNode, 4), one(raftpb.ConfChangeRemoveNode, 3)),
+		entry(changeLeaveJoint, 0),
+		entry(ChangeAddress, 0, one(raftpb.ConfChangeUpdateNode, 4)),
+		entry(ChangeRemove, 0, one(raftpb.ConfChangeRemoveNode, 2)),
+	}
+	changes, err := MemberChanges(Configuration{Voters: []NodeID{1, 2, 3}}, entries)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []Configuration{
+		{Index: 1, Voters: []NodeID{1, 2, 3}, Learners: []NodeID{4}},
+		{Index: 2, Voters: []NodeID{1, 2, 4}, Outgoing: []NodeID{1, 2, 3}},
+		{Index: 3, Voters: []NodeID{1, 2, 4}, Removed: []NodeID{3}},
+		{Index: 4, Voters: []NodeID{1, 2, 4}, Removed: []NodeID{3}},
+		{Index: 5, Voters: []NodeID{1, 4}, Removed: []NodeID{2, 3}},
+	}
+	if len(changes) != len(want) {
+		t.Fatalf("%d changes, want %d", len(changes), len(want))
+	}
+	for i, w := range want {
+		w.Addresses = map[NodeID]string{4: "d:1"}
+		if got := changes[i]; !reflect.DeepEqual(got.Members, w) || got.Index != w.Index || got.Change == "" {
+			t.Errorf("change %d (%s): got %+v, want %+v", i, got.Change, got.Members, w)
+		}
+	}
+	for name, bad := range map[string]wal.Entry{
+		"no change":     {Index: 1, Term: 1, Type: uint8(raftpb.EntryConfChangeV2), Data: []byte{0xff}},
+		"an old kind":   {Index: 1, Term: 1, Type: uint8(raftpb.EntryConfChange)},
+		"the last goes": entry(ChangeRemove, 0, one(raftpb.ConfChangeRemoveNode, 1)),
+	} {
+		if _, err := MemberChanges(Configuration{Voters: []NodeID{1}}, []wal.Entry{bad}); err == nil {
+			t.Errorf("%s: no error", name)
+		}
+	}
+}

@@ -3,6 +3,8 @@ package core
 import (
 	"fmt"
 
+	"go.etcd.io/etcd/raft/v3/raftpb"
+
 	"github.com/decree-raft/decree/internal/state"
 	"github.com/decree-raft/decree/snapshot"
 	"github.com/decree-raft/decree/wal"
@@ -31,6 +33,9 @@ func (w *Worker) Repairable(id ShardID) (least Index, members []NodeID, err erro
 		return 0, nil, notProposed(CodeRepair, "the replica of shard %d on node %d is in service: there is nothing to repair", id, w.cfg.Node)
 	case r.broken.Code == CodeRemoved || r.broken.Code == CodeUnsupported || r.broken.Code == CodeClosed:
 		return 0, nil, notProposed(CodeRepair, "no state of a peer helps here: %v", r.broken)
+	case r.logLost:
+		// Its votes may be gone with the entries: it could vote twice.
+		return 0, nil, notProposed(CodeRepair, "the log of node %d has lost what shard %d had acknowledged, which no state of a peer brings back: replace the node by a new one (decree replace)", w.cfg.Node, id)
 	case r.repairing != nil:
 		return 0, nil, notProposed(CodeRepair, "the replica of shard %d on node %d is being repaired", id, w.cfg.Node)
 	}
@@ -45,7 +50,8 @@ func (w *Worker) Repairable(id ShardID) (least Index, members []NodeID, err erro
 	if len(members) == 0 {
 		return 0, nil, notProposed(CodeRepair, "shard %d has no other member that could help: restore a backup", id)
 	}
-	return max(1, Index(r.log.flushed)), members, nil
+	// The state may be ahead of what the replica knows to be flushed: a snapshot had been installed when it stopped.
+	return max(1, Index(r.log.flushed), Index(r.state.FlushedIndex())), members, nil
 }
 
 // Repair puts a snapshot, verified, in the place of the state of a replica that has stopped, and starts it anew. done is called once, on the worker's goroutine.
@@ -54,15 +60,19 @@ func (w *Worker) Repair(id ShardID, s *snapshot.Snapshot, done func(error)) {
 	if err == nil && Index(s.Manifest.Index) < least {
 		err = notProposed(CodeRepair, "the snapshot is of index %d, and must be of %d at least", s.Manifest.Index, least)
 	}
+	r := w.replicas[id]
+	if v := s.Manifest.MachineVersion; err == nil && v > r.maxVersion() {
+		err = notProposed(CodeRepair, "version %d of the machine is active, this program knows up to %d: start the newer program", v, r.maxVersion())
+	}
 	if err != nil {
 		done(err)
 		return
 	}
-	r := w.replicas[id]
 	if r.writing || r.flushing || r.installing != nil {
 		done(notProposed(CodeRepair, "the replica of shard %d has not come to rest yet; try again", id))
 		return
 	}
+	r.state.EndScans() // a machine that panicked may have left some
 	job, err := r.state.Install(s.Install())
 	if err != nil {
 		done(err)
@@ -85,6 +95,9 @@ func (r *Replica) repaired(d *InstallDone) {
 	r.state.SetUndo(false) // it may have led when it stopped
 	at, term := rp.snap.Manifest.Index, rp.snap.Manifest.Term
 	hard := r.log.hard
+	if hard.Term < term { // it has never voted in that term
+		hard.Term, hard.Vote = term, 0
+	}
 	rec := record(r.shard, hard, nil)
 	if last := r.log.last(); at < last && at >= r.log.flushed {
 		if here, err := r.log.Term(at); err == nil && here == term {
@@ -104,6 +117,7 @@ func (r *Replica) restart() {
 	r.repairing = nil
 	n, err := r.again(Deps{Machine: r.machine, State: r.state, Log: rp.log, Rand: r.rand, Logger: r.parent})
 	if err != nil {
+		r.log = rp.after(r) // what the disk has: the next attempt goes on from there
 		rp.done(err)
 		return
 	}
@@ -116,6 +130,18 @@ func (r *Replica) restart() {
 	n.logger.Info("replica repaired", "index", uint64(n.applied))
 	n.touch()
 	rp.done(nil)
+}
+
+// after returns the log as it is on disk behind the snapshot.
+func (rp *repair) after(r *Replica) *raftLog {
+	m := rp.snap.Manifest
+	log := newRaftLog(r.state, Index(m.Index), Term(m.Term), r.cfg.Limits.LogCacheBytes)
+	log.conf, log.changed, log.offer = r.log.conf, r.log.changed, r.log.offer
+	log.hard = raftpb.HardState{Term: rp.log.HardState.Term, Vote: rp.log.HardState.Vote, Commit: rp.log.HardState.Commit}
+	if last := r.log.last(); len(rp.log.Entries) > 0 {
+		_ = log.append(r.log.slice(m.Index+1, last)) // they fit: rp.log was made of them
+	}
+	return log
 }
 
 // again makes a replica like r. What it reads may turn out to be damaged once more.

@@ -81,6 +81,8 @@ type Replica struct {
 	// Snapshots, see snapshot.go.
 	cuts          []cutWanted
 	cutUnderWay   bool
+	cutBytes      atomic.Int64 // of the cut under way; written by who cuts
+	cutTold       int64        // of these, that a leader was told of
 	fetch         *Fetch
 	have          *snapshot.Snapshot // fetched, and handed to raft
 	fetchFailed   Index              // the last that could not be
@@ -104,6 +106,7 @@ type Replica struct {
 
 	touched bool // is on the worker's list for this pass
 	broken  *Error
+	logLost bool // which is why it is broken
 	stats   Stats
 }
 
@@ -126,6 +129,8 @@ type Stats struct {
 	Strange       uint64 // messages from peers that were not acceptable
 	Stranded      uint64 // times that a voter asked for what every voter had had: it has lost part of its log
 	JournalShort  uint64 // flushes that dropped entries which a member may lack, for want of room (Config.JournalMaxBytes)
+
+	Overtaken uint64 // times that a snapshot had arrived at a member and the journal did not continue it any more (Config.JournalMaxBytes)
 
 	SnapshotsFetched   uint64 // begun
 	SnapshotsInstalled uint64
@@ -308,6 +313,7 @@ func (r *Replica) contain() {
 			if strings.Contains(fmt.Sprint(p), "tocommit") {
 				// raft's words for: the leader counts on entries that this replica acknowledged and does not have.
 				err.Message = fmt.Sprintf("this node has lost part of its log and may not go on under its id; remove its data and add it as a new node (%v)", p)
+				r.logLost = true
 			}
 		}
 		r.logger.Error("panic", "reason", p, "stack", string(debug.Stack()))
@@ -622,6 +628,8 @@ func (r *Replica) hear(n Note) {
 		r.cut(Index(n.A), n.From)
 	case noteCut:
 		r.hearCut(n)
+	case noteCutting:
+		r.hearCutting(n)
 	case noteFetching, noteFetchFailed:
 		r.hearFetching(n)
 	case noteRemoved:

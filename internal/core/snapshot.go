@@ -21,6 +21,7 @@ import (
 //	leader                          another replica                 the follower
 //	raft asks for a snapshot
 //	  noteCutWanted  ─────────────► flushes if need be, cuts
+//	  noteCutting: how far  ◄──────
 //	  noteCut, manifest ◄──────────
 //	MsgSnap: source, manifest  ──────────────────────────────────► fetches the chunks from the source, or any
 //	  noteFetching: how far  ◄────────────────────────────────────  other that has it
@@ -43,7 +44,8 @@ type offered struct {
 type cutting struct {
 	from  NodeID
 	min   Index
-	since int64 // monotonic ns
+	bytes int64 // that are written, as it says
+	moved int64 // monotonic ns, when it was begun, or when last more was written
 	asked int64 // the same, when it was asked last
 }
 
@@ -51,6 +53,7 @@ type cutting struct {
 type transfer struct {
 	heard        int64 // monotonic ns
 	bytes, total int64
+	index        uint64 // of the snapshot
 }
 
 // CutDone is a cut under way, or a failed one.
@@ -59,6 +62,8 @@ type CutDone struct {
 	// Set by the Env: the manifest of what was cut.
 	Manifest []byte
 	Err      error
+	// Progress may be called by the Env with how many bytes are written; on any goroutine.
+	Progress func(bytes int64)
 
 	done func(*CutDone) // on the worker's goroutine
 }
@@ -163,7 +168,7 @@ func (r *Replica) wantSnapshot() {
 		}
 		// One that has gone, or was removed meanwhile, will not answer.
 		there := r.conf.Has(c.from) && r.w.alive(c.from) || mutated("ask-the-gone")
-		if there && now-c.since < cutPatience*r.electionNanos() {
+		if there && now-c.moved < cutPatience*r.electionNanos() {
 			if now-c.asked > askAgain*r.electionNanos() && !mutated("ask-once") {
 				r.askCut(c) // the question may have been lost, or the answer, or the cut with a restart
 			}
@@ -172,7 +177,7 @@ func (r *Replica) wantSnapshot() {
 		l.failedCut(c.from)
 	}
 	first, _ := r.log.FirstIndex() // never fails
-	l.cutting = &cutting{from: r.cutter(), min: max(r.conf.Index, Index(first-1)), since: r.w.now.Mono}
+	l.cutting = &cutting{from: r.cutter(), min: max(r.conf.Index, Index(first-1)), moved: r.w.now.Mono}
 	if l.cutting.from == r.cfg.Node {
 		r.cut(l.cutting.min, 0)
 		return
@@ -188,8 +193,8 @@ func (r *Replica) askCut(c *cutting) {
 // askAgain is after how many election timeouts a replica is asked for its cut once more: who is at it goes on with it.
 const askAgain = 4
 
-// cutPatience is how many election timeouts a leader waits for another replica's cut. A large state takes longer, and is then cut
-// in two places: that costs disk, not correctness.
+// cutPatience is how many election timeouts a leader waits for another replica's cut that gets no further. However long it takes, one that does
+// is waited for. If it is given up all the same, the state is cut in two places: that costs disk, not correctness.
 const cutPatience = 60
 
 func (r *Replica) electionNanos() int64 { return int64(r.cfg.ElectionTicks) * int64(r.cfg.Tick) }
@@ -247,7 +252,9 @@ func (r *Replica) nextCut() {
 		return // after the flush, or when more is applied
 	}
 	r.cutUnderWay = true
-	r.w.env.Cut(&CutDone{Shard: r.shard, done: r.cutDone})
+	r.cutBytes.Store(0)
+	r.cutTold = 0
+	r.w.env.Cut(&CutDone{Shard: r.shard, Progress: r.cutBytes.Store, done: r.cutDone})
 }
 
 // cutDone hands a cut to whoever waited for it.
@@ -316,6 +323,31 @@ func (r *Replica) hearCut(n Note) {
 	r.takeOffer(n.From, n.Data, err)
 }
 
+// tellCutting says to a leader who waits for a cut how far it is.
+func (r *Replica) tellCutting() {
+	bytes := r.cutBytes.Load()
+	if !r.cutUnderWay || bytes == r.cutTold {
+		return
+	}
+	r.cutTold = bytes
+	for _, c := range r.cuts {
+		if c.to != 0 {
+			r.w.env.SendNote(c.to, Note{Shard: r.shard, Kind: noteCutting, A: uint64(c.min), B: uint64(bytes)})
+		}
+	}
+}
+
+// hearCutting takes the word of a replica that cuts.
+func (r *Replica) hearCutting(n Note) {
+	l := r.lead
+	if l == nil || l.cutting == nil || l.cutting.from != n.From || uint64(l.cutting.min) != n.A {
+		return
+	}
+	if c := l.cutting; int64(n.B) > c.bytes {
+		c.bytes, c.moved = int64(n.B), r.w.now.Mono
+	}
+}
+
 // takeOffer makes a snapshot the one that raft is given.
 func (r *Replica) takeOffer(source NodeID, manifest []byte, err error) {
 	l := r.lead
@@ -353,6 +385,7 @@ const offerPatience = 40
 
 // tickSnapshots gives up on followers that are not heard of, and lets go of a snapshot that nobody needs.
 func (r *Replica) tickSnapshots() {
+	r.tellCutting()
 	if f := r.fetch; f != nil {
 		r.tellProgress(f.index, f.progress.bytes.Load(), f.progress.total.Load())
 	} else if in := r.installing; in != nil {
@@ -365,15 +398,23 @@ func (r *Replica) tickSnapshots() {
 	now := r.w.now.Mono
 	var silent []uint64
 	busy := false
+	first, _ := r.log.FirstIndex() // never fails
 	r.rn.WithProgress(func(id uint64, _ raft.ProgressType, p tracker.Progress) {
+		t := l.transfers[NodeID(id)]
+		if t != nil && p.Match >= t.index && (p.State != tracker.StateSnapshot || p.PendingSnapshot > t.index) {
+			if p.Match+1 < first {
+				r.overtaken(NodeID(id), t.index, first)
+			}
+			delete(l.transfers, NodeID(id))
+			t = nil
+		}
 		if p.State != tracker.StateSnapshot {
 			delete(l.transfers, NodeID(id))
 			return
 		}
 		busy = true
-		t := l.transfers[NodeID(id)]
 		if t == nil {
-			t = &transfer{heard: now}
+			t = &transfer{heard: now, index: p.PendingSnapshot}
 			if l.transfers == nil {
 				l.transfers = map[NodeID]*transfer{}
 			}
@@ -393,6 +434,15 @@ func (r *Replica) tickSnapshots() {
 	} else if l.offered != nil && now-l.offeredAt > offerPatience*r.electionNanos() {
 		l.offered = nil
 	}
+}
+
+// overtaken speaks up when a snapshot has arrived and the journal does not continue it any more. The next one comes, and as long as nothing
+// changes, it is overtaken as well.
+func (r *Replica) overtaken(n NodeID, index, first uint64) {
+	r.stats.Overtaken++
+	r.logger.Error("a snapshot was of no use any more when it had arrived: what was decided meanwhile exceeds JournalMaxBytes. Raise that, or "+
+		"SnapshotBytesPerSecond, or see that less is decided for a while; otherwise this member never catches up",
+		"member", uint64(n), "snapshot", index, "journal_from", first, "max_bytes", r.cfg.JournalMaxBytes)
 }
 
 // fetchProgress is written by who fetches and read by the worker.

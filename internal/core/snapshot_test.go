@@ -1,7 +1,9 @@
 package core
 
 import (
+	"fmt"
 	"log/slog"
+	"slices"
 	"testing"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
@@ -308,5 +310,115 @@ func TestStrangeSnapshots(t *testing.T) {
 		if h.stopped != nil || len(h.fetches) > 0 || h.replica().applied != 0 {
 			t.Errorf("%s: stopped %v, %d fetches", name, h.stopped, len(h.fetches))
 		}
+	}
+}
+
+// A cut that takes long is waited for as long as it gets on, and no longer; who cuts says how far it is.
+func TestPatienceWithACut(t *testing.T) {
+	h := newHand(t, Limits{})
+	h.lead()
+	h.submit("A")
+	timeouts := func(n int, bytes uint64) {
+		t.Helper()
+		for range n {
+			c := h.replica().lead.cutting
+			h.in.Notes = append(h.in.Notes, Note{From: c.from, Shard: 1, Kind: noteCutting, A: uint64(c.min), B: bytes})
+			h.in.Calls = append(h.in.Calls, func(*Worker) { h.replica().lead.snapWanted = true }) // raft asks again
+			h.settle(1)
+			h.now.Mono += h.replica().electionNanos() / 2
+			h.in.Calls = append(h.in.Calls, func(*Worker) { h.replica().lead.snapWanted = true })
+			h.settle(1)
+			h.now.Mono += h.replica().electionNanos() / 2
+		}
+	}
+	h.in.Calls = append(h.in.Calls, func(*Worker) { h.replica().lead.snapWanted = true })
+	h.settle(1)
+	c := h.replica().lead.cutting
+	if c == nil || c.from == 2 {
+		t.Fatalf("nobody else is asked: %+v", c)
+	}
+	for i := range uint64(4) {
+		timeouts(cutPatience/2, i+1)
+	}
+	if h.replica().lead.cutting != c {
+		t.Fatal("a cut that gets on is given up")
+	}
+	timeouts(cutPatience+1, 4)
+	if now := h.replica().lead.cutting; now == nil || now.from == c.from {
+		t.Errorf("a cut that does not get on is waited for: %+v", now)
+	}
+
+	f := newHand(t, Limits{})
+	f.message(raftpb.Message{From: 1, Type: raftpb.MsgApp, Term: 1, Entries: entriesOf(1, 3, 1), Commit: 3})
+	f.settle(1)
+	f.in.Notes = append(f.in.Notes, Note{From: 1, Shard: 1, Kind: noteCutWanted, A: 2})
+	f.settle(1)
+	if len(f.cuts) != 1 {
+		t.Fatalf("%d cuts are under way", len(f.cuts))
+	}
+	f.cuts[0].Progress(4711)
+	f.notes = nil
+	f.in.Ticks = 1
+	f.pass(1)
+	told := slices.ContainsFunc(f.notes, func(n Note) bool { return n.Kind == noteCutting && n.A == 2 && n.B == 4711 })
+	if !told {
+		t.Errorf("the leader is not told how far the cut is: %+v", f.notes)
+	}
+}
+
+// A snapshot that takes so long that the journal does not continue it any more is of no use. Whoever operates the shard hears of it.
+func TestOvertakenSnapshot(t *testing.T) {
+	h := newHand(t, smallCache)
+	h.w.cfg.JournalMaxBytes = 64 << 10
+	h.lead()
+	h.submit("x")
+	term := uint64(h.replica().raftTerm)
+	many := func() {
+		for range 3000 {
+			h.in.Notes = append(h.in.Notes, Note{From: 3, Shard: 1, Kind: noteFetching}) // if it does
+			h.submit("x")
+		}
+	}
+	h.mute = 3
+	if many(); !h.replica().cutShort {
+		t.Fatal("the journal is not cut short")
+	}
+	asks := func() {
+		h.in.Unreachable = []NodeID{3}
+		h.pass(1)
+		h.message(raftpb.Message{Type: raftpb.MsgHeartbeatResp, From: 3, Term: term})
+		h.settle(1)
+	}
+	sends := func() (index uint64) {
+		t.Helper()
+		asks()
+		l := h.replica().lead
+		if l.cutting == nil || l.cutting.from != 1 {
+			t.Fatalf("no snapshot is wanted: %+v", l.cutting)
+		}
+		done := &CutDone{}
+		s := h.cutTo(h.fs, fmt.Sprint("snap", h.replica().applied), done)
+		h.in.Notes = append(h.in.Notes, Note{From: 1, Shard: 1, Kind: noteCut, A: uint64(l.cutting.min), Data: done.Manifest})
+		h.settle(1)
+		asks()
+		if v, _ := h.w.Members(1); v.Progress[3].State != "snapshot" {
+			t.Fatalf("no snapshot is sent: %+v", v.Progress[3])
+		}
+		return s.Manifest.Index
+	}
+	arrives := func(index uint64) {
+		h.message(raftpb.Message{Type: raftpb.MsgAppResp, From: 3, Term: term, Index: index})
+		h.settle(2)
+	}
+	index := sends()
+	many()
+	arrives(index)
+	if n := h.replica().stats.Overtaken; n != 1 {
+		t.Errorf("it was overtaken %d times, want once", n)
+	}
+	h.replica().lead.offered = nil
+	arrives(sends())
+	if n := h.replica().stats.Overtaken; n != 1 {
+		t.Errorf("one that came in time counts: %d", n)
 	}
 }

@@ -315,6 +315,7 @@ type Status struct {
 	Version      uint64        // of the machine, active
 	MaxVersion   uint64        // that this program can run
 	JournalBytes int64         // about; what followers or history need
+	JournalShort bool          // it has lost, for want of room (Config.JournalMaxBytes), what a member lacks, which needs a snapshot
 	Applied      Index
 	Commit       Index
 	Last         Index  // of the log, durable
@@ -338,7 +339,7 @@ func (w *Worker) Status(id ShardID) (Status, bool) {
 		return Status{}, false
 	}
 	s := Status{
-		Shard: id, Role: roleNames[r.role], Term: r.raftTerm, Leader: r.leader, Voters: r.conf.Voters, Learners: r.conf.Learners, Members: r.conf, Version: r.meta.machine, MaxVersion: r.maxVersion(), JournalBytes: r.journalBytes(),
+		Shard: id, Role: roleNames[r.role], Term: r.raftTerm, Leader: r.leader, Voters: r.conf.Voters, Learners: r.conf.Learners, Members: r.conf, Version: r.meta.machine, MaxVersion: r.maxVersion(), JournalBytes: r.journalBytes(), JournalShort: r.cutShort,
 		Applied: r.applied, Last: Index(r.log.last()), Flushed: Index(r.log.flushed),
 		Sequence: r.seq, Time: r.time, Hash: r.chain, Sessions: len(r.sessions.byID), Queued: r.pending.requests,
 		Quiet: r.quiet, Err: r.broken, Stats: r.stats, Memory: r.state.LayerBytes() + r.log.bytes,

@@ -47,7 +47,9 @@ func shardOf(s *rsm.ShardStatus) *adminv1.ShardStatus {
 			LogReads: s.Stats.LogReads, OtherReads: s.Stats.OtherReads, Duplicates: s.Stats.Duplicates,
 			Voids: s.Stats.Voids, Rollbacks: s.Stats.Rollbacks, MachinePanics: s.Stats.MachinePanics, Refused: s.Stats.Refused,
 			Flushes: s.Stats.Flushes, Strange: s.Stats.Strange, Stranded: s.Stats.Stranded,
+			JournalShort: s.Stats.JournalShort, Overtaken: s.Stats.Overtaken,
 		},
+		JournalBytes: s.JournalBytes, JournalShort: s.JournalShort,
 	}
 	for _, v := range s.Voters {
 		r.Voters = append(r.Voters, uint64(v))

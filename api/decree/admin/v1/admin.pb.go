@@ -560,8 +560,12 @@ type ShardStatus struct {
 	// Quiet: the shard is idle and rests.
 	Quiet bool `protobuf:"varint,17,opt,name=quiet,proto3" json:"quiet,omitempty"`
 	// Error: why a stopped replica stopped.
-	Error         *ErrorDetail `protobuf:"bytes,18,opt,name=error,proto3" json:"error,omitempty"`
-	Counters      *Counters    `protobuf:"bytes,19,opt,name=counters,proto3" json:"counters,omitempty"`
+	Error    *ErrorDetail `protobuf:"bytes,18,opt,name=error,proto3" json:"error,omitempty"`
+	Counters *Counters    `protobuf:"bytes,19,opt,name=counters,proto3" json:"counters,omitempty"`
+	// Journal bytes: about what the journal takes on this node's disk.
+	JournalBytes int64 `protobuf:"varint,20,opt,name=journal_bytes,json=journalBytes,proto3" json:"journal_bytes,omitempty"`
+	// Journal short: the journal has lost, for want of room, what a member lacks. That one needs a snapshot.
+	JournalShort  bool `protobuf:"varint,21,opt,name=journal_short,json=journalShort,proto3" json:"journal_short,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -729,6 +733,20 @@ func (x *ShardStatus) GetCounters() *Counters {
 	return nil
 }
 
+func (x *ShardStatus) GetJournalBytes() int64 {
+	if x != nil {
+		return x.JournalBytes
+	}
+	return 0
+}
+
+func (x *ShardStatus) GetJournalShort() bool {
+	if x != nil {
+		return x.JournalShort
+	}
+	return false
+}
+
 // Counters count since the node was started.
 type Counters struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -755,7 +773,11 @@ type Counters struct {
 	// Strange: messages of peers that made no sense.
 	Strange uint64 `protobuf:"varint,12,opt,name=strange,proto3" json:"strange,omitempty"`
 	// Stranded: times that a voter asked for what every voter had had. It has lost part of its log: replace it.
-	Stranded      uint64 `protobuf:"varint,13,opt,name=stranded,proto3" json:"stranded,omitempty"`
+	Stranded uint64 `protobuf:"varint,13,opt,name=stranded,proto3" json:"stranded,omitempty"`
+	// Journal short: flushes that dropped entries which a member may lack, for want of room.
+	JournalShort uint64 `protobuf:"varint,14,opt,name=journal_short,json=journalShort,proto3" json:"journal_short,omitempty"`
+	// Overtaken: times that a snapshot had arrived at a member, and the journal did not continue it any more.
+	Overtaken     uint64 `protobuf:"varint,15,opt,name=overtaken,proto3" json:"overtaken,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -877,6 +899,20 @@ func (x *Counters) GetStrange() uint64 {
 func (x *Counters) GetStranded() uint64 {
 	if x != nil {
 		return x.Stranded
+	}
+	return 0
+}
+
+func (x *Counters) GetJournalShort() uint64 {
+	if x != nil {
+		return x.JournalShort
+	}
+	return 0
+}
+
+func (x *Counters) GetOvertaken() uint64 {
+	if x != nil {
+		return x.Overtaken
 	}
 	return 0
 }
@@ -2715,7 +2751,7 @@ const file_decree_admin_v1_admin_proto_rawDesc = "" +
 	"\x06shards\x18\x03 \x03(\v2\x1c.decree.admin.v1.ShardStatusR\x06shards\x121\n" +
 	"\x05peers\x18\x04 \x03(\v2\x1b.decree.admin.v1.PeerStatusR\x05peers\x12&\n" +
 	"\x03log\x18\x05 \x01(\v2\x14.decree.admin.v1.LogR\x03log\x12)\n" +
-	"\x04disk\x18\x06 \x01(\v2\x15.decree.admin.v1.DiskR\x04disk\"\x94\x04\n" +
+	"\x04disk\x18\x06 \x01(\v2\x15.decree.admin.v1.DiskR\x04disk\"\xde\x04\n" +
 	"\vShardStatus\x12\x14\n" +
 	"\x05shard\x18\x01 \x01(\x04R\x05shard\x12\x12\n" +
 	"\x04role\x18\x02 \x01(\tR\x04role\x12\x12\n" +
@@ -2736,7 +2772,9 @@ const file_decree_admin_v1_admin_proto_rawDesc = "" +
 	"\fmemory_bytes\x18\x10 \x01(\x03R\vmemoryBytes\x12\x14\n" +
 	"\x05quiet\x18\x11 \x01(\bR\x05quiet\x122\n" +
 	"\x05error\x18\x12 \x01(\v2\x1c.decree.admin.v1.ErrorDetailR\x05error\x125\n" +
-	"\bcounters\x18\x13 \x01(\v2\x19.decree.admin.v1.CountersR\bcounters\"\x83\x03\n" +
+	"\bcounters\x18\x13 \x01(\v2\x19.decree.admin.v1.CountersR\bcounters\x12#\n" +
+	"\rjournal_bytes\x18\x14 \x01(\x03R\fjournalBytes\x12#\n" +
+	"\rjournal_short\x18\x15 \x01(\bR\fjournalShort\"\xc6\x03\n" +
 	"\bCounters\x12\x18\n" +
 	"\aentries\x18\x01 \x01(\x04R\aentries\x12\x1a\n" +
 	"\bcommands\x18\x02 \x01(\x04R\bcommands\x12\x1e\n" +
@@ -2756,7 +2794,9 @@ const file_decree_admin_v1_admin_proto_rawDesc = "" +
 	" \x01(\x04R\arefused\x12\x18\n" +
 	"\aflushes\x18\v \x01(\x04R\aflushes\x12\x18\n" +
 	"\astrange\x18\f \x01(\x04R\astrange\x12\x1a\n" +
-	"\bstranded\x18\r \x01(\x04R\bstranded\"\x9f\x01\n" +
+	"\bstranded\x18\r \x01(\x04R\bstranded\x12#\n" +
+	"\rjournal_short\x18\x0e \x01(\x04R\fjournalShort\x12\x1c\n" +
+	"\tovertaken\x18\x0f \x01(\x04R\tovertaken\"\x9f\x01\n" +
 	"\n" +
 	"PeerStatus\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\x04R\x04node\x12\x1c\n" +

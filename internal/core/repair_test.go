@@ -1,0 +1,179 @@
+package core
+
+import (
+	"errors"
+	"fmt"
+	"iter"
+	"strings"
+	"testing"
+
+	"go.etcd.io/etcd/raft/v3/raftpb"
+
+	"github.com/decree-raft/decree/snapshot"
+	"github.com/decree-raft/decree/wal"
+)
+
+// damage takes the replica out of service.
+func (h *hand) damage(code Code) {
+	h.in.Calls = append(h.in.Calls, func(w *Worker) { w.replicas[1].stop(broken(code, nil, "for a test")) })
+	h.pass(1)
+}
+
+// repair begins the repair from a snapshot, and returns where its outcome will be.
+func (h *hand) repair(s *snapshot.Snapshot) *error {
+	outcome := errors.New("it is under way")
+	h.in.Calls = append(h.in.Calls, func(w *Worker) { w.Repair(1, s, func(err error) { outcome = err }) })
+	h.pass(1)
+	return &outcome
+}
+
+// installed hands back what was installed, without a pass.
+func (h *hand) installed() {
+	h.t.Helper()
+	if len(h.installs) != 1 {
+		h.t.Fatalf("%d installations are under way", len(h.installs))
+	}
+	h.installs[0].Err = h.installs[0].Job.Run(h.t.Context())
+	h.in.Installed, h.installs = h.installs, nil
+}
+
+// The log asks a replica to write its records again, at any time. While one is repaired, its old entries lie before those of the snapshot.
+func TestLogPressesDuringRepair(t *testing.T) {
+	h := newHand(t, Limits{})
+	s := snapshotAt(t, h.fs, "snap", 3)
+	log := wal.NewMemory()
+	write := func() {
+		t.Helper()
+		for _, w := range h.writes {
+			if err := log.Append(w.Records); err != nil {
+				t.Fatal(err)
+			}
+		}
+		h.sync()
+	}
+	h.message(raftpb.Message{From: 1, Type: raftpb.MsgApp, Term: 1, Entries: entriesOf(1, 2, 1), Commit: 2})
+	h.pass(1)
+	write()
+	h.pass(1)
+	h.damage(CodeStorage)
+	outcome := h.repair(s)
+	h.in.Pinned = []ShardID{1}
+	h.installed()
+	h.pass(1)
+	write()
+	h.pass(1)
+	write()
+	if *outcome != nil {
+		t.Fatal(*outcome)
+	}
+	if r := h.replica(); r.broken != nil || uint64(r.applied) != s.Manifest.Index {
+		t.Errorf("broken: %v, applied %d of %d", r.broken, r.applied, s.Manifest.Index)
+	}
+	h.reopen(&log)
+	if r := h.replica(); uint64(r.applied) != s.Manifest.Index {
+		t.Errorf("applied %d of %d after a restart", r.applied, s.Manifest.Index)
+	}
+}
+
+// A replica that has lost what it had acknowledged must not go on under its id, whatever state it is given.
+func TestLostLogIsNotRepaired(t *testing.T) {
+	h := newHand(t, Limits{})
+	s := snapshotAt(t, h.fs, "snap", 3)
+	h.message(raftpb.Message{From: 1, Type: raftpb.MsgHeartbeat, Term: 4, Commit: 10}) // which this replica acknowledged before it lost them
+	h.settle(1)
+	if h.stopped == nil || !strings.Contains(h.stopped.Message, "lost part of its log") {
+		t.Fatalf("it goes on: %v", h.stopped)
+	}
+	if err := *h.repair(s); !errors.Is(err, &Error{Kind: ErrNotProposed, Code: CodeRepair}) || !strings.Contains(fmt.Sprint(err), "replace") {
+		t.Errorf("repaired: %v", err)
+	}
+	if len(h.installs) > 0 {
+		t.Error("a state is installed")
+	}
+}
+
+// A state that this program cannot go on with is not put in the place of one that it can.
+func TestRepairWithNewerVersion(t *testing.T) {
+	h := newHand(t, Limits{})
+	s := snapshotAt(t, h.fs, "snap", 3)
+	h.damage(CodeStorage)
+	s.Manifest.MachineVersion = 7
+	if err := *h.repair(s); !errors.Is(err, &Error{Kind: ErrNotProposed, Code: CodeRepair}) || !strings.Contains(fmt.Sprint(err), "newer program") {
+		t.Errorf("got %v", err)
+	}
+	if len(h.installs) > 0 {
+		t.Error("a state is installed")
+	}
+}
+
+// What a repair that did not end has left on the disk is what the next one begins with.
+func TestRepairedTwice(t *testing.T) {
+	h := newHand(t, Limits{})
+	s := snapshotAt(t, h.fs, "snap", 3)
+	log := wal.NewMemory()
+	write := func() {
+		t.Helper()
+		for _, w := range h.writes {
+			if err := log.Append(w.Records); err != nil {
+				t.Fatal(err)
+			}
+		}
+		h.sync()
+	}
+	h.message(raftpb.Message{From: 1, Type: raftpb.MsgApp, Term: 1, Entries: entriesOf(1, 2, 1), Commit: 2})
+	h.pass(1)
+	write()
+	h.pass(1)
+	h.damage(CodeStorage)
+	outcome := h.repair(s)
+	h.installed()
+	h.pass(1)
+	term := h.replica().repairing.log.HardState.Term
+	h.replica().repairing.log.HardState.Term = 0 // what newReplica refuses
+	write()
+	h.pass(1)
+	if *outcome == nil || h.replica().broken == nil {
+		t.Fatal("it is in service")
+	}
+	h.replica().log.hard.Term = term // as the disk has it
+	var least Index
+	h.in.Calls = append(h.in.Calls, func(w *Worker) { least, _, _ = w.Repairable(1) })
+	h.in.Pinned = []ShardID{1}
+	h.pass(1)
+	write()
+	if uint64(least) != s.Manifest.Index {
+		t.Errorf("a snapshot of %d would do, the state is of %d", least, s.Manifest.Index)
+	}
+	if outcome = h.repair(s); len(h.installs) != 1 {
+		t.Fatal(*outcome)
+	}
+	h.installed()
+	h.pass(1)
+	write()
+	h.pass(1)
+	if *outcome != nil {
+		t.Error(*outcome)
+	}
+}
+
+// A machine that panicked in the middle of a scan has left it open.
+func TestRepairEndsScans(t *testing.T) {
+	h := newHand(t, Limits{})
+	s := snapshotAt(t, h.fs, "snap", 3)
+	st := h.replica().state
+	st.Set([]byte("a"), []byte("b"))
+	next, stop := iter.Pull2(st.Scan(nil, nil))
+	defer stop()
+	if _, _, ok := next(); !ok {
+		t.Fatal("nothing is there")
+	}
+	h.damage(CodeApplyPanic)
+	outcome := h.repair(s)
+	h.installed()
+	h.pass(1)
+	h.sync()
+	h.pass(1)
+	if *outcome != nil || h.replica().broken != nil {
+		t.Errorf("%v, %v", *outcome, h.replica().broken)
+	}
+}
