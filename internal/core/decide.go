@@ -41,12 +41,13 @@ type leadership struct {
 	changing bool    // one is in flight
 
 	// Snapshots for those who need one, see snapshot.go.
-	snapWanted bool
-	offered    *offered
-	offeredAt  int64
-	cutting    *cutting
-	cutFailed  map[NodeID]bool
-	transfers  map[NodeID]*transfer
+	snapWanted  bool
+	newerWanted bool // somebody is no member yet in what is offered
+	offered     *offered
+	offeredAt   int64
+	cutting     *cutting
+	cutFailed   map[NodeID]bool
+	transfers   map[NodeID]*transfer
 
 	transferee   NodeID // leadership is to go there; nothing new is decided meanwhile
 	transferSent bool
@@ -137,6 +138,9 @@ func (r *Replica) becomeReady() {
 	r.state.SetUndo(true)
 	r.committed = r.state.Mark()
 	r.apply.chain = r.chain
+	if r.conf.Index > 0 {
+		r.firstFlush()
+	}
 }
 
 // decideQueue moves requests from the queue into the open batch, as many as it takes.

@@ -37,6 +37,7 @@ type hand struct {
 
 	last map[uint64]uint64 // index up to which each peer has the log
 	apps map[uint64]int    // MsgApp that each peer was sent
+	deaf map[uint64]bool   // peers that get no MsgApp, and answer everything else
 }
 
 func (h *hand) Send(_ NodeID, _ ShardID, m *raftpb.Message) { h.sent = append(h.sent, *m) }
@@ -174,7 +175,9 @@ func (h *hand) answer(m *raftpb.Message) {
 	case raftpb.MsgHeartbeat:
 		r.Type = raftpb.MsgHeartbeatResp
 	case raftpb.MsgApp:
-		h.apps[m.To]++
+		if h.apps[m.To]++; h.deaf[m.To] {
+			return
+		}
 		r.Type = raftpb.MsgAppResp
 		if m.Index > h.last[m.To] {
 			r.Index, r.Reject, r.RejectHint, r.LogTerm = m.Index, true, h.last[m.To], 1

@@ -266,7 +266,16 @@ func (r *Replica) proposeChange() {
 		return
 	}
 	l.head.index = b.index
+	r.firstFlush()
 	r.logger.Info("change of members proposed", "change", c.String(), "index", uint64(b.index))
+}
+
+// firstFlush begins the flush that a snapshot takes, if there was none yet, before anything is decided on top of a change of members. That hides the first entry (see
+// raftLog.changed): a voter that has nothing yet needs a snapshot, and may be needed for what is in flight, which the next flush would wait for.
+func (r *Replica) firstFlush() {
+	if r.log.flushed == 0 && !r.freezing && !r.flushing && !mutated("no-first-flush") {
+		r.freeze()
+	}
 }
 
 // confChange says it in raft's words.

@@ -116,6 +116,47 @@ func TestStrangeNotes(t *testing.T) {
 	}
 }
 
+// A change of members hides the first entry: a voter that has nothing yet needs a snapshot from then on, and may be needed for whatever is in flight on top
+// of the change. So there must be one that does not wait for that.
+func TestVoterWithNothingAfterAChange(t *testing.T) {
+	for name, proposes := range map[string]bool{"by the leader that proposed it": true, "by the next leader": false} {
+		t.Run(name, func(t *testing.T) {
+			h := newHand(t, Limits{})
+			h.deaf = map[uint64]bool{3: true}
+			if proposes {
+				h.lead()
+				h.submit("x")
+				c := Change{Kind: ChangeRemove, Node: 1} // node 3 is heard of
+				h.in.Requests = append(h.in.Requests, &Request{Kind: KindChange, Shard: 1, Change: &c, Done: func(*Request) {}})
+				h.pass(1)
+				for h.replica().log.last() < 3 {
+					h.in.Written, h.writes = append(h.in.Written, h.writes...), nil
+					h.pass(1)
+				}
+				// The next command is decided before the change is committed.
+			} else {
+				h.message(raftpb.Message{From: 1, Type: raftpb.MsgApp, Term: 5, Entries: []raftpb.Entry{{Index: 1, Term: 5}, changeEntry(t, 2, 5, raftpb.ConfChangeRemoveNode, 1)}, Commit: 1})
+				h.settle(1)
+				h.last[1] = 2
+				h.lead()
+			}
+			h.submit("y")
+			h.submit("z")
+			r := h.replica()
+			if len(r.lead.inflight) == 0 || len(r.conf.Voters) != 2 {
+				t.Fatalf("%d entries in flight, voters %v", len(r.lead.inflight), r.conf.Voters)
+			}
+			h.deaf[3] = false
+			for i := 0; i < 20 && len(h.cuts) == 0; i++ {
+				h.settle(3)
+			}
+			if len(h.cuts) == 0 {
+				t.Fatal("no snapshot is cut for node 3, which is needed for what is in flight")
+			}
+		})
+	}
+}
+
 func (h *hand) change(c Change) {
 	h.t.Helper()
 	var err error

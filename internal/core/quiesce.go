@@ -50,6 +50,9 @@ func (r *Replica) callOut() {
 	r.silent++
 	patience := r.cfg.ElectionTicks
 	if slices.Contains(r.conf.Voters, r.cfg.Node) {
+		if mutated("ask-voters-only") {
+			return
+		}
 		patience *= 4 // it campaigns, but that asks voters only: were all of them removed, as it was, the learners know
 	}
 	if r.silent%patience != 0 {

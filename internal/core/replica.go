@@ -531,6 +531,9 @@ func (r *Replica) send(m *raftpb.Message) {
 	// raft would pass on a ReadIndex that reached it when it no longer led, under the name
 	// of who asked. The peer would refuse that; who asked asks again.
 	ours := m.From == uint64(r.cfg.Node) || mutated("forward-read-index")
+	if m.Type == raftpb.MsgSnap && r.leftOut(m) {
+		return
+	}
 	if ours && m.To != uint64(r.cfg.Node) && m.To != 0 {
 		r.w.env.Send(NodeID(m.To), r.shard, m)
 		if r.lead != nil && r.lead.ready {
