@@ -114,6 +114,8 @@ type Config struct {
 	segmentBytes int64
 	// readPause, if not zero, is how long a snapshot that a peer reads is kept for the next chunk; tests have no minute.
 	readPause time.Duration
+	// farewell, if not zero, is how long a node that was removed is still talked to; likewise.
+	farewell time.Duration
 	// Set by Cluster.
 	listener net.Listener
 	memory   *memoryDisk

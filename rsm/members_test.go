@@ -193,6 +193,62 @@ func TestReplace(t *testing.T) {
 	}
 }
 
+// A node that was away when it was removed learns of it when it comes back, however late, and also from nodes that were restarted since.
+func TestRemovedNodeComesBackLate(t *testing.T) {
+	for _, name := range []string{"with Join", "of the first nodes"} {
+		t.Run(name, func(t *testing.T) {
+			c := startCluster(t, t.TempDir(), counters{}, func(cfg *Config) { cfg.farewell = 50 * time.Millisecond })
+			gone := NodeID(3)
+			if name == "with Join" {
+				gone = 4
+				four, err := c.Join(gone)
+				if err != nil {
+					t.Fatal(err)
+				}
+				for _, id := range []ShardID{1, 2} {
+					if err := onLeader(t, c, id, func(s *Shard) error { return s.AddLearner(within(t), gone, four.Addr()) }); err != nil {
+						t.Fatal(err)
+					}
+				}
+				sameEverywhere(t, c, 1, 1, 2, 3, 4)
+				sameEverywhere(t, c, 2, 1, 2, 3, 4)
+			}
+			c.Kill(gone)
+			for _, id := range []ShardID{1, 2} {
+				if err := onLeader(t, c, id, func(s *Shard) error { return s.Remove(within(t), gone) }); err != nil {
+					t.Fatal(err)
+				}
+			}
+			for _, restarted := range [][]NodeID{{}, {1, 2}} {
+				for _, id := range restarted {
+					c.Kill(id)
+					if err := c.Restart(id); err != nil {
+						t.Fatal(err)
+					}
+				}
+				eventually(t, "nobody talks to it any more", func() bool {
+					for _, id := range []NodeID{1, 2} {
+						if _, talking := c.Node(id).topology.told()[gone]; talking {
+							return false
+						}
+					}
+					return true
+				})
+				if err := c.Restart(gone); err != nil {
+					t.Fatal(err)
+				}
+				for _, id := range []ShardID{1, 2} {
+					eventually(t, "it knows", func() bool {
+						st, err := c.Node(gone).Shard(id).Status()
+						return err == nil && st.Err != nil && st.Err.Code == core.CodeRemoved
+					})
+				}
+				c.Kill(gone)
+			}
+		})
+	}
+}
+
 // A follower that was away for longer than the journal reaches gets a snapshot, whoever leads.
 func TestCatchUpBySnapshot(t *testing.T) {
 	c := startCluster(t, t.TempDir(), counters{}, small)

@@ -28,8 +28,9 @@ type hand struct {
 	flushes  []*FlushDone
 	sent     []raftpb.Message
 	notes    []Note
-	onSync   func() // before the writes are confirmed
-	released Index  // of the log, which is told so
+	noted    []NodeID // to whom
+	onSync   func()   // before the writes are confirmed
+	released Index    // of the log, which is told so
 	cuts     []*CutDone
 	fetches  []*Fetch
 	installs []*InstallDone
@@ -47,15 +48,17 @@ func (h *hand) Write(w *Write)                              { h.writes = append(
 func (h *hand) Query(*QueryBatch)                           {}
 func (h *hand) Flush(f *FlushDone)                          { h.flushes = append(h.flushes, f) }
 func (h *hand) Flushed(_ ShardID, i Index)                  { h.released = i }
-func (h *hand) SendNote(to NodeID, n Note)                  { h.notes = append(h.notes, n) }
-func (h *hand) Cut(c *CutDone)                              { h.cuts = append(h.cuts, c) }
-func (h *hand) Fetch(f *Fetch)                              { h.fetches = append(h.fetches, f) }
-func (h *hand) Install(d *InstallDone)                      { h.installs = append(h.installs, d) }
-func (h *hand) Members(ShardID, Configuration)              {}
-func (h *hand) Address(NodeID) string                       { return "" }
-func (h *hand) LastHeard(NodeID) int64                      { return h.now.Mono }
-func (h *hand) Changed(ShardID, NodeID, Term)               {}
-func (h *hand) Stopped(_ ShardID, err *Error)               { h.stopped = err }
+func (h *hand) SendNote(to NodeID, n Note) {
+	h.notes, h.noted = append(h.notes, n), append(h.noted, to)
+}
+func (h *hand) Cut(c *CutDone)                 { h.cuts = append(h.cuts, c) }
+func (h *hand) Fetch(f *Fetch)                 { h.fetches = append(h.fetches, f) }
+func (h *hand) Install(d *InstallDone)         { h.installs = append(h.installs, d) }
+func (h *hand) Members(ShardID, Configuration) {}
+func (h *hand) Address(NodeID) string          { return "" }
+func (h *hand) LastHeard(NodeID) int64         { return h.now.Mono }
+func (h *hand) Changed(ShardID, NodeID, Term)  {}
+func (h *hand) Stopped(_ ShardID, err *Error)  { h.stopped = err }
 
 // bulky writes 100 KiB for a command in capitals, and rejects "no".
 type bulky struct{}

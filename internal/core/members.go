@@ -514,8 +514,8 @@ func (r *Replica) hideFirst() {
 
 // members sees to it that the worker and its world know the replica's members.
 func (w *Worker) members(r *Replica) {
-	for _, id := range r.conf.Members() {
-		if _, known := w.peers[id]; !known && id != w.cfg.Node {
+	for _, id := range r.others() {
+		if _, known := w.peers[id]; !known {
 			w.peers[id] = true
 		}
 	}
@@ -525,6 +525,16 @@ func (w *Worker) members(r *Replica) {
 		maps.Copy(c.Addresses, r.conf.Addresses)
 	}
 	w.env.Members(r.shard, c)
+}
+
+// others are the other members, with those that are by entries that this replica lacks; ascending.
+func (r *Replica) others() []NodeID {
+	all := r.conf.Members()
+	for id := range r.known { // any order: they are sorted
+		all = append(all, id)
+	}
+	slices.Sort(all)
+	return slices.DeleteFunc(slices.Compact(all), func(id NodeID) bool { return id == r.cfg.Node })
 }
 
 // vouchedFor reports whether a node that is no member here is to be believed all the same: this node was told of it, by its
@@ -551,27 +561,38 @@ func (r *Replica) answerWho(n Note) {
 }
 
 func (r *Replica) hearKnown(n Note) {
-	if !r.conf.Has(n.From) || Index(n.B) <= r.conf.Index || len(n.Data) > MaxAddressBytes || len(r.known) >= maxMembers {
+	if r.conf.Has(n.From) && Index(n.B) > r.conf.Index {
+		r.meet(NodeID(n.A), string(n.Data))
+	}
+}
+
+// meet notes a member by entries that this replica lacks.
+func (r *Replica) meet(n NodeID, address string) {
+	if n == 0 || n == r.cfg.Node || r.conf.Has(n) || len(address) > MaxAddressBytes || len(r.known) >= maxMembers {
+		return
+	}
+	if was, ok := r.known[n]; ok && was == address {
 		return
 	}
 	if r.known == nil {
 		r.known = map[NodeID]string{}
 	}
-	r.known[NodeID(n.A)] = string(n.Data)
+	r.known[n] = address
 	r.w.members(r)
 }
 
 // departure is what a replica knows that was removed, or was told so.
 type departure struct {
-	index Index           // of the configuration without it
-	since int64           // monotonic ns, when it was first told; 0: it only found out itself
-	told  map[NodeID]bool // by whom
+	index  Index           // of the latest configuration without it that it was told of
+	voters []NodeID        // of that
+	told   map[NodeID]bool // by whom
+	since  int64           // monotonic ns, when a majority of the voters had told it; 0: not yet
 }
 
 // leave ends a replica that is no member any more, but not before those who are members can do without its vote. That it has applied its removal says
 // that the removal is committed, not that anybody else knows: whoever does not would count on it, in an election, and
-// for what is to be committed. So it goes on voting and acknowledging, serves nobody, and asks; when a majority of the members has told it that it is removed, or one
-// of them a while ago, it stops.
+// for what is to be committed. So it goes on voting and acknowledging, serves nobody, and asks, until every voter has told it that it is removed, or a majority
+// a while ago: a leader tells the others what is committed with every heartbeat.
 //
 // A leader that finds itself removed has its successor elected first: raft v3.5 would let it go on, without a vote of its own.
 func (r *Replica) leave() {
@@ -583,15 +604,7 @@ func (r *Replica) leave() {
 		}
 		return
 	}
-	d := &r.departure
-	told := 0
-	for _, v := range r.conf.Voters {
-		if d.told[v] {
-			told++
-		}
-	}
-	longAgo := d.since != 0 && r.w.now.Mono-d.since > departurePatience*r.electionNanos()
-	if r.writing || !(r.leaving && told > len(r.conf.Voters)/2 || longAgo || mutated("leave-at-once")) {
+	if r.writing || !r.dispensable() && !mutated("leave-at-once") {
 		return
 	}
 	// The commit index is written down: a restart must find out again.
@@ -601,28 +614,86 @@ func (r *Replica) leave() {
 		r.log.hard = hard
 		r.w.write(nil, record(r.shard, hard, nil))
 	}
-	r.stop(r.removedError(max(d.index, r.conf.Index)))
+	r.stop(r.removedError(max(r.departure.index, r.conf.Index)))
 }
 
-// departurePatience is how many election timeouts a replica waits after it was first told that it was removed: a leader tells
-// the others what is committed with every heartbeat.
+// dispensable reports whether nobody counts on a removed replica any more.
+func (r *Replica) dispensable() bool {
+	d := &r.departure
+	voters := r.conf.Voters
+	if d.index >= r.conf.Index {
+		voters = d.voters
+	}
+	told := 0
+	for _, v := range voters {
+		if d.told[v] {
+			told++
+		}
+	}
+	if told <= len(voters)/2 {
+		d.since = 0
+		return false
+	}
+	if d.since == 0 {
+		d.since = r.w.now.Mono
+	}
+	return told == len(voters) || r.w.now.Mono-d.since > departurePatience*r.electionNanos()
+}
+
+// departurePatience is how many election timeouts a replica waits for the last voters to tell it that it was removed.
 const departurePatience = 10
+
+// tellRemoved answers one that does not know that it is no member any more, and says who are voters now, so that it can ask them too: nobody else would tell it.
+func (r *Replica) tellRemoved(n NodeID) {
+	if r.membersKnown < r.conf.Index && !mutated("tell-before-sync") {
+		return // a restart could forget, and count on it again
+	}
+	voters := map[NodeID]string{}
+	for _, v := range r.conf.Voters {
+		voters[v] = r.address(v)
+	}
+	r.w.env.SendNote(n, Note{Shard: r.shard, Kind: noteRemoved, A: uint64(r.conf.Index), Data: appendAddresses(nil, voters)})
+}
 
 // hearRemoved takes a member's word that this replica was removed. Ids are never used again, so it cannot be old news.
 func (r *Replica) hearRemoved(n Note) {
+	rd := reader{b: n.Data}
+	voters := rd.addresses()
+	if _, self := voters[r.cfg.Node]; rd.err != nil || len(voters) == 0 || len(voters) > maxMembers || self {
+		r.stats.Strange++
+		return
+	}
 	if r.lead != nil || Index(n.A) <= r.conf.Index && !r.leaving {
 		return
 	}
 	d := &r.departure
 	if d.told == nil {
 		d.told = map[NodeID]bool{}
-		d.since = r.w.now.Mono
 	}
-	if len(d.told) < maxMembers {
+	if len(d.told) < 2*maxMembers {
 		d.told[n.From] = true
 	}
-	d.index = max(d.index, Index(n.A))
+	if Index(n.A) >= d.index {
+		d.index, d.voters = Index(n.A), slices.Sorted(maps.Keys(voters))
+		for _, v := range d.voters {
+			r.meet(v, voters[v])
+		}
+	}
 	r.touch()
+}
+
+// pointOn answers one that calls out to a replica that was removed itself: it does not know who decides now, but who did after it.
+func (r *Replica) pointOn(to NodeID) {
+	if !r.leaving || mutated("gone-say-nothing") {
+		return
+	}
+	if slices.Contains(r.conf.Removed, to) {
+		r.tellRemoved(to)
+		return
+	}
+	for _, v := range r.conf.Voters {
+		r.w.env.SendNote(to, Note{Shard: r.shard, Kind: noteKnown, A: uint64(v), B: uint64(r.conf.Index), Data: []byte(r.address(v))})
+	}
 }
 
 func (r *Replica) removedError(at Index) *Error {

@@ -1,6 +1,7 @@
 package core
 
 import (
+	"slices"
 	"testing"
 
 	"go.etcd.io/etcd/raft/v3/raftpb"
@@ -154,6 +155,126 @@ func TestVoterWithNothingAfterAChange(t *testing.T) {
 				t.Fatal("no snapshot is cut for node 3, which is needed for what is in flight")
 			}
 		})
+	}
+}
+
+// removed has node 2 apply its own removal from a shard of these voters.
+func removed(t *testing.T, voters ...NodeID) *hand {
+	h := newHand(t, Limits{}, voters...)
+	h.message(raftpb.Message{From: 1, Type: raftpb.MsgApp, Term: 5, Entries: []raftpb.Entry{{Index: 1, Term: 5}, changeEntry(t, 2, 5, raftpb.ConfChangeRemoveNode, 2)}, Commit: 2})
+	h.settle(1)
+	if !h.replica().leaving || h.stopped != nil {
+		t.Fatalf("leaving %v, stopped %v", h.replica().leaving, h.stopped)
+	}
+	h.notes, h.noted = nil, nil
+	return h
+}
+
+// told has a node say that node 2 was removed, and who are voters.
+func (h *hand) told(by NodeID, index Index, voters ...NodeID) {
+	m := map[NodeID]string{}
+	for _, v := range voters {
+		m[v] = "a:1"
+	}
+	h.in.Notes = append(h.in.Notes, Note{From: by, Shard: 1, Kind: noteRemoved, A: uint64(index), Data: appendAddresses(nil, m)})
+	h.settle(1)
+}
+
+func (h *hand) patience() {
+	for range (departurePatience + 1) * h.replica().cfg.ElectionTicks {
+		h.in.Ticks = 1
+		h.pass(int64(h.replica().cfg.Tick / 1e6))
+	}
+}
+
+// A removed replica is counted on by whoever does not know. One voter that knows is not enough to stop: were it to die, the others could not elect.
+func TestRemovedReplicaStaysUntilVotersKnow(t *testing.T) {
+	h := removed(t, 1, 2, 3, 4)
+	h.told(1, 2, 1, 3, 4)
+	h.patience()
+	if h.stopped != nil {
+		t.Fatal("it stopped when one of three voters knew:", h.stopped)
+	}
+	h.told(3, 2, 1, 3, 4)
+	if h.stopped != nil {
+		t.Fatal("it stopped at once when two of three voters knew:", h.stopped)
+	}
+	h.patience()
+	if h.stopped == nil || h.stopped.Code != CodeRemoved {
+		t.Error("it goes on although a majority has known for long:", h.stopped)
+	}
+
+	h = removed(t, 1, 2, 3)
+	h.told(1, 2, 1, 3)
+	h.told(3, 2, 1, 3)
+	if h.stopped == nil {
+		t.Error("it goes on although every voter knows")
+	}
+	// Those who were voters after it are of no account when others are now. It asks those.
+	h = removed(t, 1, 2, 3)
+	h.told(1, 9, 3, 7, 8)
+	h.told(3, 9, 3, 7, 8)
+	h.patience()
+	if h.stopped != nil {
+		t.Error("it stopped when one of the present voters knew")
+	}
+	asked := map[NodeID]bool{}
+	for i, n := range h.notes {
+		asked[h.noted[i]] = asked[h.noted[i]] || n.Kind == noteAwake
+	}
+	if !asked[7] || !asked[8] {
+		t.Errorf("it asked %v", asked)
+	}
+	h.told(7, 9, 3, 7, 8)
+	h.told(8, 9, 3, 7, 8)
+	if h.stopped == nil {
+		t.Error("it goes on although every present voter knows")
+	}
+}
+
+// Two that were removed must not tell each other for ever.
+func TestRemovedReplicasDoNotArgue(t *testing.T) {
+	h := newHand(t, Limits{})
+	h.message(raftpb.Message{From: 3, Type: raftpb.MsgApp, Term: 5, Entries: []raftpb.Entry{{Index: 1, Term: 5},
+		changeEntry(t, 2, 5, raftpb.ConfChangeRemoveNode, 1), changeEntry(t, 3, 5, raftpb.ConfChangeAddLearnerNode, 4), changeEntry(t, 4, 5, raftpb.ConfChangeRemoveNode, 2)}, Commit: 4})
+	h.settle(1)
+	h.notes, h.noted = nil, nil
+	h.in.Notes = append(h.in.Notes, Note{From: 1, Shard: 1, Kind: noteAwake})
+	h.pass(1)
+	if len(h.notes) != 1 || h.notes[0].Kind != noteRemoved {
+		t.Fatalf("node 1 was told %v", h.notes)
+	}
+	h.notes, h.noted = nil, nil
+	h.told(1, 9, 3)
+	if len(h.notes) > 0 || len(h.replica().departure.told) > 0 {
+		t.Errorf("it answered %v", h.notes)
+	}
+}
+
+// Who knows of nobody but such as were removed too is pointed on by these, also when they have stopped.
+func TestRemovedReplicaPointsOn(t *testing.T) {
+	h := removed(t, 1, 2, 3, 4)
+	for _, stopped := range []bool{false, true} {
+		if stopped {
+			for _, v := range []NodeID{1, 3, 4} {
+				h.told(v, 2, 1, 3, 4)
+			}
+		}
+		if stopped != (h.stopped != nil) {
+			t.Fatal(h.stopped)
+		}
+		h.notes, h.noted = nil, nil
+		h.in.Notes = append(h.in.Notes, Note{From: 4, Shard: 1, Kind: noteAwake})
+		h.pass(1)
+		var said []uint64
+		for _, n := range h.notes {
+			if n.Kind == noteKnown && n.B == 2 {
+				said = append(said, n.A)
+			}
+		}
+		if !slices.Equal(said, []uint64{1, 3, 4}) {
+			t.Errorf("stopped: %v; it answered %v", stopped, h.notes)
+		}
 	}
 }
 

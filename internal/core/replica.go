@@ -283,7 +283,7 @@ func (r *Replica) process() {
 	r.wantSnapshot()
 	r.nextCut()
 	r.maybeFreeze()
-	if r.leaving || r.departure.since != 0 {
+	if r.leaving || len(r.departure.told) > 0 {
 		r.leave()
 	}
 }
@@ -592,22 +592,19 @@ func (r *Replica) acceptable(m *Message) bool {
 	return false // proposals, which are never forwarded; what only a node tells itself
 }
 
-// tellRemoved answers one that does not know that it is no member any more: nobody else would tell it.
-func (r *Replica) tellRemoved(n NodeID) {
-	if r.membersKnown < r.conf.Index && !mutated("tell-before-sync") {
-		return // a restart could forget, and count on it again
-	}
-	r.w.env.SendNote(n, Note{Shard: r.shard, Kind: noteRemoved, A: uint64(r.conf.Index)})
-}
-
 // hear takes a note from a replica.
 func (r *Replica) hear(n Note) {
 	defer r.contain()
 	if r.broken != nil {
+		if r.broken.Code == CodeRemoved && n.Kind == noteAwake {
+			r.pointOn(n.From)
+		}
 		return
 	}
 	if slices.Contains(r.conf.Removed, n.From) {
-		r.tellRemoved(n.From)
+		if n.Kind != noteRemoved { // two that were removed would tell each other for ever
+			r.tellRemoved(n.From)
+		}
 		return
 	}
 	if !r.conf.Has(n.From) && len(r.conf.Voters) > 0 && !r.vouchedFor(n.From) {
@@ -617,6 +614,7 @@ func (r *Replica) hear(n Note) {
 	switch n.Kind {
 	case noteAwake:
 		r.wake()
+		r.pointOn(n.From)
 	case noteCutWanted:
 		if n.From != r.leader || n.A > r.log.last() {
 			return
