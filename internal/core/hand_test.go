@@ -39,6 +39,7 @@ type hand struct {
 	last map[uint64]uint64 // index up to which each peer has the log
 	apps map[uint64]int    // MsgApp that each peer was sent
 	deaf map[uint64]bool   // peers that get no MsgApp, and answer everything else
+	gone map[uint64]bool   // peers that answer nothing, although their nodes are alive
 }
 
 func (h *hand) Send(_ NodeID, _ ShardID, m *raftpb.Message) { h.sent = append(h.sent, *m) }
@@ -169,6 +170,9 @@ func (h *hand) settle(ticks int) {
 }
 
 func (h *hand) answer(m *raftpb.Message) {
+	if h.gone[m.To] {
+		return
+	}
 	r := raftpb.Message{From: m.To, Term: m.Term, Context: m.Context}
 	switch m.Type {
 	case raftpb.MsgPreVote:

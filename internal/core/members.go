@@ -208,7 +208,10 @@ func decodeChange(t raftpb.EntryType, data []byte) (cc raftpb.ConfChangeV2, note
 // change is a change of members on its way through a leader.
 type change struct {
 	Change
-	req *Request // nil: the leader's own, out of a joint configuration
+	req   *Request // nil: the leader's own, out of a joint configuration
+	since int64    // monotonic ns, when it was asked for
+	// waits: it is not known yet whether those who stay answer; meanwhile everything else goes on.
+	waits bool
 }
 
 // acceptChange takes a request to change the members, or refuses it.
@@ -220,7 +223,8 @@ func (r *Replica) acceptChange(q *Request) {
 	case l.change != nil || l.changing:
 		r.finish(q, Result{}, notProposed(CodeChangePending, "another change of the members of shard %d is under way", r.shard))
 	default:
-		l.change = &change{Change: *q.Change, req: q}
+		l.change = &change{Change: *q.Change, req: q, since: r.w.now.Mono}
+		l.change.waits = r.awaitsAnswers(l.change)
 	}
 }
 
@@ -231,7 +235,8 @@ func (r *Replica) changeSettled() bool {
 
 // changeDue reports whether a change of members is to be proposed next: then no new batch is begun, or under load there would never be room.
 func (r *Replica) changeDue() bool {
-	return (r.lead.change != nil || r.conf.Joint()) && r.changeSettled()
+	c := r.lead.change
+	return (c != nil && !c.waits || c == nil && r.conf.Joint()) && r.changeSettled()
 }
 
 // proposeChange hands a change to raft, when everything before it has been and no other is under way.
@@ -241,7 +246,10 @@ func (r *Replica) proposeChange() {
 		l.change = &change{Change: Change{Kind: changeLeaveJoint}}
 	}
 	c := l.change
-	if c == nil || !r.changeSettled() || l.open != nil || l.transferee != 0 || len(l.inflight) >= r.cfg.Limits.PipelineDepth {
+	if c != nil && c.waits {
+		c.waits = r.awaitsAnswers(c)
+	}
+	if c == nil || c.waits || !r.changeSettled() || l.open != nil || l.transferee != 0 || len(l.inflight) >= r.cfg.Limits.PipelineDepth {
 		return
 	}
 	l.change = nil
@@ -418,23 +426,51 @@ func (r *Replica) aliveAfter(c *Change, goes NodeID) error {
 	if !slices.Contains(r.conf.Voters, goes) {
 		return nil // a learner
 	}
-	left, alive := 0, 0
-	for _, v := range r.conf.Voters {
-		if v == goes {
-			continue
-		}
-		left++
-		if v == r.cfg.Node || r.w.alive(v) {
-			alive++
-		}
-	}
-	if c.Kind == ChangeReplace {
-		left, alive = left+1, alive+1 // it has just said that it caught up
-	}
-	if alive < left/2+1 && !mutated("remove-the-last-alive") {
-		return notProposed(CodeChangeRefused, "of the %d voters that would be left only %d answer, which is no majority: bring them back, or replace those that are gone first", left, alive)
+	left, answer, _ := r.staying(c, goes)
+	if answer < left/2+1 && !mutated("remove-the-last-alive") {
+		return notProposed(CodeChangeRefused, "of the %d voters that would be left only %d answer, which is no majority: bring them back, or replace those that are gone first", left, answer)
 	}
 	return nil
+}
+
+// staying counts the voters that a change leaves: all, those whose replica answers, and those whose node does although the replica has not lately.
+func (r *Replica) staying(c *Change, goes NodeID) (left, answer, silent int) {
+	for _, v := range r.conf.Voters {
+		switch {
+		case v == goes:
+			continue
+		case v == r.cfg.Node || r.answers(v):
+			answer++
+		case r.w.alive(v):
+			silent++
+		}
+		left++
+	}
+	if c.Kind == ChangeReplace {
+		left, answer = left+1, answer+1 // it has just said that it caught up
+	}
+	return left, answer, silent
+}
+
+// answers reports whether a replica has lately sent this leader anything. That its node is alive says nothing of that: it may have stopped there.
+func (r *Replica) answers(n NodeID) bool {
+	at, ok := r.lead.heard[n]
+	return ok && r.w.now.Mono-at < r.electionNanos() && r.w.alive(n)
+}
+
+// awaitsAnswers reports whether the answers to the next heartbeats may decide whether a voter can go: the shard may have been at rest.
+func (r *Replica) awaitsAnswers(c *change) bool {
+	goes := c.Node
+	if c.Kind == ChangeReplace {
+		goes = c.Old
+	} else if c.Kind != ChangeRemove {
+		return false
+	}
+	if !slices.Contains(r.conf.Voters, goes) || goes == r.cfg.Node || r.w.now.Mono-c.since > 2*r.electionNanos() {
+		return false
+	}
+	left, answer, silent := r.staying(&c.Change, goes)
+	return answer < left/2+1 && answer+silent >= left/2+1
 }
 
 // handOver has a leader that is to go hand over first: who does not take part cannot commit.
@@ -452,13 +488,17 @@ func (r *Replica) handOver() error {
 	return e
 }
 
-// bestVoter is the other voter, of the configuration to come if there is one, that has most of the log. 0: there is none that answers.
+// bestVoter is the other voter, of the configuration to come if there is one, that has most of the log, and answers if one does. 0: there is none whose node is alive.
 func (r *Replica) bestVoter() (best NodeID) {
-	match := uint64(0)
+	match, answers := uint64(0), false
 	r.rn.WithProgress(func(id uint64, _ raft.ProgressType, p tracker.Progress) {
 		n := NodeID(id)
-		if n != r.cfg.Node && slices.Contains(r.conf.Voters, n) && r.w.alive(n) && (best == 0 || p.Match > match || p.Match == match && n < best) {
-			best, match = n, p.Match
+		if n == r.cfg.Node || !slices.Contains(r.conf.Voters, n) || !r.w.alive(n) {
+			return
+		}
+		a := r.answers(n)
+		if best == 0 || a && !answers || a == answers && (p.Match > match || p.Match == match && n < best) {
+			best, match, answers = n, p.Match, a
 		}
 	})
 	return best

@@ -1,6 +1,7 @@
 package core
 
 import (
+	"errors"
 	"slices"
 	"testing"
 
@@ -155,6 +156,49 @@ func TestVoterWithNothingAfterAChange(t *testing.T) {
 				t.Fatal("no snapshot is cut for node 3, which is needed for what is in flight")
 			}
 		})
+	}
+}
+
+// A replica may have stopped on a node that is alive: then it is not one of those who can go on, nor is leadership handed to it.
+func TestReplicaThatStoppedDoesNotCount(t *testing.T) {
+	h := newHand(t, Limits{})
+	h.lead()
+	h.submit("x")
+	h.gone = map[uint64]bool{1: true}
+	ask := func(n NodeID) (code Code, leader NodeID) {
+		var err error
+		done := false
+		c := Change{Kind: ChangeRemove, Node: n}
+		h.in.Requests = append(h.in.Requests, &Request{Kind: KindChange, Shard: 1, Change: &c, Done: func(q *Request) { err, done = q.Err, true }})
+		for i := 0; i < 500 && !done; i++ {
+			h.settle(1)
+		}
+		var e *Error
+		if !done || err != nil && !errors.As(err, &e) {
+			t.Fatal(done, err)
+		}
+		if e == nil {
+			return "", 0
+		}
+		return e.Code, e.Leader
+	}
+	h.settle(60) // nothing was heard of it for longer than anybody would wait
+	if code, to := ask(2); code != CodeTransfer || to != 3 {
+		t.Errorf("asked to go it answered %v and names node %d", code, to)
+	}
+	h.settle(60) // the transfer is given up
+	if h.replica().lead == nil {
+		t.Fatal("it does not lead any more")
+	}
+	if code, _ := ask(3); code != CodeChangeRefused {
+		t.Errorf("the only other voter that answers may go: %q", code)
+	}
+	h.gone = nil // now both have been silent for longer than an election takes, as after a rest
+	for n := range h.replica().lead.heard {
+		h.replica().lead.heard[n] = -1 << 60
+	}
+	if code, _ := ask(3); code != "" {
+		t.Errorf("everybody answers, and node 3 may not go: %v", code)
 	}
 }
 

@@ -358,7 +358,7 @@ func (r *Replica) observe() {
 		r.stepDown(leader)
 	}
 	if role == raft.StateLeader && r.lead == nil {
-		r.lead = &leadership{term: term}
+		r.lead = &leadership{term: term, heard: map[NodeID]int64{}}
 		if mutated("decide-before-own-entry") {
 			r.becomeReady()
 		}
@@ -557,6 +557,9 @@ func (r *Replica) step(m *Message) {
 	}
 	r.wakeFor(&m.Raft)
 	r.silent = 0
+	if l := r.lead; l != nil {
+		l.heard[m.From] = r.w.now.Mono
+	}
 	if m.Raft.Type == raftpb.MsgSnap {
 		r.hearSnapshot(m)
 		return
