@@ -523,12 +523,15 @@ func (r *Replica) noteMembers() {
 	if !r.noteDue || r.writing {
 		return
 	}
+	r.writeCommit()
+}
+
+// writeCommit writes down what is applied as committed: a restart must find it again.
+func (r *Replica) writeCommit() {
 	r.noteDue = false
-	hard := r.log.hard
-	hard.Commit = max(hard.Commit, uint64(r.applied))
-	r.log.hard = hard
+	r.log.hard.Commit = max(r.log.hard.Commit, min(uint64(r.applied), r.log.last()))
 	at := r.applied
-	r.w.write(nil, record(r.shard, hard, nil))
+	r.w.write(nil, record(r.shard, r.log.hard, nil))
 	r.w.out.then = append(r.w.out.then, func() { r.membersKnown = max(r.membersKnown, at) })
 }
 
@@ -647,23 +650,22 @@ func (r *Replica) leave() {
 	if r.writing || !r.dispensable() && !mutated("leave-at-once") {
 		return
 	}
-	// The commit index is written down: a restart must find out again.
-	hard := r.log.hard
-	hard.Commit = max(hard.Commit, uint64(r.applied))
-	if hard.Commit <= r.log.last() {
-		r.log.hard = hard
-		r.w.write(nil, record(r.shard, hard, nil))
-	}
+	r.writeCommit()
 	r.stop(r.removedError(max(r.departure.index, r.conf.Index)))
+}
+
+// votersNow returns the latest configuration that this replica was told of, or has applied itself: its voters, and by which entry.
+func (r *Replica) votersNow() ([]NodeID, Index) {
+	if d := &r.departure; d.index >= r.conf.Index && len(d.voters) > 0 {
+		return d.voters, d.index
+	}
+	return r.conf.Voters, r.conf.Index
 }
 
 // dispensable reports whether nobody counts on a removed replica any more.
 func (r *Replica) dispensable() bool {
 	d := &r.departure
-	voters := r.conf.Voters
-	if d.index >= r.conf.Index {
-		voters = d.voters
-	}
+	voters, _ := r.votersNow()
 	told := 0
 	for _, v := range voters {
 		if d.told[v] {
@@ -724,15 +726,20 @@ func (r *Replica) hearRemoved(n Note) {
 
 // pointOn answers one that calls out to a replica that was removed itself: it does not know who decides now, but who did after it.
 func (r *Replica) pointOn(to NodeID) {
-	if !r.leaving || mutated("gone-say-nothing") {
+	if !r.leaving && len(r.departure.told) == 0 || mutated("gone-say-nothing") {
 		return
 	}
 	if slices.Contains(r.conf.Removed, to) {
 		r.tellRemoved(to)
 		return
 	}
-	for _, v := range r.conf.Voters {
-		r.w.env.SendNote(to, Note{Shard: r.shard, Kind: noteKnown, A: uint64(v), B: uint64(r.conf.Index), Data: []byte(r.address(v))})
+	voters, index := r.votersNow()
+	for _, v := range voters {
+		address := r.address(v)
+		if a := r.known[v]; a != "" {
+			address = a
+		}
+		r.w.env.SendNote(to, Note{Shard: r.shard, Kind: noteKnown, A: uint64(v), B: uint64(index), Data: []byte(address)})
 	}
 }
 

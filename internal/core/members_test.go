@@ -320,6 +320,20 @@ func TestRemovedReplicaPointsOn(t *testing.T) {
 			t.Errorf("stopped: %v; it answered %v", stopped, h.notes)
 		}
 	}
+	// One that was told, and has not the entry itself, says what it was told.
+	h = newHand(t, Limits{}, 1, 2, 3)
+	h.message(raftpb.Message{From: 1, Type: raftpb.MsgHeartbeat, Term: 5})
+	h.told(3, 9, 3, 5)
+	h.told(5, 9, 3, 5)
+	if h.stopped == nil {
+		t.Fatal("it goes on")
+	}
+	h.notes, h.noted = nil, nil
+	h.in.Notes = append(h.in.Notes, Note{From: 1, Shard: 1, Kind: noteAwake})
+	h.pass(1)
+	if len(h.notes) != 2 || h.notes[1].Kind != noteKnown || h.notes[1].A != 5 || h.notes[1].B != 9 || string(h.notes[1].Data) != "a:1" {
+		t.Errorf("it answered %v", h.notes)
+	}
 }
 
 func (h *hand) change(c Change) {
