@@ -159,6 +159,48 @@ func TestVoterWithNothingAfterAChange(t *testing.T) {
 	}
 }
 
+// A voter without which nothing is committed may be behind the log when the members change. It gets a snapshot of before the change: one of after it would wait for what is in flight.
+func TestVoterBehindTheLogAfterAChange(t *testing.T) {
+	h := newHand(t, smallCache)
+	h.w.cfg.JournalMaxBytes = 1
+	h.deaf = map[uint64]bool{3: true}
+	h.lead()
+	for range 20 {
+		h.submit("A")
+	}
+	r := h.replica()
+	if first, _ := r.log.FirstIndex(); first <= 2 || r.log.flushed == 0 {
+		t.Fatalf("the log begins with entry %d, flushed are %d", first, r.log.flushed)
+	}
+	c := Change{Kind: ChangeRemove, Node: 1}
+	h.in.Requests = append(h.in.Requests, &Request{Kind: KindChange, Shard: 1, Change: &c, Done: func(*Request) {}})
+	for at := r.log.last(); r.log.last() == at; h.in.Written, h.writes = append(h.in.Written, h.writes...), nil {
+		h.pass(1)
+	}
+	h.in.Requests = append(h.in.Requests, &Request{Kind: KindCommand, Shard: 1, Commands: [][]byte{[]byte("y")}, Done: func(*Request) {}})
+	h.pass(1) // decided before the change is committed
+	h.submit("z")
+	if len(r.lead.inflight) == 0 || len(r.conf.Voters) != 2 || Index(r.log.flushed) >= r.conf.Index {
+		t.Fatalf("%d entries in flight, voters %v as of %d, flushed %d", len(r.lead.inflight), r.conf.Voters, r.conf.Index, r.log.flushed)
+	}
+	h.deaf[3] = false
+	for i := 0; i < 20 && len(h.cuts) == 0; i++ {
+		h.settle(3)
+	}
+	if len(h.cuts) == 0 {
+		t.Fatal("no snapshot is cut for node 3, which is needed for what is in flight")
+	}
+	// A newcomer is not in that one: it is not sent there.
+	r.lead.offered = &offered{source: 2, index: Index(r.log.flushed)}
+	m := raftpb.Message{Type: raftpb.MsgSnap, From: 2, To: 9, Snapshot: raftpb.Snapshot{Metadata: raftpb.SnapshotMetadata{ConfState: raftpb.ConfState{Voters: []uint64{1, 2, 3}}}}}
+	h.sent = nil
+	r.lead.newerWanted = false
+	r.send(&m)
+	if len(h.sent) > 0 || !r.lead.newerWanted || r.leastCut() != r.conf.Index {
+		t.Errorf("a newcomer is sent %v; a newer one is wanted: %v, of at least %d", h.sent, r.lead.newerWanted, r.leastCut())
+	}
+}
+
 // A replica may have stopped on a node that is alive: then it is not one of those who can go on, nor is leadership handed to it.
 func TestReplicaThatStoppedDoesNotCount(t *testing.T) {
 	h := newHand(t, Limits{})

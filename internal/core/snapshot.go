@@ -143,7 +143,7 @@ func (r *Replica) offer() (raftpb.Snapshot, error) {
 // fits reports whether the log continues a snapshot. It may be of before a change of members: who installs it learns of that from the log.
 func (r *Replica) fits(index Index) bool {
 	first, _ := r.log.FirstIndex() // never fails
-	return uint64(index)+1 >= first && index <= r.applied
+	return uint64(index)+1 >= first && index <= r.applied && (index >= r.conf.Index || !mutated("cut-after-the-change"))
 }
 
 // leftOut reports whether a snapshot knows nothing of its receiver, who came later. Raft would refuse it there, and does not say here for whom it

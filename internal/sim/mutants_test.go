@@ -72,7 +72,6 @@ var mutants = []mutant{
 	{guarantee: "bug", faults: "ask-once", opts: Options{tune: slowCuts}, from: 1},
 	{guarantee: "bug", faults: "ask-the-gone", opts: Options{tune: changing}},
 	{guarantee: "bug", faults: "cut-after-the-change", opts: Options{tune: changing}, from: 201},
-	{guarantee: "bug", faults: "no-first-flush", opts: Options{tune: changing}, from: 201},
 	{guarantee: "bug", faults: "cut-after-the-change no-first-flush", opts: Options{tune: changing}, from: 201},
 	{guarantee: "bug", faults: "gone-say-nothing", opts: Options{tune: changing}, from: 101},
 	{guarantee: "bug", faults: "tell-before-sync", opts: Options{tune: changing}},
