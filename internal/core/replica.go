@@ -216,7 +216,7 @@ func (r *Replica) restore(d Deps) error {
 // and the record of it leaves a log that the snapshot may contradict: then raft had dropped it already.
 func (r *Replica) continuing(stored []wal.Entry) (entries []raftpb.Entry) {
 	for _, e := range stored {
-		if Index(e.Index) == r.applied && Term(e.Term) != r.meta.term && !mutated("keep-contradicted") {
+		if Index(e.Index) == r.applied && Term(e.Term) != r.meta.term {
 			return nil
 		}
 		if e.Index > uint64(r.applied) {

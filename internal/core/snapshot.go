@@ -379,7 +379,7 @@ func (r *Replica) takeOffer(source NodeID, manifest []byte, err error) {
 
 // pinned returns from where on a snapshot on its way needs the log, or false.
 func (r *Replica) pinned() (Index, bool) {
-	if l := r.lead; l != nil && l.offered != nil && !mutated("no-snapshot-pin") {
+	if l := r.lead; l != nil && l.offered != nil {
 		return l.offered.index, true
 	}
 	return 0, false

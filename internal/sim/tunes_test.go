@@ -7,7 +7,7 @@ import (
 
 // Clusters made for what few seeds bring about: each changes what the seed has drawn.
 var tunes = map[string]func(*swarm){
-	"restless": restless, "hanging": hanging, "crowded": crowded, "behind": behind, "slowCuts": slowCuts, "changing": changing,
+	"restless": restless, "hanging": hanging, "crowded": crowded, "behind": behind, "arriving": arriving, "slowCuts": slowCuts, "changing": changing,
 	"upgrading": upgrading, "joining": joining, "rotten": rotten,
 }
 
@@ -45,6 +45,13 @@ func behind(s *swarm) {
 	s.every[faultRot], s.every[faultUnreachable] = 0, 0
 	s.pad, s.padChance, s.loss = 2000, 0.3, 0
 	s.last = 200 * millisecond
+}
+
+// arriving makes for snapshots that arrive while the disk hangs and leaders change.
+func arriving(s *swarm) {
+	behind(s)
+	s.every[faultSlowDisk], s.every[faultTransfer], s.every[faultSleepyLeader] = 100*millisecond, 100*millisecond, 200*millisecond
+	s.chunk, s.chunks = 100*microsecond, 64
 }
 
 // slowCuts makes for nodes that are restarted while a leader waits for their cut.
