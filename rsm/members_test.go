@@ -7,10 +7,12 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/decree-raft/decree/internal/core"
+	"github.com/decree-raft/decree/internal/transport"
 )
 
 // small makes flushes frequent and the journal short, so that a newcomer, or one that was away, needs a snapshot. Its leaders
@@ -326,5 +328,48 @@ func TestJournal(t *testing.T) {
 	}
 	if _, _, err := s.Journal(context.Background(), 0, 1); !errors.Is(err, &Error{Code: core.CodeCompacted}) {
 		t.Errorf("entry 0: %v", err)
+	}
+}
+
+// slowPort holds the first address that it is told until another comes, or a while.
+type slowPort struct {
+	transport.Peer
+	entered, other chan struct{}
+	mu             sync.Mutex
+	address        string
+}
+
+func (p *slowPort) SetPeer(_ uint64, address string) {
+	if address == "first:1" {
+		close(p.entered)
+		select {
+		case <-p.other:
+		case <-time.After(50 * time.Millisecond):
+		}
+	} else {
+		defer close(p.other)
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.address = address
+}
+
+// Two workers learn of two addresses of a node, one after the other. The transport must end up with the latter.
+func TestAddressesAreToldInOrder(t *testing.T) {
+	n := &Node{engine: &engine{}}
+	n.topology.shards, n.topology.address = map[ShardID]core.Configuration{}, map[NodeID]string{}
+	p := &slowPort{entered: make(chan struct{}), other: make(chan struct{})}
+	var port transport.Peer = p
+	n.port.Store(&port)
+	at := func(i Index, a string) core.Configuration {
+		return core.Configuration{Index: i, Voters: []NodeID{2}, Addresses: map[NodeID]string{2: a}}
+	}
+	var wg sync.WaitGroup
+	wg.Go(func() { n.membersChanged(1, at(5, "first:1")) })
+	<-p.entered
+	n.membersChanged(2, at(9, "second:1"))
+	wg.Wait()
+	if p.address != "second:1" || n.topology.address[2] != "second:1" {
+		t.Errorf("the transport was told %s last, and %s is the latest", p.address, n.topology.address[2])
 	}
 }
