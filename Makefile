@@ -35,11 +35,11 @@ fuzz: ## every fuzz target for FUZZTIME (20s) each
 mutants: ## the faults that are built in on purpose: the simulator must find each
 	go test -tags mutants ./internal/sim -run TestMutants -count=1 -v -timeout 20m
 
-sim: ## SEEDS (1000) simulated clusters, new ones each time (FIRST=n: from n on), on all cores (PROCS=n); SEED=n replays one with its trace
+sim: ## SEEDS (1000) simulated clusters, new ones each time (FIRST=n: from n on), on all cores (PROCS=n); SEED=n replays one with its trace; TUNE=name: clusters made for something (internal/sim/tunes_test.go)
 	@mkdir -p $(BIN)
 	go test -c -o $(BIN)/sim.test ./internal/sim
 	cd internal/sim && $(BIN)/sim.test -test.run 'TestSim$$' -test.v -test.timeout 0 \
-	  $(if $(SEED),-sim.seed=$(SEED),-sim.seeds=$(SEEDS) -sim.first=$(or $(FIRST),0)) $(if $(PROCS),-sim.procs=$(PROCS))
+	  $(if $(SEED),-sim.seed=$(SEED),-sim.seeds=$(SEEDS) -sim.first=$(or $(FIRST),0)) $(if $(PROCS),-sim.procs=$(PROCS)) $(if $(TUNE),-sim.tune=$(TUNE))
 
 crash: ## every state that a crash of a recorded node could leave is opened (10 to 25 minutes; Linux)
 	go test ./rsm -run 'TestCrash|TestFlippedBits' -count=1 -v -timeout 90m -crash.all $(if $(SEED),-crash.seed=$(SEED))

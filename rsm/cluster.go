@@ -188,7 +188,10 @@ func (c *Cluster) Restart(id NodeID) error {
 	if c.Node(id) != nil {
 		return fmt.Errorf("node %d is running", id)
 	}
-	if _, known := c.peers[id]; !known {
+	c.mu.Lock()
+	_, known := c.peers[id]
+	c.mu.Unlock()
+	if !known {
 		return fmt.Errorf("there is no node %d", id)
 	}
 	return c.start(id, nil)
@@ -227,12 +230,15 @@ func (c *Cluster) Leader(ctx context.Context, id ShardID) (*Node, error) {
 
 // Client returns an exactly-once client of one shard over the nodes that run at the time of each call.
 func (c *Cluster) Client(id ShardID) *Client {
+	c.mu.Lock()
+	high := c.high
+	c.mu.Unlock()
 	return NewClient(func(hint NodeID) *Shard {
 		if n := c.Node(hint); n != nil {
 			return n.Shard(id)
 		}
 		return nil
-	}, int(c.high))
+	}, int(high))
 }
 
 // Close stops all nodes. What is acknowledged is durable without it.

@@ -132,7 +132,8 @@ func (s *Shard) Replace(ctx context.Context, old, learner NodeID) error {
 	}
 }
 
-// SetAddress tells everybody under which address a member is found from now on.
+// SetAddress tells everybody under which address a member is found from now on. Shards have no order among each other: where they say different things of a node, the
+// one whose change stands at the higher index is believed. So set it in every shard that the node is a member of.
 func (s *Shard) SetAddress(ctx context.Context, id NodeID, address string) error {
 	return s.change(ctx, core.Change{Kind: core.ChangeAddress, Node: id, Address: address})
 }

@@ -7,10 +7,12 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/decree-raft/decree/internal/core"
+	"github.com/decree-raft/decree/internal/transport"
 )
 
 // small makes flushes frequent and the journal short, so that a newcomer, or one that was away, needs a snapshot. Its leaders
@@ -193,6 +195,62 @@ func TestReplace(t *testing.T) {
 	}
 }
 
+// A node that was away when it was removed learns of it when it comes back, however late, and also from nodes that were restarted since.
+func TestRemovedNodeComesBackLate(t *testing.T) {
+	for _, name := range []string{"with Join", "of the first nodes"} {
+		t.Run(name, func(t *testing.T) {
+			c := startCluster(t, t.TempDir(), counters{}, func(cfg *Config) { cfg.farewell = 50 * time.Millisecond })
+			gone := NodeID(3)
+			if name == "with Join" {
+				gone = 4
+				four, err := c.Join(gone)
+				if err != nil {
+					t.Fatal(err)
+				}
+				for _, id := range []ShardID{1, 2} {
+					if err := onLeader(t, c, id, func(s *Shard) error { return s.AddLearner(within(t), gone, four.Addr()) }); err != nil {
+						t.Fatal(err)
+					}
+				}
+				sameEverywhere(t, c, 1, 1, 2, 3, 4)
+				sameEverywhere(t, c, 2, 1, 2, 3, 4)
+			}
+			c.Kill(gone)
+			for _, id := range []ShardID{1, 2} {
+				if err := onLeader(t, c, id, func(s *Shard) error { return s.Remove(within(t), gone) }); err != nil {
+					t.Fatal(err)
+				}
+			}
+			for _, restarted := range [][]NodeID{{}, {1, 2}} {
+				for _, id := range restarted {
+					c.Kill(id)
+					if err := c.Restart(id); err != nil {
+						t.Fatal(err)
+					}
+				}
+				eventually(t, "nobody talks to it any more", func() bool {
+					for _, id := range []NodeID{1, 2} {
+						if _, talking := c.Node(id).topology.told()[gone]; talking {
+							return false
+						}
+					}
+					return true
+				})
+				if err := c.Restart(gone); err != nil {
+					t.Fatal(err)
+				}
+				for _, id := range []ShardID{1, 2} {
+					eventually(t, "it knows", func() bool {
+						st, err := c.Node(gone).Shard(id).Status()
+						return err == nil && st.Err != nil && st.Err.Code == core.CodeRemoved
+					})
+				}
+				c.Kill(gone)
+			}
+		})
+	}
+}
+
 // A follower that was away for longer than the journal reaches gets a snapshot, whoever leads.
 func TestCatchUpBySnapshot(t *testing.T) {
 	c := startCluster(t, t.TempDir(), counters{}, small)
@@ -270,5 +328,48 @@ func TestJournal(t *testing.T) {
 	}
 	if _, _, err := s.Journal(context.Background(), 0, 1); !errors.Is(err, &Error{Code: core.CodeCompacted}) {
 		t.Errorf("entry 0: %v", err)
+	}
+}
+
+// slowPort holds the first address that it is told until another comes, or a while.
+type slowPort struct {
+	transport.Peer
+	entered, other chan struct{}
+	mu             sync.Mutex
+	address        string
+}
+
+func (p *slowPort) SetPeer(_ uint64, address string) {
+	if address == "first:1" {
+		close(p.entered)
+		select {
+		case <-p.other:
+		case <-time.After(50 * time.Millisecond):
+		}
+	} else {
+		defer close(p.other)
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.address = address
+}
+
+// Two workers learn of two addresses of a node, one after the other. The transport must end up with the latter.
+func TestAddressesAreToldInOrder(t *testing.T) {
+	n := &Node{engine: &engine{}}
+	n.topology.shards, n.topology.address = map[ShardID]core.Configuration{}, map[NodeID]string{}
+	p := &slowPort{entered: make(chan struct{}), other: make(chan struct{})}
+	var port transport.Peer = p
+	n.port.Store(&port)
+	at := func(i Index, a string) core.Configuration {
+		return core.Configuration{Index: i, Voters: []NodeID{2}, Addresses: map[NodeID]string{2: a}}
+	}
+	var wg sync.WaitGroup
+	wg.Go(func() { n.membersChanged(1, at(5, "first:1")) })
+	<-p.entered
+	n.membersChanged(2, at(9, "second:1"))
+	wg.Wait()
+	if p.address != "second:1" || n.topology.address[2] != "second:1" {
+		t.Errorf("the transport was told %s last, and %s is the latest", p.address, n.topology.address[2])
 	}
 }

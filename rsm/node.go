@@ -153,7 +153,7 @@ func (n *Node) makeEngine() *engine {
 	e.rate = n.cfg.SnapshotBytesPerSecond
 	n.engine = e
 	n.topology.static, n.topology.shards, n.topology.address = maps.Clone(n.cfg.Peers), map[ShardID]core.Configuration{}, map[NodeID]string{}
-	n.topology.leaving = map[NodeID]bool{}
+	n.topology.leaving, n.topology.left = map[NodeID]bool{}, map[NodeID]time.Time{}
 	for id := range n.cfg.Peers {
 		if id != n.cfg.Node {
 			e.peers.met(id, e.mono())

@@ -1,6 +1,7 @@
 package rsm
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"slices"
@@ -68,11 +69,15 @@ func (s *peerSet) ids() []NodeID {
 
 // topology is where the other nodes are found, and who has gone: what the configuration says, and what the shards' logs say since.
 type topology struct {
+	// telling is held while the transport is told: two workers that learn of one node's addresses one after the other must tell them in that order.
+	telling sync.Mutex
+
 	mu      sync.Mutex
 	static  map[NodeID]string // Config.Peers
 	shards  map[ShardID]core.Configuration
-	address map[NodeID]string // as the transport was told
-	leaving map[NodeID]bool   // were removed, and are still talked to
+	address map[NodeID]string    // as the transport was told
+	leaving map[NodeID]bool      // were removed, and are still talked to
+	left    map[NodeID]time.Time // were removed, and when they were last talked to
 }
 
 // addressOf returns where a node is found; a log knows better than a configuration file.
@@ -126,6 +131,10 @@ func (t *topology) told() map[NodeID]string {
 func (t *topology) gone(id NodeID) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	return t.hasGone(id)
+}
+
+func (t *topology) hasGone(id NodeID) bool {
 	removed := false
 	for _, c := range t.shards {
 		if c.Has(id) {
@@ -138,6 +147,7 @@ func (t *topology) gone(id NodeID) bool {
 
 // membersChanged brings the transport up to date. It is called on workers' goroutines, also before there is a transport.
 func (n *Node) membersChanged(shard ShardID, c core.Configuration) {
+	n.topology.telling.Lock()
 	changed := n.topology.update(shard, c, n.cfg.Node)
 	for id := range changed {
 		n.engine.peers.met(id, n.engine.mono())
@@ -147,6 +157,7 @@ func (n *Node) membersChanged(shard ShardID, c core.Configuration) {
 			(*t).SetPeer(uint64(id), address)
 		}
 	}
+	n.topology.telling.Unlock()
 	for _, id := range c.Removed {
 		if n.topology.gone(id) {
 			n.forgetPeer(id)
@@ -155,24 +166,32 @@ func (n *Node) membersChanged(shard ShardID, c core.Configuration) {
 }
 
 // metPeer is told where a node that has dialled this one says that it is found. Only if nobody else has said so it is believed, and
-// only to answer: a leader that this node does not know yet must be answered, or it could tell nothing.
+// only to answer: a leader that this node does not know yet must be answered, or it could tell nothing. So must one that was removed while it was away.
 func (n *Node) metPeer(id uint64, address string) {
-	t := &n.topology
+	t, node := &n.topology, NodeID(id)
+	t.telling.Lock()
 	t.mu.Lock()
-	known := t.locate(NodeID(id)) != "" || t.address[NodeID(id)] == address || len(t.address) >= maxMet
-	if !known {
-		t.address[NodeID(id)] = address
+	where, gone := t.locate(node), t.hasGone(node)
+	_, talking := t.address[node]
+	tell := len(t.address) < maxMet && (where == "" && t.address[node] != address || gone && !talking)
+	if tell {
+		address = cmp.Or(where, address)
+		t.address[node] = address
 	}
 	t.mu.Unlock()
-	if p := n.port.Load(); !known && p != nil {
+	if p := n.port.Load(); tell && p != nil {
 		(*p).SetPeer(id, address)
+	}
+	t.telling.Unlock()
+	if tell && gone {
+		n.forgetPeer(node)
 	}
 }
 
 // maxMet nodes are answered without anybody having spoken for them.
 const maxMet = 256
 
-// farewell is how long a node that was removed is still talked to, so that it learns of it.
+// farewell is how long a node that was removed is still talked to, so that it learns of it; and then for how long not, should it go on or come back.
 const farewell = time.Minute
 
 func (n *Node) forgetPeer(id NodeID) {
@@ -187,13 +206,20 @@ func (n *Node) forgetPeer(id NodeID) {
 	if !is {
 		return
 	}
-	time.AfterFunc(farewell, func() {
-		if !t.gone(id) {
+	time.AfterFunc(n.farewell(), func() {
+		t.telling.Lock()
+		defer t.telling.Unlock()
+		t.mu.Lock()
+		delete(t.leaving, id)
+		gone := t.hasGone(id)
+		if gone {
+			delete(t.address, id)
+			t.left[id] = time.Now()
+		}
+		t.mu.Unlock()
+		if !gone {
 			return
 		}
-		t.mu.Lock()
-		delete(t.address, id)
-		t.mu.Unlock()
 		select {
 		case <-n.done:
 		default:
@@ -204,16 +230,19 @@ func (n *Node) forgetPeer(id NodeID) {
 	})
 }
 
+func (n *Node) farewell() time.Duration { return cmp.Or(n.cfg.farewell, farewell) }
+
 // allow is asked by the transport whether a node may talk to this one. One that is not known here may be a member by entries that
-// this node lacks: the replicas ask their members before they believe it (internal/core, vouchedFor).
+// this node lacks: the replicas ask their members before they believe it (internal/core, vouchedFor). One that was removed may now and then: it may not know.
 func (n *Node) allow(id uint64) error {
-	if n.topology.gone(NodeID(id)) {
-		n.topology.mu.Lock()
-		_, talking := n.topology.address[NodeID(id)]
-		n.topology.mu.Unlock()
-		if _, static := n.cfg.Peers[NodeID(id)]; !talking && !static {
-			return fmt.Errorf("node %d was removed from every shard of node %d", id, n.cfg.Node)
-		}
+	t, node := &n.topology, NodeID(id)
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if _, talking := t.address[node]; talking || !t.hasGone(node) {
+		return nil
+	}
+	if left, ok := t.left[node]; ok && time.Since(left) < n.farewell() {
+		return fmt.Errorf("node %d was removed from every shard of node %d", id, n.cfg.Node)
 	}
 	return nil
 }

@@ -32,6 +32,7 @@ type leadership struct {
 	opening, evicting int // sessions, by entries in flight
 
 	noted map[uint64]int64 // when each voter was last sent a CommitNote
+	heard map[NodeID]int64 // monotonic ns, when the replica of each member last said anything
 
 	versions map[NodeID]versionWord // that members can run, see version.go
 	raising  uint64                 // being activated
@@ -41,12 +42,13 @@ type leadership struct {
 	changing bool    // one is in flight
 
 	// Snapshots for those who need one, see snapshot.go.
-	snapWanted bool
-	offered    *offered
-	offeredAt  int64
-	cutting    *cutting
-	cutFailed  map[NodeID]bool
-	transfers  map[NodeID]*transfer
+	snapWanted  bool
+	newerWanted bool // somebody is no member yet in what is offered
+	offered     *offered
+	offeredAt   int64
+	cutting     *cutting
+	cutFailed   map[NodeID]bool
+	transfers   map[NodeID]*transfer
 
 	transferee   NodeID // leadership is to go there; nothing new is decided meanwhile
 	transferSent bool
@@ -137,6 +139,9 @@ func (r *Replica) becomeReady() {
 	r.state.SetUndo(true)
 	r.committed = r.state.Mark()
 	r.apply.chain = r.chain
+	if r.conf.Index > 0 {
+		r.firstFlush()
+	}
 }
 
 // decideQueue moves requests from the queue into the open batch, as many as it takes.

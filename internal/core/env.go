@@ -99,10 +99,10 @@ const (
 	noteCut                             // the answer; A: as asked, Data: manifest, empty if it failed
 	noteFetching                        // to the leader; A: index of the snapshot, B: bytes that are here, C: of so many
 	noteFetchFailed                     // to the leader; A: index of the snapshot, Data: why
-	noteRemoved                         // to one that does not know; A: index of the configuration without it
+	noteRemoved                         // to one that does not know; A: index of the configuration without it, Data: its voters, as in a changeNote
 	noteWho                             // to members: A: is this node one of us?
 	noteKnown                           // the answer: A: yes, B: by this entry, Data: its address
-	noteAwake                           // to members: this replica cannot campaign and hears nothing; do not rest
+	noteAwake                           // to members: this replica hears nothing; do not rest, and say who is a member if this one is not
 	noteVersions                        // to the leader; A: the highest version of the machine that this replica can run
 	noteCutting                         // to the leader who wants a cut; A: as asked, B: bytes that are written
 )

@@ -28,8 +28,9 @@ type hand struct {
 	flushes  []*FlushDone
 	sent     []raftpb.Message
 	notes    []Note
-	onSync   func() // before the writes are confirmed
-	released Index  // of the log, which is told so
+	noted    []NodeID // to whom
+	onSync   func()   // before the writes are confirmed
+	released Index    // of the log, which is told so
 	cuts     []*CutDone
 	fetches  []*Fetch
 	installs []*InstallDone
@@ -38,6 +39,8 @@ type hand struct {
 	last map[uint64]uint64 // index up to which each peer has the log
 	apps map[uint64]int    // MsgApp that each peer was sent
 	mute uint64            // the peer that does not answer, 0: none
+	deaf map[uint64]bool   // peers that get no MsgApp, and answer everything else
+	gone map[uint64]bool   // peers that answer nothing, although their nodes are alive
 }
 
 func (h *hand) Send(_ NodeID, _ ShardID, m *raftpb.Message) { h.sent = append(h.sent, *m) }
@@ -47,15 +50,17 @@ func (h *hand) Write(w *Write)                              { h.writes = append(
 func (h *hand) Query(*QueryBatch)                           {}
 func (h *hand) Flush(f *FlushDone)                          { h.flushes = append(h.flushes, f) }
 func (h *hand) Flushed(_ ShardID, i Index)                  { h.released = i }
-func (h *hand) SendNote(to NodeID, n Note)                  { h.notes = append(h.notes, n) }
-func (h *hand) Cut(c *CutDone)                              { h.cuts = append(h.cuts, c) }
-func (h *hand) Fetch(f *Fetch)                              { h.fetches = append(h.fetches, f) }
-func (h *hand) Install(d *InstallDone)                      { h.installs = append(h.installs, d) }
-func (h *hand) Members(ShardID, Configuration)              {}
-func (h *hand) Address(NodeID) string                       { return "" }
-func (h *hand) LastHeard(NodeID) int64                      { return h.now.Mono }
-func (h *hand) Changed(ShardID, NodeID, Term)               {}
-func (h *hand) Stopped(_ ShardID, err *Error)               { h.stopped = err }
+func (h *hand) SendNote(to NodeID, n Note) {
+	h.notes, h.noted = append(h.notes, n), append(h.noted, to)
+}
+func (h *hand) Cut(c *CutDone)                 { h.cuts = append(h.cuts, c) }
+func (h *hand) Fetch(f *Fetch)                 { h.fetches = append(h.fetches, f) }
+func (h *hand) Install(d *InstallDone)         { h.installs = append(h.installs, d) }
+func (h *hand) Members(ShardID, Configuration) {}
+func (h *hand) Address(NodeID) string          { return "" }
+func (h *hand) LastHeard(NodeID) int64         { return h.now.Mono }
+func (h *hand) Changed(ShardID, NodeID, Term)  {}
+func (h *hand) Stopped(_ ShardID, err *Error)  { h.stopped = err }
 
 // bulky writes 100 KiB for a command in capitals, and rejects "no".
 type bulky struct{}
@@ -166,7 +171,7 @@ func (h *hand) settle(ticks int) {
 }
 
 func (h *hand) answer(m *raftpb.Message) {
-	if m.To == h.mute {
+	if m.To == h.mute || h.gone[m.To] {
 		return
 	}
 	r := raftpb.Message{From: m.To, Term: m.Term, Context: m.Context}
@@ -178,7 +183,9 @@ func (h *hand) answer(m *raftpb.Message) {
 	case raftpb.MsgHeartbeat:
 		r.Type = raftpb.MsgHeartbeatResp
 	case raftpb.MsgApp:
-		h.apps[m.To]++
+		if h.apps[m.To]++; h.deaf[m.To] {
+			return
+		}
 		r.Type = raftpb.MsgAppResp
 		if m.Index > h.last[m.To] {
 			r.Index, r.Reject, r.RejectHint, r.LogTerm = m.Index, true, h.last[m.To], 1

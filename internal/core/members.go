@@ -208,7 +208,10 @@ func decodeChange(t raftpb.EntryType, data []byte) (cc raftpb.ConfChangeV2, note
 // change is a change of members on its way through a leader.
 type change struct {
 	Change
-	req *Request // nil: the leader's own, out of a joint configuration
+	req   *Request // nil: the leader's own, out of a joint configuration
+	since int64    // monotonic ns, when it was asked for
+	// waits: it is not known yet whether those who stay answer; meanwhile everything else goes on.
+	waits bool
 }
 
 // acceptChange takes a request to change the members, or refuses it.
@@ -220,7 +223,8 @@ func (r *Replica) acceptChange(q *Request) {
 	case l.change != nil || l.changing:
 		r.finish(q, Result{}, notProposed(CodeChangePending, "another change of the members of shard %d is under way", r.shard))
 	default:
-		l.change = &change{Change: *q.Change, req: q}
+		l.change = &change{Change: *q.Change, req: q, since: r.w.now.Mono}
+		l.change.waits = r.awaitsAnswers(l.change)
 	}
 }
 
@@ -231,7 +235,8 @@ func (r *Replica) changeSettled() bool {
 
 // changeDue reports whether a change of members is to be proposed next: then no new batch is begun, or under load there would never be room.
 func (r *Replica) changeDue() bool {
-	return (r.lead.change != nil || r.conf.Joint()) && r.changeSettled()
+	c := r.lead.change
+	return (c != nil && !c.waits || c == nil && r.conf.Joint()) && r.changeSettled()
 }
 
 // proposeChange hands a change to raft, when everything before it has been and no other is under way.
@@ -241,7 +246,10 @@ func (r *Replica) proposeChange() {
 		l.change = &change{Change: Change{Kind: changeLeaveJoint}}
 	}
 	c := l.change
-	if c == nil || !r.changeSettled() || l.open != nil || l.transferee != 0 || len(l.inflight) >= r.cfg.Limits.PipelineDepth {
+	if c != nil && c.waits {
+		c.waits = r.awaitsAnswers(c)
+	}
+	if c == nil || c.waits || !r.changeSettled() || l.open != nil || l.transferee != 0 || len(l.inflight) >= r.cfg.Limits.PipelineDepth {
 		return
 	}
 	l.change = nil
@@ -266,7 +274,16 @@ func (r *Replica) proposeChange() {
 		return
 	}
 	l.head.index = b.index
+	r.firstFlush()
 	r.logger.Info("change of members proposed", "change", c.String(), "index", uint64(b.index))
+}
+
+// firstFlush begins the flush that a snapshot takes, if there was none yet, before anything is decided on top of a change of members. That hides the first entry (see
+// raftLog.changed): a voter that has nothing yet needs a snapshot, and may be needed for what is in flight, which the next flush would wait for.
+func (r *Replica) firstFlush() {
+	if r.log.flushed == 0 && !r.freezing && !r.flushing && !mutated("no-first-flush") {
+		r.freeze()
+	}
 }
 
 // confChange says it in raft's words.
@@ -409,23 +426,51 @@ func (r *Replica) aliveAfter(c *Change, goes NodeID) error {
 	if !slices.Contains(r.conf.Voters, goes) {
 		return nil // a learner
 	}
-	left, alive := 0, 0
-	for _, v := range r.conf.Voters {
-		if v == goes {
-			continue
-		}
-		left++
-		if v == r.cfg.Node || r.w.alive(v) {
-			alive++
-		}
-	}
-	if c.Kind == ChangeReplace {
-		left, alive = left+1, alive+1 // it has just said that it caught up
-	}
-	if alive < left/2+1 && !mutated("remove-the-last-alive") {
-		return notProposed(CodeChangeRefused, "of the %d voters that would be left only %d answer, which is no majority: bring them back, or replace those that are gone first", left, alive)
+	left, answer, _ := r.staying(c, goes)
+	if answer < left/2+1 && !mutated("remove-the-last-alive") {
+		return notProposed(CodeChangeRefused, "of the %d voters that would be left only %d answer, which is no majority: bring them back, or replace those that are gone first", left, answer)
 	}
 	return nil
+}
+
+// staying counts the voters that a change leaves: all, those whose replica answers, and those whose node does although the replica has not lately.
+func (r *Replica) staying(c *Change, goes NodeID) (left, answer, silent int) {
+	for _, v := range r.conf.Voters {
+		switch {
+		case v == goes:
+			continue
+		case v == r.cfg.Node || r.answers(v):
+			answer++
+		case r.w.alive(v):
+			silent++
+		}
+		left++
+	}
+	if c.Kind == ChangeReplace {
+		left, answer = left+1, answer+1 // it has just said that it caught up
+	}
+	return left, answer, silent
+}
+
+// answers reports whether a replica has lately sent this leader anything. That its node is alive says nothing of that: it may have stopped there.
+func (r *Replica) answers(n NodeID) bool {
+	at, ok := r.lead.heard[n]
+	return ok && r.w.now.Mono-at < r.electionNanos() && r.w.alive(n)
+}
+
+// awaitsAnswers reports whether the answers to the next heartbeats may decide whether a voter can go: the shard may have been at rest.
+func (r *Replica) awaitsAnswers(c *change) bool {
+	goes := c.Node
+	if c.Kind == ChangeReplace {
+		goes = c.Old
+	} else if c.Kind != ChangeRemove {
+		return false
+	}
+	if !slices.Contains(r.conf.Voters, goes) || goes == r.cfg.Node || r.w.now.Mono-c.since > 2*r.electionNanos() {
+		return false
+	}
+	left, answer, silent := r.staying(&c.Change, goes)
+	return answer < left/2+1 && answer+silent >= left/2+1
 }
 
 // handOver has a leader that is to go hand over first: who does not take part cannot commit.
@@ -443,13 +488,17 @@ func (r *Replica) handOver() error {
 	return e
 }
 
-// bestVoter is the other voter, of the configuration to come if there is one, that has most of the log. 0: there is none that answers.
+// bestVoter is the other voter, of the configuration to come if there is one, that has most of the log, and answers if one does. 0: there is none whose node is alive.
 func (r *Replica) bestVoter() (best NodeID) {
-	match := uint64(0)
+	match, answers := uint64(0), false
 	r.rn.WithProgress(func(id uint64, _ raft.ProgressType, p tracker.Progress) {
 		n := NodeID(id)
-		if n != r.cfg.Node && slices.Contains(r.conf.Voters, n) && r.w.alive(n) && (best == 0 || p.Match > match || p.Match == match && n < best) {
-			best, match = n, p.Match
+		if n == r.cfg.Node || !slices.Contains(r.conf.Voters, n) || !r.w.alive(n) {
+			return
+		}
+		a := r.answers(n)
+		if best == 0 || a && !answers || a == answers && (p.Match > match || p.Match == match && n < best) {
+			best, match, answers = n, p.Match, a
 		}
 	})
 	return best
@@ -474,12 +523,15 @@ func (r *Replica) noteMembers() {
 	if !r.noteDue || r.writing {
 		return
 	}
+	r.writeCommit()
+}
+
+// writeCommit writes down what is applied as committed: a restart must find it again.
+func (r *Replica) writeCommit() {
 	r.noteDue = false
-	hard := r.log.hard
-	hard.Commit = max(hard.Commit, uint64(r.applied))
-	r.log.hard = hard
+	r.log.hard.Commit = max(r.log.hard.Commit, min(uint64(r.applied), r.log.last()))
 	at := r.applied
-	r.w.write(nil, record(r.shard, hard, nil))
+	r.w.write(nil, record(r.shard, r.log.hard, nil))
 	r.w.out.then = append(r.w.out.then, func() { r.membersKnown = max(r.membersKnown, at) })
 }
 
@@ -505,8 +557,8 @@ func (r *Replica) hideFirst() {
 
 // members sees to it that the worker and its world know the replica's members.
 func (w *Worker) members(r *Replica) {
-	for _, id := range r.conf.Members() {
-		if _, known := w.peers[id]; !known && id != w.cfg.Node {
+	for _, id := range r.others() {
+		if _, known := w.peers[id]; !known {
 			w.peers[id] = true
 		}
 	}
@@ -516,6 +568,16 @@ func (w *Worker) members(r *Replica) {
 		maps.Copy(c.Addresses, r.conf.Addresses)
 	}
 	w.env.Members(r.shard, c)
+}
+
+// others are the other members, with those that are by entries that this replica lacks; ascending.
+func (r *Replica) others() []NodeID {
+	all := r.conf.Members()
+	for id := range r.known { // any order: they are sorted
+		all = append(all, id)
+	}
+	slices.Sort(all)
+	return slices.DeleteFunc(slices.Compact(all), func(id NodeID) bool { return id == r.cfg.Node })
 }
 
 // vouchedFor reports whether a node that is no member here is to be believed all the same: this node was told of it, by its
@@ -542,27 +604,38 @@ func (r *Replica) answerWho(n Note) {
 }
 
 func (r *Replica) hearKnown(n Note) {
-	if !r.conf.Has(n.From) || Index(n.B) <= r.conf.Index || len(n.Data) > MaxAddressBytes || len(r.known) >= maxMembers {
+	if r.conf.Has(n.From) && Index(n.B) > r.conf.Index {
+		r.meet(NodeID(n.A), string(n.Data))
+	}
+}
+
+// meet notes a member by entries that this replica lacks.
+func (r *Replica) meet(n NodeID, address string) {
+	if n == 0 || n == r.cfg.Node || r.conf.Has(n) || len(address) > MaxAddressBytes || len(r.known) >= maxMembers {
+		return
+	}
+	if was, ok := r.known[n]; ok && was == address {
 		return
 	}
 	if r.known == nil {
 		r.known = map[NodeID]string{}
 	}
-	r.known[NodeID(n.A)] = string(n.Data)
+	r.known[n] = address
 	r.w.members(r)
 }
 
 // departure is what a replica knows that was removed, or was told so.
 type departure struct {
-	index Index           // of the configuration without it
-	since int64           // monotonic ns, when it was first told; 0: it only found out itself
-	told  map[NodeID]bool // by whom
+	index  Index           // of the latest configuration without it that it was told of
+	voters []NodeID        // of that
+	told   map[NodeID]bool // by whom
+	since  int64           // monotonic ns, when a majority of the voters had told it; 0: not yet
 }
 
 // leave ends a replica that is no member any more, but not before those who are members can do without its vote. That it has applied its removal says
 // that the removal is committed, not that anybody else knows: whoever does not would count on it, in an election, and
-// for what is to be committed. So it goes on voting and acknowledging, serves nobody, and asks; when a majority of the members has told it that it is removed, or one
-// of them a while ago, it stops.
+// for what is to be committed. So it goes on voting and acknowledging, serves nobody, and asks, until every voter has told it that it is removed, or a majority
+// a while ago: a leader tells the others what is committed with every heartbeat.
 //
 // A leader that finds itself removed has its successor elected first: raft v3.5 would let it go on, without a vote of its own.
 func (r *Replica) leave() {
@@ -574,46 +647,100 @@ func (r *Replica) leave() {
 		}
 		return
 	}
+	if r.writing || !r.dispensable() && !mutated("leave-at-once") {
+		return
+	}
+	r.writeCommit()
+	r.stop(r.removedError(max(r.departure.index, r.conf.Index)))
+}
+
+// votersNow returns the latest configuration that this replica was told of, or has applied itself: its voters, and by which entry.
+func (r *Replica) votersNow() ([]NodeID, Index) {
+	if d := &r.departure; d.index >= r.conf.Index && len(d.voters) > 0 {
+		return d.voters, d.index
+	}
+	return r.conf.Voters, r.conf.Index
+}
+
+// dispensable reports whether nobody counts on a removed replica any more.
+func (r *Replica) dispensable() bool {
 	d := &r.departure
+	voters, _ := r.votersNow()
 	told := 0
-	for _, v := range r.conf.Voters {
+	for _, v := range voters {
 		if d.told[v] {
 			told++
 		}
 	}
-	longAgo := d.since != 0 && r.w.now.Mono-d.since > departurePatience*r.electionNanos()
-	if r.writing || !(r.leaving && told > len(r.conf.Voters)/2 || longAgo || mutated("leave-at-once")) {
-		return
+	if told <= len(voters)/2 {
+		d.since = 0
+		return false
 	}
-	// The commit index is written down: a restart must find out again.
-	hard := r.log.hard
-	hard.Commit = max(hard.Commit, uint64(r.applied))
-	if hard.Commit <= r.log.last() {
-		r.log.hard = hard
-		r.w.write(nil, record(r.shard, hard, nil))
+	if d.since == 0 {
+		d.since = r.w.now.Mono
 	}
-	r.stop(r.removedError(max(d.index, r.conf.Index)))
+	return told == len(voters) || r.w.now.Mono-d.since > departurePatience*r.electionNanos()
 }
 
-// departurePatience is how many election timeouts a replica waits after it was first told that it was removed: a leader tells
-// the others what is committed with every heartbeat.
+// departurePatience is how many election timeouts a replica waits for the last voters to tell it that it was removed.
 const departurePatience = 10
+
+// tellRemoved answers one that does not know that it is no member any more, and says who are voters now, so that it can ask them too: nobody else would tell it.
+func (r *Replica) tellRemoved(n NodeID) {
+	if r.membersKnown < r.conf.Index && !mutated("tell-before-sync") {
+		return // a restart could forget, and count on it again
+	}
+	voters := map[NodeID]string{}
+	for _, v := range r.conf.Voters {
+		voters[v] = r.address(v)
+	}
+	r.w.env.SendNote(n, Note{Shard: r.shard, Kind: noteRemoved, A: uint64(r.conf.Index), Data: appendAddresses(nil, voters)})
+}
 
 // hearRemoved takes a member's word that this replica was removed. Ids are never used again, so it cannot be old news.
 func (r *Replica) hearRemoved(n Note) {
+	rd := reader{b: n.Data}
+	voters := rd.addresses()
+	if _, self := voters[r.cfg.Node]; rd.err != nil || len(voters) == 0 || len(voters) > maxMembers || self {
+		r.stats.Strange++
+		return
+	}
 	if r.lead != nil || Index(n.A) <= r.conf.Index && !r.leaving {
 		return
 	}
 	d := &r.departure
 	if d.told == nil {
 		d.told = map[NodeID]bool{}
-		d.since = r.w.now.Mono
 	}
-	if len(d.told) < maxMembers {
+	if len(d.told) < 2*maxMembers {
 		d.told[n.From] = true
 	}
-	d.index = max(d.index, Index(n.A))
+	if Index(n.A) >= d.index {
+		d.index, d.voters = Index(n.A), slices.Sorted(maps.Keys(voters))
+		for _, v := range d.voters {
+			r.meet(v, voters[v])
+		}
+	}
 	r.touch()
+}
+
+// pointOn answers one that calls out to a replica that was removed itself: it does not know who decides now, but who did after it.
+func (r *Replica) pointOn(to NodeID) {
+	if !r.leaving && len(r.departure.told) == 0 || mutated("gone-say-nothing") {
+		return
+	}
+	if slices.Contains(r.conf.Removed, to) {
+		r.tellRemoved(to)
+		return
+	}
+	voters, index := r.votersNow()
+	for _, v := range voters {
+		address := r.address(v)
+		if a := r.known[v]; a != "" {
+			address = a
+		}
+		r.w.env.SendNote(to, Note{Shard: r.shard, Kind: noteKnown, A: uint64(v), B: uint64(index), Data: []byte(address)})
+	}
 }
 
 func (r *Replica) removedError(at Index) *Error {

@@ -49,16 +49,17 @@ func (r *Replica) tick() {
 func (r *Replica) callOut() {
 	r.silent++
 	patience := r.cfg.ElectionTicks
-	if slices.Contains(r.conf.Voters, r.cfg.Node) {
+	if slices.Contains(r.conf.Voters, r.cfg.Node) && len(r.departure.told) == 0 {
+		if mutated("ask-voters-only") {
+			return
+		}
 		patience *= 4 // it campaigns, but that asks voters only: were all of them removed, as it was, the learners know
 	}
 	if r.silent%patience != 0 {
 		return
 	}
-	for _, m := range r.conf.Members() {
-		if m != r.cfg.Node {
-			r.w.env.SendNote(m, Note{Shard: r.shard, Kind: noteAwake})
-		}
+	for _, m := range r.others() {
+		r.w.env.SendNote(m, Note{Shard: r.shard, Kind: noteAwake})
 	}
 }
 

@@ -221,7 +221,7 @@ func (r *Replica) restore(d Deps) error {
 // and the record of it leaves a log that the snapshot may contradict: then raft had dropped it already.
 func (r *Replica) continuing(stored []wal.Entry) (entries []raftpb.Entry) {
 	for _, e := range stored {
-		if Index(e.Index) == r.applied && Term(e.Term) != r.meta.term && !mutated("keep-contradicted") {
+		if Index(e.Index) == r.applied && Term(e.Term) != r.meta.term {
 			return nil
 		}
 		if e.Index > uint64(r.applied) {
@@ -288,7 +288,7 @@ func (r *Replica) process() {
 	r.wantSnapshot()
 	r.nextCut()
 	r.maybeFreeze()
-	if r.leaving || r.departure.since != 0 {
+	if r.leaving || len(r.departure.told) > 0 {
 		r.leave()
 	}
 }
@@ -364,7 +364,7 @@ func (r *Replica) observe() {
 		r.stepDown(leader)
 	}
 	if role == raft.StateLeader && r.lead == nil {
-		r.lead = &leadership{term: term}
+		r.lead = &leadership{term: term, heard: map[NodeID]int64{}}
 		if mutated("decide-before-own-entry") {
 			r.becomeReady()
 		}
@@ -537,6 +537,9 @@ func (r *Replica) send(m *raftpb.Message) {
 	// raft would pass on a ReadIndex that reached it when it no longer led, under the name
 	// of who asked. The peer would refuse that; who asked asks again.
 	ours := m.From == uint64(r.cfg.Node) || mutated("forward-read-index")
+	if m.Type == raftpb.MsgSnap && r.leftOut(m) {
+		return
+	}
 	if ours && m.To != uint64(r.cfg.Node) && m.To != 0 {
 		r.w.env.Send(NodeID(m.To), r.shard, m)
 		if r.lead != nil && r.lead.ready {
@@ -560,6 +563,9 @@ func (r *Replica) step(m *Message) {
 	}
 	r.wakeFor(&m.Raft)
 	r.silent = 0
+	if l := r.lead; l != nil {
+		l.heard[m.From] = r.w.now.Mono
+	}
 	if m.Raft.Type == raftpb.MsgSnap {
 		r.hearSnapshot(m)
 		return
@@ -595,22 +601,19 @@ func (r *Replica) acceptable(m *Message) bool {
 	return false // proposals, which are never forwarded; what only a node tells itself
 }
 
-// tellRemoved answers one that does not know that it is no member any more: nobody else would tell it.
-func (r *Replica) tellRemoved(n NodeID) {
-	if r.membersKnown < r.conf.Index && !mutated("tell-before-sync") {
-		return // a restart could forget, and count on it again
-	}
-	r.w.env.SendNote(n, Note{Shard: r.shard, Kind: noteRemoved, A: uint64(r.conf.Index)})
-}
-
 // hear takes a note from a replica.
 func (r *Replica) hear(n Note) {
 	defer r.contain()
 	if r.broken != nil {
+		if r.broken.Code == CodeRemoved && n.Kind == noteAwake {
+			r.pointOn(n.From)
+		}
 		return
 	}
 	if slices.Contains(r.conf.Removed, n.From) {
-		r.tellRemoved(n.From)
+		if n.Kind != noteRemoved { // two that were removed would tell each other for ever
+			r.tellRemoved(n.From)
+		}
 		return
 	}
 	if !r.conf.Has(n.From) && len(r.conf.Voters) > 0 && !r.vouchedFor(n.From) {
@@ -620,6 +623,7 @@ func (r *Replica) hear(n Note) {
 	switch n.Kind {
 	case noteAwake:
 		r.wake()
+		r.pointOn(n.From)
 	case noteCutWanted:
 		if n.From != r.leader || n.A > r.log.last() {
 			return

@@ -50,6 +50,24 @@ func TestJournalForgetsWhatEverybodyHas(t *testing.T) {
 	}
 }
 
+// What follows a snapshot that is on its way is of use when it has arrived: without it, the next one would be due.
+func TestSnapshotOnItsWayKeepsTheJournal(t *testing.T) {
+	h := newHand(t, smallCache)
+	h.lead()
+	for range 1500 {
+		h.submit("x")
+	}
+	l := h.replica().lead
+	l.offered = &offered{index: h.replica().applied}
+	for range 1500 {
+		l.offeredAt = h.now.Mono // somebody is still at it
+		h.submit("x")
+	}
+	if first, last := h.replica().state.JournalBounds(); Index(first) > l.offered.index || Index(last) < l.offered.index+1000 {
+		t.Errorf("the journal has %d to %d, and a snapshot at %d is on its way", first, last, l.offered.index)
+	}
+}
+
 // A rejection that comes late, from before its sender caught up, must not send the leader back to what is not there any more.
 func TestLateRejection(t *testing.T) {
 	h := newHand(t, smallCache)

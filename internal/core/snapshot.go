@@ -129,7 +129,7 @@ func (r *Replica) offer() (raftpb.Snapshot, error) {
 		return raftpb.Snapshot{}, raft.ErrSnapshotTemporarilyUnavailable
 	}
 	r.noticeStranded()
-	if o := l.offered; o != nil && r.fits(o.index) {
+	if o := l.offered; o != nil && r.fits(o.index) { // see also leftOut
 		l.offeredAt = r.w.now.Mono
 		m, _, err := snapshot.Decode(o.manifest)
 		if err != nil {
@@ -145,10 +145,40 @@ func (r *Replica) offer() (raftpb.Snapshot, error) {
 	return raftpb.Snapshot{}, raft.ErrSnapshotTemporarilyUnavailable
 }
 
-// fits reports whether the log continues a snapshot, and whether it knows the present members: raft refuses one that its receiver is not in.
+// fits reports whether the log continues a snapshot. It may be of before a change of members: who installs it learns of that from the log.
 func (r *Replica) fits(index Index) bool {
 	first, _ := r.log.FirstIndex() // never fails
-	return uint64(index)+1 >= first && (index >= r.conf.Index || mutated("fits-any")) && index <= r.applied
+	return uint64(index)+1 >= first && index <= r.applied && (index >= r.conf.Index || !mutated("cut-after-the-change"))
+}
+
+// leftOut reports whether a snapshot knows nothing of its receiver, who came later. Raft would refuse it there, and does not say here for whom it
+// asks; so it is not sent, and a newer one is wanted.
+func (r *Replica) leftOut(m *raftpb.Message) bool {
+	c := &m.Snapshot.Metadata.ConfState
+	if r.lead == nil || slices.Contains(c.Voters, m.To) || slices.Contains(c.VotersOutgoing, m.To) || slices.Contains(c.Learners, m.To) || mutated("fits-any") {
+		return false
+	}
+	r.rn.ReportSnapshot(m.To, raft.SnapshotFailure) // raft asks again after a heartbeat
+	r.lead.snapWanted, r.lead.newerWanted = true, true
+	r.touch()
+	return true
+}
+
+// leastCut is what a snapshot must have at least. A newcomer needs one that knows it. A voter may not be made to wait for that: the flush of a leader's
+// head waits for what is in flight to be committed, and that perhaps for this voter. It does with any that the log continues: it had its own addition on disk
+// when it was promoted, and what it lacks is newer.
+func (r *Replica) leastCut() Index {
+	first, _ := r.log.FirstIndex() // never fails
+	if o := r.lead.offered; o == nil || !r.fits(o.index) {
+		voter := false
+		r.rn.WithProgress(func(id uint64, t raft.ProgressType, p tracker.Progress) {
+			voter = voter || t != raft.ProgressTypeLearner && id != uint64(r.cfg.Node) && p.Next < first
+		})
+		if voter && !mutated("cut-after-the-change") {
+			return Index(first - 1)
+		}
+	}
+	return max(r.conf.Index, Index(first-1))
 }
 
 // wantSnapshot has one cut: by another replica, or here if none can.
@@ -158,28 +188,34 @@ func (r *Replica) wantSnapshot() {
 		return
 	}
 	l.snapWanted = false
-	if l.offered != nil && r.fits(l.offered.index) {
+	if l.offered != nil && r.fits(l.offered.index) && !l.newerWanted {
 		return
 	}
+	least := r.leastCut()
 	if c := l.cutting; c != nil {
 		now := r.w.now.Mono
+		sooner := least < c.min // there is somebody who may not wait for what was wanted first
 		if c.from == r.cfg.Node {
+			if sooner {
+				c.min = least
+				r.cuts = slices.DeleteFunc(r.cuts, func(c cutWanted) bool { return c.to == 0 && len(c.ask) == 0 })
+				r.cut(least, 0)
+			}
 			return
 		}
 		// One that has gone, or was removed meanwhile, will not answer.
 		there := r.conf.Has(c.from) && r.w.alive(c.from) || mutated("ask-the-gone")
 		if there && now-c.moved < cutPatience*r.electionNanos() {
-			if now-c.asked > askAgain*r.electionNanos() && !mutated("ask-once") {
+			if c.min = min(c.min, least); sooner || now-c.asked > askAgain*r.electionNanos() && !mutated("ask-once") {
 				r.askCut(c) // the question may have been lost, or the answer, or the cut with a restart
 			}
 			return
 		}
 		l.failedCut(c.from)
 	}
-	first, _ := r.log.FirstIndex() // never fails
-	l.cutting = &cutting{from: r.cutter(), min: max(r.conf.Index, Index(first-1)), moved: r.w.now.Mono}
+	l.cutting = &cutting{from: r.cutter(least), min: least, moved: r.w.now.Mono}
 	if l.cutting.from == r.cfg.Node {
-		r.cut(l.cutting.min, 0)
+		r.cut(least, 0)
 		return
 	}
 	r.askCut(l.cutting)
@@ -208,11 +244,11 @@ func (l *leadership) failedCut(n NodeID) {
 }
 
 // cutter is the replica that is to cut: not this leader if another follows closely.
-func (r *Replica) cutter() (best NodeID) {
+func (r *Replica) cutter(least Index) (best NodeID) {
 	match := uint64(0)
 	r.rn.WithProgress(func(id uint64, _ raft.ProgressType, p tracker.Progress) {
 		n := NodeID(id)
-		if n == r.cfg.Node || r.lead.cutFailed[n] || p.State != tracker.StateReplicate || Index(p.Match) < r.conf.Index || !r.w.alive(n) {
+		if n == r.cfg.Node || r.lead.cutFailed[n] || p.State != tracker.StateReplicate || Index(p.Match) < least || !r.w.alive(n) {
 			return
 		}
 		if best == 0 || p.Match > match || p.Match == match && n < best {
@@ -238,13 +274,13 @@ func (r *Replica) cut(min Index, to NodeID, ask ...func([]byte, error)) {
 	r.nextCut()
 }
 
-// nextCut begins the cut that is wanted, as soon as what it must have is flushed.
+// nextCut begins a cut that is wanted, as soon as what one of them must have is flushed.
 func (r *Replica) nextCut() {
 	if len(r.cuts) == 0 || r.cutUnderWay || r.installing != nil {
 		return
 	}
-	c := r.cuts[0]
-	if Index(r.log.flushed) < c.min || r.log.flushed == 0 {
+	due := func(c cutWanted) bool { return Index(r.log.flushed) >= c.min && r.log.flushed > 0 }
+	if !slices.ContainsFunc(r.cuts, due) {
 		if r.applied > Index(r.log.flushed) {
 			r.freezeWanted = true
 			r.maybeFreeze()
@@ -368,13 +404,14 @@ func (r *Replica) takeOffer(source NodeID, manifest []byte, err error) {
 		return
 	}
 	l.offered = &offered{source: source, manifest: manifest, index: Index(m.Index), term: Term(m.Term)}
+	l.newerWanted = false
 	l.offeredAt = r.w.now.Mono
 	r.logger.Info("snapshot for followers", "source", uint64(source), "index", m.Index, "bytes", m.Bytes())
 }
 
 // pinned returns from where on a snapshot on its way needs the log, or false.
 func (r *Replica) pinned() (Index, bool) {
-	if l := r.lead; l != nil && l.offered != nil && !mutated("no-snapshot-pin") {
+	if l := r.lead; l != nil && l.offered != nil {
 		return l.offered.index, true
 	}
 	return 0, false

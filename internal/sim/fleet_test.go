@@ -53,7 +53,7 @@ func (o order) run() *report {
 	rep := &report{}
 	for seed := o.First; seed < o.First+uint64(o.Seeds); seed++ {
 		watchdog := time.AfterFunc(longestRun, func() { panic(fmt.Sprintf("seed %d does not end", seed)) })
-		r := runJudged(seed, Options{})
+		r := runJudged(seed, flagged())
 		watchdog.Stop()
 		rep.add(&report{Seeds: 1, Virtual: r.Virtual, Stats: r.Stats})
 		if r.Failure != nil {
@@ -129,7 +129,7 @@ func drive(give func() (order, bool), take func(*report)) error {
 	if err != nil {
 		return err
 	}
-	cmd := exec.Command(self, "-test.run=^TestSim$", "-test.timeout=0", "-sim.worker")
+	cmd := exec.Command(self, "-test.run=^TestSim$", "-test.timeout=0", "-sim.worker", "-sim.tune="+*tuneFlag)
 	cmd.Stderr = os.Stderr
 	in, err := cmd.StdinPipe()
 	if err != nil {

@@ -20,6 +20,7 @@ var (
 	firstFlag  = flag.Uint64("sim.first", 1, "the first of them; 0: one that depends on the time")
 	procsFlag  = flag.Int("sim.procs", runtime.NumCPU(), "processes that run seeds")
 	seedFlag   = flag.Uint64("sim.seed", 0, "one seed to run alone")
+	tuneFlag   = flag.String("sim.tune", "", "clusters made for something, see tunes_test.go")
 	workerFlag = flag.Bool("sim.worker", false, "be a worker of TestSim, see fleet_test.go")
 	shrinkFlag = flag.Int("sim.shrink", 3, "how many of the seeds that fail are shrunk, and their stories told")
 	traceFlag  = flag.String("sim.trace", "-", "file for the trace of that seed; - is the standard output, nothing is none")
@@ -36,7 +37,13 @@ func runJudged(seed uint64, opts Options) *Result {
 	return r
 }
 
+// flagged are the options that the flags ask for.
+func flagged() Options { return Options{tune: tunes[*tuneFlag]} }
+
 func TestSim(t *testing.T) {
+	if *tuneFlag != "" && tunes[*tuneFlag] == nil {
+		t.Fatalf("there is no tune %q", *tuneFlag)
+	}
 	if *workerFlag {
 		if err := work(os.Stdin, os.Stdout); err != nil {
 			t.Fatal(err)
@@ -64,22 +71,22 @@ func TestSim(t *testing.T) {
 	t.Logf("%s\n%s", p.line(total), total.table())
 	for i, f := range total.Failures {
 		if i < *shrinkFlag { // shrinking takes a while
-			if r := runJudged(f.Seed, Options{}); r.Failure != nil {
-				t.Error(story(r, Options{}))
+			if r := runJudged(f.Seed, flagged()); r.Failure != nil {
+				t.Error(story(r, flagged()))
 				continue
 			}
 		}
-		t.Errorf("seed %d: %s (make sim SEED=%d shows it)", f.Seed, f.Failure, f.Seed)
+		t.Errorf("seed %d: %s (make sim %s shows it)", f.Seed, f.Failure, again(f.Seed))
 	}
 	for kind, n := range total.Stats.Faults {
-		if n == 0 && total.Seeds >= 100 {
+		if n == 0 && total.Seeds >= 100 && *tuneFlag == "" {
 			t.Errorf("no fault of kind %s in %d seeds", faultNames[kind], total.Seeds)
 		}
 	}
 }
 
 func one(t *testing.T, seed uint64) {
-	opts := Options{}
+	opts := flagged()
 	switch *traceFlag {
 	case "":
 	case "-":
@@ -97,13 +104,20 @@ func one(t *testing.T, seed uint64) {
 	r := runJudged(seed, opts)
 	t.Logf("seed %d: trace %016x, %d events, %v, %+v", seed, r.Hash, r.Events, r.Virtual, r.Stats)
 	if r.Failure != nil {
-		t.Errorf("%v\n%s", r.Failure, story(r, Options{}))
+		t.Errorf("%v\n%s", r.Failure, story(r, flagged()))
 	}
 }
 
 // story shrinks a failing run and tells it.
 func story(r *Result, opts Options) string {
-	return fmt.Sprintf("%s\nagain:     make sim SEED=%d", Shrink(r, opts, Budget{}, runJudged).Story(), r.Seed)
+	return fmt.Sprintf("%s\nagain:     make sim %s", Shrink(r, opts, Budget{}, runJudged).Story(), again(r.Seed))
+}
+
+func again(seed uint64) string {
+	if *tuneFlag != "" {
+		return fmt.Sprintf("SEED=%d TUNE=%s", seed, *tuneFlag)
+	}
+	return fmt.Sprintf("SEED=%d", seed)
 }
 
 // add sums everything up, by reflection, so that no counter is forgotten.
@@ -140,12 +154,13 @@ func TestRegressions(t *testing.T) {
 		if line = strings.TrimSpace(line); line == "" {
 			continue
 		}
-		seed, err := strconv.ParseUint(line, 10, 64)
-		if err != nil {
-			t.Fatal(err)
+		number, tune, tuned := strings.Cut(line, " ")
+		seed, err := strconv.ParseUint(number, 10, 64)
+		if err != nil || tuned && tunes[tune] == nil {
+			t.Fatalf("%q is no seed, or has a tune that there is not", line)
 		}
-		t.Run(fmt.Sprint(seed), func(t *testing.T) {
-			if r := runJudged(seed, Options{}); r.Failure != nil {
+		t.Run(line, func(t *testing.T) {
+			if r := runJudged(seed, Options{tune: tunes[tune]}); r.Failure != nil {
 				t.Error(r.Failure)
 			}
 		})

@@ -240,6 +240,10 @@ func (n *node) install(e *replacing) {
 		}
 		return
 	}
+	if term := n.disk.shadow[d.Shard].hard.Term; term < d.Snapshot.Manifest.Term {
+		// After a crash now the state would be of a later term than any that the replica has heard of.
+		n.s.fail("promise", "node %d installs a snapshot of shard %d of term %d, and its disk has term %d", n.id, d.Shard, d.Snapshot.Manifest.Term, term)
+	}
 	n.s.stats.Installs++
 	n.installed[d.Shard] = core.Index(d.Snapshot.Manifest.Index)
 	n.removeOlder(d.Snapshot)
