@@ -1,0 +1,180 @@
+package admit
+
+import "sync"
+
+// activeTime is how long a client stays active on a shard without asking, at least; twice as long at most.
+const activeTime = int64(1e9)
+
+// use is what is at work.
+type use struct{ n, bytes int64 }
+
+func (u *use) add(bytes int64) { u.n++; u.bytes += bytes }
+func (u *use) sub(bytes int64) { u.n--; u.bytes -= bytes }
+
+// share is what one client does on one shard.
+type share struct {
+	all  use // everything
+	room use // of it, what makes room
+	seen uint32
+	// What was asked for of late, halved at each turn of the epoch: for how long to wait.
+	admitted, refused uint32
+}
+
+// shard is what is at work on one shard. Its stripe's lock guards it.
+type shard struct {
+	in *stripe
+	id uint64
+
+	work   use
+	shares map[*Client]*share // of active clients
+	epoch  uint32
+	turns  int64 // when the epoch ends
+
+	lim      limiter
+	latency  int64 // moving average, in ns
+	lastUse  int64
+	lastDone int64
+	answers  bool // has ever answered
+
+	admitted uint64
+	refusals [Reasons]uint64
+	spread   uint32
+}
+
+// stripe is the shards that share a lock.
+type stripe struct {
+	mu     sync.Mutex
+	shards map[uint64]*shard
+	// others is the record of the shards that no place was found for, nil until one is needed.
+	others *shard
+	gone   Refused // counted by shards that were evicted
+	taken  uint64  // admitted by those
+
+	_ [64]byte // apart from the next one's lock
+}
+
+// find returns the record of a shard, a new one if there is none.
+func (t *stripe) find(c *Controller, id uint64, now int64) *shard {
+	if s := t.shards[id]; s != nil {
+		return s
+	}
+	if len(t.shards) >= c.perStripe && !t.evict() {
+		if t.others == nil {
+			t.others = c.newShard(t, id, now)
+		}
+		return t.others
+	}
+	s := c.newShard(t, id, now)
+	t.shards[id] = s
+	return s
+}
+
+// evict removes a shard that has nothing at work. Those that never answered, which may not even exist, go first.
+func (t *stripe) evict() bool {
+	var worst *shard
+	for _, s := range t.shards {
+		if s.work.n == 0 && (worst == nil || s.worse(worst)) {
+			worst = s
+		}
+	}
+	if worst == nil {
+		return false
+	}
+	for r, n := range worst.refusals {
+		t.gone[r] += n
+	}
+	t.taken += worst.admitted
+	delete(t.shards, worst.id)
+	return true
+}
+
+func (s *shard) worse(o *shard) bool {
+	switch {
+	case s.answers != o.answers:
+		return !s.answers
+	case s.lastUse != o.lastUse:
+		return s.lastUse < o.lastUse
+	}
+	return s.id < o.id
+}
+
+func (c *Controller) newShard(t *stripe, id uint64, now int64) *shard {
+	return &shard{in: t, id: id, shares: map[*Client]*share{}, turns: now + activeTime, lim: newLimiter(&c.cfg), lastUse: now, lastDone: now}
+}
+
+// shareOf returns what the client does here, and makes it active.
+func (s *shard) shareOf(c *Client, now int64) *share {
+	if now >= s.turns || s.turns-now > activeTime {
+		s.turns = now + activeTime
+		s.epoch++
+		for c, p := range s.shares {
+			p.admitted /= 2
+			p.refused /= 2
+			if p.all.n == 0 && s.epoch-p.seen > 1 {
+				delete(s.shares, c)
+			}
+		}
+	}
+	p := s.shares[c]
+	if p == nil {
+		// Clients that came and went may still be there; those with something at work have records, of which there are not more.
+		if len(s.shares) > c.ctl.cfg.Clients {
+			for c, p := range s.shares {
+				if p.all.n == 0 {
+					delete(s.shares, c)
+				}
+			}
+		}
+		p = &share{}
+		s.shares[c] = p
+	}
+	p.seen = s.epoch
+	return p
+}
+
+// ceiling is up to where work may come with this request; within says whether it is within its share. mine is
+// what counts for it: of what makes room only that, of ordinary requests everything.
+func ceiling(limit, active, mine, add int64, makesRoom, alone bool) (to int64, within bool) {
+	step := max(limit/steps, 1)
+	if makesRoom {
+		if mine == 0 || mine+add <= 4*step/active {
+			return limit + 4*step, true
+		}
+		return limit + step, false
+	}
+	if mine == 0 && alone || mine+add <= limit/active {
+		return limit + 2*step, true
+	}
+	return limit - step, false
+}
+
+// refuses checks a request against the shard's limits.
+func (s *shard) refuses(c *Controller, p *share, bytes int64, makesRoom bool) (r refusal) {
+	r.reason = none
+	mine := p.all
+	if makesRoom {
+		mine = p.room
+	}
+	active := int64(len(s.shares))
+	limit := int64(s.lim.allowed())
+	// While the limit is lowered for a probe it has to be for everybody, or a crowd of clients with one request each would not notice.
+	to, within := ceiling(limit, active, mine.n, 1, makesRoom, !s.lim.probing)
+	if s.work.n+1 > limit-max(limit/steps, 1) {
+		s.lim.pressed = true
+	}
+	if s.work.n+1 > to {
+		r.reason, r.have, r.add, r.allowed = ShardLimit, s.work.n, 1, to
+		switch {
+		case !within && active > 1 && s.work.n < limit:
+			r.reason = FairShare
+		case limit >= int64(c.cfg.MaxLimit):
+			r.reason = ShardCount
+		}
+		return r
+	}
+	to, _ = ceiling(c.shardBytes, active, mine.bytes, bytes, makesRoom, true)
+	if s.work.bytes+bytes > to {
+		r.reason, r.have, r.add, r.allowed = ShardBytes, s.work.bytes, bytes, to
+	}
+	return r
+}
