@@ -165,7 +165,7 @@ func (k *Client) Admit(shardID uint64, bytes int, makesRoom bool, now int64) (Ti
 	t.mu.Lock()
 	s := t.find(c, shardID, now)
 	s.lim.expire(now, int(s.work.n))
-	p := s.shareOf(k, now)
+	p := s.shareOf(k, makesRoom, now)
 	s.lastUse = max(s.lastUse, now)
 	if r := s.refuses(c, p, size, makesRoom); r.reason != none {
 		s.refusals[r.reason]++

@@ -20,20 +20,21 @@
 // The shard's check counts everything that is at work on the shard, whoever sent it, and compares it with a ceiling. Which
 // ceiling depends on who asks. With one step = L/8, at least 1:
 //
-//	L - step     ordinary requests of a client over its fair share
-//	L + step     requests that make room, of a client over its share of the reserve
-//	L + 2 steps  ordinary requests of a client within its fair share
-//	L + 4 steps  requests that make room, of a client within its share of the reserve
+//	L - step     a client at more than one and a half times its fair share
+//	L            a client over its fair share
+//	L + 2 steps  a client within its fair share
+//	L + 4 steps  a request that makes room, of a client within its share of the reserve
 //
 // The fair share is L / active clients; a client is active on a shard for one to two seconds after it asked for something. A
 // client that has nothing at work there is within its share whatever its size. So one client alone gets all of L. With
-// others around, a flood stops a step short of L, so that those who ask for less find it open; and if the flood was
-// there first, they overcommit by two steps while it drains. Max-min fairness comes out of it: nobody is
+// others around, a flood stops a step short of L, so that those who ask for less find it open, their bursts included; and if
+// the flood was there first, they overcommit by two steps while it drains. Max-min fairness comes out of it, but for bursts: nobody is
 // cut below min(demand, L / active). Clients are told apart by the name that the caller gives, so the name has to be one that
 // cannot be made up: an authenticated identity, or an address.
 //
-// The reserve, 4 steps / active clients for each, counts only what makes room. Ordinary requests never come above L + 2 steps,
-// so acknowledging and finishing always has two steps of its own: under the worst flood, space is still freed. The last ceiling
+// The reserve is the last two steps, which ordinary requests never reach. The share of it is 2 steps / clients that make room of late, at
+// least one request, and only what makes room counts for it: under the worst flood, also of one's own, space is still freed. Beyond
+// its share what makes room is treated like anything else, so that it makes no better flood. The last ceiling
 // bounds all of it. L is at most 2/3 of ShardCount, so that L + 4 steps is within ShardCount: the hard bounds hold for
 // requests that make room as well.
 //
@@ -75,5 +76,6 @@
 //
 // At most Config.Clients clients are told apart; those beyond share one record, and thereby one client's bounds. A record goes when its last
 // connection is released and its last request done. At most Config.Shards shards are kept. A new one takes the place of one that has
-// nothing at work, first of those that never answered; if there is none, it shares a record. So garbage from outside pushes out garbage.
+// nothing at work, first of those that never answered; if there is none, it shares a record. Those that never answered hold half of the places at
+// most once all are taken, so garbage from outside pushes out garbage.
 package admit

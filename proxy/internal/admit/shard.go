@@ -16,6 +16,9 @@ type share struct {
 	all  use // everything
 	room use // of it, what makes room
 	seen uint32
+	// maker: it asked for something that makes room; roomSeen is when.
+	maker    bool
+	roomSeen uint32
 	// What was asked for of late, halved at each turn of the epoch: for how long to wait.
 	admitted, refused uint32
 }
@@ -27,6 +30,7 @@ type shard struct {
 
 	work   use
 	shares map[*Client]*share // of active clients
+	makers int                // how many of them made room of late
 	epoch  uint32
 	turns  int64 // when the epoch ends
 
@@ -69,15 +73,20 @@ func (t *stripe) find(c *Controller, id uint64, now int64) *shard {
 	return s
 }
 
-// evict removes a shard that has nothing at work. Those that never answered, which may not even exist, go first.
+// evict removes a shard that has nothing at work. Those that never answered, which may not even exist, go first; and
+// they drive out none that did once they hold half of the places.
 func (t *stripe) evict() bool {
 	var worst *shard
+	strange := 0
 	for _, s := range t.shards {
+		if !s.answers {
+			strange++
+		}
 		if s.work.n == 0 && (worst == nil || s.worse(worst)) {
 			worst = s
 		}
 	}
-	if worst == nil {
+	if worst == nil || worst.answers && strange*2 >= len(t.shards) {
 		return false
 	}
 	for r, n := range worst.refusals {
@@ -103,15 +112,19 @@ func (c *Controller) newShard(t *stripe, id uint64, now int64) *shard {
 }
 
 // shareOf returns what the client does here, and makes it active.
-func (s *shard) shareOf(c *Client, now int64) *share {
+func (s *shard) shareOf(c *Client, makesRoom bool, now int64) *share {
 	if now >= s.turns || s.turns-now > activeTime {
 		s.turns = now + activeTime
 		s.epoch++
 		for c, p := range s.shares {
 			p.admitted /= 2
 			p.refused /= 2
+			if p.maker && p.room.n == 0 && s.epoch-p.roomSeen > 1 {
+				p.maker = false
+				s.makers--
+			}
 			if p.all.n == 0 && s.epoch-p.seen > 1 {
-				delete(s.shares, c)
+				s.remove(c, p)
 			}
 		}
 	}
@@ -121,7 +134,7 @@ func (s *shard) shareOf(c *Client, now int64) *share {
 		if len(s.shares) > c.ctl.cfg.Clients {
 			for c, p := range s.shares {
 				if p.all.n == 0 {
-					delete(s.shares, c)
+					s.remove(c, p)
 				}
 			}
 		}
@@ -129,21 +142,43 @@ func (s *shard) shareOf(c *Client, now int64) *share {
 		s.shares[c] = p
 	}
 	p.seen = s.epoch
+	if makesRoom {
+		p.roomSeen = s.epoch
+		if !p.maker {
+			p.maker = true
+			s.makers++
+		}
+	}
 	return p
 }
 
-// ceiling is up to where work may come with this request; within says whether it is within its share. mine is
-// what counts for it: of what makes room only that, of ordinary requests everything.
-func ceiling(limit, active, mine, add int64, makesRoom, alone bool) (to int64, within bool) {
-	step := max(limit/steps, 1)
-	if makesRoom {
-		if mine == 0 || mine+add <= 4*step/active {
-			return limit + 4*step, true
-		}
-		return limit + step, false
+func (s *shard) remove(c *Client, p *share) {
+	delete(s.shares, c)
+	if p.maker {
+		s.makers--
 	}
-	if mine == 0 && alone || mine+add <= limit/active {
+}
+
+// asks is what a ceiling depends on: what the client has at work, of everything and of what makes room, and what it asks for; how many
+// clients share the limit, and how many the reserve.
+type asks struct {
+	all, room, add int64
+	makesRoom      bool
+	active, makers int64
+	// first: who has nothing at work is within its share.
+	first bool
+}
+
+// ceiling is up to where work may come with this request, and whether that is because of a share.
+func (a *asks) ceiling(limit int64) (to int64, within bool) {
+	step := max(limit/steps, 1)
+	switch {
+	case a.makesRoom && (a.room == 0 || (a.room+a.add)*a.makers <= 2*step):
+		return limit + 4*step, true
+	case a.all == 0 && a.first || (a.all+a.add)*a.active <= limit:
 		return limit + 2*step, true
+	case (a.all+a.add)*a.active <= limit+limit/2:
+		return limit, false
 	}
 	return limit - step, false
 }
@@ -151,28 +186,26 @@ func ceiling(limit, active, mine, add int64, makesRoom, alone bool) (to int64, w
 // refuses checks a request against the shard's limits.
 func (s *shard) refuses(c *Controller, p *share, bytes int64, makesRoom bool) (r refusal) {
 	r.reason = none
-	mine := p.all
-	if makesRoom {
-		mine = p.room
-	}
-	active := int64(len(s.shares))
 	limit := int64(s.lim.allowed())
 	// While the limit is lowered for a probe it has to be for everybody, or a crowd of clients with one request each would not notice.
-	to, within := ceiling(limit, active, mine.n, 1, makesRoom, !s.lim.probing)
+	a := asks{all: p.all.n, room: p.room.n, add: 1, makesRoom: makesRoom,
+		active: int64(len(s.shares)), makers: int64(s.makers), first: !s.lim.probing}
+	to, within := a.ceiling(limit)
 	if s.work.n+1 > limit-max(limit/steps, 1) {
 		s.lim.pressed = true
 	}
 	if s.work.n+1 > to {
 		r.reason, r.have, r.add, r.allowed = ShardLimit, s.work.n, 1, to
 		switch {
-		case !within && active > 1 && s.work.n < limit:
+		case !within && a.active > 1 && s.work.n < limit:
 			r.reason = FairShare
 		case limit >= int64(c.cfg.MaxLimit):
 			r.reason = ShardCount
 		}
 		return r
 	}
-	to, _ = ceiling(c.shardBytes, active, mine.bytes, bytes, makesRoom, true)
+	a.all, a.room, a.add, a.first = p.all.bytes, p.room.bytes, bytes, true
+	to, _ = a.ceiling(c.shardBytes)
 	if s.work.bytes+bytes > to {
 		r.reason, r.have, r.add, r.allowed = ShardBytes, s.work.bytes, bytes, to
 	}
