@@ -57,7 +57,7 @@ func TestSpeedChanges(t *testing.T) {
 	s.run(5 * sec)
 	for i, next := range []int64{15 * ms, 5 * ms, 10 * ms, ms} {
 		fsync = next
-		s.run(s.now + sec)
+		s.run(s.now + 2*sec) // up to 25 times as much has to be at work
 		l.forget()
 		s.run(s.now + 2*sec)
 		st := limitOf(c)
@@ -162,7 +162,7 @@ func TestDropped(t *testing.T) {
 		if t, err := k.Admit(1, 0, false, s.now); err == nil {
 			if atWork >= behind {
 				dropped++
-				s.after(ms/10, func() { t.Done(s.now, Dropped) })
+				s.after(ms/2, func() { t.Done(s.now, Dropped) })
 			} else {
 				atWork++
 				v.serve(func() {
@@ -179,7 +179,7 @@ func TestDropped(t *testing.T) {
 	dropped, done = 0, 0
 	s.run(15 * sec)
 	t.Logf("%d done, %d dropped, %+v", done, dropped, limitOf(c))
-	if dropped > done/4 {
+	if dropped > done/10 {
 		t.Errorf("%d were refused behind, %d done", dropped, done)
 	}
 	if done < 0.8*10000*10 {
@@ -200,14 +200,18 @@ func TestProbeGivenUp(t *testing.T) {
 			}
 		}
 		now += 10 * ms
-		for _, ticket := range ts {
+		for i, ticket := range ts {
+			if i == 39 && limitOf(c).Probing {
+				ticket.Done(now, Ignored)
+				continue
+			}
 			ticket.Done(now, Answered)
 		}
 		if limitOf(c).Probing {
 			break
 		}
 	}
-	if st := limitOf(c); !st.Probing || st.Limit != 10 {
+	if st := limitOf(c); !st.Probing || st.Limit != 8 {
 		t.Fatalf("no probe: %+v", st)
 	}
 	now += 3 * sec
@@ -234,7 +238,7 @@ func TestRetryAfter(t *testing.T) {
 	l.forget()
 	s.run(3 * sec)
 	t.Logf("%v, refused first %v last %v", l, l.waits[0], l.waits[len(l.waits)-1])
-	if l.refused > 4*l.done {
+	if l.refused > 10*l.done {
 		t.Errorf("%d refusals for %d answers", l.refused, l.done)
 	}
 	for _, w := range l.waits {

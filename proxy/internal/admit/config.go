@@ -23,7 +23,7 @@ type Config struct {
 	Shards int
 
 	// Target is which latency is tolerated, as a multiple of the latency without a queue. More
-	// gives a little more throughput where the service batches, and longer queues. Default 2, from 1.2 to 10.
+	// gives a little more throughput where the service batches, and longer queues. Default 2.5, from 1.2 to 10.
 	Target float64
 	// InitialLimit is the adaptive limit of a shard of which nothing is known. Default 64, within MinLimit and MaxLimit.
 	InitialLimit int
@@ -88,10 +88,10 @@ func (c Config) resolved() (Config, error) {
 		return c, fmt.Errorf("admit: InitialLimit is %d; from MinLimit (%d) to MaxLimit (%d) are allowed", c.InitialLimit, c.MinLimit, c.MaxLimit)
 	}
 	if c.Target == 0 {
-		c.Target = 2
+		c.Target = 2.5
 	}
 	if !(c.Target >= 1.2 && c.Target <= 10) { // so that NaN is refused
-		return c, fmt.Errorf("admit: Target is %v; from 1.2 to 10 are allowed, 0 for the default 2", c.Target)
+		return c, fmt.Errorf("admit: Target is %v; from 1.2 to 10 are allowed, 0 for the default 2.5", c.Target)
 	}
 	if c.ProbeEvery == 0 {
 		c.ProbeEvery = 10 * time.Second

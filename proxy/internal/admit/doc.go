@@ -46,7 +46,7 @@
 //
 //	L x Target x base / latency
 //
-// by a quarter upwards at most. This is the gradient of Netflix' concurrency-limits (GradientLimit, Gradient2Limit;
+// This is the gradient of Netflix' concurrency-limits (GradientLimit, Gradient2Limit;
 // "Performance Under Load", 2018), and TCP Vegas' idea (Brakmo and Peterson, 1995): latency over the base is one's
 // own queue. When all of L is in use, it is also BBR's window of gain x rate x base (Cardwell et al., 2016), since rate = L / latency.
 // A window counts only requests that began after L last changed. An L that was not reached in the window does not grow: nothing
@@ -56,21 +56,24 @@
 // fsync that takes 15 ms today and took 0.3 ms yesterday looks like a queue 50 long, the limit collapses to its minimum,
 // and the latency stays as it is. A long average (Gradient2) follows the queue that it should measure: under lasting
 // overload its limit climbs to the maximum. So the base is measured, as in BBR's ProbeRTT: for some 100 ms L is lowered to L / (2 x Target),
-// half of what fills the service, and once all older requests are done, the mean latency is the base, be it lower or higher than
-// before. That happens
+// half of what fills the service, and once all older requests are done, their latency is the base, be it lower or higher than
+// before: the root mean square, so that a service that varies (an fsync of 15 ms among fifty of 0.3) is allowed a queue to
+// work on afterwards. That happens
 //
 //   - every 10 s (ProbeEvery), if L was reached meanwhile. It costs half the rate for 1 % of the time;
-//   - when L wants to fall by more than 30 % since it last was right: is it a queue, or did the service get slower? If
-//     the latency does not fall with L, it was the service, and L stays;
-//   - soon again after a probe that raised the base by half or more, lest a hiccup of the disk during a probe be believed.
+//   - within 0.5 s (ProbeEvery/20), when L wants to fall by more than 30 % since it last was right: is it a queue, or did the
+//     service get slower? If the latency does not fall with L, it was the service, and L stays;
+//   - again within 0.5 s when a probe changed the base by half: it may have seen a hiccup of the disk, or a queue so long
+//     that a fifth of it still was one.
 //
-// Between probes the base follows lower latencies and never higher ones.
+// Between probes the base follows lower latencies and never higher ones. The first one is measured as soon as L is reached.
 //
-// Several proxies before one shard see each other's queues, and cannot tell them from a slow service, unless they probe together. Probes are due
-// at multiples of ProbeEvery of the clock that is handed in: with clocks that agree to some 50 ms, they do.
+// Several proxies before one shard see each other's queues, and cannot tell them from a slow service, unless they probe together; on their
+// own they would drive each other's base, and the queue, up for ever. Probes begin at multiples of
+// ProbeEvery or of ProbeEvery/20 of the clock that is handed in: where clocks agree to some 20 ms, they probe together.
 //
-// A refusal for overload from behind (Dropped) lowers L by a tenth, once per latency. What says nothing about load
-// (Ignored: a request waited for a leader) is no sample.
+// What says nothing about load (Ignored: a request waited for a leader) is no sample. A refusal for overload from behind (Dropped) lowers L by a tenth, once per latency, whatever the latency; until the next probe L then
+// grows slowly once it is near to where that was.
 //
 // # Bounds
 //

@@ -187,7 +187,7 @@ func TestCeilings(t *testing.T) {
 		t.Errorf("of 3 clients, one gets %d; up to the limit of 80 there are 34, its share is 26", n)
 	}
 	// Beyond its share of the reserve, what makes room is treated like anything else.
-	c, a, b = newOne()
+	_, a, b = newOne()
 	fill(b, 1, false)
 	if n := fill(a, 500, true); n != 69 {
 		t.Errorf("a flood of what makes room gets %d; it is to leave a step of 10 like any other", n)

@@ -5,9 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"os"
 	"slices"
-	"strconv"
 	"testing"
 	"time"
 
@@ -274,7 +272,7 @@ func TestOverload(t *testing.T) {
 		t.Run(b.name, func(t *testing.T) {
 			run := func(times float64) (*load, *Controller) {
 				s := newSim(1)
-				c := controller(t, Config{Target: simTarget})
+				c := controller(t, Config{})
 				l := &load{name: "a", rate: times * b.capacity}
 				l.start(s, c, b.make(s))
 				s.run(4 * sec)
@@ -297,5 +295,3 @@ func TestOverload(t *testing.T) {
 		})
 	}
 }
-
-var simTarget = func() float64 { f, _ := strconv.ParseFloat(os.Getenv("TT"), 64); return f }()
