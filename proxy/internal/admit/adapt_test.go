@@ -56,7 +56,13 @@ func TestSpeedChanges(t *testing.T) {
 	l.start(s, c, g)
 	s.run(5 * sec)
 	for i, next := range []int64{15 * ms, 5 * ms, 10 * ms, ms} {
+		before := limitOf(c).Limit
 		fsync = next
+		for at := s.now; i == 0 && s.now < at+450*ms; s.run(s.now + 10*ms) {
+			if st := limitOf(c); !st.Probing && st.Limit < before*6/10 {
+				t.Fatalf("the limit fell from %d to %d before it was known that the disk is slower", before, st.Limit)
+			}
+		}
 		s.run(s.now + 2*sec) // up to 25 times as much has to be at work
 		l.forget()
 		s.run(s.now + 2*sec)
@@ -223,6 +229,43 @@ func TestProbeGivenUp(t *testing.T) {
 		t.Errorf("the probe goes on after 3 s without an answer: %+v", st)
 	}
 	ticket.Done(now, Ignored)
+}
+
+// What began under another limit is no sample, and the window waits for its end; but not for ever.
+func TestSettling(t *testing.T) {
+	for _, stuck := range []bool{false, true} {
+		c := controller(t, Config{InitialLimit: 100, ShardCount: 600})
+		l := newLimiter(&c.cfg)
+		l.base, l.nextProbe = float64(ms), 1000*sec
+		l.opens(0)
+		l.set(0, 50, 20)
+		now := ms
+		done := func(gen uint32, latency int64, atWork int) {
+			l.left(now, gen, atWork)
+			l.answered(now, latency, gen, atWork)
+		}
+		for i := range 19 {
+			done(0, sec, 50-i)
+		}
+		done(l.gen, ms, 40)
+		if l.open || l.n != 0 {
+			t.Fatalf("a window is open with %d answers while one request from before is at work", l.n)
+		}
+		if stuck {
+			now = int64(settleTime)
+			done(l.gen, ms, 40)
+		} else {
+			done(0, sec, 40)
+		}
+		if !l.open {
+			t.Fatalf("no window is open; stuck: %v", stuck)
+		}
+		done(0, sec, 40)
+		done(l.gen, ms, 40)
+		if want := l.sum; want > float64(2*ms) {
+			t.Errorf("latencies of %v are counted", time.Duration(want))
+		}
+	}
 }
 
 // Those who come back when they are told do not ask much more often than they are served.

@@ -198,4 +198,29 @@ func TestCeilings(t *testing.T) {
 	if n := fill(a, 500, true); n != 0 {
 		t.Errorf("a flood of what makes room gets %d more", n)
 	}
+
+	// Who asked long ago shares nothing any more.
+	c = controller(t, Config{InitialLimit: 80, ShardCount: 600})
+	ticket, err := c.Client("a").Admit(1, 0, true, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ticket.Done(0, Answered)
+	b = c.Client("b")
+	for _, at := range []int64{sec, 2 * sec} {
+		ticket, err := b.Admit(1, 0, false, at+1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ticket.Done(at+1, Answered)
+	}
+	n := 0
+	for range 200 {
+		if _, err := b.Admit(1, 0, false, 2*sec+2); err == nil {
+			n++
+		}
+	}
+	if s := limitOf(c); n != 80 || s.Active != 1 {
+		t.Errorf("%d of 80 for a client that is alone since 2 s; %+v", n, s)
+	}
 }

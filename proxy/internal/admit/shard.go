@@ -165,8 +165,6 @@ type asks struct {
 	all, room, add int64
 	makesRoom      bool
 	active, makers int64
-	// first: who has nothing at work is within its share.
-	first bool
 }
 
 // ceiling is up to where work may come with this request, and whether that is because of a share.
@@ -175,7 +173,7 @@ func (a *asks) ceiling(limit int64) (to int64, within bool) {
 	switch {
 	case a.makesRoom && (a.room == 0 || (a.room+a.add)*a.makers <= 2*step):
 		return limit + 4*step, true
-	case a.all == 0 && a.first || (a.all+a.add)*a.active <= limit:
+	case a.all == 0 || (a.all+a.add)*a.active <= limit:
 		return limit + 2*step, true
 	case (a.all+a.add)*a.active <= limit+limit/2:
 		return limit, false
@@ -187,9 +185,8 @@ func (a *asks) ceiling(limit int64) (to int64, within bool) {
 func (s *shard) refuses(c *Controller, p *share, bytes int64, makesRoom bool) (r refusal) {
 	r.reason = none
 	limit := int64(s.lim.allowed())
-	// While the limit is lowered for a probe it has to be for everybody, or a crowd of clients with one request each would not notice.
 	a := asks{all: p.all.n, room: p.room.n, add: 1, makesRoom: makesRoom,
-		active: int64(len(s.shares)), makers: int64(s.makers), first: !s.lim.probing}
+		active: int64(len(s.shares)), makers: int64(s.makers)}
 	to, within := a.ceiling(limit)
 	if s.work.n+1 > limit-max(limit/steps, 1) {
 		s.lim.pressed = true
@@ -204,7 +201,7 @@ func (s *shard) refuses(c *Controller, p *share, bytes int64, makesRoom bool) (r
 		}
 		return r
 	}
-	a.all, a.room, a.add, a.first = p.all.bytes, p.room.bytes, bytes, true
+	a.all, a.room, a.add = p.all.bytes, p.room.bytes, bytes
 	to, _ = a.ceiling(c.shardBytes)
 	if s.work.bytes+bytes > to {
 		r.reason, r.have, r.add, r.allowed = ShardBytes, s.work.bytes, bytes, to
