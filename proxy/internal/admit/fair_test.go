@@ -223,4 +223,24 @@ func TestCeilings(t *testing.T) {
 	if s := limitOf(c); n != 80 || s.Active != 1 {
 		t.Errorf("%d of 80 for a client that is alone since 2 s; %+v", n, s)
 	}
+
+	// And who made room long ago has no share of the reserve, even if it asks for other things.
+	c = controller(t, Config{InitialLimit: 80, ShardCount: 600})
+	a, b = c.Client("a"), c.Client("b")
+	for i, at := range []int64{0, sec, 2 * sec, 2*sec + 1} {
+		ticket, err := a.Admit(1, 0, i == 0, at)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ticket.Done(at, Answered)
+	}
+	n = 0
+	for i := range 500 {
+		if _, err := b.Admit(1, 0, i >= 250, 2*sec+2); err == nil {
+			n++
+		}
+	}
+	if n != 70+20 {
+		t.Errorf("%d for a client that alone makes room; a flood of 70 and a reserve of 20 are to be", n)
+	}
 }
