@@ -1,0 +1,221 @@
+package admit
+
+import (
+	"math"
+	"time"
+)
+
+// How a limiter measures and moves. See the package's doc for what it does and where it is from.
+const (
+	windowTime    = 20 * time.Millisecond // of a window at least; and 4 times the base
+	windowAnswers = 16                    // in a window at least
+
+	probeTime  = 100 * time.Millisecond // of the measurement in a probe; and 4 times what it measures
+	probeLimit = 2 * time.Second        // after which a probe that found too few answers is given up
+	recheck    = 20                     // what cannot wait is due at the next multiple of ProbeEvery/20
+
+	settleTime = 500 * time.Millisecond // for older requests at most; those that still are at work are held up by something else
+
+	afterProbe = 0.3                   // how far a limit falls after a probe at most: what came before it may have been one hiccup
+	unproven   = 0.7                   // of the last limit that was right: below it, a probe decides
+	backOff    = 0.9                   // after a refusal from behind
+	backOffGap = 10 * time.Millisecond // between two of them at least
+	creep      = 0.01                  // by which a limit grows in one window near to where there was a refusal from behind; 1 at least
+)
+
+// limiter finds the limit of one shard. Whoever owns it holds a lock.
+type limiter struct {
+	min, max, target float64
+	every            int64 // ProbeEvery
+
+	limit float64 // between probes
+	// right is the last limit that was found right, by a probe or by growing with a good latency.
+	right float64
+	base  float64 // latency without a queue, in ns; 0 while nothing is known
+
+	// gen counts the changes of what is allowed, and older is how many of the requests at work began before the last one: while there are
+	// some, they tell of another limit.
+	gen      uint32
+	older    int
+	settleBy int64
+
+	// The window. It is open once what is older is done.
+	open  bool
+	start int64
+	n     int
+	sum   float64 // of latencies, in ns
+	sqr   float64 // of their squares
+	// pressed: in this window as much was at work as the limit allows. dropped: there was a refusal from behind.
+	pressed, dropped bool
+
+	probing   bool
+	giveUp    int64   // when the probe ends without a result
+	before    float64 // latency in the last window that was pressed; 0 if there was none since the last probe
+	nextProbe int64
+	lastBack  int64
+	// tooMuch is a limit at which there were refusals from behind; 0 if that is long ago.
+	tooMuch float64
+}
+
+func newLimiter(c *Config) limiter {
+	return limiter{
+		min: float64(c.MinLimit), max: float64(c.MaxLimit), target: c.Target, every: int64(c.ProbeEvery),
+		limit: float64(c.InitialLimit), right: float64(c.InitialLimit),
+	}
+}
+
+// allowed is how many requests may be at work now.
+func (l *limiter) allowed() int {
+	if l.probing {
+		return int(max(l.min, l.limit/(2*l.target)))
+	}
+	return int(l.limit)
+}
+
+// left is told of every request that is done, first. atWork is without it.
+func (l *limiter) left(now int64, gen uint32, atWork int) {
+	if gen != l.gen && l.older > 0 {
+		l.older--
+	}
+	l.expire(now, atWork)
+	if !l.probing && l.before > 0 && now >= l.nextProbe {
+		// On the dot, not at the end of a window, so that others do it at the same time.
+		l.beginProbe(now, atWork)
+	}
+	if !l.open && (l.older == 0 || now >= l.settleBy) {
+		l.opens(now)
+	}
+}
+
+// expire gives up a probe that gets no answers, such as one that ran into an election.
+func (l *limiter) expire(now int64, atWork int) {
+	if l.probing && now >= l.giveUp {
+		l.probing, l.before = false, 0
+		l.nextProbe = l.due(now, l.every)
+		l.changed(now, atWork)
+	}
+}
+
+func (l *limiter) opens(now int64) {
+	l.open, l.start, l.n, l.sum, l.sqr, l.pressed, l.dropped = true, now, 0, 0, 0, false, false
+}
+
+// changed: what is at work from before tells nothing about the new limit.
+func (l *limiter) changed(now int64, atWork int) {
+	l.gen++
+	l.older = atWork
+	l.open, l.settleBy = false, now+int64(settleTime)
+	if atWork == 0 {
+		l.opens(now)
+	}
+}
+
+// answered is told of every answer, after left.
+func (l *limiter) answered(now, latency int64, gen uint32, atWork int) {
+	if !l.open || gen != l.gen {
+		return
+	}
+	l.n++
+	l.sum += float64(latency)
+	l.sqr += float64(latency) * float64(latency)
+	mean := l.sum / float64(l.n)
+	if l.n < windowAnswers {
+		return
+	}
+	switch elapsed := float64(now - l.start); {
+	case elapsed < 0: // a clock went back
+		l.opens(now)
+	case l.probing:
+		if elapsed >= max(float64(probeTime), 4*mean) {
+			l.endProbe(now, atWork)
+		}
+	case elapsed >= max(float64(windowTime), 4*l.base):
+		l.endWindow(now, mean, atWork)
+	}
+}
+
+// typical is what a window says about the base: the root mean square, twice the mean at most. The mean alone tolerates too
+// little where the service itself varies: who may wait 15 ms for one fsync in fifty loses nothing by a queue of 5 ms,
+// and without one the service has nothing to do after it.
+func (l *limiter) typical() float64 {
+	mean := l.sum / float64(l.n)
+	return min(math.Sqrt(l.sqr/float64(l.n)), 2*mean)
+}
+
+func (l *limiter) endWindow(now int64, latency float64, atWork int) {
+	pressed, dropped, typical := l.pressed, l.dropped, l.typical()
+	l.opens(now)
+	switch {
+	case l.base == 0 && !pressed:
+		l.base = typical
+	case l.base > typical:
+		l.base += (typical - l.base) / 4 // not at once: a mean over a few fsyncs is noisy
+	}
+	if !pressed {
+		return
+	}
+	l.before = latency
+	if l.base == 0 {
+		l.nextProbe = now // nothing is known: at once
+		return
+	}
+	next := l.limit + (l.limit*l.target*l.base/latency-l.limit)/2
+	switch {
+	case next > l.limit && dropped:
+		return
+	case next > l.limit:
+		if next > backOff*l.tooMuch && l.tooMuch > 0 {
+			next = min(next, max(backOff*l.tooMuch, l.limit+max(1, creep*l.limit)))
+		}
+	case next < unproven*l.right:
+		l.nextProbe = min(l.nextProbe, l.due(now, l.every/recheck))
+		next = unproven * l.right
+	}
+	l.set(now, next, atWork)
+	l.right = max(l.right, l.limit)
+}
+
+// set changes the limit.
+func (l *limiter) set(now int64, limit float64, atWork int) {
+	was := l.allowed()
+	l.limit = min(max(limit, l.min), l.max)
+	if l.allowed() != was {
+		l.changed(now, atWork)
+	}
+}
+
+func (l *limiter) beginProbe(now int64, atWork int) {
+	l.probing, l.giveUp = true, now+int64(probeLimit)
+	l.changed(now, atWork)
+}
+
+func (l *limiter) endProbe(now int64, atWork int) {
+	base := l.typical()
+	l.nextProbe = l.due(now, l.every)
+	if base > 1.5*l.base || base < l.base/1.5 {
+		// A hiccup, or a queue so long that it was not gone: again.
+		l.nextProbe = l.due(now, l.every/recheck)
+	}
+	l.base = base
+	// Never up: that is for windows that were pressed.
+	l.limit = max(l.limit*min(max(l.target*l.base/l.before, afterProbe), 1), l.min)
+	l.probing, l.before, l.tooMuch = false, 0, 0
+	l.right = l.limit
+	l.changed(now, atWork)
+}
+
+// due is the next multiple of every, the same for everybody with the same clock.
+func (l *limiter) due(now, every int64) int64 {
+	return now - now%every + every
+}
+
+// refused is told of every request that was refused from behind because of overload.
+func (l *limiter) refused(now int64, latency int64, atWork int) {
+	l.dropped = true
+	if gap := now - l.lastBack; gap >= 0 && gap < max(int64(backOffGap), latency) {
+		return
+	}
+	l.lastBack, l.tooMuch = now, l.limit
+	l.set(now, l.limit*backOff, atWork)
+	l.right = min(l.right, l.limit)
+}
