@@ -509,3 +509,29 @@ func TestRoles(t *testing.T) {
 		t.Error(s)
 	}
 }
+
+// BenchmarkCheck is what a call pays.
+func BenchmarkCheck(b *testing.B) {
+	tokens := newBook(b)
+	secret := tokens.add(b, "rita", Write, time.Time{})
+	for i := range 1000 {
+		_, line, err := NewToken(fmt.Sprint("other", i), Read, time.Time{})
+		if err != nil {
+			b.Fatal(err)
+		}
+		tokens.lines = append(tokens.lines, line)
+	}
+	tokens.write(b)
+	opened, err := OpenTokens(tokens.path, nil)
+	if err != nil {
+		b.Fatal(err)
+	}
+	p := &Policy{Tokens: opened}
+	ctx := metadata.NewIncomingContext(b.Context(), metadata.Pairs("authorization", "Bearer "+secret))
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := p.Check(ctx, Write); err != nil {
+			b.Fatal(err)
+		}
+	}
+}

@@ -61,7 +61,6 @@ func (p *Policy) Check(ctx context.Context, need Role) (Identity, error) {
 	if !p.Asks() {
 		return Identity{Role: Admin}, nil
 	}
-	md, _ := metadata.FromIncomingContext(ctx)
 	var state *tls.ConnectionState
 	remote := "unknown"
 	if from, ok := peer.FromContext(ctx); ok {
@@ -72,7 +71,7 @@ func (p *Policy) Check(ctx context.Context, need Role) (Identity, error) {
 			remote = from.Addr.String()
 		}
 	}
-	return p.check(md.Get("authorization"), state, remote, need)
+	return p.check(metadata.ValueFromIncomingContext(ctx, "authorization"), state, remote, need)
 }
 
 func (p *Policy) check(authorization []string, state *tls.ConnectionState, remote string, need Role) (Identity, error) {

@@ -102,24 +102,24 @@ func TestCertificateRoles(t *testing.T) {
 	secret := b.add(t, "rita", Read, time.Time{})
 	tokens := b.open(t)
 	for name, c := range map[string]struct {
-		policy  Policy
+		policy  *Policy
 		token   credentials.PerRPCCredentials
 		who     string // empty: refused
 		reading string
 	}{
-		"no roles":              {Policy{Tokens: tokens}, nil, "", "wants a token"},
-		"a role for all":        {Policy{CertRole: Write}, nil, "certificate alice write", ""},
-		"by common name":        {Policy{Certs: map[string]Role{"alice": Write, "bob": Admin}}, nil, "certificate alice write", ""},
-		"by URI":                {Policy{Certs: map[string]Role{"alice": Write, "spiffe://test/ops": Admin}}, nil, "certificate spiffe://test/ops admin", ""},
-		"more than all have":    {Policy{CertRole: Read, Certs: map[string]Role{"alice": Write}}, nil, "certificate alice write", ""},
-		"another's":             {Policy{Certs: map[string]Role{"bob": Admin}}, nil, "", `certificate of "alice" has the role none`},
-		"another's, and tokens": {Policy{Tokens: tokens, Certs: map[string]Role{"bob": Admin}}, nil, "", "wants a token"},
-		"a token besides":       {Policy{Tokens: tokens, CertRole: Admin}, Token(secret), "token rita read", ""},
-		"a wrong one besides":   {Policy{Tokens: tokens, CertRole: Admin}, Token("decree_x"), "", "not known here"},
-		"one that nobody wants": {Policy{CertRole: Write}, Token("decree_x"), "certificate alice write", ""},
+		"no roles":              {&Policy{Tokens: tokens}, nil, "", "wants a token"},
+		"a role for all":        {&Policy{CertRole: Write}, nil, "certificate alice write", ""},
+		"by common name":        {&Policy{Certs: map[string]Role{"alice": Write, "bob": Admin}}, nil, "certificate alice write", ""},
+		"by URI":                {&Policy{Certs: map[string]Role{"alice": Write, "spiffe://test/ops": Admin}}, nil, "certificate spiffe://test/ops admin", ""},
+		"more than all have":    {&Policy{CertRole: Read, Certs: map[string]Role{"alice": Write}}, nil, "certificate alice write", ""},
+		"another's":             {&Policy{Certs: map[string]Role{"bob": Admin}}, nil, "", `certificate of "alice" has the role none`},
+		"another's, and tokens": {&Policy{Tokens: tokens, Certs: map[string]Role{"bob": Admin}}, nil, "", "wants a token"},
+		"a token besides":       {&Policy{Tokens: tokens, CertRole: Admin}, Token(secret), "token rita read", ""},
+		"a wrong one besides":   {&Policy{Tokens: tokens, CertRole: Admin}, Token("decree_x"), "", "not known here"},
+		"one that nobody wants": {&Policy{CertRole: Write}, Token("decree_x"), "certificate alice write", ""},
 	} {
 		t.Run(name, func(t *testing.T) {
-			address := serve(t, serverTLS(t, server, true), &c.policy, false)
+			address := serve(t, serverTLS(t, server, true), c.policy, false)
 			who, err := call(within(t), dial(t, address, DialOptions(clientTLS(t, server.CA, alice), c.token)...), "Read")
 			switch {
 			case c.who != "" && (err != nil || who != c.who):
