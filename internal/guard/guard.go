@@ -186,9 +186,9 @@ func (g *Guard) take(raw net.Conn) {
 		return
 	}
 	if g.unshaken.Len() >= g.cfg.MaxUnshaken {
-		oldest := g.unshaken.Remove(g.unshaken.Front()).(*conn)
-		oldest.pending = nil
+		oldest := g.unshaken.Front().Value.(*conn)
 		oldest.Conn.Close()
+		oldest.leave() // now, not when its goroutine has seen it: a flood would fill up MaxConns with such
 		g.cfg.Log.Warn(limitlog.Key{Reason: "unshaken"}, "closed a connection to "+g.cfg.Port+" to make room: too many have not finished their handshake",
 			"remote", remote, "limit", g.cfg.MaxUnshaken)
 	}
@@ -314,9 +314,10 @@ type conn struct {
 	guard  *Guard
 	host   string
 	prefix []byte // read by one goroutine at a time: first the guard, then the server
-	closed sync.Once
 
-	pending *list.Element // guarded by guard.mu; nil once the handshake is over
+	// Guarded by guard.mu.
+	left    bool          // it is not counted any more
+	pending *list.Element // nil once the handshake is over
 }
 
 func (c *conn) Read(b []byte) (int, error) {
@@ -338,14 +339,21 @@ func (c *conn) settle() {
 
 func (c *conn) Close() error {
 	err := c.Conn.Close()
-	c.closed.Do(func() {
-		c.guard.mu.Lock()
-		defer c.guard.mu.Unlock()
-		c.settle()
-		c.guard.conns--
-		if c.guard.hosts[c.host]--; c.guard.hosts[c.host] == 0 {
-			delete(c.guard.hosts, c.host)
-		}
-	})
+	c.guard.mu.Lock()
+	defer c.guard.mu.Unlock()
+	c.leave()
 	return err
+}
+
+// leave ends the counting of the connection. The caller holds guard.mu.
+func (c *conn) leave() {
+	if c.left {
+		return
+	}
+	c.left = true
+	c.settle()
+	c.guard.conns--
+	if c.guard.hosts[c.host]--; c.guard.hosts[c.host] == 0 {
+		delete(c.guard.hosts, c.host)
+	}
 }
