@@ -12,7 +12,7 @@ FUZZTIME ?= 20s
 SEEDS ?= 1000
 CYCLES ?= 1000
 
-.PHONY: help demo test race fuzz sim mutants crash powercut bench endure snapshots joins restarts lint proto proto-check ci clean
+.PHONY: help demo test race fuzz sim mutants crash powercut bench endure snapshots joins restarts nobody lint proto proto-check ci clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,6 +49,9 @@ powercut: ## CYCLES (1000) power cuts of a node under load (Linux, root)
 
 bench: ## Decree and dragonboat side by side, in one run (about 15 minutes; BENCH="-cells full" for all cells)
 	cd bench && go run . -cells quick $(BENCH)
+
+nobody: ## 200 clients through two proxies, for two minutes, while leaders are killed every 3 s and each proxy twice
+	go test ./proxy -run TestNobodyNotices -count=1 -v -timeout 10m -hold
 
 endure: ## DURATION (1h) of load on three nodes with flushes, cuts and a follower that comes and goes; samples into CSV (endure.csv) and a plot beside it
 	go test ./rsm -run 'TestEndure$$' -count=1 -v -timeout 0 -endure.duration=$(or $(DURATION),1h) -endure.csv=$(abspath $(or $(CSV),endure.csv)) $(ENDURE)

@@ -6,6 +6,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"google.golang.org/grpc"
+
 	"github.com/decree-raft/decree/examples/ledger/book"
 	"github.com/decree-raft/decree/rsm"
 )
@@ -21,9 +23,14 @@ type decreeCluster struct {
 }
 
 func startDecree(ctx context.Context, o options) (System, error) {
+	return startDecreeCluster(ctx, o, nil)
+}
+
+func startDecreeCluster(ctx context.Context, o options, services func(*rsm.Node, grpc.ServiceRegistrar)) (*decreeCluster, error) {
 	cfg := rsm.ClusterConfig{
 		Name: "bench", Dir: o.Dir,
 		Configure: func(c *rsm.Config) {
+			c.Services = services
 			// As for every system here: an election timeout of one second.
 			c.HeartbeatInterval, c.ElectionTimeout = 100*time.Millisecond, time.Second
 			c.KeepGOMAXPROCS = true
@@ -99,6 +106,14 @@ func (c *decreeCluster) Read(ctx context.Context, shard int, key []byte) error {
 			return err
 		}
 	}
+}
+
+func (c *decreeCluster) StartRead(ctx context.Context, shard int, key []byte) (func(context.Context) error, error) {
+	call := c.leaders[shard].Load().GoRead(rsm.Linearizable, 0, key)
+	return func(ctx context.Context) error {
+		_, err := call.Wait(ctx)
+		return err
+	}, nil
 }
 
 func (c *decreeCluster) Fsyncs() (n int64) {

@@ -239,6 +239,37 @@ func (c *dragonboatCluster) Read(ctx context.Context, shard int, key []byte) err
 	}
 }
 
+// StartRead implements System: the two halves of SyncRead.
+func (c *dragonboatCluster) StartRead(ctx context.Context, shard int, key []byte) (func(context.Context) error, error) {
+	for {
+		host := c.leader(shard)
+		request, err := host.ReadIndex(shardID(shard), opTimeout)
+		if err == nil {
+			return func(ctx context.Context) error {
+				select {
+				case r := <-request.ResultC():
+					defer request.Release()
+					switch {
+					case r.Completed():
+						_, err := host.ReadLocalNode(request, key)
+						return err
+					case r.Timeout():
+						return dragonboat.ErrTimeout
+					case r.Dropped():
+						return dragonboat.ErrShardNotReady
+					}
+					return errors.New("dragonboat rejected, aborted or terminated the read")
+				case <-ctx.Done():
+					return ctx.Err()
+				}
+			}, nil
+		}
+		if err := c.retry(ctx, err); err != nil {
+			return nil, err
+		}
+	}
+}
+
 // retry waits before a request that found a full queue is sent again. Any other error it returns.
 func (c *dragonboatCluster) retry(ctx context.Context, err error) error {
 	if errors.Is(err, dragonboat.ErrSystemBusy) {

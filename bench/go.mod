@@ -10,6 +10,7 @@ require (
 	github.com/lni/dragonboat/v4/tanmux v0.0.0-00010101000000-000000000000
 	github.com/lni/vfs v0.2.1-0.20220616104132-8852fd867376
 	golang.org/x/sys v0.49.0
+	google.golang.org/grpc v1.85.0
 	google.golang.org/protobuf v1.36.12
 )
 
@@ -71,7 +72,6 @@ require (
 	golang.org/x/net v0.61.0 // indirect
 	golang.org/x/text v0.43.0 // indirect
 	google.golang.org/genproto/googleapis/rpc v0.0.0-20260817212433-ac3dfec99bb1 // indirect
-	google.golang.org/grpc v1.85.0 // indirect
 )
 
 replace (

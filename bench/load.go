@@ -90,12 +90,8 @@ func setUp(ctx context.Context, sys System, shards int, w workload) error {
 // measure runs one round: the callers start, go on for the warm-up, and are then counted for the given time.
 func measure(sys System, c cell, w workload, warm, span time.Duration) result {
 	l := &load{sys: sys, cell: c, work: w}
-	pipelined := c.InFlight > 1 && c.Mode == write
+	pipelined := c.InFlight > 1
 	callers := c.Clients
-	if !pipelined {
-		// A read has no pipelined form: each request that is kept in flight is a goroutine that waits for it.
-		callers *= c.InFlight
-	}
 	l.counts = make([]callerCount, callers)
 	for i := range l.stripes {
 		l.stripes[i].h = hdrhistogram.New(1, int64(2*opTimeout/time.Microsecond), 3)
@@ -156,7 +152,7 @@ func (l *load) waiting(ctx context.Context, caller int) {
 		}
 		shard := i % l.cell.Shards
 		var err error
-		if l.cell.Mode == write || l.cell.Mode == mixed && isWrite(i) {
+		if l.writes(i) {
 			err = l.sys.Write(ctx, shard, l.work.writes[i%len(l.work.writes)])
 		} else {
 			err = l.sys.Read(ctx, shard, l.work.reads[i%len(l.work.reads)])
@@ -167,7 +163,7 @@ func (l *load) waiting(ctx context.Context, caller int) {
 	}
 }
 
-// pipelining is a caller that keeps many writes in flight, and waits for the oldest before it sends another.
+// pipelining is a caller that keeps many requests in flight, and waits for the oldest before it sends another.
 func (l *load) pipelining(ctx context.Context, caller int) {
 	type flight struct {
 		wait    func(context.Context) error
@@ -184,7 +180,13 @@ func (l *load) pipelining(ctx context.Context, caller int) {
 		if n%latencySample == 0 {
 			slot.started = time.Now()
 		}
-		wait, err := l.sys.StartWrite(ctx, i%l.cell.Shards, l.work.writes[i%len(l.work.writes)])
+		var wait func(context.Context) error
+		var err error
+		if l.writes(i) {
+			wait, err = l.sys.StartWrite(ctx, i%l.cell.Shards, l.work.writes[i%len(l.work.writes)])
+		} else {
+			wait, err = l.sys.StartRead(ctx, i%l.cell.Shards, l.work.reads[i%len(l.work.reads)])
+		}
 		if err != nil {
 			going = l.ended(caller, err, time.Time{}) && going
 			continue
@@ -206,6 +208,9 @@ func (l *load) land(ctx context.Context, caller int, wait func(context.Context) 
 // first is where a caller starts in the shards and the commands. From there it goes round all of them: callers that
 // stayed with one shard each would leave most of 64 shards idle under 16 callers.
 func (l *load) first(caller int) int { return caller * 7919 }
+
+// writes reports whether request i is a write.
+func (l *load) writes(i int) bool { return l.cell.Mode == write || l.cell.Mode == mixed && isWrite(i) }
 
 // isWrite picks one of every ten requests, each time at another place, so that the writes reach every shard.
 func isWrite(i int) bool { return i%10 == i/10%10 }

@@ -22,6 +22,7 @@ import (
 func contenders() []contender {
 	return []contender{
 		{name: "decree", about: "this library, with its defaults", machines: decreeMachines, start: startDecree, workload: decreeWorkload},
+		{name: throughProxy, extra: true, about: "the same through a proxy, with 16 client connections", machines: decreeMachines, start: startProxied, workload: decreeWorkload},
 		{name: "dragonboat", about: "tan, a log per shard, 16 step workers", machines: dragonboatMachines, start: startDragonboat(tanLog)},
 		{name: "dragonboat-best", about: "tan, a log per step worker, 16 step workers", machines: dragonboatMachines, start: startDragonboat(tanMuxLog)},
 		{name: "dragonboat-best-one", about: "one pebble, one step worker", machines: dragonboatMachines, start: startDragonboat(onePebble)},

@@ -65,6 +65,9 @@ func (s *instant) Write(_ context.Context, shard int, _ []byte) error {
 func (s *instant) StartWrite(ctx context.Context, shard int, command []byte) (func(context.Context) error, error) {
 	return func(ctx context.Context) error { return s.Write(ctx, shard, command) }, nil
 }
+func (s *instant) StartRead(ctx context.Context, shard int, key []byte) (func(context.Context) error, error) {
+	return func(ctx context.Context) error { return s.Read(ctx, shard, key) }, nil
+}
 func (s *instant) Read(context.Context, int, []byte) error { s.reads.Add(1); return nil }
 func (s *instant) Fsyncs() int64                           { return s.writes.Load() }
 func (s *instant) Close() error                            { return nil }
@@ -79,6 +82,7 @@ func TestMeasure(t *testing.T) {
 		newCell(noop, 8, "3x16", 16, write),
 		newCell(noop, 8, "100", 16, mixed),
 		newCell(noop, 8, "2x4", 16, read),
+		newCell(noop, 8, "3x16", 16, mixed),
 	} {
 		t.Run(c.String(), func(t *testing.T) {
 			var sys instant

@@ -62,6 +62,12 @@ type ratio struct {
 	Errors  int64   `json:"errors"`         // of both; with any, look before you believe
 }
 
+// throughProxy is to reach proxyNeed of the embedded rate.
+const (
+	throughProxy = "decree-proxy"
+	proxyNeed    = 0.6
+)
+
 // opponent is whom a promise is measured against.
 type opponent int
 
@@ -115,12 +121,14 @@ func ratiosOf(lines []line) []ratio {
 }
 
 func cellRatios(lines []line) []ratio {
-	var us *line
+	var us, proxied *line
 	var them []*line
 	for i := range lines {
 		switch {
 		case lines[i].System == ours:
 			us = &lines[i]
+		case lines[i].System == throughProxy:
+			proxied = &lines[i]
 		case strings.HasPrefix(lines[i].System, theirs):
 			them = append(them, &lines[i])
 		}
@@ -129,6 +137,11 @@ func cellRatios(lines []line) []ratio {
 		return nil
 	}
 	var ratios []ratio
+	if proxied != nil { // what clients in other processes get of it
+		r := newRatio(proxied, us, promise{need: proxyNeed})
+		r.Against = "decree, embedded"
+		ratios = append(ratios, r)
+	}
 	for _, p := range promises(us.asked) {
 		if other := pick(them, p); other != nil {
 			ratios = append(ratios, newRatio(us, other, p))

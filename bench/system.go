@@ -17,6 +17,8 @@ type System interface {
 	StartWrite(ctx context.Context, shard int, command []byte) (wait func(context.Context) error, err error)
 	// Read is a linearizable read of one key.
 	Read(ctx context.Context, shard int, key []byte) error
+	// StartRead is to Read what StartWrite is to Write.
+	StartRead(ctx context.Context, shard int, key []byte) (wait func(context.Context) error, err error)
 	// Fsyncs counts the fsync and fdatasync calls of all three replicas so far; -1 if they cannot be counted without
 	// changing what is measured.
 	Fsyncs() int64

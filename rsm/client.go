@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/decree-raft/decree/internal/core"
+	"github.com/decree-raft/decree/internal/session"
 )
 
 // Client calls one shard, wherever its leader is, exactly once: it keeps a
@@ -17,18 +18,12 @@ type Client struct {
 	replica func(NodeID) *Shard
 	nodes   int
 
-	mu      sync.Mutex
-	guess   NodeID // who leads
-	session SessionID
-	opening chan struct{} // closed when the opening under way ends
-	last    uint64        // sequence given out
-	acked   uint64        // outcomes known up to here
-	known   map[uint64]bool
-	token   Index // of the latest outcome: what a Session read must see
-}
+	window session.Window
 
-// maxUnacknowledged is how many commands of one Client may wait at once: within the default window of a session.
-const maxUnacknowledged = 4096
+	mu    sync.Mutex
+	guess NodeID // who leads
+	token Index  // of the latest outcome: what a Session read must see
+}
 
 // clientPatience bounds a call whose context has no deadline.
 const clientPatience = time.Minute
@@ -36,7 +31,9 @@ const clientPatience = time.Minute
 // NewClient returns a client over nodes with ids 1 to n; replica returns a
 // node's replica of the shard, or nil while it cannot be reached.
 func NewClient(replica func(NodeID) *Shard, n int) *Client {
-	return &Client{replica: replica, nodes: n, guess: 1, known: map[uint64]bool{}}
+	c := &Client{replica: replica, nodes: n, guess: 1}
+	c.window.Open = c.open
+	return c
 }
 
 // Submit has a command decided, exactly once, and returns its reply. It waits
@@ -55,7 +52,7 @@ func (c *Client) SubmitAll(ctx context.Context, commands ...[]byte) ([][]byte, e
 	ctx, cancel := patient(ctx)
 	defer cancel()
 	for {
-		id, seq, err := c.begin(ctx)
+		n, err := c.window.Begin(ctx)
 		if err != nil {
 			return nil, err
 		}
@@ -63,14 +60,15 @@ func (c *Client) SubmitAll(ctx context.Context, commands ...[]byte) ([][]byte, e
 		var res Result
 		err = c.retry(ctx, &inDoubt, func(s *Shard) error {
 			var err error
-			res, err = s.Do(ctx, Request{Commands: commands, Session: id, Sequence: seq, Acknowledged: c.acknowledged(id, seq)})
+			res, err = s.Do(ctx, Request{Commands: commands, Session: n.Session, Sequence: n.Sequence, Acknowledged: c.window.Acknowledged(n)})
 			return err
 		})
-		c.finished(id, seq, res.Index)
+		c.window.Finish(n)
+		c.saw(res.Index)
 		if !errors.Is(err, errSessionExpired) {
 			return res.Replies, err
 		}
-		c.forgetSession(id)
+		c.window.Forget(n.Session)
 		if inDoubt {
 			return nil, &Error{Kind: ErrUnknown, Code: core.CodeSessionExpired,
 				Message: "the session ended while the outcome was unknown: read from the state whether it happened (" + err.Error() + ")"}
@@ -97,20 +95,13 @@ func (c *Client) Read(ctx context.Context, level Level, query []byte) ([]byte, e
 		res, err = s.ReadAt(ctx, level, token, query)
 		return err
 	})
-	if err == nil {
-		c.mu.Lock()
-		c.token = max(c.token, res.Index)
-		c.mu.Unlock()
-	}
+	c.saw(res.Index)
 	return res.Answer, err
 }
 
 // Close gives the session back. The client can be used again, with a new one.
 func (c *Client) Close(ctx context.Context) error {
-	c.mu.Lock()
-	id := c.session
-	c.session = 0
-	c.mu.Unlock()
+	id := c.window.Take()
 	if id == 0 {
 		return nil
 	}
@@ -211,96 +202,20 @@ func pause(ctx context.Context, attempt int) error {
 	}
 }
 
-// begin returns the session and the next sequence number, when the window has room for it.
-func (c *Client) begin(ctx context.Context) (SessionID, uint64, error) {
-	for attempt := 0; ; attempt++ {
-		c.mu.Lock()
-		if c.session != 0 && c.last-c.acked < maxUnacknowledged {
-			c.last++
-			id, seq := c.session, c.last
-			c.mu.Unlock()
-			return id, seq, nil
-		}
-		if c.session != 0 {
-			c.mu.Unlock()
-			if pause(ctx, attempt) != nil {
-				return 0, 0, &Error{Kind: ErrNotProposed, Code: core.CodeOverloaded, Message: "too many commands of this client wait for their outcome", Cause: ctx.Err()}
-			}
-			continue
-		}
-		wait := c.opening
-		if wait != nil {
-			c.mu.Unlock()
-			select {
-			case <-wait:
-				continue
-			case <-ctx.Done():
-				return 0, 0, &Error{Kind: ErrNotProposed, Code: core.CodeCancelled, Message: "no session in time", Cause: ctx.Err()}
-			}
-		}
-		c.opening = make(chan struct{})
-		c.mu.Unlock()
-		if err := c.open(ctx); err != nil {
-			return 0, 0, err
-		}
-	}
-}
-
-// open opens a session. That an opening may have happened unseen does not matter: it expires.
-func (c *Client) open(ctx context.Context) error {
-	var id SessionID
+// open opens a session.
+func (c *Client) open(ctx context.Context) (id SessionID, err error) {
 	ignored := false
-	err := c.retry(ctx, &ignored, func(s *Shard) error {
+	err = c.retry(ctx, &ignored, func(s *Shard) error {
 		var err error
 		id, err = s.OpenSession(ctx)
 		return err
 	})
-	c.mu.Lock()
-	close(c.opening)
-	c.opening = nil
-	if err == nil {
-		c.session, c.last, c.acked = id, 0, 0
-		clear(c.known)
-	}
-	c.mu.Unlock()
-	var e *Error
-	if errors.As(err, &e) && e.Kind == ErrUnknown {
-		safe := *e
-		safe.Kind = ErrNotProposed // the command, which this is about, was not
-		return &safe
-	}
-	return err
+	return id, err
 }
 
-func (c *Client) forgetSession(id SessionID) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.session == id {
-		c.session = 0
-	}
-}
-
-// acknowledged returns up to where the outcomes of a session are known.
-func (c *Client) acknowledged(id SessionID, seq uint64) uint64 {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.session != id {
-		return 0
-	}
-	return min(c.acked, seq-1)
-}
-
-// finished notes that nobody will ask for the outcome of seq again.
-func (c *Client) finished(id SessionID, seq uint64, index Index) {
+// saw notes what later reads must see.
+func (c *Client) saw(index Index) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.token = max(c.token, index)
-	if c.session != id {
-		return
-	}
-	c.known[seq] = true
-	for c.known[c.acked+1] {
-		c.acked++
-		delete(c.known, c.acked)
-	}
 }

@@ -346,6 +346,19 @@ func (n *Node) startTransport() (transport.Peer, error) {
 // Shard returns the node's replica of a shard, or nil if the node hosts none.
 func (n *Node) Shard(id ShardID) *Shard { return n.shards[id] }
 
+// Shards returns the node's replicas, by their shards' ids.
+func (n *Node) Shards() []*Shard {
+	all := slices.Collect(maps.Values(n.shards))
+	slices.SortFunc(all, func(a, b *Shard) int { return cmp.Compare(a.id, b.id) })
+	return all
+}
+
+// Cluster returns the cluster's name.
+func (n *Node) Cluster() string { return n.cfg.Cluster }
+
+// AddressOf returns where a node, this one or another, is found as far as this one knows, or "".
+func (n *Node) AddressOf(id NodeID) string { return n.topology.addressOf(id) }
+
 // ID returns the node's id.
 func (n *Node) ID() NodeID { return n.cfg.Node }
 

@@ -92,7 +92,7 @@ func (bigReplies) Decide(v View, c Command) ([][]byte, []byte, error) {
 
 // What a request puts into the log is bounded as a whole, replies and reasons included.
 func TestEntryBoundCountsEverything(t *testing.T) {
-	c := startCluster(t, "", bigReplies{})
+	c := startCluster(t, "", bigReplies{}, patient10s) // it decides 80 MiB in one go
 	s := leaderOf(t, c, 1).Shard(1)
 	id, err := s.OpenSession(within(t))
 	if err != nil {
@@ -336,7 +336,7 @@ func TestBurstOfSessions(t *testing.T) {
 // Sixty-four callers of two nodes that point at each other do not spin.
 func TestClientPausesBetweenHints(t *testing.T) {
 	attempts := 0
-	client := &Client{nodes: 2, guess: 1, known: map[uint64]bool{}, replica: func(NodeID) *Shard { return nil }}
+	client := &Client{nodes: 2, guess: 1, replica: func(NodeID) *Shard { return nil }}
 	ctx, cancel := context.WithTimeout(context.Background(), 100*time.Millisecond)
 	defer cancel()
 	inDoubt := false

@@ -9,6 +9,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/decree-raft/decree/internal/testkit"
 )
 
 // counters is the machine of these tests: a command names a key and adds one to it, the reply is the sum.
@@ -68,10 +70,13 @@ func testLogger(t testing.TB) *slog.Logger {
 	return slog.New(slog.NewTextHandler(os.Stderr, nil)).With("test", t.Name())
 }
 
-// quick are timeouts for tests that wait for elections.
+// quick are timeouts for tests that wait for elections. Under the race detector a leader needs more time to be heard.
 func quick(cfg *Config) {
 	cfg.HeartbeatInterval = 20 * time.Millisecond
 	cfg.ElectionTimeout = 200 * time.Millisecond
+	if testkit.Race {
+		cfg.ElectionTimeout *= 3
+	}
 }
 
 type option func(*Config)

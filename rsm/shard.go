@@ -72,16 +72,13 @@ type Call struct {
 	done    chan struct{} // gets one token
 	node    *Node
 	command []byte // Submit's copy, for use again
+	then    func(Result, error)
 }
 
 // keepCommand is the size above which the copy of a command is not kept for the next.
 const keepCommand = 16 << 10
 
-var calls = sync.Pool{New: func() any {
-	c := &Call{done: make(chan struct{}, 1)}
-	c.req.Done = func(*core.Request) { c.done <- struct{}{} }
-	return c
-}}
+var calls sync.Pool
 
 // start hands c in. A call that was not taken is done at once, with the error.
 func (s *Shard) start(c *Call) *Call {
@@ -95,7 +92,23 @@ func (s *Shard) start(c *Call) *Call {
 }
 
 // newCall reuses a call whose outcome was taken, but not its answer: that is the caller's.
-func newCall() *Call { return calls.Get().(*Call) }
+func newCall() *Call {
+	if c, ok := calls.Get().(*Call); ok {
+		return c
+	}
+	c := &Call{done: make(chan struct{}, 1)}
+	c.req.Done = func(*core.Request) { c.finish() }
+	return c
+}
+
+func (c *Call) finish() {
+	if c.then == nil {
+		c.done <- struct{}{}
+		return
+	}
+	c.then(c.req.Result, c.req.Err)
+	c.release()
+}
 
 func (c *Call) release() {
 	if cap(c.command) > keepCommand || c.req.Err != nil { // a rejection may have kept something of it
@@ -103,7 +116,7 @@ func (c *Call) release() {
 	}
 	done := c.req.Done
 	c.req = core.Request{Done: done}
-	c.node = nil
+	c.node, c.then = nil, nil
 	calls.Put(c)
 }
 
@@ -148,6 +161,45 @@ func (s *Shard) Go(r Request) *Call {
 	c.req.Commands, c.req.MakesRoom = r.Commands, r.MakesRoom
 	c.req.Session, c.req.Sequence, c.req.Acknowledged = r.Session, r.Sequence, r.Acknowledged
 	return s.start(c)
+}
+
+// GoFunc is Go for callers without a goroutine for each call: then gets the outcome, once. It is called on the goroutine that drives the shard, must
+// not block, and may use the replies only until it returns. An error says that the call was not taken: then is not called.
+func (s *Shard) GoFunc(r Request, then func(Result, error)) error {
+	c := newCall()
+	c.req.Commands, c.req.MakesRoom = r.Commands, r.MakesRoom
+	c.req.Session, c.req.Sequence, c.req.Acknowledged = r.Session, r.Sequence, r.Acknowledged
+	return s.startFunc(c, then)
+}
+
+// GoReadFunc is GoRead with a callback: see GoFunc.
+func (s *Shard) GoReadFunc(level Level, token Index, query []byte, then func(Result, error)) error {
+	c := newCall()
+	c.req.Kind, c.req.Level, c.req.Token, c.req.Query = core.KindRead, level, token, query
+	return s.startFunc(c, then)
+}
+
+// OpenSessionFunc is OpenSession with a callback: see GoFunc. The session is the result's.
+func (s *Shard) OpenSessionFunc(then func(Result, error)) error {
+	c := newCall()
+	c.req.Kind = core.KindOpenSession
+	return s.startFunc(c, then)
+}
+
+// CloseSessionFunc is CloseSession with a callback: see GoFunc.
+func (s *Shard) CloseSessionFunc(id SessionID, then func(Result, error)) error {
+	c := newCall()
+	c.req.Kind, c.req.Session = core.KindCloseSession, id
+	return s.startFunc(c, then)
+}
+
+func (s *Shard) startFunc(c *Call, then func(Result, error)) error {
+	c.node, c.req.Shard, c.then = s.node, s.id, then
+	err := s.w.submit(&c.req)
+	if err != nil {
+		c.release()
+	}
+	return err
 }
 
 // Do has a request decided and waits until its outcome is committed and applied

@@ -51,6 +51,9 @@ const (
 	CodeNoShard         Code = "no_shard"          // this node hosts no such shard
 	CodeUnreachable     Code = "unreachable"       // no answer from the node that was asked
 	CodeNotReached      Code = "not_reached"       // the replica has not reached the position of the token in time
+	CodeBadRequest      Code = "bad_request"       // the request lacks something, or makes no sense, whatever the state
+	CodeUnauthenticated Code = "unauthenticated"   // no token or certificate, or one that is not known
+	CodeForbidden       Code = "forbidden"         // the caller's role is too small for this
 
 	CodeSessionExpired  Code = "session_expired"   // unknown session: expired, evicted or never opened
 	CodeSequenceReused  Code = "sequence_reused"   // this number was used for another command
@@ -74,6 +77,8 @@ type Error struct {
 	Message string
 	// Leader is who is believed to lead, or 0. A hint, no promise.
 	Leader NodeID
+	// LeaderAddress is where the leader serves clients, if that was said. A hint, too.
+	LeaderAddress string
 	// RetryAfter is how long to wait before trying again; 0 says nothing.
 	RetryAfter time.Duration
 	// Cause, if any, is the error below.

@@ -73,10 +73,10 @@ func (rawCodec) Unmarshal(data mem.BufferSlice, v any) error {
 
 func (rawCodec) Name() string { return rawCodecName }
 
-// serverCodec is the raw one for this package's messages, and protobuf for those of Config.Services.
+// serverCodec is the raw one for this package's messages; the others are those of Config.Services.
 type serverCodec struct {
 	rawCodec
-	proto encoding.CodecV2
+	others encoding.CodecV2
 }
 
 func (c serverCodec) Marshal(v any) (mem.BufferSlice, error) {
@@ -84,7 +84,7 @@ func (c serverCodec) Marshal(v any) (mem.BufferSlice, error) {
 	case *outgoing, *outgoingCall:
 		return c.rawCodec.Marshal(v)
 	}
-	return c.proto.Marshal(v)
+	return c.others.Marshal(v)
 }
 
 // Unmarshal holds services to their own limit, as gRPC's is that of the largest message of any method.
@@ -95,5 +95,5 @@ func (c serverCodec) Unmarshal(data mem.BufferSlice, v any) error {
 	if n := data.Len(); n > MaxServiceBytes {
 		return fmt.Errorf("the message has %d bytes, at most %d are allowed", n, MaxServiceBytes)
 	}
-	return c.proto.Unmarshal(data, v)
+	return c.others.Unmarshal(data, v)
 }

@@ -26,7 +26,7 @@ const (
 	softFrameBytes = 4 << 20
 
 	// MaxServiceBytes is the largest message that a service of Config.Services takes, as usual with gRPC.
-	MaxServiceBytes = 4 << 20
+	MaxServiceBytes = 16 << 20
 
 	maxClusterName   = 256
 	maxAddress       = 256

@@ -38,7 +38,7 @@
 //	reply of a call          MaxCallReplyBytes, 16 MiB and 64 KiB
 //	text of a call's error   4 KiB; the rest is cut off
 //	calls served at once     4 of one peer and 16 in all; the next is refused, and does not wait
-//	message to a service     MaxServiceBytes, 4 MiB
+//	message to a service     MaxServiceBytes, 16 MiB
 //	streams of a connection  16 at once, of whatever kind; a call is one until its reply is on the socket
 //	unfinished handshakes    128 connections, 5 s each; a newcomer displaces the oldest
 //	connections              1024; those without a stream or call are closed after 30 s

@@ -10,13 +10,12 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/encoding"
-	"google.golang.org/grpc/encoding/proto"
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/metadata"
 	rpcpeer "google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
 
+	"github.com/decree-raft/decree/internal/codec"
 	"github.com/decree-raft/decree/internal/limitlog"
 )
 
@@ -37,7 +36,7 @@ const (
 
 func serverOptions(cfg Config) []grpc.ServerOption {
 	return []grpc.ServerOption{
-		grpc.ForceServerCodecV2(serverCodec{proto: encoding.GetCodecV2(proto.Name)}),
+		grpc.ForceServerCodecV2(serverCodec{others: codec.Codec{}}),
 		grpc.MaxRecvMsgSize(cfg.maxMessage()),
 		grpc.WaitForHandlers(true), // Stop then waits for Serve, and for Services
 		grpc.MaxConcurrentStreams(maxStreams),

@@ -6,6 +6,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"os"
@@ -145,7 +146,7 @@ func TestServices(t *testing.T) {
 				b.expect(t, 1, "a frame")
 				callUp(t, a, 2)
 			}
-			if _, err := reflectBack(s, make([]byte, MaxServiceBytes+1)); !strings.Contains(err.Error(), "4194304") {
+			if _, err := reflectBack(s, make([]byte, MaxServiceBytes+1)); !strings.Contains(err.Error(), "16777216") {
 				t.Errorf("an oversized message: %v", err)
 			}
 			// The rest of the port is as it was.
@@ -193,7 +194,7 @@ func TestServiceMessagesAreLimited(t *testing.T) {
 	expectStatus(t, frame, "a frame is larger than MaxFrameBytes of this node, 1048576")
 	b := startNode(t, 2, services)
 	_, err := reflectBack(mirrorStream(t, adminConn(t, b.Addr(), nil)), make([]byte, MaxServiceBytes+1))
-	if err == nil || !strings.Contains(err.Error(), "bytes, at most 4194304 are allowed") {
+	if err == nil || !strings.Contains(err.Error(), fmt.Sprintf("bytes, at most %d are allowed", MaxServiceBytes)) {
 		t.Errorf("got %v", err)
 	}
 }

@@ -1,0 +1,311 @@
+// Package link keeps one stream of calls to a proxy or a node, whatever happens to it: it opens it again by itself, and tells the router of
+// every call on it what became of it.
+package link
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"runtime"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/keepalive"
+
+	decreev1 "github.com/decree-raft/decree/api/decree/v1"
+	"github.com/decree-raft/decree/internal/codec"
+	"github.com/decree-raft/decree/internal/core"
+	"github.com/decree-raft/decree/internal/route"
+	"github.com/decree-raft/decree/internal/wire"
+)
+
+// Config configures a Link.
+type Config struct {
+	// Options are how to dial: credentials above all.
+	Options []grpc.DialOption
+	// Now is the clock, in nanoseconds, of the routers whose calls go over the link.
+	Now func() int64
+	// Up and Down are called, from the link's goroutine, when the stream is there and when it is gone. Why is nil when the link is closed.
+	Up   func(*Link)
+	Down func(l *Link, why error)
+	// Silence after which a stream is given up although calls wait: whoever serves one says something every second then. Default 3 s.
+	Silence time.Duration
+}
+
+const (
+	// maxQueued bounds what waits to be sent. More is not taken.
+	maxQueued = 4 << 20
+	// maxPending bounds the calls on the link.
+	maxPending = 1 << 17
+	// openPatience bounds the opening of a stream.
+	openPatience = 2 * time.Second
+	firstPause   = 20 * time.Millisecond
+	lastPause    = 500 * time.Millisecond
+	// KeepaliveTime is how often a silent connection is asked if it lives. Servers must permit it.
+	KeepaliveTime    = 10 * time.Second
+	keepaliveTimeout = 3 * time.Second
+	// window of a stream in bytes. It is fixed: gRPC's probing costs latency.
+	window = 4 << 20
+	// MaxFrame bounds a frame that is received.
+	MaxFrame = 64 << 20
+)
+
+// Link is a stream to an address. It is a route.Target.
+type Link struct {
+	address string
+	cfg     Config
+	conn    *grpc.ClientConn
+	cancel  context.CancelFunc
+	ended   chan struct{}
+
+	mu      sync.Mutex
+	up      bool
+	out     []byte // calls that are not sent yet
+	pending map[uint64]attempt
+	last    uint64 // id given out
+	sent    uint64 // up to this one they may have arrived
+	heard   int64  // when something came, or the first call after a pause was sent
+	wake    chan struct{}
+}
+
+type attempt struct {
+	call   *route.Call
+	number uint32
+}
+
+// New returns a link to an address, which it begins to open. Close it.
+func New(address string, cfg Config) (*Link, error) {
+	cfg.Silence = cmp.Or(cfg.Silence, 3*time.Second)
+	conn, err := grpc.NewClient(address, append([]grpc.DialOption{
+		grpc.WithDefaultCallOptions(grpc.ForceCodecV2(codec.Codec{}), grpc.MaxCallRecvMsgSize(MaxFrame), grpc.MaxCallSendMsgSize(MaxFrame)),
+		grpc.WithDisableRetry(), // what is sent again is decided here
+		grpc.WithNoProxy(),
+		grpc.WithIdleTimeout(0),
+		grpc.WithStaticStreamWindowSize(window), grpc.WithStaticConnWindowSize(2 * window),
+		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: KeepaliveTime, Timeout: keepaliveTimeout, PermitWithoutStream: true}),
+		grpc.WithConnectParams(grpc.ConnectParams{MinConnectTimeout: openPatience,
+			Backoff: backoff.Config{BaseDelay: firstPause, Multiplier: 1.6, Jitter: 0.2, MaxDelay: lastPause}}),
+	}, cfg.Options...)...)
+	if err != nil {
+		return nil, fmt.Errorf("address %q: %w", address, err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	l := &Link{address: address, cfg: cfg, conn: conn, cancel: cancel, ended: make(chan struct{}),
+		pending: map[uint64]attempt{}, wake: make(chan struct{}, 1)}
+	go l.run(ctx)
+	return l, nil
+}
+
+// Address returns where the link leads.
+func (l *Link) Address() string { return l.address }
+
+// Conn returns the connection, for unary calls.
+func (l *Link) Conn() *grpc.ClientConn { return l.conn }
+
+// Connected reports whether calls are taken.
+func (l *Link) Connected() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.up
+}
+
+// Close ends the link. Calls on it are lost.
+func (l *Link) Close() {
+	l.cancel()
+	<-l.ended
+	_ = l.conn.Close() // a second time is the only error
+}
+
+// Send implements route.Target.
+func (l *Link) Send(c *route.Call, number uint32) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !l.up || len(l.out)+c.Size() > maxQueued && len(l.out) > 0 || len(l.pending) >= maxPending {
+		return false
+	}
+	now := l.cfg.Now()
+	if len(l.pending) == 0 {
+		l.heard = now
+	}
+	l.last++
+	l.pending[l.last] = attempt{call: c, number: number}
+	first := len(l.out) == 0
+	l.out = wire.AppendCall(l.out, l.last, max(time.Millisecond, time.Duration(c.Deadline-now)), c)
+	if first {
+		select {
+		case l.wake <- struct{}{}:
+		default:
+		}
+	}
+	return true
+}
+
+// run keeps a stream until ctx ends.
+func (l *Link) run(ctx context.Context) {
+	defer close(l.ended)
+	pause := firstPause
+	for ctx.Err() == nil {
+		opened, err := l.serve(ctx)
+		if opened {
+			pause = firstPause
+		}
+		if ctx.Err() != nil {
+			err = nil
+		}
+		if l.cfg.Down != nil {
+			l.cfg.Down(l, err)
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(pause/2 + rand.N(pause)):
+		}
+		pause = min(2*pause, lastPause)
+	}
+}
+
+// serve opens a stream and keeps it as long as it lives.
+func (l *Link) serve(ctx context.Context) (opened bool, err error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	stuck := time.AfterFunc(openPatience, cancel)
+	stream, err := l.conn.NewStream(ctx, &decreev1.DecreeService_ServiceDesc.Streams[0], decreev1.DecreeService_Connect_FullMethodName)
+	if err == nil {
+		_, err = stream.Header() // the server has taken it
+	}
+	if !stuck.Stop() && err == nil {
+		err = context.DeadlineExceeded
+	}
+	if err != nil {
+		return false, err
+	}
+	l.mu.Lock()
+	l.up, l.heard = true, l.cfg.Now()
+	l.mu.Unlock()
+	if l.cfg.Up != nil {
+		l.cfg.Up(l)
+	}
+	written := make(chan struct{})
+	go func() {
+		defer close(written)
+		l.write(ctx, cancel, stream)
+	}()
+	err = l.read(stream)
+	cancel()
+	<-written
+	l.lose(err)
+	return true, err
+}
+
+// write sends what there is, all of it in one frame, until ctx ends. It also watches the silence.
+func (l *Link) write(ctx context.Context, cancel context.CancelFunc, stream grpc.ClientStream) {
+	watch := time.NewTicker(l.cfg.Silence / 4)
+	defer watch.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-watch.C:
+			if l.silent() {
+				cancel()
+				return
+			}
+			continue
+		case <-l.wake:
+		}
+		runtime.Gosched() // who else has something to say may say it in the same frame
+		frame := l.take()
+		if len(frame) == 0 {
+			continue
+		}
+		// A stream that takes nothing is given up, too.
+		stuck := time.AfterFunc(l.cfg.Silence, cancel)
+		err := stream.SendMsg(&codec.Frame{Data: frame})
+		stuck.Stop()
+		if err != nil {
+			return // the reader learns why
+		}
+	}
+}
+
+// take returns what is to be sent. From here on it may have arrived.
+func (l *Link) take() []byte {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	frame := l.out
+	l.out, l.sent = make([]byte, 0, min(cap(frame), 64<<10)), l.last
+	return frame
+}
+
+func (l *Link) silent() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return len(l.pending) > 0 && l.cfg.Now()-l.heard > int64(l.cfg.Silence)
+}
+
+// read takes answers in until the stream ends.
+func (l *Link) read(stream grpc.ClientStream) error {
+	var got []wire.ReceivedAnswer
+	var calls []attempt
+	for {
+		var f codec.Frame
+		if err := stream.RecvMsg(&f); err != nil {
+			if errors.Is(err, io.EOF) {
+				return &core.Error{Kind: core.ErrNotProposed, Code: core.CodeClosed, Message: "the other side closes"}
+			}
+			return wire.FromStatus(err)
+		}
+		got, calls = got[:0], calls[:0]
+		if err := wire.ParseAnswers(f.Data, func(a *wire.ReceivedAnswer) { got = append(got, *a) }); err != nil {
+			return fmt.Errorf("%s answers what cannot be understood: %w", l.address, err)
+		}
+		now := l.cfg.Now()
+		l.mu.Lock()
+		l.heard = now
+		for i := range got {
+			var a attempt
+			if id := got[i].ID; id <= l.sent { // whoever answers what was not asked is not listened to
+				a = l.pending[id]
+				delete(l.pending, id)
+			}
+			calls = append(calls, a)
+		}
+		l.mu.Unlock()
+		var lies error
+		for i, a := range calls {
+			switch {
+			case a.call == nil:
+			case got[i].Err == nil && got[i].Kind != a.call.Kind:
+				lies = fmt.Errorf("%s answers a call with the outcome of another kind", l.address)
+				a.call.Lost(now, a.number, true, lies)
+			default:
+				a.call.Answer(now, a.number, got[i].Result, got[i].Err)
+			}
+		}
+		if lies != nil {
+			return lies
+		}
+		clear(got)
+		clear(calls)
+	}
+}
+
+// lose gives up all calls on the stream.
+func (l *Link) lose(why error) {
+	l.mu.Lock()
+	lost, sent := l.pending, l.sent
+	l.up, l.out, l.pending = false, nil, map[uint64]attempt{}
+	l.mu.Unlock()
+	select { // of what is not there any more
+	case <-l.wake:
+	default:
+	}
+	now := l.cfg.Now()
+	for id, a := range lost {
+		a.call.Lost(now, a.number, id <= sent, why)
+	}
+}

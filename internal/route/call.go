@@ -1,0 +1,82 @@
+package route
+
+import (
+	"github.com/decree-raft/decree/internal/core"
+)
+
+// Kind is what a Call asks for.
+type Kind uint8
+
+// The kinds of call.
+const (
+	Submit Kind = iota
+	Read
+	OpenSession
+	CloseSession
+)
+
+// Call is a call on its way to whoever can answer it. The caller fills in the first part and does not touch it again until Done.
+type Call struct {
+	Kind  Kind
+	Shard core.ShardID
+
+	// Of Submit. Session is CloseSession's, too.
+	Commands               [][]byte
+	MakesRoom              bool
+	Session                core.SessionID
+	Sequence, Acknowledged uint64
+
+	// Of Read.
+	Level core.Level
+	Token core.Index
+	Query []byte
+
+	// Deadline in nanoseconds of the router's clock: there is an outcome by then.
+	Deadline int64
+	// Done is called once, when there is an outcome. It must not block, nor call the router.
+	Done func(*Call)
+
+	Result core.Result
+	Err    error
+
+	router     *Router
+	prev, next *Call // all calls of the router
+	target     Target
+	attempt    uint32
+	bounces    int   // hints followed since it was last put off
+	notBefore  int64 // of what waits
+	failures   int
+	parked     bool
+	finished   bool
+	inDoubt    bool // an attempt ended, and it may have happened
+	last       error
+}
+
+// repeatable reports whether asking twice does no harm.
+func (c *Call) repeatable() bool { return c.Kind != Submit || c.Session != 0 }
+
+// anywhere reports whether another replica than the leader will do.
+func (c *Call) anywhere() bool { return c.Kind == Read && c.Level != core.Linearizable }
+
+// Size returns about how many bytes the call holds on to.
+func (c *Call) Size() int {
+	n := len(c.Query) + 64
+	for _, b := range c.Commands {
+		n += len(b)
+	}
+	return n
+}
+
+// Answer is how a target gives the outcome of an attempt. An attempt that is not the latest counts for nothing any more.
+func (c *Call) Answer(now int64, attempt uint32, res core.Result, err error) {
+	c.router.answer(now, c, attempt, res, err)
+}
+
+// Lost is how a target says that it will give no outcome. sent: the call may have arrived.
+func (c *Call) Lost(now int64, attempt uint32, sent bool, why error) {
+	e := &core.Error{Kind: core.ErrNotProposed, Code: core.CodeUnreachable, Message: "the connection failed before the call was sent", Cause: why}
+	if sent {
+		e.Kind, e.Message = core.ErrUnknown, "the connection failed while the answer was waited for"
+	}
+	c.router.answer(now, c, attempt, core.Result{}, e)
+}

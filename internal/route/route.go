@@ -1,0 +1,433 @@
+// Package route decides where a call goes, and what becomes of it when whoever was asked says no or nothing.
+//
+// A Router is for one shard. It takes what it is told about the topology as a hint: the replica that is asked checks. An answer that
+// says that the call certainly did not happen sends it on; one that leaves that open does so only if asking twice does no harm, as the
+// shard knows the call by its session number. Calls wait here while nobody leads, up to their deadlines. So a change of leader is nothing but latency [G12].
+//
+// Nothing here reads a clock or starts a goroutine: proxies, clients and the simulator drive the same code.
+package route
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"math"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/decree-raft/decree/internal/core"
+)
+
+// Target is somebody who can be asked: a node, or a proxy.
+type Target interface {
+	// Send hands an attempt on, and reports whether it could. The outcome comes through Call.Answer or Call.Lost, later, and not from within
+	// Send, which must not block.
+	Send(c *Call, attempt uint32) bool
+}
+
+// Config configures a Router.
+type Config struct {
+	Shard core.ShardID
+	// Any: whoever is reached answers for everybody, as a proxy does. Otherwise calls wait until somebody is known to lead.
+	Any bool
+	// Resolve returns who is meant by an error's hint, or nil.
+	Resolve func(*core.Error) Target
+	// Lead is called when a leader is wanted and none is known. It must not block, nor call the router.
+	Lead func()
+	// MaxWaiting bounds the calls, and MaxWaitingBytes what they hold, that wait for a leader.
+	MaxWaiting      int
+	MaxWaitingBytes int64
+}
+
+const (
+	// maxBounces: replicas may point at each other.
+	maxBounces = 3
+	// The pause before a call is tried again doubles from the first to the second.
+	firstPause = 2 * time.Millisecond
+	lastPause  = 100 * time.Millisecond
+)
+
+// Stats count what a Router has done. A snapshot.
+type Stats struct {
+	Calls, Waiting        int   // under way, and those of them that wait for a leader
+	WaitingBytes          int64 // that the latter hold
+	Retries, Refused, Led uint64
+	TimedOut              uint64
+}
+
+// Router routes the calls of one shard. Its methods may be called from any goroutine.
+type Router struct {
+	cfg Config
+	due atomic.Int64 // when Tick has something to do
+
+	mu      sync.Mutex
+	targets []Target
+	leader  Target
+	term    core.Term
+	turn    int
+	all     Call // ring of all calls
+	waiting []*Call
+	held    int64 // bytes of waiting
+	closed  error
+	stats   Stats
+}
+
+// New returns a router that knows nobody yet.
+func New(cfg Config) *Router {
+	r := &Router{cfg: cfg}
+	r.cfg.MaxWaiting = cmp.Or(cfg.MaxWaiting, 1<<16)
+	r.cfg.MaxWaitingBytes = cmp.Or(cfg.MaxWaitingBytes, 256<<20)
+	r.all.prev, r.all.next = &r.all, &r.all
+	r.due.Store(math.MaxInt64)
+	return r
+}
+
+// Stats returns what was counted.
+func (r *Router) Stats() Stats {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	s := r.stats
+	s.Waiting, s.WaitingBytes = len(r.waiting), r.held
+	return s
+}
+
+// Submit takes a call in.
+func (r *Router) Submit(now int64, c *Call) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	c.router = r
+	c.prev, c.next = r.all.prev, &r.all
+	c.prev.next, c.next.prev = c, c
+	r.stats.Calls++
+	if r.closed != nil {
+		r.finish(c, core.Result{}, r.closed)
+		return
+	}
+	r.sooner(c.Deadline)
+	r.dispatch(now, c)
+}
+
+func (r *Router) sooner(at int64) {
+	if at < r.due.Load() {
+		r.due.Store(at)
+	}
+}
+
+// Targets says who may be asked. Calls that were sent to others stay there.
+func (r *Router) Targets(now int64, targets []Target) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.targets = slices.Clone(targets)
+	r.flush(now)
+}
+
+// Learn takes a hint about who leads. One of an earlier term is old news.
+func (r *Router) Learn(now int64, leader Target, term core.Term) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if term < r.term || leader == nil {
+		return
+	}
+	newer := term > r.term
+	r.term = term
+	if leader == r.leader {
+		return
+	}
+	r.lead(leader)
+	if newer {
+		r.resend(now)
+	}
+	r.flush(now)
+}
+
+func (r *Router) lead(t Target) {
+	if t != nil && t != r.leader {
+		r.stats.Led++
+	}
+	r.leader = t
+}
+
+// resend sends what overtaken leaders have not answered to their successor: the answer may never come.
+func (r *Router) resend(now int64) {
+	for c := r.all.next; c != &r.all; c = c.next {
+		if c.target != r.leader && !c.parked && !c.anywhere() && c.repeatable() {
+			c.inDoubt = c.inDoubt || c.Kind == Submit
+			r.stats.Retries++
+			r.park(now, c, 0)
+		}
+	}
+}
+
+// Up says that a target can be reached, perhaps again.
+func (r *Router) Up(now int64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.flush(now)
+}
+
+// Down says that a target cannot be reached.
+func (r *Router) Down(t Target) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.leader == t {
+		r.lead(nil)
+	}
+}
+
+// Close ends all calls with an error.
+func (r *Router) Close(why *core.Error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.closed = why
+	for r.all.next != &r.all {
+		c := r.all.next
+		e := *why
+		if c.inDoubt || c.target != nil && !c.parked && c.Kind == Submit {
+			e.Kind = core.ErrUnknown
+		}
+		r.finish(c, core.Result{}, &e)
+	}
+	r.waiting, r.held = nil, 0
+}
+
+// dispatch sends a call to who can answer it, or lets it wait.
+func (r *Router) dispatch(now int64, c *Call) {
+	if !r.send(c) {
+		r.park(now, c, 0)
+	}
+}
+
+func (r *Router) send(c *Call) bool {
+	if c.anywhere() && !r.cfg.Any {
+		return r.spread(c)
+	}
+	if r.leader != nil && r.try(r.leader, c) {
+		return true
+	}
+	if !r.cfg.Any {
+		return false
+	}
+	for range r.targets {
+		t := r.targets[r.turn%len(r.targets)]
+		if r.try(t, c) {
+			r.lead(t)
+			return true
+		}
+		r.turn++
+	}
+	return false
+}
+
+// spread sends a read to one replica after the other, but not to the one that has just failed it, if there is another.
+func (r *Router) spread(c *Call) bool {
+	failed := c.target
+	for range r.targets {
+		r.turn++
+		if t := r.targets[r.turn%len(r.targets)]; t != failed && r.try(t, c) {
+			return true
+		}
+	}
+	return failed != nil && r.try(failed, c)
+}
+
+func (r *Router) try(t Target, c *Call) bool {
+	c.attempt++
+	if !t.Send(c, c.attempt) {
+		return false
+	}
+	c.target, c.parked = t, false
+	return true
+}
+
+// park lets a call wait for a leader, at least for a while.
+func (r *Router) park(now int64, c *Call, pause time.Duration) {
+	if len(r.waiting) >= r.cfg.MaxWaiting || r.held+int64(c.Size()) > r.cfg.MaxWaitingBytes {
+		r.stats.Refused++
+		kind := core.ErrNotProposed
+		if c.inDoubt {
+			kind = core.ErrUnknown
+		}
+		r.finish(c, core.Result{}, &core.Error{Kind: kind, Code: core.CodeOverloaded, RetryAfter: lastPause,
+			Message: fmt.Sprintf("%d calls wait for a leader of shard %d already", len(r.waiting), r.cfg.Shard)})
+		return
+	}
+	c.parked, c.bounces = true, 0
+	c.attempt++ // what was sent counts for nothing any more
+	c.notBefore = now + int64(pause)
+	r.waiting = append(r.waiting, c)
+	r.held += int64(c.Size())
+	if pause == 0 { // news may come, or room
+		pause = lastPause
+		if r.cfg.Lead != nil {
+			r.cfg.Lead()
+		}
+	}
+	r.sooner(now + int64(pause))
+}
+
+// flush sends what waits and may go.
+func (r *Router) flush(now int64) {
+	if len(r.waiting) == 0 {
+		return
+	}
+	due := int64(math.MaxInt64)
+	kept := r.waiting[:0]
+	for _, c := range r.waiting {
+		if c.notBefore <= now && r.send(c) {
+			r.held -= int64(c.Size())
+			continue
+		}
+		if c.notBefore > now {
+			due = min(due, c.notBefore)
+		} else {
+			due = min(due, now+int64(lastPause))
+		}
+		kept = append(kept, c)
+	}
+	clear(r.waiting[len(kept):])
+	r.waiting = kept
+	r.sooner(due)
+}
+
+// Tick does what is due: ends calls whose deadline has come, and tries others again.
+func (r *Router) Tick(now int64) {
+	if now < r.due.Load() {
+		return
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	due := int64(math.MaxInt64)
+	late := false
+	for c := r.all.next; c != &r.all; {
+		next := c.next
+		if c.Deadline <= now {
+			late = late || c.parked
+			r.expire(c)
+		} else {
+			due = min(due, c.Deadline)
+		}
+		c = next
+	}
+	if late {
+		r.waiting = slices.DeleteFunc(r.waiting, func(c *Call) bool { return c.finished })
+		r.held = 0
+		for _, c := range r.waiting {
+			r.held += int64(c.Size())
+		}
+	}
+	r.due.Store(due)
+	r.flush(now)
+	if len(r.waiting) > 0 && r.leader == nil && r.cfg.Lead != nil {
+		r.cfg.Lead()
+	}
+}
+
+// expire ends a call at its deadline.
+func (r *Router) expire(c *Call) {
+	r.stats.TimedOut++
+	e := &core.Error{Kind: core.ErrNotProposed, Code: core.CodeCancelled, Message: "no final answer in time"}
+	if c.inDoubt || c.Kind == Submit && !c.parked {
+		e.Kind = core.ErrUnknown
+	}
+	if c.last != nil {
+		// As words: as a cause, its kind would match too.
+		e.Message += "; the last was: " + c.last.Error()
+	}
+	r.finish(c, core.Result{}, e)
+}
+
+// finish takes the call out, but for waiting, and gives it its outcome.
+func (r *Router) finish(c *Call, res core.Result, err error) {
+	c.prev.next, c.next.prev = c.next, c.prev
+	c.prev, c.next, c.target, c.finished = nil, nil, nil, true
+	c.attempt++ // what still comes in counts for nothing
+	r.stats.Calls--
+	c.Result, c.Err = res, err
+	c.Done(c)
+}
+
+func (r *Router) answer(now int64, c *Call, attempt uint32, res core.Result, err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if c.attempt != attempt {
+		return
+	}
+	if err == nil {
+		r.finish(c, res, nil)
+		return
+	}
+	c.failures++
+	c.last = err
+	var e *core.Error
+	switch {
+	case errors.Is(err, core.ErrRejected):
+		r.finish(c, core.Result{}, rejected(c, err))
+	case !errors.As(err, &e):
+		r.finish(c, core.Result{}, err)
+	case final(e.Code) && !c.inDoubt:
+		r.finish(c, core.Result{}, err)
+	case e.Kind != core.ErrNotProposed && !c.repeatable():
+		r.finish(c, core.Result{}, err)
+	default:
+		c.inDoubt = c.inDoubt || e.Kind != core.ErrNotProposed && c.Kind == Submit
+		r.again(now, c, e)
+	}
+}
+
+// rejected is the answer to a call that was decided. A session that ended while an attempt was unknown took the outcome with it.
+func rejected(c *Call, err error) error {
+	if c.inDoubt && errors.Is(err, errSessionExpired) {
+		return &core.Error{Kind: core.ErrUnknown, Code: core.CodeSessionExpired,
+			Message: "the session ended while the outcome was unknown: read from the state whether it happened (" + err.Error() + ")"}
+	}
+	return err
+}
+
+var errSessionExpired = &core.Rejection{Code: core.CodeSessionExpired}
+
+// final: asking again, or somebody else, would not help, or is for the caller to decide.
+func final(code core.Code) bool {
+	switch code {
+	case core.CodeCommandTooLarge, core.CodeBadRequest, core.CodeOverloaded, core.CodeDiskLow, core.CodeUnauthenticated, core.CodeForbidden:
+		return true
+	}
+	return false
+}
+
+// again sends a call on, or puts it off.
+func (r *Router) again(now int64, c *Call, e *core.Error) {
+	r.stats.Retries++
+	from := c.target
+	var hinted Target
+	if r.cfg.Resolve != nil && (e.Leader != 0 || e.LeaderAddress != "") {
+		hinted = r.cfg.Resolve(e)
+	}
+	switch e.Code {
+	case core.CodeOverloaded, core.CodeDiskLow: // the right one at the wrong time
+		r.park(now, c, max(e.RetryAfter, firstPause))
+		return
+	}
+	if r.leader == from && !c.anywhere() {
+		r.lead(nil)
+		r.turn++
+	}
+	if hinted != nil && hinted != from && !c.anywhere() {
+		if r.leader == nil {
+			r.lead(hinted)
+			defer r.flush(now)
+		}
+		if c.bounces++; c.bounces <= maxBounces && r.send(c) {
+			return
+		}
+	}
+	if c.anywhere() && c.failures <= len(r.targets) && r.send(c) {
+		return
+	}
+	pause := firstPause << min(c.failures, 16)
+	r.park(now, c, min(pause, lastPause))
+	if r.leader == nil && r.cfg.Lead != nil {
+		r.cfg.Lead()
+	}
+}

@@ -1,0 +1,151 @@
+package wire
+
+import (
+	"fmt"
+	"time"
+
+	"google.golang.org/protobuf/encoding/protowire"
+	"google.golang.org/protobuf/proto"
+
+	decreev1 "github.com/decree-raft/decree/api/decree/v1"
+	"github.com/decree-raft/decree/internal/core"
+	"github.com/decree-raft/decree/internal/route"
+)
+
+const (
+	answerID     = 1
+	answerError  = 2
+	answerSubmit = 3 // those of the other kinds follow, in their order
+
+	submittedReplies = 1
+	submittedIndex   = 2
+
+	readAnswer = 1
+	readIndex  = 2
+	readAge    = 3
+
+	openedSession = 1
+)
+
+// AppendAnswer appends the outcome of a call of a kind to a ConnectResponse.
+func AppendAnswer(b []byte, id uint64, kind route.Kind, res *core.Result, err error) []byte {
+	field, n := protowire.Number(answerSubmit)+protowire.Number(kind), 0
+	var failed []byte
+	switch {
+	case err != nil:
+		failed, _ = proto.Marshal(ErrorOf(err)) // all its text is UTF-8
+		field, n = answerError, len(failed)
+	case kind == route.Submit:
+		n = numberSize(submittedIndex, uint64(res.Index))
+		for _, r := range res.Replies {
+			n += sizeOf(submittedReplies, len(r))
+		}
+	case kind == route.Read:
+		n = bytesSize(readAnswer, len(res.Answer)) + numberSize(readIndex, uint64(res.Index)) + numberSize(readAge, uint64(res.Age))
+	case kind == route.OpenSession:
+		n = numberSize(openedSession, uint64(res.Session))
+	}
+	b = header(b, fieldAnswers, numberSize(answerID, id)+sizeOf(field, n))
+	b = number(b, answerID, id)
+	b = header(b, field, n)
+	switch {
+	case err != nil:
+		b = append(b, failed...)
+	case kind == route.Submit:
+		for _, r := range res.Replies {
+			b = append(header(b, submittedReplies, len(r)), r...)
+		}
+		b = number(b, submittedIndex, uint64(res.Index))
+	case kind == route.Read:
+		b = bytesField(b, readAnswer, res.Answer)
+		b = number(b, readIndex, uint64(res.Index))
+		b = number(b, readAge, uint64(res.Age))
+	case kind == route.OpenSession:
+		b = number(b, openedSession, uint64(res.Session))
+	}
+	return b
+}
+
+// ReceivedAnswer is an outcome as it came in.
+type ReceivedAnswer struct {
+	ID     uint64
+	Kind   route.Kind // of a call that succeeded
+	Result core.Result
+	Err    error
+}
+
+// ParseAnswers takes a ConnectResponse apart. The answers point into b.
+func ParseAnswers(b []byte, f func(*ReceivedAnswer)) error {
+	return fields(b, func(n protowire.Number, t protowire.Type, v []byte, _ uint64) error {
+		if n != fieldAnswers || t != protowire.BytesType {
+			return nil
+		}
+		var a ReceivedAnswer
+		if err := parseAnswer(v, &a); err != nil {
+			return err
+		}
+		f(&a)
+		return nil
+	})
+}
+
+func parseAnswer(b []byte, a *ReceivedAnswer) error {
+	known := false
+	err := fields(b, func(n protowire.Number, t protowire.Type, v []byte, x uint64) error {
+		switch {
+		case n == answerID && t == protowire.VarintType:
+			a.ID = x
+		case t != protowire.BytesType:
+		case n == answerError:
+			known = true
+			var e decreev1.Error
+			if err := proto.Unmarshal(v, &e); err != nil {
+				return err
+			}
+			a.Err = FromError(&e)
+		case n >= answerSubmit && n <= answerSubmit+protowire.Number(route.CloseSession):
+			known = true
+			a.Kind = route.Kind(n - answerSubmit)
+			return parseResult(v, a.Kind, &a.Result)
+		}
+		return nil
+	})
+	switch {
+	case err != nil:
+		return err
+	case a.ID == 0:
+		return fmt.Errorf("an answer has the id 0: ids start at 1")
+	case !known:
+		return fmt.Errorf("the answer to call %d is neither an outcome nor an error that is known here", a.ID)
+	}
+	return nil
+}
+
+func parseResult(b []byte, kind route.Kind, res *core.Result) error {
+	return fields(b, func(n protowire.Number, t protowire.Type, v []byte, x uint64) error {
+		number := t == protowire.VarintType
+		switch kind {
+		case route.Submit:
+			switch {
+			case n == submittedReplies && t == protowire.BytesType:
+				res.Replies = append(res.Replies, v)
+			case n == submittedIndex && number:
+				res.Index = core.Index(x)
+			}
+		case route.Read:
+			switch {
+			case n == readAnswer && t == protowire.BytesType:
+				res.Answer = v
+			case n == readIndex && number:
+				res.Index = core.Index(x)
+			case n == readAge && number:
+				res.Age = time.Duration(x)
+			}
+		case route.OpenSession:
+			if n == openedSession && number {
+				res.Session = core.SessionID(x)
+			}
+		}
+		return nil
+	})
+}

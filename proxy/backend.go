@@ -1,0 +1,19 @@
+package proxy
+
+import (
+	"time"
+
+	decreev1 "github.com/decree-raft/decree/api/decree/v1"
+	"github.com/decree-raft/decree/internal/route"
+)
+
+// backend takes calls, and calls Done of each once.
+type backend interface {
+	start(c *route.Call)
+	topology() *decreev1.GetTopologyResponse
+}
+
+var epoch = time.Now()
+
+// monotonic is the clock of all calls in this process, in nanoseconds.
+func monotonic() int64 { return int64(time.Since(epoch)) }

@@ -1,0 +1,260 @@
+// Package client calls the shards of a cluster, exactly once, through proxies or nodes.
+//
+// A Client keeps one connection, whatever happens behind it, and goes on with another address when it breaks. Every command carries the
+// number of a session, and is sent again under that number until its outcome is known: a change of leader, a lost reply or the end of a proxy is
+// nothing but latency [G12]. Any number of calls may be under way at once, from any number of goroutines, or from one that does not wait for each (Shard.Go):
+// they share one stream, and whatever is ready when the connection is free travels in one message.
+package client
+
+import (
+	"cmp"
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/credentials/insecure"
+
+	"github.com/decree-raft/decree/internal/core"
+	"github.com/decree-raft/decree/internal/link"
+	"github.com/decree-raft/decree/internal/route"
+	"github.com/decree-raft/decree/rsm"
+)
+
+// Options configure a Client; the zero value is a client in plain text, without a token.
+type Options struct {
+	// TLS, if set, is asked for each new connection, so that certificates can be replaced.
+	TLS func() (*tls.Config, error)
+	// Credentials, if set, are shown with every connection: a token, for instance.
+	Credentials credentials.PerRPCCredentials
+	// Patience bounds a call whose context has no deadline. Default a minute.
+	Patience time.Duration
+	// Silence is how long a proxy may say nothing while calls wait for it. Default 3 s.
+	Silence time.Duration
+	// Logger gets what happens to connections. Default: none.
+	Logger *slog.Logger
+}
+
+const (
+	tick = 5 * time.Millisecond
+	// The pause when no address could be reached doubles from the first to the last.
+	firstPause = 10 * time.Millisecond
+	lastPause  = 300 * time.Millisecond
+	// maxHinted bounds the further addresses that errors name.
+	maxHinted = 64
+)
+
+var epoch = time.Now()
+
+func monotonic() int64 { return int64(time.Since(epoch)) }
+
+// Client calls a cluster. Close it.
+type Client struct {
+	options   Options
+	addresses []string
+	log       *slog.Logger
+	cancel    context.CancelFunc
+	wg        sync.WaitGroup
+	broken    chan *link.Link // a link that went down
+
+	mu     sync.Mutex
+	closed bool
+	at     int        // of addresses
+	link   *link.Link // to addresses[at]
+	hinted map[string]*link.Link
+	shards map[rsm.ShardID]*Shard
+	failed int // addresses in a row that could not be reached
+}
+
+// Dial returns a client of a cluster whose proxies, or nodes, are found at some addresses (host:port). It connects to one of them, any, and keeps to
+// that as long as it lives. It does not wait for the connection: calls do.
+func Dial(addresses []string, o Options) (*Client, error) {
+	if len(addresses) == 0 {
+		return nil, errors.New("client: no addresses: name at least one proxy or node, host:port")
+	}
+	o.Patience = cmp.Or(o.Patience, time.Minute)
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	c := &Client{options: o, addresses: slices.Clone(addresses), log: o.Logger, cancel: cancel, broken: make(chan *link.Link, 1),
+		at: rand.IntN(len(addresses)), hinted: map[string]*link.Link{}, shards: map[rsm.ShardID]*Shard{}}
+	l, err := c.dial(c.addresses[c.at])
+	if err != nil {
+		cancel()
+		return nil, fmt.Errorf("client: %w", err)
+	}
+	c.link = l
+	c.wg.Go(func() { c.keep(ctx) })
+	c.wg.Go(func() { c.ticks(ctx) })
+	return c, nil
+}
+
+// Close ends all calls, with errors that say whether they may have happened. Sessions are left to expire: see Shard.Close.
+func (c *Client) Close() {
+	c.mu.Lock()
+	c.closed = true
+	shards := slices.Collect(maps.Values(c.shards))
+	c.mu.Unlock()
+	c.cancel()
+	for _, s := range shards {
+		s.router.Close(errClosed)
+	}
+	c.wg.Wait() // nobody dials any more
+	c.mu.Lock()
+	links := append(slices.Collect(maps.Values(c.hinted)), c.link)
+	c.mu.Unlock()
+	for _, l := range links {
+		l.Close()
+	}
+}
+
+var errClosed = &rsm.Error{Kind: rsm.ErrNotProposed, Code: core.CodeClosed, Message: "the client is closed"}
+
+// Shard returns the handle for a shard: always the same.
+func (c *Client) Shard(id rsm.ShardID) *Shard {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	s := c.shards[id]
+	if s == nil {
+		s = &Shard{client: c, id: id, router: route.New(route.Config{Shard: id, Any: true, Resolve: c.resolve})}
+		s.window.Open = s.open
+		s.router.Targets(monotonic(), []route.Target{c.link})
+		if c.closed {
+			s.router.Close(errClosed)
+		}
+		c.shards[id] = s
+	}
+	return s
+}
+
+func (c *Client) dial(address string) (*link.Link, error) {
+	creds := insecure.NewCredentials()
+	if c.options.TLS != nil {
+		creds = link.TLS(c.options.TLS)
+	}
+	options := []grpc.DialOption{grpc.WithTransportCredentials(creds)}
+	if c.options.Credentials != nil {
+		options = append(options, grpc.WithPerRPCCredentials(c.options.Credentials))
+	}
+	return link.New(address, link.Config{Options: options, Now: monotonic, Silence: c.options.Silence, Up: c.up, Down: c.down})
+}
+
+func (c *Client) all() []*Shard {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.Collect(maps.Values(c.shards))
+}
+
+func (c *Client) up(l *link.Link) {
+	c.log.Info("connected", "address", l.Address())
+	c.mu.Lock()
+	c.failed = 0
+	c.mu.Unlock()
+	for _, s := range c.all() {
+		s.router.Up(monotonic())
+	}
+}
+
+func (c *Client) down(l *link.Link, why error) {
+	if why == nil {
+		return
+	}
+	c.log.Info("disconnected", "address", l.Address(), "reason", why.Error())
+	for _, s := range c.all() {
+		s.router.Down(l)
+	}
+	select {
+	case c.broken <- l:
+	default:
+	}
+}
+
+// keep goes on with the next address when a link breaks. With one address, the link opens again by itself.
+func (c *Client) keep(ctx context.Context) {
+	for {
+		var l *link.Link
+		select {
+		case <-ctx.Done():
+			return
+		case l = <-c.broken:
+		}
+		c.mu.Lock()
+		current := c.link == l
+		c.failed++
+		rounds := c.failed / len(c.addresses)
+		c.mu.Unlock()
+		if !current || len(c.addresses) == 1 {
+			continue
+		}
+		if rounds > 0 {
+			select {
+			case <-ctx.Done():
+				return
+			case <-time.After(min(firstPause<<min(rounds, 8), lastPause)):
+			}
+		}
+		next := (c.at + 1) % len(c.addresses)
+		n, err := c.dial(c.addresses[next])
+		c.at = next
+		if err != nil {
+			c.log.Warn("an address cannot be dialled", "address", c.addresses[next], "reason", err.Error())
+			continue
+		}
+		c.mu.Lock()
+		c.link = n
+		c.mu.Unlock()
+		for _, s := range c.all() {
+			s.router.Targets(monotonic(), []route.Target{n})
+		}
+		l.Close() // what was on it is lost, and sent again
+	}
+}
+
+// resolve returns who an error says leads: nodes, unlike proxies, answer for themselves only.
+func (c *Client) resolve(e *core.Error) route.Target {
+	if e.LeaderAddress == "" {
+		return nil
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if l := c.hinted[e.LeaderAddress]; l != nil {
+		return l
+	}
+	if c.link.Address() == e.LeaderAddress {
+		return c.link
+	}
+	if c.closed || len(c.hinted) >= maxHinted {
+		return nil
+	}
+	l, err := c.dial(e.LeaderAddress)
+	if err != nil {
+		return nil
+	}
+	c.hinted[e.LeaderAddress] = l
+	return l
+}
+
+// ticks drives the routers' deadlines.
+func (c *Client) ticks(ctx context.Context) {
+	t := time.NewTicker(tick)
+	defer t.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-t.C:
+		}
+		for _, s := range c.all() {
+			s.router.Tick(monotonic())
+		}
+	}
+}

@@ -1,0 +1,282 @@
+package client
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"sync/atomic"
+	"time"
+
+	"github.com/decree-raft/decree/internal/core"
+	"github.com/decree-raft/decree/internal/route"
+	"github.com/decree-raft/decree/internal/session"
+	"github.com/decree-raft/decree/internal/wire"
+	"github.com/decree-raft/decree/rsm"
+)
+
+// Shard calls one shard within one session, which is opened when it is needed. Its methods may be called from any goroutine.
+//
+// The error of a call says whether it happened: errors.Is with rsm.ErrRejected, rsm.ErrNotProposed, rsm.ErrUnknown or rsm.ErrBroken.
+type Shard struct {
+	client *Client
+	id     rsm.ShardID
+	router *route.Router
+	window session.Window
+	token  atomic.Uint64
+}
+
+// Pending is a request under way.
+type Pending struct {
+	shard    *Shard
+	ctx      context.Context
+	number   session.Number
+	call     *route.Call
+	done     chan struct{}
+	deadline int64
+	replies  [][]byte
+	index    rsm.Index
+	err      error
+}
+
+// Submit has a command decided, exactly once, and returns its reply.
+func (s *Shard) Submit(ctx context.Context, command []byte) ([]byte, error) {
+	replies, err := s.SubmitAll(ctx, command)
+	if err != nil {
+		return nil, err
+	}
+	return replies[0], nil
+}
+
+// SubmitAll has commands decided together: all or nothing, exactly once.
+func (s *Shard) SubmitAll(ctx context.Context, commands ...[]byte) ([][]byte, error) {
+	// Copies: if ctx ends first, the caller has its memory back and the request goes on.
+	own := make([][]byte, len(commands))
+	for i, c := range commands {
+		own[i] = bytes.Clone(c)
+	}
+	return s.Go(ctx, own...).Wait(ctx)
+}
+
+// Go starts a request and does not wait for its outcome, but until there is room for it in the session: 4096 may be under way. It ends
+// at ctx's deadline at the latest, or after Options.Patience if there is none. The commands must not be changed until the outcome is there.
+func (s *Shard) Go(ctx context.Context, commands ...[]byte) *Pending {
+	p := &Pending{shard: s, ctx: ctx, done: make(chan struct{}), deadline: s.deadline(ctx)}
+	p.call = &route.Call{Kind: route.Submit, Shard: s.id, Commands: commands, Deadline: p.deadline, Done: p.finish}
+	if err := wire.CheckCall(p.call); err != nil {
+		p.end(err)
+		return p
+	}
+	p.begin()
+	return p
+}
+
+func (s *Shard) deadline(ctx context.Context) int64 {
+	wait := s.client.options.Patience
+	if d, has := ctx.Deadline(); has {
+		wait = time.Until(d)
+	}
+	return monotonic() + int64(wait)
+}
+
+// begin sends the request under a new number.
+func (p *Pending) begin() {
+	ctx := p.ctx
+	if _, has := ctx.Deadline(); !has {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, time.Duration(p.deadline-monotonic()))
+		defer cancel()
+	}
+	n, err := p.shard.window.Begin(ctx)
+	if err != nil {
+		p.end(err)
+		return
+	}
+	p.number = n
+	c := p.call
+	c.Session, c.Sequence, c.Acknowledged = n.Session, n.Sequence, n.Acknowledged
+	p.shard.router.Submit(monotonic(), c)
+}
+
+// finish gets the outcome of a call. The router calls it, and must not be called.
+func (p *Pending) finish(c *route.Call) {
+	err := c.Err
+	wait, refused := later(err, p.deadline)
+	switch {
+	case err == nil:
+		p.replies, p.index = c.Result.Replies, c.Result.Index
+		p.shard.saw(p.index)
+	case errors.Is(err, errSessionExpired):
+		// It certainly did not happen: a router that was in doubt says so. Once more, in a new session.
+		p.shard.window.Forget(p.number.Session)
+		p.call = p.again()
+		go p.begin()
+		return
+	case refused:
+		p.call = p.again()
+		p.call.Session, p.call.Sequence, p.call.Acknowledged = p.number.Session, p.number.Sequence, p.shard.window.Acknowledged(p.number)
+		time.AfterFunc(wait, func() { p.shard.router.Submit(monotonic(), p.call) })
+		return
+	}
+	p.shard.window.Finish(p.number)
+	p.end(err)
+}
+
+var errSessionExpired = &rsm.Rejection{Code: core.CodeSessionExpired}
+
+// again returns the call anew: a router has a call once.
+func (p *Pending) again() *route.Call {
+	return &route.Call{Kind: route.Submit, Shard: p.shard.id, Commands: p.call.Commands, Deadline: p.deadline, Done: p.finish}
+}
+
+func (p *Pending) end(err error) {
+	p.err = err
+	close(p.done)
+}
+
+// Done is closed when the outcome is there.
+func (p *Pending) Done() <-chan struct{} { return p.done }
+
+// Wait returns the outcome: a reply for each command. If ctx ends first the wait ends, with rsm.ErrUnknown, and not the request.
+func (p *Pending) Wait(ctx context.Context) ([][]byte, error) {
+	select {
+	case <-p.done:
+		return p.replies, p.err
+	default:
+	}
+	select {
+	case <-p.done:
+		return p.replies, p.err
+	case <-ctx.Done():
+		if ctx == p.ctx && ctx.Err() == context.DeadlineExceeded {
+			// The router knows the same deadline, and whether it may have happened.
+			select {
+			case <-p.done:
+				return p.replies, p.err
+			case <-time.After(4 * tick):
+			}
+		}
+		return nil, &rsm.Error{Kind: rsm.ErrUnknown, Code: core.CodeCancelled, Message: "the caller stopped waiting", Cause: ctx.Err()}
+	}
+}
+
+// Index returns the log index of the outcome, 0 if there is none: a read at this token sees it. It is to be called after Done.
+func (p *Pending) Index() rsm.Index { return p.index }
+
+// Read answers a query. At rsm.AtToken it sees everything that this handle has been told.
+func (s *Shard) Read(ctx context.Context, level rsm.Level, query []byte) ([]byte, error) {
+	res, err := s.ReadAt(ctx, level, rsm.Index(s.token.Load()), query)
+	return res.Answer, err
+}
+
+// ReadAt answers a query; at rsm.AtToken from a replica that has applied up to token.
+func (s *Shard) ReadAt(ctx context.Context, level rsm.Level, token rsm.Index, query []byte) (rsm.Result, error) {
+	// A copy: if ctx ends first, the caller has its memory back and the query goes on.
+	return s.ask(ctx, &route.Call{Kind: route.Read, Level: level, Token: token, Query: bytes.Clone(query)}).Wait(ctx)
+}
+
+// GoRead starts a read and does not wait for its answer. The query must not be changed until that is there.
+func (s *Shard) GoRead(ctx context.Context, level rsm.Level, query []byte) *PendingRead {
+	return s.ask(ctx, &route.Call{Kind: route.Read, Level: level, Token: rsm.Index(s.token.Load()), Query: query})
+}
+
+// Token returns the latest index that this handle was told: give it to another handle, and its reads at rsm.AtToken see at least that.
+func (s *Shard) Token() rsm.Index { return rsm.Index(s.token.Load()) }
+
+// SetToken has later reads at rsm.AtToken see at least what is applied at an index.
+func (s *Shard) SetToken(at rsm.Index) { s.saw(at) }
+
+func (s *Shard) saw(index rsm.Index) {
+	for {
+		old := s.token.Load()
+		if uint64(index) <= old || s.token.CompareAndSwap(old, uint64(index)) {
+			return
+		}
+	}
+}
+
+// Close gives the session back; without it, it expires. The handle can be used again, with a new session.
+func (s *Shard) Close(ctx context.Context) error {
+	id := s.window.Take()
+	if id == 0 {
+		return nil
+	}
+	_, err := s.call(ctx, &route.Call{Kind: route.CloseSession, Shard: s.id, Session: id})
+	return err
+}
+
+func (s *Shard) open(ctx context.Context) (rsm.SessionID, error) {
+	res, err := s.call(ctx, &route.Call{Kind: route.OpenSession, Shard: s.id})
+	return res.Session, err
+}
+
+// call runs a call that may be asked twice.
+func (s *Shard) call(ctx context.Context, c *route.Call) (rsm.Result, error) {
+	return s.ask(ctx, c).Wait(ctx)
+}
+
+// PendingRead is a read under way.
+type PendingRead struct {
+	shard *Shard
+	call  *route.Call
+	done  chan struct{}
+	res   rsm.Result
+	err   error
+}
+
+func (s *Shard) ask(ctx context.Context, c *route.Call) *PendingRead {
+	p := &PendingRead{shard: s, call: c, done: make(chan struct{})}
+	c.Shard, c.Deadline, c.Done = s.id, s.deadline(ctx), p.finish
+	if err := wire.CheckCall(c); err != nil {
+		p.err = err
+		close(p.done)
+		return p
+	}
+	s.router.Submit(monotonic(), c)
+	return p
+}
+
+// finish gets the outcome of a call, and asks again if it was refused for a while. The router calls it, and must not be called.
+func (p *PendingRead) finish(c *route.Call) {
+	if wait, ok := later(c.Err, c.Deadline); ok {
+		again := &route.Call{Kind: c.Kind, Shard: c.Shard, Session: c.Session, Level: c.Level, Token: c.Token, Query: c.Query, Deadline: c.Deadline, Done: p.finish}
+		time.AfterFunc(wait, func() { p.shard.router.Submit(monotonic(), again) })
+		return
+	}
+	p.res, p.err = c.Result, c.Err
+	if p.err == nil {
+		p.shard.saw(p.res.Index)
+	}
+	close(p.done)
+}
+
+// later reports whether what was refused is to be asked for again before its deadline, and when.
+func later(err error, deadline int64) (time.Duration, bool) {
+	var e *rsm.Error
+	if err == nil || !errors.As(err, &e) {
+		return 0, false
+	}
+	refused := e.Kind == rsm.ErrNotProposed && e.RetryAfter > 0 && (e.Code == core.CodeOverloaded || e.Code == core.CodeDiskLow)
+	return e.RetryAfter, refused && monotonic()+int64(e.RetryAfter) < deadline
+}
+
+// Done is closed when the answer is there.
+func (p *PendingRead) Done() <-chan struct{} { return p.done }
+
+// Wait returns the answer, or an error when ctx ends.
+func (p *PendingRead) Wait(ctx context.Context) (rsm.Result, error) {
+	select {
+	case <-p.done:
+		return p.res, p.err
+	default:
+	}
+	select {
+	case <-p.done:
+		return p.res, p.err
+	case <-ctx.Done():
+		kind := rsm.ErrNotProposed
+		if p.call.Kind != route.Read {
+			kind = rsm.ErrUnknown
+		}
+		return rsm.Result{}, &rsm.Error{Kind: kind, Code: core.CodeCancelled, Message: "the caller stopped waiting", Cause: ctx.Err()}
+	}
+}

@@ -1,0 +1,415 @@
+package proxy
+
+import (
+	"cmp"
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/credentials/insecure"
+
+	decreev1 "github.com/decree-raft/decree/api/decree/v1"
+	"github.com/decree-raft/decree/internal/core"
+	"github.com/decree-raft/decree/internal/link"
+	"github.com/decree-raft/decree/internal/route"
+	"github.com/decree-raft/decree/rsm"
+)
+
+// Config configures a Proxy.
+type Config struct {
+	// Nodes are addresses (host:port) of nodes: some, from which the others are learned, or all. At the node's own port, where Register offers
+	// the protocol.
+	Nodes []string
+	// Node, if set, is a node in this process, which is asked directly. Nodes may be empty then.
+	Node *rsm.Node
+	// TLS, if set, is for the connections to the nodes: it is called for each new one, so that certificates can be replaced.
+	TLS func() (*tls.Config, error)
+	// Credentials, if set, are shown to the nodes with every call.
+	Credentials credentials.PerRPCCredentials
+	// Refresh is how often the topology is asked for when nothing is amiss. Default 1 s.
+	Refresh time.Duration
+	// MaxWaiting calls, for each shard, may wait for a leader. Default 65536; MaxWaitingBytes is what they hold, default 256 MiB.
+	MaxWaiting      int
+	MaxWaitingBytes int64
+	// Silence is how long a node may say nothing while calls wait for it, before others are asked. Default 3 s.
+	Silence time.Duration
+	// Logger gets the proxy's log. Default: none.
+	Logger *slog.Logger
+}
+
+const (
+	tick = 5 * time.Millisecond
+	// hurry is how soon the topology is asked for again when a leader is wanted.
+	hurry = 25 * time.Millisecond
+	// askPatience bounds one question for the topology.
+	askPatience = time.Second
+	// maxNodes bounds what a node that lies can make a proxy dial.
+	maxNodes = 1024
+)
+
+// Proxy routes calls to the nodes of one cluster. Its methods may be called from any goroutine.
+type Proxy struct {
+	cfg    Config
+	log    *slog.Logger
+	local  *local // nil if no node is in this process
+	wanted chan struct{}
+	cancel context.CancelFunc
+	wg     sync.WaitGroup
+
+	mu      sync.Mutex
+	closed  bool
+	cluster string
+	links   map[string]*link.Link // by address
+	address map[rsm.NodeID]string
+	shards  map[rsm.ShardID]*shard
+	known   bool // something of the topology is
+
+	byNode atomic.Pointer[map[rsm.NodeID]route.Target] // replaced under mu
+}
+
+// shard is a shard as the proxy sees it.
+type shard struct {
+	router *route.Router
+	leader rsm.NodeID
+	term   rsm.Term
+	nodes  []rsm.NodeID
+}
+
+// New returns a proxy, which begins to look for its nodes. It need not find one yet.
+func New(cfg Config) (*Proxy, error) {
+	if len(cfg.Nodes) == 0 && cfg.Node == nil {
+		return nil, errors.New("proxy: Nodes is empty: name at least one node's address, host:port")
+	}
+	cfg.Refresh = cmp.Or(cfg.Refresh, time.Second)
+	if cfg.Refresh < hurry {
+		return nil, fmt.Errorf("proxy: Refresh is %v: at least %v", cfg.Refresh, hurry)
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	p := &Proxy{cfg: cfg, log: cfg.Logger, wanted: make(chan struct{}, 1), cancel: cancel,
+		links: map[string]*link.Link{}, address: map[rsm.NodeID]string{}, shards: map[rsm.ShardID]*shard{}}
+	if cfg.Node != nil {
+		p.local = &local{cfg.Node}
+		p.learn(p.local.topology())
+	}
+	for _, a := range cfg.Nodes {
+		if _, err := p.link(a); err != nil {
+			p.Close()
+			return nil, fmt.Errorf("proxy: %w", err)
+		}
+	}
+	p.wg.Go(func() { p.watch(ctx) })
+	p.wg.Go(func() { p.ticks(ctx) })
+	return p, nil
+}
+
+// Close ends all calls, with errors that say whether they may have happened, and all connections.
+func (p *Proxy) Close() {
+	p.mu.Lock()
+	p.closed = true
+	links, shards := maps.Clone(p.links), maps.Clone(p.shards)
+	p.mu.Unlock()
+	p.cancel()
+	for _, s := range shards {
+		s.router.Close(errClosing)
+	}
+	p.wg.Wait() // nobody dials any more
+	for _, l := range links {
+		l.Close()
+	}
+}
+
+// link returns the link to an address, new if there is none.
+func (p *Proxy) link(address string) (*link.Link, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.linkLocked(address)
+}
+
+func (p *Proxy) linkLocked(address string) (*link.Link, error) {
+	if l := p.links[address]; l != nil {
+		return l, nil
+	}
+	if p.closed {
+		return nil, errClosing
+	}
+	if len(p.links) >= maxNodes {
+		return nil, fmt.Errorf("there are %d nodes already: at most %d", len(p.links), maxNodes)
+	}
+	creds := insecure.NewCredentials()
+	if p.cfg.TLS != nil {
+		creds = link.TLS(p.cfg.TLS)
+	}
+	options := []grpc.DialOption{grpc.WithTransportCredentials(creds)}
+	if p.cfg.Credentials != nil {
+		options = append(options, grpc.WithPerRPCCredentials(p.cfg.Credentials))
+	}
+	l, err := link.New(address, link.Config{Options: options, Now: monotonic, Silence: p.cfg.Silence, Up: p.up, Down: p.down})
+	if err != nil {
+		return nil, err
+	}
+	p.links[address] = l
+	return l, nil
+}
+
+func (p *Proxy) up(l *link.Link) {
+	p.log.Info("reached a node", "address", l.Address())
+	p.want()
+	for _, s := range p.all() {
+		s.router.Up(monotonic())
+	}
+}
+
+func (p *Proxy) down(l *link.Link, why error) {
+	if why == nil {
+		return
+	}
+	p.log.Debug("a node cannot be reached", "address", l.Address(), "reason", why.Error())
+	for _, s := range p.all() {
+		s.router.Down(l)
+	}
+	p.want()
+}
+
+func (p *Proxy) all() []*shard {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return slices.Collect(maps.Values(p.shards))
+}
+
+// want asks for the topology soon.
+func (p *Proxy) want() {
+	select {
+	case p.wanted <- struct{}{}:
+	default:
+	}
+}
+
+// ticks drives the routers' deadlines.
+func (p *Proxy) ticks(ctx context.Context) {
+	t := time.NewTicker(tick)
+	defer t.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-t.C:
+		}
+		now := monotonic()
+		for _, s := range p.all() {
+			s.router.Tick(now)
+		}
+	}
+}
+
+// watch keeps the topology up to date: each refresh, and soon after somebody wants it.
+func (p *Proxy) watch(ctx context.Context) {
+	for {
+		p.ask(ctx)
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(hurry): // at most so often
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-p.wanted:
+		case <-time.After(p.cfg.Refresh):
+		}
+	}
+}
+
+// ask asks every node for its view, and returns when all have answered, or will not soon.
+func (p *Proxy) ask(ctx context.Context) {
+	p.mu.Lock()
+	links := slices.Collect(maps.Values(p.links))
+	p.mu.Unlock()
+	if p.local != nil {
+		p.learn(p.local.topology())
+	}
+	ctx, cancel := context.WithTimeout(ctx, askPatience)
+	defer cancel()
+	var wg sync.WaitGroup
+	answered := make(chan struct{}, len(links))
+	asked := 0
+	for _, l := range links {
+		if !l.Connected() {
+			continue
+		}
+		asked++
+		wg.Go(func() {
+			defer func() { answered <- struct{}{} }()
+			t, err := decreev1.NewDecreeServiceClient(l.Conn()).GetTopology(ctx, &decreev1.GetTopologyRequest{})
+			if err != nil {
+				p.log.Debug("a node does not say what it knows", "address", l.Address(), "reason", err.Error())
+				return
+			}
+			p.learn(t)
+		})
+	}
+	// A node that hangs keeps nobody from asking again.
+	for range asked {
+		select {
+		case <-answered:
+		case <-time.After(10 * hurry):
+			p.wg.Go(wg.Wait)
+			return
+		}
+	}
+	wg.Wait()
+}
+
+// learn takes in what a node says.
+func (p *Proxy) learn(t *decreev1.GetTopologyResponse) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closed {
+		return
+	}
+	if p.cluster == "" {
+		p.cluster = t.GetCluster()
+	}
+	if t.GetCluster() != p.cluster {
+		p.log.Error("a node belongs to another cluster, and is not listened to", "cluster", t.GetCluster(), "ours", p.cluster)
+		return
+	}
+	for _, n := range t.GetNodes() {
+		id := rsm.NodeID(n.GetNode())
+		if n.GetAddress() == "" || id == 0 || p.local != nil && id == p.local.node.ID() {
+			continue
+		}
+		if _, err := p.linkLocked(n.GetAddress()); err != nil {
+			p.log.Warn("a node cannot be dialled", "node", uint64(id), "reason", err.Error())
+			continue
+		}
+		p.address[id] = n.GetAddress()
+	}
+	p.settle()
+	for _, s := range t.GetShards() {
+		p.learnShard(s)
+	}
+	p.known = true
+}
+
+// settle makes of addresses who can be asked, and forgets links that lead to nobody. p.mu is held.
+func (p *Proxy) settle() {
+	byNode := map[rsm.NodeID]route.Target{}
+	used := map[string]bool{}
+	for _, a := range p.cfg.Nodes {
+		used[a] = true
+	}
+	for id, a := range p.address {
+		if l := p.links[a]; l != nil {
+			byNode[id] = l
+		}
+		used[a] = true
+	}
+	if p.local != nil {
+		byNode[p.local.node.ID()] = p.local
+	}
+	p.byNode.Store(&byNode)
+	for a, l := range p.links {
+		if !used[a] && !l.Connected() {
+			delete(p.links, a)
+			p.wg.Go(l.Close)
+		}
+	}
+}
+
+// learnShard takes in what a node says of a shard: the higher term knows better. p.mu is held.
+func (p *Proxy) learnShard(t *decreev1.GetTopologyResponse_Shard) {
+	id := rsm.ShardID(t.GetShard())
+	s := p.shards[id]
+	if s == nil {
+		s = &shard{router: p.newRouter(id)}
+		p.shards[id] = s
+	}
+	term := rsm.Term(t.GetTerm())
+	if term < s.term {
+		return
+	}
+	now := monotonic()
+	nodes := make([]rsm.NodeID, len(t.GetNodes()))
+	for i, n := range t.GetNodes() {
+		nodes[i] = rsm.NodeID(n)
+	}
+	if !slices.Equal(nodes, s.nodes) && len(nodes) > 0 {
+		s.nodes = nodes
+		var targets []route.Target
+		for _, n := range nodes {
+			if t := p.target(n); t != nil {
+				targets = append(targets, t)
+			}
+		}
+		s.router.Targets(now, targets)
+	}
+	if leader := rsm.NodeID(t.GetLeader()); leader != 0 {
+		if leader != s.leader || term > s.term {
+			p.log.Info("learned of a leader", "shard", uint64(id), "leader", uint64(leader), "term", uint64(term))
+		}
+		s.leader, s.term = leader, term
+		s.router.Learn(now, p.target(leader), term)
+	}
+}
+
+func (p *Proxy) newRouter(id rsm.ShardID) *route.Router {
+	return route.New(route.Config{Shard: id, MaxWaiting: p.cfg.MaxWaiting, MaxWaitingBytes: p.cfg.MaxWaitingBytes, Resolve: p.resolve, Lead: p.want})
+}
+
+// target returns who node is, or nil.
+func (p *Proxy) target(node rsm.NodeID) route.Target {
+	if m := p.byNode.Load(); m != nil {
+		return (*m)[node]
+	}
+	return nil
+}
+
+// resolve returns who an error says leads.
+func (p *Proxy) resolve(e *core.Error) route.Target { return p.target(e.Leader) }
+
+func (p *Proxy) start(c *route.Call) {
+	p.mu.Lock()
+	s := p.shards[c.Shard]
+	if s == nil && !p.known && !p.closed { // who knows
+		s = &shard{router: p.newRouter(c.Shard)}
+		p.shards[c.Shard] = s
+	}
+	closed := p.closed
+	p.mu.Unlock()
+	switch {
+	case s != nil:
+		s.router.Submit(monotonic(), c)
+		return
+	case closed:
+		c.Err = errClosing
+	default:
+		c.Err = &core.Error{Kind: core.ErrNotProposed, Code: core.CodeNoShard, Message: fmt.Sprintf("no node knows a shard %d", c.Shard)}
+	}
+	c.Done(c)
+}
+
+func (p *Proxy) topology() *decreev1.GetTopologyResponse {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	t := &decreev1.GetTopologyResponse{Cluster: p.cluster}
+	for _, id := range slices.Sorted(maps.Keys(p.address)) {
+		t.Nodes = append(t.Nodes, &decreev1.GetTopologyResponse_Node{Node: uint64(id), Address: p.address[id]})
+	}
+	for _, id := range slices.Sorted(maps.Keys(p.shards)) {
+		s := p.shards[id]
+		t.Shards = append(t.Shards, &decreev1.GetTopologyResponse_Shard{Shard: uint64(id), Leader: uint64(s.leader), Term: uint64(s.term), Nodes: ids(s.nodes)})
+	}
+	return t
+}

@@ -1,0 +1,278 @@
+package proxy
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"runtime"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/metadata"
+
+	"github.com/decree-raft/decree/internal/codec"
+	"github.com/decree-raft/decree/internal/core"
+	"github.com/decree-raft/decree/internal/route"
+	"github.com/decree-raft/decree/internal/wire"
+)
+
+const (
+	// beat is how often a stream on which calls wait says something at least, so that its client knows that it lives.
+	beat = time.Second
+	// maxUnread bounds the answers that a client does not read: it loses its stream then, and holds up nobody.
+	maxUnread = 64 << 20
+	// beginUnread is where a client that does not read its answers is not listened to any more.
+	beginUnread = 4 << 20
+)
+
+// stream is one client's stream of calls. What it has to say is sent by a goroutine that exists only as long as there is something, so
+// that an idle stream is cheap.
+type stream struct {
+	grpc.ServerStream
+	service *service
+	kicked  chan error // why it is ended; has room for one
+
+	mu      sync.Mutex
+	room    sync.Cond
+	out     []byte // answers that are not sent yet
+	sending bool
+	calls   int
+	bytes   int64 // that the calls hold
+	said    int64 // when something was sent last
+	ended   bool
+}
+
+func (s *service) serveStream(g grpc.ServerStream) error {
+	st := &stream{ServerStream: g, service: s, kicked: make(chan error, 1)}
+	st.room.L = &st.mu
+	if err := s.enter(st); err != nil {
+		return wire.Status(err)
+	}
+	defer s.leave(st)
+	if err := g.SendHeader(metadata.MD{}); err != nil { // it is taken
+		return err
+	}
+	read := make(chan error, 1)
+	go func() { read <- st.read() }()
+	select {
+	case err := <-read:
+		if errors.Is(err, io.EOF) {
+			return st.drain()
+		}
+		return err
+	case err := <-st.kicked:
+		return wire.Status(err)
+	}
+}
+
+var errClosing = &core.Error{Kind: core.ErrNotProposed, Code: core.CodeClosed, Message: "this server closes: go on with another, under the same session"}
+
+func (s *service) enter(st *stream) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closes.Load() {
+		return errClosing
+	}
+	s.streams[st] = true
+	if !s.beating {
+		s.beating = true
+		go s.beats()
+	}
+	return nil
+}
+
+func (s *service) leave(st *stream) {
+	s.mu.Lock()
+	delete(s.streams, st)
+	s.mu.Unlock()
+	st.mu.Lock()
+	st.ended = true
+	st.out = nil
+	st.room.Broadcast()
+	st.mu.Unlock()
+}
+
+// beats lets streams say that they live, as long as there are any.
+func (s *service) beats() {
+	t := time.NewTicker(beat / 2)
+	defer t.Stop()
+	for range t.C {
+		s.mu.Lock()
+		if len(s.streams) == 0 {
+			s.beating = false
+			s.mu.Unlock()
+			return
+		}
+		all := make([]*stream, 0, len(s.streams))
+		for st := range s.streams {
+			all = append(all, st)
+		}
+		s.mu.Unlock()
+		now := monotonic()
+		for _, st := range all {
+			st.mu.Lock()
+			if st.calls > 0 && !st.sending && !st.ended && now-st.said > int64(beat/2) {
+				st.send()
+			}
+			st.mu.Unlock()
+		}
+	}
+}
+
+// kick ends a stream.
+func (st *stream) kick(why error) {
+	select {
+	case st.kicked <- why:
+	default:
+	}
+}
+
+// read takes calls in until the client says no more.
+func (st *stream) read() error {
+	for {
+		var f codec.Frame
+		if err := st.RecvMsg(&f); err != nil {
+			return err
+		}
+		var calls []wire.ReceivedCall
+		if err := wire.ParseCalls(f.Data, func(c wire.ReceivedCall) error {
+			calls = append(calls, c)
+			return nil
+		}); err != nil {
+			return wire.Status(&core.Error{Kind: core.ErrNotProposed, Code: core.CodeBadRequest, Message: err.Error()})
+		}
+		for _, c := range calls {
+			if !st.begin(c) {
+				return nil
+			}
+		}
+	}
+}
+
+// begin starts a call, when there is room for it. It reports whether the stream goes on.
+func (st *stream) begin(r wire.ReceivedCall) bool {
+	c := r.Call
+	limits := &st.service.limits
+	size := int64(64)
+	err := wire.CheckCall(c)
+	if c != nil {
+		size = int64(c.Size())
+	} else {
+		c = &route.Call{}
+	}
+	st.mu.Lock()
+	for !st.ended && st.calls > 0 && (st.calls >= limits.StreamCalls || st.bytes+size > limits.StreamBytes || len(st.out) > beginUnread) {
+		st.room.Wait()
+	}
+	if st.ended {
+		st.mu.Unlock()
+		return false
+	}
+	if st.calls == 0 {
+		st.said = monotonic()
+	}
+	st.calls++
+	st.bytes += size
+	st.mu.Unlock()
+	wait := limits.Timeout
+	if r.Timeout > 0 {
+		wait = min(r.Timeout, limits.MaxTimeout)
+	}
+	c.Deadline = monotonic() + int64(wait)
+	c.Done = func(c *route.Call) { st.done(r.ID, size, c) }
+	if err == nil && st.service.closes.Load() {
+		err = errClosing
+	}
+	if err != nil {
+		c.Err = err
+		c.Done(c)
+		return true
+	}
+	st.service.backend.start(c)
+	return true
+}
+
+// done answers a call.
+func (st *stream) done(id uint64, size int64, c *route.Call) {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	full := st.calls >= st.service.limits.StreamCalls || st.bytes+size > st.service.limits.StreamBytes/2
+	st.calls--
+	st.bytes -= size
+	if st.ended {
+		return
+	}
+	st.out = wire.AppendAnswer(st.out, id, c.Kind, &c.Result, c.Err)
+	if len(st.out) > maxUnread {
+		st.kick(&core.Error{Kind: core.ErrUnknown, Code: core.CodeOverloaded, Message: fmt.Sprintf("%d bytes of answers have not been read", len(st.out))})
+	}
+	if !st.sending {
+		st.send()
+	}
+	if full || st.calls == 0 {
+		st.room.Broadcast()
+	}
+}
+
+// send starts sending what there is, or nothing, which is a sign of life. st.mu is held.
+func (st *stream) send() {
+	st.sending = true
+	go st.flush()
+}
+
+func (st *stream) flush() {
+	for {
+		runtime.Gosched() // what else is answered now may travel in the same frame
+		st.mu.Lock()
+		frame := st.out
+		st.out = make([]byte, 0, min(cap(frame), 64<<10))
+		st.said = monotonic()
+		st.mu.Unlock()
+		err := st.SendMsg(&codec.Frame{Data: frame})
+		st.mu.Lock()
+		if st.room.Broadcast(); err != nil || len(st.out) == 0 || st.ended {
+			st.sending = false
+			st.mu.Unlock()
+			return
+		}
+		st.mu.Unlock()
+	}
+}
+
+// drain waits until all calls of a client that says no more are answered.
+func (st *stream) drain() error {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	for st.calls > 0 || st.sending {
+		if st.Context().Err() != nil {
+			return st.Context().Err()
+		}
+		st.room.Wait()
+	}
+	return nil
+}
+
+// close refuses further streams and calls, waits a while for those under way, and ends the streams.
+func (s *service) close(patience time.Duration) {
+	s.closes.Store(true)
+	s.mu.Lock()
+	all := make([]*stream, 0, len(s.streams))
+	for st := range s.streams {
+		all = append(all, st)
+	}
+	s.mu.Unlock()
+	deadline := time.Now().Add(patience)
+	for _, st := range all {
+		for time.Now().Before(deadline) {
+			st.mu.Lock()
+			idle := st.calls == 0 && !st.sending
+			st.mu.Unlock()
+			if idle {
+				break
+			}
+			time.Sleep(2 * time.Millisecond)
+		}
+		st.kick(errClosing)
+	}
+}
