@@ -51,7 +51,7 @@ type Config struct {
 	TLS *TLS
 	// Services, if set, registers further gRPC services on the node's own port, with its TLS, before it is served: admin.Register is one.
 	// Their calls wait until Start has returned, and are ended by Close. Whoever reaches the port may call them; with TLS that is everyone
-	// with a certificate of the authorities. A node in memory has no port and does not call it.
+	// with a certificate of the authorities; admin.Checked asks for tokens besides. A node in memory has no port and does not call it.
 	Services func(n *Node, r grpc.ServiceRegistrar)
 	// Shards that this node hosts. At least one; may differ from node to node.
 	Shards []ShardConfig

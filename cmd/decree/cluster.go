@@ -14,7 +14,6 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/status"
 
@@ -50,6 +49,9 @@ const (
 	codeChangeRefused  rsm.Code = "change_refused"
 	codeChangePending  rsm.Code = "change_pending"
 	codeNotCaughtUp    rsm.Code = "not_caught_up"
+	// What a port refuses before the node hears of it.
+	codeUnauthenticated rsm.Code = "unauthenticated"
+	codeDenied          rsm.Code = "permission_denied"
 )
 
 // node is a node that has answered.
@@ -81,7 +83,7 @@ func (n *node) members(ctx context.Context, shard uint64) (*adminv1.MembersRespo
 // cluster is the nodes that the command speaks to. It belongs to one goroutine.
 type cluster struct {
 	given []string
-	creds credentials.TransportCredentials
+	creds []grpc.DialOption // how to connect, and with which token
 	say   func(format string, args ...any)
 
 	name  string
@@ -95,7 +97,7 @@ type awayNode struct {
 	reason  error
 }
 
-func newCluster(given []string, creds credentials.TransportCredentials, say func(string, ...any)) *cluster {
+func newCluster(given []string, creds []grpc.DialOption, say func(string, ...any)) *cluster {
 	return &cluster{given: given, creds: creds, say: say, nodes: map[uint64]*node{}, away: map[uint64]awayNode{}}
 }
 
@@ -116,6 +118,10 @@ func (c *cluster) connect(ctx context.Context) error {
 	if len(c.nodes) == 0 {
 		var why []string
 		for _, a := range c.given {
+			// A node that wants a token, or another one, is reached, and so are the others who want the same.
+			if errors.Is(failed[a], &rsm.Error{Code: codeUnauthenticated}) || errors.Is(failed[a], &rsm.Error{Code: codeDenied}) {
+				return &refusedError{fmt.Errorf("the node at %s refuses: %w", a, failed[a])}
+			}
 			why = append(why, fmt.Sprintf("%s: %v", a, failed[a]))
 		}
 		return unreachable("no node could be reached: %s", strings.Join(why, "; "))
@@ -151,9 +157,9 @@ func (c *cluster) dialAll(ctx context.Context, addresses []string) (found []*nod
 
 // dial connects, and has the node say who it is. What is asked of it later goes over a connection that stands.
 func (c *cluster) dial(ctx context.Context, address string) (*node, error) {
-	conn, err := grpc.NewClient("passthrough:///"+address, grpc.WithTransportCredentials(c.creds), grpc.WithDisableServiceConfig(), grpc.WithNoProxy(),
+	conn, err := grpc.NewClient("passthrough:///"+address, append(slices.Clone(c.creds), grpc.WithDisableServiceConfig(), grpc.WithNoProxy(),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(math.MaxInt32)), // an entry's size is the node's to limit
-		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 2 * admin.MinKeepalive, Timeout: dialPatience}))
+		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 2 * admin.MinKeepalive, Timeout: dialPatience}))...)
 	if err != nil {
 		return nil, err
 	}

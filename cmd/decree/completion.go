@@ -66,7 +66,7 @@ func wordsOf(cmd *command) (words []string) {
 }
 
 // fileFlags take the name of a file.
-const fileFlags = "-cert|-key|-ca"
+const fileFlags = "-cert|-key|-ca|-token-file|-file"
 
 func bashCompletion() string {
 	var b strings.Builder

@@ -63,7 +63,7 @@ func commands() []*command {
 		transferCommand(), drainCommand(),
 		snapshotCommand(), eventsCommand(), hashCommand(), walCommand(),
 		backupCommand(), verifyCommand(), packCommand(), unpackCommand(), restoreCommand(), recoverCommand(), repairCommand(),
-		completionCommand(), helpCommand(), versionCommand(),
+		tokenCommand(), completionCommand(), helpCommand(), versionCommand(),
 	}
 }
 

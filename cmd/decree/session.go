@@ -12,10 +12,10 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
-	"google.golang.org/grpc/credentials/insecure"
 
-	"github.com/decree-raft/decree/rsm"
+	"github.com/decree-raft/decree/proxy/access"
 )
 
 // nodesVariable of the environment has the addresses if -node does not.
@@ -31,6 +31,7 @@ type options struct {
 	output        string
 	timeout       time.Duration
 	cert, key, ca string
+	tokenFile     string
 }
 
 // addressList is a flag that may be repeated, and takes lists.
@@ -72,9 +73,10 @@ func (s *session) flags() (*flag.FlagSet, action) {
 			limit, def = "for all of it; 0: none", defaultTimeout
 		}
 		f.DurationVar(&s.opts.timeout, "timeout", def, "time `limit`, "+limit)
-		f.StringVar(&s.opts.cert, "cert", "", "PEM `file` with the certificate to show; with -key and -ca, the nodes are spoken to over mutual TLS")
+		f.StringVar(&s.opts.cert, "cert", "", "PEM `file` with the certificate to show, with -key and -ca: mutual TLS")
 		f.StringVar(&s.opts.key, "key", "", "PEM `file` with the certificate's key")
-		f.StringVar(&s.opts.ca, "ca", "", "PEM `file` with the authorities that sign the nodes' certificates")
+		f.StringVar(&s.opts.ca, "ca", "", "PEM `file` with the authorities that sign the nodes' certificates; with it, the nodes are spoken to over TLS")
+		f.StringVar(&s.opts.tokenFile, "token-file", "", "`file` with the token to send; in plain text it is sent to this machine only")
 	}
 	do := s.cmd.bind(f)
 	f.Usage = func() {
@@ -154,23 +156,27 @@ func (s *session) parse(f *flag.FlagSet, args []string) (rest []string, err erro
 	return rest, nil
 }
 
-func (s *session) credentials() (credentials.TransportCredentials, error) {
+// credentials say how to connect, and with which token.
+func (s *session) credentials() ([]grpc.DialOption, error) {
 	o := &s.opts
-	if o.cert == "" && o.key == "" && o.ca == "" {
-		return insecure.NewCredentials(), nil
+	var creds credentials.TransportCredentials
+	if o.cert != "" || o.key != "" || o.ca != "" {
+		if o.ca == "" || (o.cert == "") != (o.key == "") {
+			return nil, badUsage("TLS needs -ca; -cert and -key go together, for nodes that want a certificate")
+		}
+		var err error
+		if creds, err = access.ClientTLS(o.ca, o.cert, o.key, "", nil); err != nil {
+			return nil, &usageError{err}
+		}
 	}
-	if o.cert == "" || o.key == "" || o.ca == "" {
-		return nil, badUsage("-cert, -key and -ca go together: nodes and operators show each other their certificates")
+	if o.tokenFile == "" {
+		return access.DialOptions(creds, nil), nil
 	}
-	files, err := rsm.TLSFiles(o.cert, o.key, o.ca, nil)
+	token, err := access.TokenFile(o.tokenFile, nil)
 	if err != nil {
 		return nil, &usageError{err}
 	}
-	cfg, err := files.Client()
-	if err != nil {
-		return nil, &usageError{err}
-	}
-	return credentials.NewTLS(cfg), nil
+	return access.DialOptions(creds, token), nil
 }
 
 func (s *session) json() bool { return s.opts.output == "json" }

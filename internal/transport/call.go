@@ -178,7 +178,7 @@ func (c *callConn) get(p *peer) (*grpc.ClientConn, error) {
 	}
 	if c.conn == nil {
 		conn, err := grpc.NewClient("passthrough:///"+p.addr, append(clientOptions(),
-			grpc.WithTransportCredentials(&clientCredentials{p.t.cfg.TLS}), grpc.WithContextDialer(c.dial),
+			grpc.WithTransportCredentials(p.t.cfg.TLS.clientCredentials()), grpc.WithContextDialer(c.dial),
 			grpc.WithIdleTimeout(maxIdle),
 			grpc.WithConnectParams(grpc.ConnectParams{
 				Backoff:           backoff.Config{BaseDelay: backoffMin, Multiplier: 2, Jitter: 0.25, MaxDelay: backoffMax},

@@ -15,6 +15,8 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
+
+	"github.com/decree-raft/decree/internal/testkit"
 )
 
 // onBothNetworks runs f over gRPC and in memory. start starts nodes 1 and 2 that
@@ -596,8 +598,8 @@ func TestMemoryCallCut(t *testing.T) {
 
 func TestCallTLS(t *testing.T) {
 	dir := t.TempDir()
-	paths := writeTLS(t, dir, newAuthority(t))
-	conf, err := TLSFiles(paths.cert, paths.key, paths.ca, nil)
+	paths := testkit.NewAuthority(t).Write(t, dir, testkit.Subject{})
+	conf, err := TLSFiles(paths.Cert, paths.Key, paths.CA, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -608,8 +610,8 @@ func TestCallTLS(t *testing.T) {
 	if err := b.Close(); err != nil {
 		t.Fatal(err)
 	}
-	writeTLS(t, dir, newAuthority(t))
-	conf2, err := TLSFiles(paths.cert, paths.key, paths.ca, nil)
+	testkit.NewAuthority(t).Write(t, dir, testkit.Subject{})
+	conf2, err := TLSFiles(paths.Cert, paths.Key, paths.CA, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

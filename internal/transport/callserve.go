@@ -11,6 +11,8 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+
+	"github.com/decree-raft/decree/internal/limitlog"
 )
 
 var errNoServe = status.Error(codes.FailedPrecondition, "this node answers no calls")
@@ -22,7 +24,7 @@ func (t *Transport) answerCall(_ any, stream grpc.ServerStream) error {
 		return err
 	}
 	text := status.Convert(err).Message()
-	t.log.warn(logKey{reason: text}, "refused a call on the peer port", "remote", remoteAddr(stream.Context()), "reason", text)
+	t.log.Warn(limitlog.Key{Reason: text}, "refused a call on the peer port", "remote", remoteAddr(stream.Context()), "reason", text)
 	return err
 }
 

@@ -107,6 +107,8 @@ type Config struct {
 
 	// handshakeTimeout is for tests. Zero: 5 s.
 	handshakeTimeout time.Duration
+	// maxConns is for tests. Zero: guard.DefaultMaxConns.
+	maxConns int
 	// maxIdle is for tests. Zero: 30 s.
 	maxIdle time.Duration
 }

@@ -114,8 +114,8 @@
 //	Services (gRPC's)      one per call in     what is theirs                  they return; their ctx ends with Close at the latest
 //	Transport.frames       one per stream in   the stream's verdict (gRPC's)   refused, replaced, removed, read ended
 //	notifier.run           one                 the calls of Unreachable        Close
-//	guard.accept           one                 the listening socket            Close
-//	guard.admit            one per connection  the connection's first bytes    handed to gRPC, or refused; 5 s
+//	those of the guard     one per connection  see package guard               Close
+//	                       that has to begin
 //	Transport.serve        one                 the gRPC server                 Close
 //	memoryLink.run         one per link        frames under way in memory      Close, or the peer is removed
 //	memoryLink.call        one per call        Serve, in memory                Serve returned; its ctx ends with the caller's

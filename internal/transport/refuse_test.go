@@ -14,6 +14,8 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
+
+	"github.com/decree-raft/decree/internal/guard"
 )
 
 // expectStatus reads the end of a stream and returns its code.
@@ -76,17 +78,7 @@ func TestRefusalOnBothSides(t *testing.T) {
 	b.log.await(t, "refused a stream on the peer port", sentence)
 	eventually(t, func() bool { return strings.HasPrefix(a.Stats()[2].LastError, "wrong cluster") })
 	// It retries, but does not say so each time.
-	eventually(t, func() bool {
-		limited := a.Transport.log
-		limited.mu.Lock()
-		defer limited.mu.Unlock()
-		for k, seen := range limited.seen {
-			if k.peer == 2 && seen.skipped >= 2 {
-				return true
-			}
-		}
-		return false
-	})
+	eventually(t, func() bool { return a.Transport.log.Skipped(2) >= 2 })
 	if n := a.log.count("a peer refused our stream"); n != 1 {
 		t.Errorf("the refusal was logged %d times", n)
 	}
@@ -189,7 +181,7 @@ func TestGarbageOnThePort(t *testing.T) {
 	for name, c := range map[string]struct{ send, found string }{
 		"noise":        {string(noise), "bytes of another protocol"},
 		"HTTP/1":       {"GET / HTTP/1.1\r\nHost: x\r\n\r\n", "an HTTP/1 request"},
-		"half preface": {clientPreface[:10], "10 bytes, then silence"},
+		"half preface": {guard.Preface[:10], "10 bytes, then silence"},
 		"silence":      {"", "0 bytes, then silence"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -227,14 +219,11 @@ func TestThousandStrangers(t *testing.T) {
 		}
 		conns = append(conns, c)
 		if i%2 == 0 {
-			io.WriteString(c, clientPreface[:12])
+			io.WriteString(c, guard.Preface[:12])
 		}
 	}
 	b.log.await(t, "closed a connection to the peer port to make room")
-	b.guard.mu.Lock()
-	unshaken := b.guard.unshaken.Len()
-	b.guard.mu.Unlock()
-	if unshaken > maxUnshaken {
+	if unshaken := b.guard.Stats().Unshaken; unshaken > guard.DefaultMaxUnshaken {
 		t.Errorf("%d connections are unfinished", unshaken)
 	}
 	// A peer gets through in spite of them, and lines in the log are few.
@@ -250,18 +239,20 @@ func TestThousandStrangers(t *testing.T) {
 }
 
 func TestTooManyConnections(t *testing.T) {
-	a, b := startPair(t)
+	a, b := startPair(t, func(c *Config) { c.maxConns = 8 })
 	a.expectUp(t, b)
-	pretend := func(more int) {
-		b.guard.mu.Lock()
-		defer b.guard.mu.Unlock()
-		b.guard.conns += more
-	}
-	pretend(maxConns)
-	talkAny(t, b.Addr(), clientPreface)
-	b.log.await(t, "there are too many")
-	pretend(-maxConns)
 	b.expectUp(t, a)
+	for b.log.count("there are too many") == 0 {
+		c, err := net.Dial("tcp", b.Addr())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		if _, err := io.WriteString(c, guard.Preface); err != nil {
+			break // it was closed at once
+		}
+	}
+	b.log.await(t, "there are too many")
 	a.send(t, 2, "still here")
 	b.expect(t, 1, "still here")
 }

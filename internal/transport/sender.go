@@ -16,6 +16,8 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
+
+	"github.com/decree-raft/decree/internal/limitlog"
 )
 
 const (
@@ -76,7 +78,7 @@ func (p *peer) run(ctx context.Context) {
 			return
 		}
 		if time.Since(started) > stableAfter {
-			p.t.log.forget(p.id)
+			p.t.log.Forget(p.id)
 			backoff = backoffMin
 		}
 		p.report(err)
@@ -118,12 +120,12 @@ func (p *peer) report(err error) {
 	st := status.Convert(err)
 	text := st.Message()
 	p.lastError.Store(&text)
-	key := logKey{p.id, clientPort.ReplaceAllString(text, "")}
+	key := limitlog.Key{Peer: p.id, Reason: clientPort.ReplaceAllString(text, "")}
 	switch st.Code() {
 	case codes.FailedPrecondition, codes.InvalidArgument, codes.ResourceExhausted:
-		p.t.log.warn(key, "a peer refused our stream", "peer", p.id, "addr", p.addr, "reason", text)
+		p.t.log.Warn(key, "a peer refused our stream", "peer", p.id, "addr", p.addr, "reason", text)
 	default:
-		p.t.log.warn(key, "no stream to a peer", "peer", p.id, "addr", p.addr, "reason", text)
+		p.t.log.Warn(key, "no stream to a peer", "peer", p.id, "addr", p.addr, "reason", text)
 	}
 }
 
@@ -173,13 +175,9 @@ func (p *peer) established() {
 }
 
 func (p *peer) dial(sock *socket) (*grpc.ClientConn, error) {
-	creds, err := p.t.cfg.TLS.clientCredentials()
-	if err != nil {
-		return nil, err
-	}
 	// passthrough: the dialer resolves the name, once per attempt.
 	return grpc.NewClient("passthrough:///"+p.addr, append(clientOptions(),
-		grpc.WithTransportCredentials(creds), grpc.WithContextDialer(sock.dial))...)
+		grpc.WithTransportCredentials(p.t.cfg.TLS.clientCredentials()), grpc.WithContextDialer(sock.dial))...)
 }
 
 // handshake returns a stream that the peer has accepted.

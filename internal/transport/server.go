@@ -16,6 +16,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/decree-raft/decree/internal/codec"
+	"github.com/decree-raft/decree/internal/limitlog"
 )
 
 const (
@@ -86,7 +87,7 @@ func (t *Transport) frames(_ any, stream grpc.ServerStream) error {
 	in, err := t.accept(stream.Context())
 	if err != nil {
 		st := status.Convert(err)
-		t.log.warn(logKey{reason: st.Message()}, "refused a stream on the peer port",
+		t.log.Warn(limitlog.Key{Reason: st.Message()}, "refused a stream on the peer port",
 			"remote", remoteAddr(stream.Context()), "reason", st.Message())
 		return err
 	}
@@ -176,7 +177,7 @@ func (t *Transport) register(h hello) (*inbound, error) {
 // be the same node take turns here, which somebody should know.
 func (t *Transport) replace(old *inbound, h hello) {
 	if old.hello.incarnation != h.incarnation {
-		t.log.warn(logKey{h.from, "incarnation"}, "a peer's stream is replaced by that of another process with the same node id: "+
+		t.log.Warn(limitlog.Key{Peer: h.from, Reason: "incarnation"}, "a peer's stream is replaced by that of another process with the same node id: "+
 			"it was restarted, or two processes use the id", "peer", h.from)
 	}
 	old.kick(status.Error(codes.Aborted, "replaced: this node has accepted a newer stream from the same sender"))
@@ -282,7 +283,7 @@ func (in *inbound) verdict(err error, remote string) error {
 		return err
 	}
 	text := status.Convert(err).Message()
-	in.t.log.warn(logKey{in.hello.from, text}, "ended a peer's stream", "peer", in.hello.from, "remote", remote, "reason", text)
+	in.t.log.Warn(limitlog.Key{Peer: in.hello.from, Reason: text}, "ended a peer's stream", "peer", in.hello.from, "remote", remote, "reason", text)
 	return err
 }
 
@@ -295,7 +296,7 @@ func isQuiet(c codes.Code) bool {
 func (t *Transport) strangers(_ any, stream grpc.ServerStream) error {
 	method, _ := grpc.MethodFromServerStream(stream)
 	err := fmt.Sprintf("this is a Decree peer port: it serves %s, not %s", framesMethod, clip(method))
-	t.log.warn(logKey{reason: err}, "refused a stream on the peer port", "remote", remoteAddr(stream.Context()), "reason", err)
+	t.log.Warn(limitlog.Key{Reason: err}, "refused a stream on the peer port", "remote", remoteAddr(stream.Context()), "reason", err)
 	return status.Error(codes.Unimplemented, err)
 }
 

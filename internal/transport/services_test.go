@@ -25,6 +25,9 @@ import (
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/wrapperspb"
+
+	"github.com/decree-raft/decree/internal/guard"
+	"github.com/decree-raft/decree/internal/testkit"
 )
 
 // mirror is a service with one method, which sends back what it gets, for as long as it gets something.
@@ -87,9 +90,9 @@ func reflectBack(s grpc.ClientStream, b []byte) ([]byte, error) {
 }
 
 func TestServices(t *testing.T) {
-	ca := newAuthority(t)
-	paths := writeTLS(t, t.TempDir(), ca)
-	conf, err := TLSFiles(paths.cert, paths.key, paths.ca, nil)
+	ca := testkit.NewAuthority(t)
+	paths := ca.Write(t, t.TempDir(), testkit.Subject{})
+	conf, err := TLSFiles(paths.Cert, paths.Key, paths.CA, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -108,10 +111,7 @@ func TestServices(t *testing.T) {
 					}
 				}
 			})
-			creds, err := c.tls.clientCredentials()
-			if err != nil {
-				t.Fatal(err)
-			}
+			creds := c.tls.clientCredentials()
 			a.expectUp(t, b)
 			conn := adminConn(t, b.Addr(), creds)
 			client := healthpb.NewHealthClient(conn)
@@ -167,7 +167,7 @@ func TestServices(t *testing.T) {
 			c.TLS, c.Services = conf, func(r grpc.ServiceRegistrar) { r.RegisterService(new(mirror).desc(), nil) }
 		})
 		pool := x509.NewCertPool()
-		pem, err := os.ReadFile(paths.ca)
+		pem, err := os.ReadFile(paths.CA)
 		if err != nil || !pool.AppendCertsFromPEM(pem) {
 			t.Fatal(err)
 		}
@@ -230,9 +230,7 @@ func TestServiceKeepsItsConnection(t *testing.T) {
 	if got, err := reflectBack(s, []byte("still")); err != nil || string(got) != "still" {
 		t.Errorf("%q, %v", got, err)
 	}
-	b.guard.mu.Lock()
-	defer b.guard.mu.Unlock()
-	if b.guard.unshaken.Len() != 0 {
+	if b.guard.Stats().Unshaken != 0 {
 		t.Error("a connection with calls counts as one without a handshake")
 	}
 }
@@ -247,7 +245,7 @@ func TestServicesAndStrangers(t *testing.T) {
 	if _, err := reflectBack(s, nil); err != nil {
 		t.Fatal(err)
 	}
-	for range maxUnshaken + 10 {
+	for range guard.DefaultMaxUnshaken + 10 {
 		c, err := net.Dial("tcp", b.Addr())
 		if err != nil {
 			t.Fatal(err)

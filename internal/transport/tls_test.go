@@ -1,16 +1,10 @@
 package transport
 
 import (
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
-	"crypto/x509/pkix"
-	"encoding/pem"
 	"errors"
 	"log/slog"
-	"math/big"
 	"net"
 	"os"
 	"path/filepath"
@@ -19,78 +13,15 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
+
+	"github.com/decree-raft/decree/internal/guard"
+	"github.com/decree-raft/decree/internal/testkit"
 )
 
-// authority signs certificates for tests.
-type authority struct {
-	cert *x509.Certificate
-	key  *ecdsa.PrivateKey
-}
-
-func newAuthority(t testing.TB) *authority {
+func tlsFor(t testing.TB, dir string, a *testkit.Authority, log *slog.Logger) *TLS {
 	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	a := &authority{key: key, cert: &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "authority"}, IsCA: true, BasicConstraintsValid: true,
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), KeyUsage: x509.KeyUsageCertSign,
-	}}
-	der, err := x509.CreateCertificate(rand.Reader, a.cert, a.cert, &key.PublicKey, key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if a.cert, err = x509.ParseCertificate(der); err != nil {
-		t.Fatal(err)
-	}
-	return a
-}
-
-func (a *authority) pem() []byte {
-	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: a.cert.Raw})
-}
-
-// issue returns a node's certificate and key in PEM.
-func (a *authority) issue(t testing.TB) (cert, key []byte) {
-	t.Helper()
-	k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	der, err := x509.CreateCertificate(rand.Reader, &x509.Certificate{
-		SerialNumber: big.NewInt(time.Now().UnixNano()), NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
-		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
-		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
-	}, a.cert, &k.PublicKey, a.key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	keyDER, err := x509.MarshalECPrivateKey(k)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: keyDER})
-}
-
-type tlsPaths struct{ cert, key, ca string }
-
-func writeTLS(t testing.TB, dir string, a *authority) tlsPaths {
-	t.Helper()
-	cert, key := a.issue(t)
-	p := tlsPaths{filepath.Join(dir, "node.crt"), filepath.Join(dir, "node.key"), filepath.Join(dir, "ca.crt")}
-	for path, data := range map[string][]byte{p.cert: cert, p.key: key, p.ca: a.pem()} {
-		if err := os.WriteFile(path, data, 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	return p
-}
-
-func tlsFor(t testing.TB, dir string, a *authority, log *slog.Logger) *TLS {
-	t.Helper()
-	p := writeTLS(t, dir, a)
-	files, err := TLSFiles(p.cert, p.key, p.ca, log)
+	p := a.Write(t, dir, testkit.Subject{})
+	files, err := TLSFiles(p.Cert, p.Key, p.CA, log)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -98,19 +29,19 @@ func tlsFor(t testing.TB, dir string, a *authority, log *slog.Logger) *TLS {
 }
 
 func TestMutualTLS(t *testing.T) {
-	ca := newAuthority(t)
+	ca := testkit.NewAuthority(t)
 	a, b := startPair(t, func(c *Config) { c.TLS = tlsFor(t, t.TempDir(), ca, nil) })
 	a.expectUp(t, b)
 	b.expectUp(t, a)
 
 	t.Run("no certificate", func(t *testing.T) {
 		pool := x509.NewCertPool()
-		pool.AddCert(ca.cert)
+		pool.AddCert(ca.Cert)
 		expectNoStream(t, b, &tls.Config{RootCAs: pool})
 		b.log.await(t, "the TLS handshake failed", "client didn't provide a certificate")
 	})
 	t.Run("foreign certificate", func(t *testing.T) {
-		cfg, err := tlsFor(t, t.TempDir(), newAuthority(t), nil).Client()
+		cfg, err := tlsFor(t, t.TempDir(), testkit.NewAuthority(t), nil).Client()
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -119,7 +50,7 @@ func TestMutualTLS(t *testing.T) {
 		b.log.await(t, "certificate signed by unknown authority")
 	})
 	t.Run("foreign server", func(t *testing.T) {
-		foreign := tlsFor(t, t.TempDir(), newAuthority(t), nil)
+		foreign := tlsFor(t, t.TempDir(), testkit.NewAuthority(t), nil)
 		n := startNode(t, 3, func(c *Config) { c.Peers, c.TLS = map[uint64]string{2: b.Addr()}, foreign })
 		n.log.await(t, "no stream to a peer", "certificate signed by unknown authority")
 	})
@@ -133,7 +64,7 @@ func TestMutualTLS(t *testing.T) {
 			t.Errorf("answer %q", got)
 		}
 		b.log.await(t, "an HTTP/1 request")
-		talkAny(t, b.Addr(), tlsPreface+"\x01\x00\x10 and then no TLS")
+		talkAny(t, b.Addr(), guard.TLSPreface+"\x01\x00\x10 and then no TLS")
 		b.log.await(t, "the TLS handshake failed")
 	})
 	a.send(t, 2, "still here")
@@ -174,7 +105,7 @@ func expectNoStream(t testing.TB, b *testNode, cfg *tls.Config) {
 
 func TestTLSFilesReload(t *testing.T) {
 	dir, book := t.TempDir(), newLogbook()
-	oldCA, newCA := newAuthority(t), newAuthority(t)
+	oldCA, newCA := testkit.NewAuthority(t), testkit.NewAuthority(t)
 	files := tlsFor(t, dir, oldCA, slog.New(book))
 	leaf := func() *x509.Certificate {
 		t.Helper()
@@ -193,26 +124,26 @@ func TestTLSFilesReload(t *testing.T) {
 		t.Error("it changed by itself")
 	}
 	// Half of a rotation: the pair does not match.
-	p := tlsPaths{filepath.Join(dir, "node.crt"), filepath.Join(dir, "node.key"), filepath.Join(dir, "ca.crt")}
-	if err := os.WriteFile(p.key, []byte("no key yet"), 0o600); err != nil {
+	p := testkit.TLSPaths{Cert: filepath.Join(dir, "node.crt"), Key: filepath.Join(dir, "node.key")}
+	if err := os.WriteFile(p.Key, []byte("no key yet"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	if !leaf().Equal(first) {
 		t.Error("the last good pair was not kept")
 	}
 	book.await(t, "changed TLS files cannot be used")
-	writeTLS(t, dir, newCA)
+	newCA.Write(t, dir, testkit.Subject{})
 	later := time.Now().Add(time.Minute)
-	if err := os.Chtimes(p.cert, later, later); err != nil {
+	if err := os.Chtimes(p.Cert, later, later); err != nil {
 		t.Fatal(err)
 	}
-	if leaf().CheckSignatureFrom(newCA.cert) != nil {
+	if leaf().CheckSignatureFrom(newCA.Cert) != nil {
 		t.Error("the new certificate is not used")
 	}
 }
 
 func TestTLSConfigRefused(t *testing.T) {
-	good, err := tlsFor(t, t.TempDir(), newAuthority(t), nil).Server()
+	good, err := tlsFor(t, t.TempDir(), testkit.NewAuthority(t), nil).Server()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -234,11 +165,11 @@ func TestTLSConfigRefused(t *testing.T) {
 		}
 	}
 	dir := t.TempDir()
-	p := writeTLS(t, dir, newAuthority(t))
-	if _, err := TLSFiles(p.cert, p.key, p.key, nil); err == nil {
+	p := testkit.NewAuthority(t).Write(t, dir, testkit.Subject{})
+	if _, err := TLSFiles(p.Cert, p.Key, p.Key, nil); err == nil {
 		t.Error("a key was taken for an authority")
 	}
-	if _, err := TLSFiles(filepath.Join(dir, "none"), p.key, p.ca, nil); !errors.Is(err, os.ErrNotExist) {
+	if _, err := TLSFiles(filepath.Join(dir, "none"), p.Key, p.CA, nil); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("got %v", err)
 	}
 }

@@ -13,6 +13,9 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+
+	"github.com/decree-raft/decree/internal/guard"
+	"github.com/decree-raft/decree/internal/limitlog"
 )
 
 // ErrCloseTimeout is returned by Close when a callback did not return in time.
@@ -22,10 +25,10 @@ var ErrCloseTimeout = errors.New("transport: a callback still runs after Close")
 type Transport struct {
 	cfg         Config
 	incarnation uint64
-	log         *limitedLog
+	log         *limitlog.Log
 	notify      *notifier
 	pool        bufferPool
-	guard       *guard
+	guard       *guard.Guard
 	server      *grpc.Server
 
 	ctx    context.Context // ends with Close
@@ -67,13 +70,13 @@ func Start(cfg Config) (*Transport, error) {
 			return nil, fmt.Errorf("transport: cannot listen for peers: %w", err)
 		}
 	}
-	t := &Transport{cfg: cfg, log: newLimitedLog(cfg.Logger), notify: newNotifier(cfg.Unreachable), inbound: map[uint64]*inbound{}, turns: map[uint64]*turn{}}
+	t := &Transport{cfg: cfg, log: limitlog.New(cfg.Logger), notify: newNotifier(cfg.Unreachable), inbound: map[uint64]*inbound{}, turns: map[uint64]*turn{}}
 	t.incarnation = newIncarnation()
 	t.ctx, t.cancel = context.WithCancel(context.Background())
 	t.peers.Store(&peerTable{})
-	t.guard = newGuard(listener, cfg.TLS != nil, cfg.handshakeTimeout, t.log)
+	t.guard = newGuard(listener, cfg, t.log)
 	t.server = grpc.NewServer(append(serverOptions(cfg),
-		grpc.Creds(&serverCredentials{tls: cfg.TLS, log: t.log}),
+		grpc.Creds(cfg.TLS.serverCredentials(t.log)),
 		grpc.UnknownServiceHandler(t.strangers))...)
 	t.server.RegisterService(serviceDesc(t.frames, t.answerCall), nil)
 	if cfg.Services != nil {
@@ -82,7 +85,6 @@ func Start(cfg Config) (*Transport, error) {
 	cfg.Logger.Info("peer transport started", "cluster", cfg.Cluster, "node", cfg.Node, "addr", t.Addr(), "peers", len(cfg.Peers),
 		"tls", cfg.TLS != nil, "maxQueueBytes", cfg.MaxQueueBytes, "maxFrameBytes", cfg.MaxFrameBytes)
 	t.spawn(func() { t.notify.run(t.ctx) })
-	t.spawn(t.guard.accept)
 	t.spawn(t.serve)
 	t.UpdatePeers(cfg.Peers)
 	return t, nil
@@ -132,7 +134,7 @@ func (t *Transport) Append(peer uint64, size int, encode func(buf []byte) []byte
 		p.count.drop(1, n)
 		t.notify.mark(peer)
 		if n > t.cfg.MaxFrameBytes {
-			t.log.warn(logKey{peer, "too large"}, "an item is too large to be sent", "peer", peer, "bytes", n, "maxFrameBytes", t.cfg.MaxFrameBytes)
+			t.log.Warn(limitlog.Key{Peer: peer, Reason: "too large"}, "an item is too large to be sent", "peer", peer, "bytes", n, "maxFrameBytes", t.cfg.MaxFrameBytes)
 		}
 		return false
 	}

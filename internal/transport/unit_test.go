@@ -164,27 +164,3 @@ func TestBufferPool(t *testing.T) {
 		p.Put(b)
 	}
 }
-
-func TestLimitedLog(t *testing.T) {
-	l := newLimitedLog(nil)
-	k := logKey{1, "reason"}
-	for i := range 3 {
-		if _, ok := l.allow(k); ok != (i == 0) {
-			t.Errorf("line %d: %v", i, ok)
-		}
-	}
-	l.seen[k].at = time.Now().Add(-logEvery)
-	if skipped, ok := l.allow(k); !ok || skipped != 2 {
-		t.Errorf("after a minute: %v, %d were left out", ok, skipped)
-	}
-	l.forget(1)
-	if _, ok := l.allow(k); !ok {
-		t.Error("not forgotten")
-	}
-	for i := range uint64(2 * maxLogKeys) {
-		l.allow(logKey{i, "other"})
-	}
-	if len(l.seen) > maxLogKeys {
-		t.Errorf("%d reasons are kept", len(l.seen))
-	}
-}

@@ -10,11 +10,12 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials"
-	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/keepalive"
 
 	adminv1 "github.com/decree-raft/decree/api/decree/admin/v1"
+	"github.com/decree-raft/decree/internal/guard"
+	"github.com/decree-raft/decree/internal/limitlog"
+	"github.com/decree-raft/decree/proxy/access"
 	"github.com/decree-raft/decree/rsm"
 )
 
@@ -25,40 +26,62 @@ func Register(n *rsm.Node, r grpc.ServiceRegistrar) {
 
 // Server serves the admin service of one node on a port of its own.
 type Server struct {
-	listener net.Listener
-	grpc     *grpc.Server
+	guard *guard.Guard
+	grpc  *grpc.Server
 }
 
 // Limits of a Server: operators are few.
 const (
 	maxRequestBytes = 64 << 10
 	maxStreams      = 64
+	maxHeaderBytes  = 16 << 10
+	maxConns        = 256
+	maxConnsPerHost = 128
+	portName        = "the admin port"
 	// MinKeepalive is how often clients may ask whether a Server is there: a follower of the journal wants to know.
 	MinKeepalive = 10 * time.Second
 )
 
-// Listen serves the admin service of n on address (host:port; port 0: any) until Close. With certs, only clients with a
-// certificate of the same authorities get in; without, whoever reaches the port does.
+// Listen is Serve with mutual TLS: only clients with a certificate of the same authorities get in, and may do everything. Without
+// certs it listens on this machine's loopback addresses only.
 func Listen(n *rsm.Node, address string, certs *rsm.TLS) (*Server, error) {
-	creds := insecure.NewCredentials()
+	var port access.Port
 	if certs != nil {
-		creds = credentials.NewTLS(&tls.Config{GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) {
-			return serverTLS(certs)
-		}})
-		if _, err := serverTLS(certs); err != nil {
+		c, err := serverTLS(certs)
+		if err != nil {
 			return nil, err
 		}
+		c.GetConfigForClient = func(*tls.ClientHelloInfo) (*tls.Config, error) { return serverTLS(certs) }
+		port.TLS = c
 	}
-	l, err := net.Listen("tcp", address)
+	return Serve(n, address, port)
+}
+
+// Serve serves the admin service of n on address (host:port; port 0: any) until Close. port says who gets in, and RoleOf which
+// role a call takes; access.Listen says what it refuses to listen on. The port's policy logs what is refused.
+func Serve(n *rsm.Node, address string, port access.Port) (*Server, error) {
+	l, err := access.Listen(address, port)
 	if err != nil {
 		return nil, fmt.Errorf("admin: %w", err)
 	}
-	s := &Server{listener: l, grpc: grpc.NewServer(grpc.Creds(creds),
-		grpc.MaxRecvMsgSize(maxRequestBytes), grpc.MaxConcurrentStreams(maxStreams),
+	log := limitlog.New(nil)
+	if port.Policy != nil {
+		log = limitlog.New(port.Policy.Log)
+	}
+	var config func() (*tls.Config, error)
+	if port.TLS != nil {
+		config = func() (*tls.Config, error) { return port.TLS, nil }
+	}
+	s := &Server{grpc: grpc.NewServer(grpc.Creds(guard.Credentials(config, portName, log)), grpc.ConnectionTimeout(guard.DefaultTimeout),
+		grpc.MaxRecvMsgSize(maxRequestBytes), grpc.MaxConcurrentStreams(maxStreams), grpc.MaxHeaderListSize(maxHeaderBytes),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: time.Minute, Timeout: 10 * time.Second}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: MinKeepalive / 2, PermitWithoutStream: true}))}
-	Register(n, s.grpc)
-	go func() { _ = s.grpc.Serve(l) }() // ends with Close
+	s.guard = guard.New(l, guard.Config{
+		Port: portName, Clients: "its clients", Answer: "this is a Decree admin port: it speaks gRPC with the command decree\n",
+		TLS: port.TLS != nil, MaxConns: maxConns, MaxPerHost: maxConnsPerHost, Log: log,
+	})
+	Checked(port.Policy)(n, s.grpc)
+	go func() { _ = s.grpc.Serve(s.guard) }() // ends with Close
 	return s, nil
 }
 
@@ -77,10 +100,13 @@ func serverTLS(certs *rsm.TLS) (*tls.Config, error) {
 }
 
 // Addr returns the host:port that is listened on.
-func (s *Server) Addr() string { return s.listener.Addr().String() }
+func (s *Server) Addr() string { return s.guard.Addr().String() }
 
 // Close ends all calls and returns when they have ended.
-func (s *Server) Close() { s.grpc.Stop() }
+func (s *Server) Close() {
+	_ = s.guard.Close() // first: Stop waits for handshakes
+	s.grpc.Stop()
+}
 
 // service is the admin service of one node.
 type service struct {

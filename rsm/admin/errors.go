@@ -20,6 +20,9 @@ const (
 	codeCancelled  rsm.Code = "cancelled"
 	codeCompacted  rsm.Code = "compacted"
 	codeClosed     rsm.Code = "closed"
+	// What the port refuses before the node hears of it, see package access.
+	codeUnauthenticated rsm.Code = "unauthenticated"
+	codeDenied          rsm.Code = "permission_denied"
 )
 
 var kinds = map[adminv1.ErrorKind]error{
@@ -119,7 +122,17 @@ func Detail(err error) *adminv1.ErrorDetail {
 			return d
 		}
 	}
-	return nil
+	// The port has refused the call before the node heard of it.
+	refused := &adminv1.ErrorDetail{Kind: adminv1.ErrorKind_ERROR_KIND_NOT_PROPOSED, Message: st.Message()}
+	switch st.Code() {
+	case codes.Unauthenticated:
+		refused.Code = string(codeUnauthenticated)
+	case codes.PermissionDenied:
+		refused.Code = string(codeDenied)
+	default:
+		return nil
+	}
+	return refused
 }
 
 // FromDetail makes the node's error again: a *rsm.Rejection, or a *rsm.Error, with the same kind, code and hints.

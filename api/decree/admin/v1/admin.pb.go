@@ -13,7 +13,9 @@
 //   - A time is nanoseconds since the Unix epoch by the clock of the leader that decided; 0 is none.
 //   - A hash is the running hash of all changes of a shard's state up to an index: replicas at the same index have the same.
 //   - A name that stands for one of a few things (role, progress, kind of an entry) is a string. Names are only ever added.
-//   - Whoever reaches the service may do all of it: it has no permissions of its own. Mutual TLS, or a private network, keeps others away.
+//   - A port that has tokens wants the header "authorization: Bearer TOKEN" with every call. The role read may call what only looks
+//     (Status, Members, ListSnapshots, Journal, Hash), admin everything. A call with the status UNAUTHENTICATED or PERMISSION_DENIED
+//     did not happen. Where a port asks for nothing, whoever reaches it may do all of it.
 //
 // Every error that comes from the node has an ErrorDetail among the details of its gRPC status. One without comes from the
 // way there, and says nothing about what the node did.

@@ -1,0 +1,58 @@
+// Package access says who may do what at a port: TLS and mutual TLS whose files may be replaced while the port is open, tokens
+// with roles, and a safe default for what may be listened on at all. The proxy, the client ports of nodes, the admin service and
+// the HTTP ports of programs use it in the same way:
+//
+//	tokens, err := access.OpenTokens("tokens", log)                        // nobody has a role without one
+//	cfg, err := access.ServerTLS("port.crt", "port.key", "", log)         // TLS; a third file asks clients for certificates
+//	policy := &access.Policy{Tokens: tokens, Log: log}
+//	l, err := access.Listen("0.0.0.0:7443", access.Port{TLS: cfg, Policy: policy})
+//	server := grpc.NewServer(grpc.Creds(credentials.NewTLS(cfg)),
+//		grpc.ChainUnaryInterceptor(policy.Unary(need)), grpc.ChainStreamInterceptor(policy.Stream(need)))
+//
+// and a client
+//
+//	creds, err := access.ClientTLS("ca.crt", "", "", "", log)
+//	conn, err := grpc.NewClient(address, access.DialOptions(creds, access.TokenFile("alice.token"))...)
+//
+// # Roles
+//
+// A role contains the ones before it: read < write < admin. What a call needs is the service's to say; a call of a method that
+// nobody has thought of needs admin.
+//
+// # Tokens
+//
+// A token is 32 random bytes, as text: "decree_" and 43 characters. The file of a port holds no tokens, but their SHA-256, so
+// that whoever reads it gets in nowhere; since a token cannot be guessed, no salt and no slow hash is needed. A line of the file:
+//
+//	name role sha256 [expires]
+//
+//	name     1 to 64 letters, digits and .-_@: who it is, for logs and limits. Several tokens may have the same: to replace one,
+//	         add the new line, hand out the new token, take the old line away
+//	role     read, write or admin
+//	sha256   of the token's text, 64 hexadecimal digits
+//	expires  as in 2027-01-31T00:00:00Z (RFC 3339); without it, never
+//
+// Empty lines and those that begin with # mean nothing. The file has at most 1 MiB, and 10,000 tokens. It is looked at once a
+// second while calls come in: a token that is taken out is refused a second later, and a stream that it opened ends with
+// the stream's next message. A file that cannot be read, or has a mistake, is logged, and what was read last stays in use.
+//
+// A wrong token is refused like none at all, and costs one hash. There is no lock-out: 2^256 tokens are not tried out, and
+// whoever could lock out a host could lock out everybody who comes from it, as all clients of a proxy do.
+//
+// Tokens are not sent in plain text, unless it is to the same machine (package access's credentials refuse), and are in no error
+// and no log.
+//
+// # Certificates
+//
+// With authorities for clients (the third file of ServerTLS), nobody gets as far as a call without a certificate of theirs. That
+// alone gives no role where the port asks for one: the authorities of a cluster usually sign the certificates of all its nodes
+// and programs, and a program that may read is not meant to remove members. Policy.Certs gives roles by the certificate's name,
+// Policy.CertRole to everyone who has one. A call that carries a token has the token's role, whatever the certificate.
+//
+// TLS is version 1.3. Certificates that have expired are refused by both sides when a connection is made; a connection that
+// stands is not ended by that.
+//
+// # Goroutines
+//
+// The package has none. Everything is safe for concurrent use.
+package access
