@@ -17,6 +17,9 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/grpc"
+
+	"github.com/decree-raft/decree/proxy"
 	"github.com/decree-raft/decree/rsm"
 	"github.com/decree-raft/decree/rsm/admin"
 )
@@ -59,7 +62,10 @@ func start(t *testing.T, dir string, shards int, odd rsm.Machine) *testCluster {
 	t.Helper()
 	cfg := rsm.ClusterConfig{Name: "orders", Dir: dir, Configure: func(cfg *rsm.Config) {
 		quick(cfg)
-		cfg.Services = admin.Register
+		cfg.Services = func(n *rsm.Node, r grpc.ServiceRegistrar) {
+			admin.Register(n, r)
+			proxy.Register(n, r)
+		}
 		if odd != nil && cfg.Node == 3 {
 			cfg.Shards = []rsm.ShardConfig{{ID: 1, Machine: odd}}
 		}
