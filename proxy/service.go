@@ -41,6 +41,7 @@ type service struct {
 	decreev1.UnimplementedDecreeServiceServer
 	backend backend
 	limits  Limits
+	meter   *meter // nil: nothing is counted
 
 	mu      sync.Mutex
 	streams map[*stream]bool
@@ -55,13 +56,23 @@ func newService(b backend, limits Limits) *service {
 // margin is how long before its deadline a unary call is answered at the latest, so that the answer arrives.
 const margin = 20 * time.Millisecond
 
-// call runs one unary call.
+// call runs one unary call, and sees to it that it is seen.
 func (s *service) call(ctx context.Context, c *route.Call) (rsm.Result, error) {
-	if err := wire.CheckCall(c); err != nil {
+	began := monotonic()
+	res, err := s.run(ctx, c)
+	s.meter.ended(c.Kind, c.Shard, time.Duration(monotonic()-began), err)
+	if err != nil {
 		return rsm.Result{}, wire.Status(err)
 	}
+	return res, nil
+}
+
+func (s *service) run(ctx context.Context, c *route.Call) (rsm.Result, error) {
+	if err := wire.CheckCall(c); err != nil {
+		return rsm.Result{}, err
+	}
 	if s.closes.Load() {
-		return rsm.Result{}, wire.Status(errClosing)
+		return rsm.Result{}, errClosing
 	}
 	wait := s.limits.Timeout
 	if deadline, has := ctx.Deadline(); has {
@@ -78,7 +89,7 @@ func (s *service) call(ctx context.Context, c *route.Call) (rsm.Result, error) {
 	select {
 	case <-done:
 		if c.Err != nil {
-			return rsm.Result{}, wire.Status(c.Err)
+			return rsm.Result{}, c.Err
 		}
 		return c.Result, nil
 	case <-ctx.Done():
@@ -89,7 +100,7 @@ func (s *service) call(ctx context.Context, c *route.Call) (rsm.Result, error) {
 	if c.Kind == route.Read {
 		kind = core.ErrNotProposed
 	}
-	return rsm.Result{}, wire.Status(&core.Error{Kind: kind, Code: core.CodeCancelled, Message: "no answer before the deadline of the call", Cause: why})
+	return rsm.Result{}, &core.Error{Kind: kind, Code: core.CodeCancelled, Message: "no answer before the deadline of the call", Cause: why}
 }
 
 func (s *service) Submit(ctx context.Context, m *decreev1.SubmitRequest) (*decreev1.SubmitResponse, error) {

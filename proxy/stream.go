@@ -74,6 +74,7 @@ func (s *service) enter(st *stream) error {
 		return errClosing
 	}
 	s.streams[st] = true
+	s.meter.stream(1)
 	if !s.beating {
 		s.beating = true
 		go s.beats()
@@ -85,6 +86,7 @@ func (s *service) leave(st *stream) {
 	s.mu.Lock()
 	delete(s.streams, st)
 	s.mu.Unlock()
+	s.meter.stream(-1)
 	st.mu.Lock()
 	st.ended = true
 	st.out = nil
@@ -178,8 +180,12 @@ func (st *stream) begin(r wire.ReceivedCall) bool {
 	if r.Timeout > 0 {
 		wait = min(r.Timeout, limits.MaxTimeout)
 	}
-	c.Deadline = monotonic() + int64(wait)
-	c.Done = func(c *route.Call) { st.done(r.ID, size, c) }
+	began := monotonic()
+	c.Deadline = began + int64(wait)
+	c.Done = func(c *route.Call) {
+		st.service.meter.ended(c.Kind, c.Shard, time.Duration(monotonic()-began), c.Err)
+		st.done(r.ID, size, c)
+	}
 	if err == nil && st.service.closes.Load() {
 		err = errClosing
 	}

@@ -19,6 +19,7 @@ import (
 
 	"github.com/decree-raft/decree/proxy"
 	"github.com/decree-raft/decree/rsm"
+	"github.com/decree-raft/decree/rsm/sideport"
 )
 
 func proxyCommand() *command {
@@ -32,6 +33,8 @@ Proxies keep no state: run as many as you like, beside the clients or in front o
 of all of them. -nodes needs one node that is up; the others are learned from it. The nodes offer the protocol on their own
 port (proxy.Register).
 
+-http serves /metrics for Prometheus, /healthz, and /readyz, which says what is missing.
+
 It listens on this machine alone unless -listen says otherwise, and then wants -tls-cert and -tls-key. With -client-ca only
 clients with a certificate are listened to. Certificates are read again when they change.
 
@@ -42,7 +45,7 @@ ends at once. Clients go on with another proxy, under the same sessions.
 over it.
 
 Examples:
-  decree proxy -nodes 127.0.0.1:7101,127.0.0.1:7102
+  decree proxy -nodes 127.0.0.1:7101,127.0.0.1:7102 -http 127.0.0.1:7480
   decree proxy -nodes 10.0.0.1:7100 -listen 10.0.0.9:7400 -tls-cert proxy.pem -tls-key proxy.key -client-ca clients.pem
 `,
 		bind: func(f *flag.FlagSet) action {
@@ -71,6 +74,9 @@ type proxyOptions struct {
 	listen   string
 	nodes    addressList
 	config   string
+	http     string
+	httpOpen bool
+	pprof    bool
 	insecure bool
 	drain    time.Duration
 
@@ -89,6 +95,9 @@ func (o *proxyOptions) bind(f *flag.FlagSet) {
 	f.StringVar(&o.listen, "listen", "127.0.0.1:7400", "`address` (host:port) for clients")
 	f.Var(&o.nodes, "nodes", "`addresses` (host:port) of nodes: repeated, or separated by commas; some, from which the others are learned")
 	f.StringVar(&o.config, "config", "", "JSON `file` with settings, under the names of the flags")
+	f.StringVar(&o.http, "http", "", "`address` (host:port) for /metrics, /healthz and /readyz, as in 127.0.0.1:7480; there is none otherwise")
+	f.BoolVar(&o.httpOpen, "http-open", false, "-http may be an address that other machines reach, in plain text")
+	f.BoolVar(&o.pprof, "pprof", false, "offer profiles at -http, under /debug/pprof/")
 	f.BoolVar(&o.insecure, "insecure", false, "listen to other machines in plain text, to everybody who reaches the port")
 	f.DurationVar(&o.drain, "drain", 10*time.Second, "how long calls under way may take when the proxy is told to end")
 	f.StringVar(&o.nodeCert, "node-cert", "", "PEM `file` with the certificate to show to nodes; with -node-key and -node-ca, they are spoken to over mutual TLS")
@@ -190,6 +199,12 @@ func (o *proxyOptions) validate() error {
 	if _, _, err := net.SplitHostPort(o.listen); err != nil {
 		return badUsage("-listen is %q: host:port is needed, as in 127.0.0.1:7400", o.listen)
 	}
+	if o.http == "" && (o.pprof || o.httpOpen) {
+		return badUsage("-pprof and -http-open mean nothing without -http")
+	}
+	if o.http != "" && !loopback(o.http) && !o.httpOpen {
+		return badUsage("-http is %s, which other machines reach, without TLS or a password: give -http-open if that is meant", o.http)
+	}
 	if o.drain < 0 {
 		return badUsage("-drain is %v: 0 or more", o.drain)
 	}
@@ -248,6 +263,7 @@ type runningProxy struct {
 	log    *slog.Logger
 	proxy  *proxy.Proxy
 	server *proxy.Server
+	side   *sideport.Server // nil if there is none
 }
 
 // startProxy takes the ports and begins to look for the nodes, or leaves nothing behind.
@@ -264,12 +280,13 @@ func startProxy(o *proxyOptions, log *slog.Logger) (_ *runningProxy, err error) 
 		return nil, &usageError{err}
 	}
 	r := &runningProxy{o: o, log: log}
+	metrics := sideport.NewRegistry()
 	defer func() {
 		if err != nil {
 			r.close()
 		}
 	}()
-	r.proxy, err = proxy.New(proxy.Config{Nodes: o.nodes, TLS: nodes, Refresh: o.refresh, MaxWaiting: o.waiting, MaxWaitingBytes: o.waitingBytes, Logger: log})
+	r.proxy, err = proxy.New(proxy.Config{Nodes: o.nodes, TLS: nodes, Refresh: o.refresh, MaxWaiting: o.waiting, MaxWaitingBytes: o.waitingBytes, Logger: log, Metrics: metrics})
 	if err != nil {
 		return nil, &usageError{err}
 	}
@@ -277,12 +294,21 @@ func startProxy(o *proxyOptions, log *slog.Logger) (_ *runningProxy, err error) 
 	if err != nil {
 		return nil, err
 	}
+	if o.http != "" {
+		if r.side, err = sideport.Listen(o.http, sideport.Config{Ready: r.server.Ready, Metrics: metrics, Pprof: o.pprof, Open: o.httpOpen, Logger: log}); err != nil {
+			return nil, err
+		}
+	}
 	return r, nil
 }
 
 // run serves until ctx ends, and then drains.
 func (r *runningProxy) run(ctx context.Context) error {
-	r.log.Info("proxy started", "listen", r.server.Addr(), "nodes", r.o.nodes.String(), "tls", r.o.tlsCert != "", "client_certificates", r.o.clientCA != "")
+	http := ""
+	if r.side != nil {
+		http = r.side.Addr()
+	}
+	r.log.Info("proxy started", "listen", r.server.Addr(), "http", http, "nodes", r.o.nodes.String(), "tls", r.o.tlsCert != "", "client_certificates", r.o.clientCA != "")
 	if r.o.insecure && r.o.tlsCert == "" && !loopback(r.o.listen) {
 		r.log.Warn("other machines are served in plain text: everybody who reaches the port may read and write everything", "listen", r.server.Addr())
 	}
@@ -328,5 +354,8 @@ func (r *runningProxy) close() {
 	}
 	if r.proxy != nil {
 		r.proxy.Close()
+	}
+	if r.side != nil { // last, so that it can be watched to the end
+		r.side.Close()
 	}
 }
