@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"go.opentelemetry.io/otel/trace"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
@@ -47,6 +48,9 @@ type Config struct {
 	Logger *slog.Logger
 	// Metrics, if set, gets the proxy's collector. Two proxies of one process need registries of their own, or prometheus.WrapRegistererWith.
 	Metrics prometheus.Registerer
+	// Tracer, if set, gets a span of each unary call, with its attempts and waits as events; the caller's metadata traceparent is its parent. What is sampled is for
+	// the provider to say. Calls on streams have no spans.
+	Tracer trace.TracerProvider
 }
 
 const (

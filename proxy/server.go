@@ -75,7 +75,10 @@ func (p *Proxy) Serve(cfg ServerConfig) (*Server, error) {
 		return nil, err
 	}
 	s := &Server{listener: l, service: newService(p, cfg.Limits), health: health.NewServer(), served: make(chan struct{}), proxy: p}
-	s.service.meter = p.meter
+	s.service.meter, s.service.log = p.meter, p.log
+	if p.cfg.Tracer != nil {
+		s.service.tracer = p.cfg.Tracer.Tracer(tracerName)
+	}
 	s.grpc = grpc.NewServer(grpc.Creds(creds), grpc.ForceServerCodecV2(codec.Codec{}),
 		grpc.MaxRecvMsgSize(cfg.FrameBytes), grpc.MaxConcurrentStreams(cfg.MaxStreams), grpc.MaxHeaderListSize(maxHeaderList),
 		grpc.StaticStreamWindowSize(streamWindow), grpc.StaticConnWindowSize(2*streamWindow),

@@ -3,10 +3,12 @@ package proxy
 import (
 	"cmp"
 	"context"
+	"log/slog"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	"go.opentelemetry.io/otel/trace"
 	"google.golang.org/grpc"
 
 	decreev1 "github.com/decree-raft/decree/api/decree/v1"
@@ -41,7 +43,10 @@ type service struct {
 	decreev1.UnimplementedDecreeServiceServer
 	backend backend
 	limits  Limits
-	meter   *meter // nil: nothing is counted
+	meter   *meter       // nil: nothing is counted
+	log     *slog.Logger // nil: nothing is logged
+	tracer  trace.Tracer // nil: nothing is traced
+	names   *names
 
 	mu      sync.Mutex
 	streams map[*stream]bool
@@ -50,7 +55,7 @@ type service struct {
 }
 
 func newService(b backend, limits Limits) *service {
-	return &service{backend: b, limits: limits, streams: map[*stream]bool{}}
+	return &service{backend: b, limits: limits, names: newNames(), streams: map[*stream]bool{}}
 }
 
 // margin is how long before its deadline a unary call is answered at the latest, so that the answer arrives.
@@ -58,11 +63,26 @@ const margin = 20 * time.Millisecond
 
 // call runs one unary call, and sees to it that it is seen.
 func (s *service) call(ctx context.Context, c *route.Call) (rsm.Result, error) {
+	request := requestID(ctx)
+	if request == "" {
+		request = s.names.next()
+	}
+	var span trace.Span
+	if s.tracer != nil {
+		span = s.begin(ctx, c, request)
+	}
 	began := monotonic()
 	res, err := s.run(ctx, c)
-	s.meter.ended(c.Kind, c.Shard, time.Duration(monotonic()-began), err)
+	took := time.Duration(monotonic() - began)
+	s.meter.ended(c.Kind, c.Shard, took, err)
+	if span != nil {
+		endSpan(span, err)
+	}
+	if s.debugs() {
+		s.logCall(request, c, took, err)
+	}
 	if err != nil {
-		return rsm.Result{}, wire.Status(err)
+		return rsm.Result{}, failed(ctx, err, request)
 	}
 	return res, nil
 }

@@ -30,6 +30,7 @@ const (
 type stream struct {
 	grpc.ServerStream
 	service *service
+	name    string     // in logs and errors
 	kicked  chan error // why it is ended; has room for one
 
 	mu      sync.Mutex
@@ -43,7 +44,7 @@ type stream struct {
 }
 
 func (s *service) serveStream(g grpc.ServerStream) error {
-	st := &stream{ServerStream: g, service: s, kicked: make(chan error, 1)}
+	st := &stream{ServerStream: g, service: s, name: s.names.next(), kicked: make(chan error, 1)}
 	st.room.L = &st.mu
 	if err := s.enter(st); err != nil {
 		return wire.Status(err)
@@ -183,7 +184,14 @@ func (st *stream) begin(r wire.ReceivedCall) bool {
 	began := monotonic()
 	c.Deadline = began + int64(wait)
 	c.Done = func(c *route.Call) {
-		st.service.meter.ended(c.Kind, c.Shard, time.Duration(monotonic()-began), c.Err)
+		took := time.Duration(monotonic() - began)
+		st.service.meter.ended(c.Kind, c.Shard, took, c.Err)
+		if st.service.debugs() {
+			st.service.logCall(st.callName(r.ID), c, took, c.Err)
+		}
+		if c.Err != nil && st.service.log != nil { // of a proxy: what it asks nodes for, it names itself
+			c.Err = named(c.Err, st.callName(r.ID))
+		}
 		st.done(r.ID, size, c)
 	}
 	if err == nil && st.service.closes.Load() {
