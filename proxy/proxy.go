@@ -13,6 +13,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+	"go.opentelemetry.io/otel/trace"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
@@ -42,8 +44,13 @@ type Config struct {
 	MaxWaitingBytes int64
 	// Silence is how long a node may say nothing while calls wait for it, before others are asked. Default 3 s.
 	Silence time.Duration
-	// Logger gets the proxy's log. Default: none.
+	// Logger gets the proxy's log: at debug, every call's outcome as well. Default: none.
 	Logger *slog.Logger
+	// Metrics, if set, gets the proxy's collector. Two proxies of one process need registries of their own, or prometheus.WrapRegistererWith.
+	Metrics prometheus.Registerer
+	// Tracer, if set, gets a span of each unary call, with its attempts and waits as events; the caller's metadata traceparent is its parent. What is sampled is for
+	// the provider to say. Calls on streams have no spans.
+	Tracer trace.TracerProvider
 }
 
 const (
@@ -73,6 +80,10 @@ type Proxy struct {
 	shards  map[rsm.ShardID]*shard
 	known   bool // something of the topology is
 
+	meter   *meter
+	metrics *collector
+	learned atomic.Int64 // when a node last said something of the topology
+
 	byNode atomic.Pointer[map[rsm.NodeID]route.Target] // replaced under mu
 }
 
@@ -82,6 +93,9 @@ type shard struct {
 	leader rsm.NodeID
 	term   rsm.Term
 	nodes  []rsm.NodeID
+
+	changes uint64 // leaders and terms learned of
+	reached int64  // when the leader was, as far as Ready was asked
 }
 
 // New returns a proxy, which begins to look for its nodes. It need not find one yet.
@@ -98,7 +112,15 @@ func New(cfg Config) (*Proxy, error) {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	p := &Proxy{cfg: cfg, log: cfg.Logger, wanted: make(chan struct{}, 1), cancel: cancel,
-		links: map[string]*link.Link{}, address: map[rsm.NodeID]string{}, shards: map[rsm.ShardID]*shard{}}
+		links: map[string]*link.Link{}, address: map[rsm.NodeID]string{}, shards: map[rsm.ShardID]*shard{}, meter: &meter{}, metrics: &collector{}}
+	p.learned.Store(monotonic())
+	p.metrics.p.Store(p)
+	if cfg.Metrics != nil {
+		if err := cfg.Metrics.Register(p.metrics); err != nil {
+			cancel()
+			return nil, fmt.Errorf("proxy: metrics: %w", err)
+		}
+	}
 	if cfg.Node != nil {
 		p.local = &local{cfg.Node}
 		p.learn(p.local.topology())
@@ -121,6 +143,7 @@ func (p *Proxy) Close() {
 	links, shards := maps.Clone(p.links), maps.Clone(p.shards)
 	p.mu.Unlock()
 	p.cancel()
+	p.metrics.p.Store(nil) // an unchecked collector cannot be unregistered
 	for _, s := range shards {
 		s.router.Close(errClosing)
 	}
@@ -301,6 +324,7 @@ func (p *Proxy) learn(t *decreev1.GetTopologyResponse) {
 		p.learnShard(s)
 	}
 	p.known = true
+	p.learned.Store(monotonic())
 }
 
 // settle makes of addresses who can be asked, and forgets links that lead to nobody. p.mu is held.
@@ -333,9 +357,10 @@ func (p *Proxy) learnShard(t *decreev1.GetTopologyResponse_Shard) {
 	id := rsm.ShardID(t.GetShard())
 	s := p.shards[id]
 	if s == nil {
-		s = &shard{router: p.newRouter(id)}
+		s = &shard{router: p.newRouter(id), reached: monotonic()}
 		p.shards[id] = s
 	}
+	p.meter.met(id)
 	term := rsm.Term(t.GetTerm())
 	if term < s.term {
 		return
@@ -357,6 +382,7 @@ func (p *Proxy) learnShard(t *decreev1.GetTopologyResponse_Shard) {
 	}
 	if leader := rsm.NodeID(t.GetLeader()); leader != 0 {
 		if leader != s.leader || term > s.term {
+			s.changes++
 			p.log.Info("learned of a leader", "shard", uint64(id), "leader", uint64(leader), "term", uint64(term))
 		}
 		s.leader, s.term = leader, term

@@ -47,6 +47,8 @@ type Server struct {
 	grpc     *grpc.Server
 	health   *health.Server
 	served   chan struct{}
+	proxy    *Proxy
+	cancel   context.CancelFunc // of what keeps health up to date
 }
 
 // Serve serves p to clients until Close.
@@ -74,7 +76,11 @@ func (p *Proxy) Serve(cfg ServerConfig) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Server{listener: l, service: newService(p, cfg.Limits), health: health.NewServer(), served: make(chan struct{})}
+	s := &Server{listener: l, service: newService(p, cfg.Limits), health: health.NewServer(), served: make(chan struct{}), proxy: p}
+	s.service.meter, s.service.log = p.meter, p.log
+	if p.cfg.Tracer != nil {
+		s.service.tracer = p.cfg.Tracer.Tracer(tracerName)
+	}
 	s.grpc = grpc.NewServer(grpc.Creds(creds), grpc.ForceServerCodecV2(codec.Codec{}),
 		grpc.MaxRecvMsgSize(cfg.FrameBytes), grpc.MaxConcurrentStreams(cfg.MaxStreams), grpc.MaxHeaderListSize(maxHeaderList),
 		grpc.StaticStreamWindowSize(streamWindow), grpc.StaticConnWindowSize(2*streamWindow),
@@ -88,9 +94,12 @@ func (p *Proxy) Serve(cfg ServerConfig) (*Server, error) {
 		cfg.Services(s.grpc)
 	}
 	reflection.Register(s.grpc)
+	ctx, cancel := context.WithCancel(context.Background())
+	s.cancel = cancel
+	go p.follow(ctx, s.health)
 	go func() {
 		defer close(s.served)
-		_ = s.grpc.Serve(l) // ends with Close
+		_ = s.grpc.Serve(counted{l, p.meter}) // ends with Close
 	}()
 	return s, nil
 }
@@ -100,6 +109,7 @@ func (s *Server) Addr() string { return s.listener.Addr().String() }
 
 // Drain refuses new calls and connections, waits until those under way have ended, or ctx has, and closes the server. Clients go on elsewhere.
 func (s *Server) Drain(ctx context.Context) {
+	s.service.closes.Store(true) // Ready says so at once
 	s.health.Shutdown()
 	patience := time.Minute
 	if d, has := ctx.Deadline(); has {
@@ -121,6 +131,8 @@ func (s *Server) Drain(ctx context.Context) {
 
 // Close ends all calls and returns when they have ended. Clients go on elsewhere, under the same sessions.
 func (s *Server) Close() {
+	s.service.closes.Store(true)
+	s.cancel()
 	s.health.Shutdown()
 	s.grpc.Stop()
 	<-s.served

@@ -3,10 +3,12 @@ package proxy
 import (
 	"cmp"
 	"context"
+	"log/slog"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	"go.opentelemetry.io/otel/trace"
 	"google.golang.org/grpc"
 
 	decreev1 "github.com/decree-raft/decree/api/decree/v1"
@@ -41,6 +43,10 @@ type service struct {
 	decreev1.UnimplementedDecreeServiceServer
 	backend backend
 	limits  Limits
+	meter   *meter       // nil: nothing is counted
+	log     *slog.Logger // nil: nothing is logged
+	tracer  trace.Tracer // nil: nothing is traced
+	names   *names
 
 	mu      sync.Mutex
 	streams map[*stream]bool
@@ -49,19 +55,44 @@ type service struct {
 }
 
 func newService(b backend, limits Limits) *service {
-	return &service{backend: b, limits: limits, streams: map[*stream]bool{}}
+	return &service{backend: b, limits: limits, names: newNames(), streams: map[*stream]bool{}}
 }
 
 // margin is how long before its deadline a unary call is answered at the latest, so that the answer arrives.
 const margin = 20 * time.Millisecond
 
-// call runs one unary call.
+// call runs one unary call, and sees to it that it is seen.
 func (s *service) call(ctx context.Context, c *route.Call) (rsm.Result, error) {
+	request := requestID(ctx)
+	if request == "" {
+		request = s.names.next()
+	}
+	var span trace.Span
+	if s.tracer != nil {
+		span = s.begin(ctx, c, request)
+	}
+	began := monotonic()
+	res, err := s.run(ctx, c)
+	took := time.Duration(monotonic() - began)
+	s.meter.ended(c.Kind, c.Shard, took, err)
+	if span != nil {
+		endSpan(span, err)
+	}
+	if s.debugs() {
+		s.logCall(request, c, took, err)
+	}
+	if err != nil {
+		return rsm.Result{}, failed(ctx, err, request)
+	}
+	return res, nil
+}
+
+func (s *service) run(ctx context.Context, c *route.Call) (rsm.Result, error) {
 	if err := wire.CheckCall(c); err != nil {
-		return rsm.Result{}, wire.Status(err)
+		return rsm.Result{}, err
 	}
 	if s.closes.Load() {
-		return rsm.Result{}, wire.Status(errClosing)
+		return rsm.Result{}, errClosing
 	}
 	wait := s.limits.Timeout
 	if deadline, has := ctx.Deadline(); has {
@@ -78,7 +109,7 @@ func (s *service) call(ctx context.Context, c *route.Call) (rsm.Result, error) {
 	select {
 	case <-done:
 		if c.Err != nil {
-			return rsm.Result{}, wire.Status(c.Err)
+			return rsm.Result{}, c.Err
 		}
 		return c.Result, nil
 	case <-ctx.Done():
@@ -89,7 +120,7 @@ func (s *service) call(ctx context.Context, c *route.Call) (rsm.Result, error) {
 	if c.Kind == route.Read {
 		kind = core.ErrNotProposed
 	}
-	return rsm.Result{}, wire.Status(&core.Error{Kind: kind, Code: core.CodeCancelled, Message: "no answer before the deadline of the call", Cause: why})
+	return rsm.Result{}, &core.Error{Kind: kind, Code: core.CodeCancelled, Message: "no answer before the deadline of the call", Cause: why}
 }
 
 func (s *service) Submit(ctx context.Context, m *decreev1.SubmitRequest) (*decreev1.SubmitResponse, error) {

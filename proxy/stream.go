@@ -31,6 +31,7 @@ const (
 type stream struct {
 	grpc.ServerStream
 	service *service
+	name    string     // in logs and errors
 	kicked  chan error // why it is ended; has room for one
 
 	mu      sync.Mutex
@@ -44,7 +45,7 @@ type stream struct {
 }
 
 func (s *service) serveStream(g grpc.ServerStream) error {
-	st := &stream{ServerStream: g, service: s, kicked: make(chan error, 1)}
+	st := &stream{ServerStream: g, service: s, name: s.names.next(), kicked: make(chan error, 1)}
 	st.room.L = &st.mu
 	if err := s.enter(st); err != nil {
 		return wire.Status(err)
@@ -75,6 +76,7 @@ func (s *service) enter(st *stream) error {
 		return errClosing
 	}
 	s.streams[st] = true
+	s.meter.stream(1)
 	if !s.beating {
 		s.beating = true
 		go s.beats()
@@ -86,6 +88,7 @@ func (s *service) leave(st *stream) {
 	s.mu.Lock()
 	delete(s.streams, st)
 	s.mu.Unlock()
+	s.meter.stream(-1)
 	st.mu.Lock()
 	st.ended = true
 	st.out = nil
@@ -179,8 +182,19 @@ func (st *stream) begin(r wire.ReceivedCall) bool {
 	if r.Timeout > 0 {
 		wait = min(r.Timeout, limits.MaxTimeout)
 	}
-	c.Deadline = monotonic() + int64(wait)
-	c.Done = func(c *route.Call) { st.done(r.ID, size, c) }
+	began := monotonic()
+	c.Deadline = began + int64(wait)
+	c.Done = func(c *route.Call) {
+		took := time.Duration(monotonic() - began)
+		st.service.meter.ended(c.Kind, c.Shard, took, c.Err)
+		if st.service.debugs() {
+			st.service.logCall(st.callName(r.ID), c, took, c.Err)
+		}
+		if c.Err != nil && st.service.log != nil { // of a proxy: what it asks nodes for, it names itself
+			c.Err = named(c.Err, st.callName(r.ID))
+		}
+		st.done(r.ID, size, c)
+	}
 	if err == nil && st.service.closes.Load() {
 		err = errClosing
 	}

@@ -5,6 +5,9 @@ import (
 	"sync/atomic"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/decree-raft/decree/internal/state"
+	"github.com/decree-raft/decree/wal"
 )
 
 // collector gives a node's status to Prometheus: counted in the core without
@@ -59,6 +62,7 @@ var shardMetrics = []metric{
 	{"journal_bytes", "About what the journal takes on disk.", gauge, func(s *ShardStatus) float64 { return float64(s.JournalBytes) }},
 	{"journal_short_total", "Flushes that dropped entries which a member may lack, for want of room: it will need a snapshot. An alarm.", counter, func(s *ShardStatus) float64 { return float64(s.Stats.JournalShort) }},
 	{"overtaken_total", "Times that a snapshot had arrived at a member and the journal did not continue it any more: JournalMaxBytes is too small for the load. An alarm.", counter, func(s *ShardStatus) float64 { return float64(s.Stats.Overtaken) }},
+	{"strange_total", "Messages of raft that were refused because they make no sense.", counter, func(s *ShardStatus) float64 { return float64(s.Stats.Strange) }},
 	{"stranded_total", "Times that a voter asked for what every voter had had: it has lost part of its log. An alarm.", counter, func(s *ShardStatus) float64 { return float64(s.Stats.Stranded) }},
 	{"snapshots_fetched_total", "Snapshots that this replica began to fetch.", counter, func(s *ShardStatus) float64 { return float64(s.Stats.SnapshotsFetched) }},
 	{"snapshots_installed_total", "Snapshots that took the place of this replica's state.", counter, func(s *ShardStatus) float64 { return float64(s.Stats.SnapshotsInstalled) }},
@@ -68,21 +72,53 @@ var shardMetrics = []metric{
 type nodeMetric struct {
 	name, help string
 	kind       prometheus.ValueType
-	value      func(*NodeStatus) float64
+	value      func(*nodeFigures) float64
+}
+
+// nodeFigures are a node's status, and what it does not have.
+type nodeFigures struct {
+	NodeStatus
+	log   wal.Stats
+	store state.Metrics
+	ready bool
 }
 
 var nodeMetrics = []nodeMetric{
-	{"wal_segments", "Segments of the write-ahead log.", gauge, func(s *NodeStatus) float64 { return float64(s.LogSegments) }},
-	{"wal_bytes", "Bytes in the write-ahead log.", gauge, func(s *NodeStatus) float64 { return float64(s.LogBytes) }},
-	{"wal_fsyncs_total", "Fsyncs of the write-ahead log.", counter, func(s *NodeStatus) float64 { return float64(s.LogFsyncs) }},
-	{"wal_sync_seconds_total", "Time spent in writes and fsyncs of the write-ahead log.", counter, func(s *NodeStatus) float64 { return s.LogSyncTime.Seconds() }},
-	{"state_disk_bytes", "Size of the state store on disk.", gauge, func(s *NodeStatus) float64 { return float64(s.StateBytes) }},
-	{"snapshot_sent_bytes_total", "Bytes of snapshots that peers have fetched from this node.", counter, func(s *NodeStatus) float64 { return float64(s.SnapshotsSent) }},
-	{"disk_free_bytes", "Free space on the data directory's file system.", gauge, func(s *NodeStatus) float64 { return float64(s.FreeDiskBytes) }},
-	{"disk_low", "1 if commands are refused for want of disk space.", gauge, func(s *NodeStatus) float64 { return boolGauge(s.DiskLow) }},
+	{"ready", "1 if the node has started, serves all its replicas and is not about to go.", gauge, func(s *nodeFigures) float64 { return boolGauge(s.ready) }},
+	{"wal_segments", "Segments of the write-ahead log.", gauge, func(s *nodeFigures) float64 { return float64(s.LogSegments) }},
+	{"wal_bytes", "Bytes in the write-ahead log.", gauge, func(s *nodeFigures) float64 { return float64(s.LogBytes) }},
+	{"wal_fsyncs_total", "Fsyncs of the write-ahead log.", counter, func(s *nodeFigures) float64 { return float64(s.LogFsyncs) }},
+	{"wal_sync_seconds_total", "Time spent in writes and fsyncs of the write-ahead log.", counter, func(s *nodeFigures) float64 { return s.LogSyncTime.Seconds() }},
+	{"wal_written_bytes_total", "Bytes handed to the disk by the write-ahead log.", counter, func(s *nodeFigures) float64 { return float64(s.log.Bytes) }},
+	{"wal_segments_cut_total", "Segments of the write-ahead log that were begun.", counter, func(s *nodeFigures) float64 { return float64(s.log.Segments) }},
+	{"wal_segments_released_total", "Segments of the write-ahead log that were given up, as nobody needs them any more.", counter, func(s *nodeFigures) float64 { return float64(s.log.Released) }},
+	{"state_disk_bytes", "Size of the state store on disk.", gauge, func(s *nodeFigures) float64 { return float64(s.StateBytes) }},
+	{"store_read_amplification", "Tables that a read may have to look into.", gauge, func(s *nodeFigures) float64 { return float64(s.store.ReadAmp) }},
+	{"store_compaction_debt_bytes", "Bytes that wait to be compacted. If it only grows, the disk is too slow for the load.", gauge, func(s *nodeFigures) float64 { return float64(s.store.CompactionDebt) }},
+	{"store_compactions_total", "Compactions.", counter, func(s *nodeFigures) float64 { return float64(s.store.Compactions) }},
+	{"store_compacted_bytes_total", "Bytes of tables that compactions have written.", counter, func(s *nodeFigures) float64 { return float64(s.store.Compacted) }},
+	{"store_ingested_bytes_total", "Bytes of tables that flushes and installed snapshots have brought.", counter, func(s *nodeFigures) float64 { return float64(s.store.Ingested) }},
+	{"store_cache_bytes", "Memory of the cache of blocks.", gauge, func(s *nodeFigures) float64 { return float64(s.store.CacheBytes) }},
+	{"store_cache_hits_total", "Blocks that were found in the cache.", counter, func(s *nodeFigures) float64 { return float64(s.store.CacheHits) }},
+	{"store_cache_misses_total", "Blocks that had to be read from disk.", counter, func(s *nodeFigures) float64 { return float64(s.store.CacheMisses) }},
+	{"store_open_versions", "Versions of the state that queries, cuts and backups keep.", gauge, func(s *nodeFigures) float64 { return float64(s.store.OpenVersions) }},
+	{"snapshot_sent_bytes_total", "Bytes of snapshots that peers have fetched from this node.", counter, func(s *nodeFigures) float64 { return float64(s.SnapshotsSent) }},
+	{"disk_free_bytes", "Free space on the data directory's file system.", gauge, func(s *nodeFigures) float64 { return float64(s.FreeDiskBytes) }},
+	{"disk_low", "1 if commands are refused for want of disk space.", gauge, func(s *nodeFigures) float64 { return boolGauge(s.DiskLow) }},
 }
 
-var peerDesc = prometheus.NewDesc("decree_node_peer_connected", "1 if the peer has accepted this node's stream.", []string{"node", "peer"}, nil)
+var (
+	peerLabels    = []string{"node", "peer"}
+	peerDesc      = prometheus.NewDesc("decree_node_peer_connected", "1 if the peer has accepted this node's stream.", peerLabels, nil)
+	peerHeardDesc = prometheus.NewDesc("decree_node_peer_silence_seconds", "How long ago the peer was heard of.", peerLabels, nil)
+	peerQueueDesc = prometheus.NewDesc("decree_node_peer_queued_bytes", "Bytes that wait to be sent to the peer.", peerLabels, nil)
+
+	walSyncDesc = prometheus.NewDesc("decree_node_wal_sync_seconds", "How long writes of the write-ahead log took, each with its fsync.", []string{"node"}, nil)
+
+	levelLabels     = []string{"node", "level"}
+	levelTablesDesc = prometheus.NewDesc("decree_node_store_level_tables", "Tables in a level of the state store.", levelLabels, nil)
+	levelBytesDesc  = prometheus.NewDesc("decree_node_store_level_bytes", "Bytes of tables in a level of the state store.", levelLabels, nil)
+)
 
 func newCollector(n *Node) *collector {
 	c := &collector{}
@@ -106,16 +142,28 @@ func (c *collector) Collect(out chan<- prometheus.Metric) {
 	if n == nil {
 		return
 	}
-	st, err := n.Status()
-	if err != nil {
+	var st nodeFigures
+	var err error
+	if st.NodeStatus, err = n.Status(); err != nil {
 		return // the node is closing
 	}
+	st.log, st.store, st.ready = n.log.Stats(), n.store.Metrics(), len(n.Ready()) == 0
 	node := strconv.FormatUint(uint64(st.Node), 10)
 	for i, m := range nodeMetrics {
 		out <- prometheus.MustNewConstMetric(c.descs[i], m.kind, m.value(&st), node)
 	}
 	for id, p := range st.Peers {
-		out <- prometheus.MustNewConstMetric(peerDesc, gauge, boolGauge(p.Connected), node, strconv.FormatUint(uint64(id), 10))
+		peer := strconv.FormatUint(uint64(id), 10)
+		out <- prometheus.MustNewConstMetric(peerDesc, gauge, boolGauge(p.Connected), node, peer)
+		out <- prometheus.MustNewConstMetric(peerHeardDesc, gauge, p.LastHeard.Seconds(), node, peer)
+		out <- prometheus.MustNewConstMetric(peerQueueDesc, gauge, float64(p.QueuedBytes), node, peer)
+	}
+	count, sum, upTo := st.log.SyncTimes.Cumulative()
+	out <- prometheus.MustNewConstHistogram(walSyncDesc, count, sum, upTo, node)
+	for i, l := range st.store.Levels {
+		level := strconv.Itoa(i)
+		out <- prometheus.MustNewConstMetric(levelTablesDesc, gauge, float64(l.Tables), node, level)
+		out <- prometheus.MustNewConstMetric(levelBytesDesc, gauge, float64(l.Bytes), node, level)
 	}
 	for j := range st.Shards {
 		s := &st.Shards[j]

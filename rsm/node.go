@@ -41,6 +41,8 @@ type Node struct {
 	topology topology
 	port     atomic.Pointer[transport.Peer] // engine.transport, for who may ask before it is there
 
+	draining atomic.Int32 // Drains that run
+
 	newShards bool // identity has shards that node.json has not
 	idMu      sync.Mutex
 	identity  *identity // guarded by idMu once started; nil in memory
@@ -475,6 +477,8 @@ func (n *Node) closeData() {
 // Drain hands over the leadership of every shard that the node leads, and
 // returns when it leads none, or with ctx's error.
 func (n *Node) Drain(ctx context.Context) error {
+	n.draining.Add(1)
+	defer n.draining.Add(-1)
 	for {
 		led := 0
 		for _, s := range n.shards {
@@ -494,6 +498,31 @@ func (n *Node) Drain(ctx context.Context) error {
 		case <-time.After(n.cfg.tick() / 4):
 		}
 	}
+}
+
+// Ready says, in words, what keeps the node from serving; nothing means that it has started, all its replicas are in service, and it is neither
+// closing nor handing its leaderships over. It is cheap. That a shard has no leader is no fault of one node, and not looked at.
+func (n *Node) Ready() (missing []string) {
+	n.mu.Lock()
+	started, closed, failure := n.started, n.closed, n.failure
+	n.mu.Unlock()
+	switch {
+	case failure != nil:
+		return []string{fmt.Sprintf("node %d has stopped: %v", n.cfg.Node, failure)}
+	case closed:
+		return []string{fmt.Sprintf("node %d is closed, or closing", n.cfg.Node)}
+	case !started:
+		return []string{fmt.Sprintf("node %d is starting", n.cfg.Node)}
+	}
+	if n.draining.Load() > 0 {
+		missing = append(missing, fmt.Sprintf("node %d hands its leaderships over", n.cfg.Node))
+	}
+	for _, s := range n.Shards() {
+		if err := s.stopped.Load(); err != nil {
+			missing = append(missing, fmt.Sprintf("the replica of shard %d is out of service: %v", s.id, err))
+		}
+	}
+	return missing
 }
 
 func (n *Node) leaderChanged(id ShardID, leader NodeID) {

@@ -3,6 +3,8 @@ package wal
 import (
 	"errors"
 	"time"
+
+	"github.com/decree-raft/decree/internal/histogram"
 )
 
 // HardState is what raft must never forget of a shard besides its entries.
@@ -92,13 +94,14 @@ type Pin struct {
 
 // Stats are counters for metrics.
 type Stats struct {
-	Appends   uint64        // that wrote
-	Bytes     uint64        // handed to the disk by them
-	Fsyncs    uint64        // of data; cutting a segment costs a few more
-	SyncTotal time.Duration // in write and fsync together
-	SyncLast  time.Duration // of these, the latest
-	Segments  uint64        // cut
-	Released  uint64        // segments removed
+	Appends   uint64           // that wrote
+	Bytes     uint64           // handed to the disk by them
+	Fsyncs    uint64           // of data; cutting a segment costs a few more
+	SyncTotal time.Duration    // in write and fsync together
+	SyncLast  time.Duration    // of these, the latest
+	SyncTimes histogram.Counts // how long they took
+	Segments  uint64           // cut
+	Released  uint64           // segments removed
 }
 
 // ShardLog is what the log holds of one shard.

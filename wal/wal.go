@@ -10,6 +10,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/decree-raft/decree/internal/histogram"
 )
 
 // DefaultSegmentBytes is half of etcd's: a segment is the unit of release, and two are
@@ -77,7 +79,8 @@ type WAL struct {
 	closed bool
 
 	stats struct {
-		appends, bytes, syncNanos, lastNanos, segments, released atomic.Uint64
+		appends, bytes, lastNanos, segments, released atomic.Uint64
+		syncs                                         histogram.Histogram
 	}
 }
 
@@ -291,9 +294,10 @@ func (w *WAL) Size() (segments int, bytes int64) { return w.tracker.size() }
 func (w *WAL) Stats() Stats {
 	s := &w.stats
 	n := s.appends.Load()
+	times := s.syncs.Counts()
 	return Stats{
 		Appends: n, Bytes: s.bytes.Load(), Fsyncs: n,
-		SyncTotal: time.Duration(s.syncNanos.Load()), SyncLast: time.Duration(s.lastNanos.Load()),
+		SyncTotal: times.Sum, SyncLast: time.Duration(s.lastNanos.Load()), SyncTimes: times,
 		Segments: s.segments.Load(), Released: s.released.Load(),
 	}
 }
@@ -301,7 +305,7 @@ func (w *WAL) Stats() Stats {
 func (w *WAL) count(bytes int, took time.Duration) {
 	w.stats.appends.Add(1)
 	w.stats.bytes.Add(uint64(bytes))
-	w.stats.syncNanos.Add(uint64(took))
+	w.stats.syncs.Record(took)
 	w.stats.lastNanos.Store(uint64(took))
 }
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"runtime"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"text/tabwriter"
 )
@@ -66,7 +67,11 @@ func wordsOf(cmd *command) (words []string) {
 }
 
 // fileFlags take the name of a file.
-const fileFlags = "-cert|-key|-ca|-token-file|-file"
+const fileFlags = "-cert|-key|-ca|-token-file|-file|-node-cert|-node-key|-node-ca|-tls-cert|-tls-key|-client-ca|-config"
+
+func takesFile(f completedFlag) bool {
+	return f.value && slices.Contains(strings.Split(fileFlags, "|"), "-"+f.name)
+}
 
 func bashCompletion() string {
 	var b strings.Builder
@@ -129,7 +134,7 @@ func zshCompletion() string {
 			switch {
 			case f.name == "o":
 				spec += ":format:(table json)"
-			case strings.Contains(fileFlags, "-"+f.name) && f.value:
+			case takesFile(f):
 				spec += ":file:_files"
 			case f.value:
 				spec += ":value: "
@@ -163,7 +168,7 @@ func fishCompletion() string {
 			switch {
 			case f.name == "o":
 				value = " -x -a 'table json'"
-			case strings.Contains(fileFlags, "-"+f.name) && f.value:
+			case takesFile(f):
 				value = " -r -F"
 			case f.value:
 				value = " -x"

@@ -49,7 +49,8 @@ type command struct {
 	max     int
 	summary string
 	help    string // what it does, when to use it, an example
-	offline bool   // speaks to no node
+	offline bool   // speaks to no node, or not by itself
+	own     bool   // has no answer to format: no -o
 	shard   string // what -shard means; empty: there is none
 	limit   bool   // has a -timeout of 30 s unless told otherwise; else it takes as long as it takes
 	// bind declares the command's own flags, and returns what it does once they are parsed.
@@ -62,6 +63,7 @@ func commands() []*command {
 		addCommand(), promoteCommand(), removeCommand(), replaceCommand(), setAddressCommand(),
 		transferCommand(), drainCommand(),
 		snapshotCommand(), eventsCommand(), hashCommand(), walCommand(),
+		proxyCommand(),
 		backupCommand(), verifyCommand(), packCommand(), unpackCommand(), restoreCommand(), recoverCommand(), repairCommand(),
 		tokenCommand(), completionCommand(), helpCommand(), versionCommand(),
 	}

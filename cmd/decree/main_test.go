@@ -17,7 +17,10 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/grpc"
+
 	adminv1 "github.com/decree-raft/decree/api/decree/admin/v1"
+	"github.com/decree-raft/decree/proxy"
 	"github.com/decree-raft/decree/rsm"
 	"github.com/decree-raft/decree/rsm/admin"
 )
@@ -60,7 +63,10 @@ func start(t *testing.T, dir string, shards int, odd rsm.Machine) *testCluster {
 	t.Helper()
 	cfg := rsm.ClusterConfig{Name: "orders", Dir: dir, Configure: func(cfg *rsm.Config) {
 		quick(cfg)
-		cfg.Services = admin.Register
+		cfg.Services = func(n *rsm.Node, r grpc.ServiceRegistrar) {
+			admin.Register(n, r)
+			proxy.Register(n, r)
+		}
 		if odd != nil && cfg.Node == 3 {
 			cfg.Shards = []rsm.ShardConfig{{ID: 1, Machine: odd}}
 		}

@@ -61,7 +61,10 @@ type session struct {
 func (s *session) flags() (*flag.FlagSet, action) {
 	f := flag.NewFlagSet(s.cmd.name, flag.ContinueOnError)
 	f.SetOutput(s.err)
-	f.StringVar(&s.opts.output, "o", "table", "output `format`: table or json")
+	s.opts.output = "table"
+	if !s.cmd.own {
+		f.StringVar(&s.opts.output, "o", s.opts.output, "output `format`: table or json")
+	}
 	if s.cmd.shard != "" {
 		f.Uint64Var(&s.opts.shard, "shard", 0, s.cmd.shard)
 	}

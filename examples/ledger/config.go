@@ -33,6 +33,8 @@ type serveConfig struct {
 	HTTP  addresses `json:"http"`
 	// ElectionTimeout: after this long to twice this long without a leader, a node campaigns.
 	ElectionTimeout duration `json:"election_timeout"`
+	// Pprof offers profiles at HTTP, under /debug/pprof/, to whoever reaches it.
+	Pprof bool `json:"pprof"`
 }
 
 // defaultServeConfig is a cluster of three on this machine, reachable from this machine alone.
@@ -100,6 +102,7 @@ func (c *serveConfig) bind(f *flag.FlagSet) {
 	f.Var(&c.API, "api", "`addresses` of the nodes for gRPC")
 	f.Var(&c.HTTP, "http", "`addresses` of the nodes for HTTP/JSON")
 	f.DurationVar((*time.Duration)(&c.ElectionTimeout), "election-timeout", time.Duration(c.ElectionTimeout), "without a leader for this long, a node campaigns")
+	f.BoolVar(&c.Pprof, "pprof", c.Pprof, "offer profiles over HTTP, under /debug/pprof/, to whoever reaches it")
 }
 
 // parseServe reads the arguments. Defaults are overruled by the file, and the file by flags.

@@ -9,8 +9,6 @@ import (
 	"net/http"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/health"
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
@@ -23,6 +21,7 @@ import (
 	"github.com/decree-raft/decree/examples/ledger/server"
 	"github.com/decree-raft/decree/rsm"
 	"github.com/decree-raft/decree/rsm/admin"
+	"github.com/decree-raft/decree/rsm/sideport"
 )
 
 // pulseInterval is how promptly the balances of expired entries are released.
@@ -60,7 +59,7 @@ type servedNode struct {
 // startNode takes all ports and opens the data, or leaves nothing behind.
 func startNode(cfg serveConfig, log *slog.Logger) (*servedNode, error) {
 	n := &servedNode{cfg: cfg, log: log}
-	metrics := prometheus.NewRegistry()
+	metrics := sideport.NewRegistry()
 	err := n.listen()
 	if err == nil {
 		n.node, err = rsm.Start(rsm.Config{
@@ -86,7 +85,7 @@ func startNode(cfg serveConfig, log *slog.Logger) (*servedNode, error) {
 	reflection.Register(n.grpc)
 	mux := http.NewServeMux()
 	mux.Handle("/v1/", n.service.HTTP())
-	mux.Handle("GET /metrics", promhttp.HandlerFor(metrics, promhttp.HandlerOpts{}))
+	mux.Handle("/", sideport.Handler(sideport.Config{Ready: n.node.Ready, Metrics: metrics, Pprof: cfg.Pprof, Logger: log}))
 	n.http = &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second,
 		ReadTimeout: 30 * time.Second, WriteTimeout: 2 * time.Minute, IdleTimeout: 2 * time.Minute} // an audit takes its time
 	return n, nil

@@ -36,6 +36,9 @@ type Call struct {
 	// Done is called once, when there is an outcome. It must not block, nor call the router.
 	Done func(*Call)
 
+	// Watch, if set, is told of every step: "sent" to whom, "waits" for a leader, "failed" why. It must not block, nor call the router.
+	Watch func(step string, to Target, err error)
+
 	Result core.Result
 	Err    error
 
@@ -57,6 +60,12 @@ func (c *Call) repeatable() bool { return c.Kind != Submit || c.Session != 0 }
 
 // anywhere reports whether another replica than the leader will do.
 func (c *Call) anywhere() bool { return c.Kind == Read && c.Level != core.Linearizable }
+
+func (c *Call) step(step string, to Target, err error) {
+	if c.Watch != nil {
+		c.Watch(step, to, err)
+	}
+}
 
 // Size returns about how many bytes the call holds on to.
 func (c *Call) Size() int {

@@ -238,6 +238,7 @@ func (r *Router) try(t Target, c *Call) bool {
 		return false
 	}
 	c.target, c.parked = t, false
+	c.step("sent", t, nil)
 	return true
 }
 
@@ -254,6 +255,7 @@ func (r *Router) park(now int64, c *Call, pause time.Duration) {
 		return
 	}
 	c.parked, c.bounces = true, 0
+	c.step("waits", nil, nil)
 	c.attempt++ // what was sent counts for nothing any more
 	c.notBefore = now + int64(pause)
 	r.waiting = append(r.waiting, c)
@@ -360,6 +362,7 @@ func (r *Router) answer(now int64, c *Call, attempt uint32, res core.Result, err
 	}
 	c.failures++
 	c.last = err
+	c.step("failed", c.target, err)
 	var e *core.Error
 	switch {
 	case errors.Is(err, core.ErrRejected):

@@ -179,19 +179,45 @@ type Metrics struct {
 	L0Sublevels    int32
 	ReadAmp        int // tables that a read may have to look into
 	OpenVersions   int64
+	Levels         [levels]Level // 0 first
+	Compactions    int64         // since the store was opened, as all that follows
+	Ingested       uint64        // bytes of tables that flushes and installations brought
+	Compacted      uint64        // bytes of tables that compactions wrote
+	CacheBytes     int64         // now
+	CacheHits      int64         // blocks that were found in memory
+	CacheMisses    int64         // and those that were read from disk
+}
+
+// levels of the tree of tables.
+const levels = 7
+
+// Level is one of them.
+type Level struct {
+	Tables, Bytes int64
 }
 
 // Metrics returns present figures. It is cheap enough for every few seconds, not for every command.
 func (s *Store) Metrics() Metrics {
 	m := s.db.Metrics()
-	return Metrics{
+	out := Metrics{
 		DiskBytes:      m.DiskSpaceUsage(),
 		CompactionDebt: m.Compact.EstimatedDebt,
 		L0Files:        m.Levels[0].TablesCount,
 		L0Sublevels:    m.Levels[0].Sublevels,
 		ReadAmp:        m.ReadAmp(),
 		OpenVersions:   s.versions.Load(),
+		Compactions:    m.Compact.Count,
+		CacheBytes:     m.BlockCache.Size,
+		CacheHits:      m.BlockCache.Hits,
+		CacheMisses:    m.BlockCache.Misses,
 	}
+	for i := range min(levels, len(m.Levels)) {
+		l := &m.Levels[i]
+		out.Levels[i] = Level{Tables: l.TablesCount, Bytes: l.TablesSize}
+		out.Ingested += l.TableBytesIngested
+		out.Compacted += l.TableBytesCompacted
+	}
+	return out
 }
 
 // ingest makes the tables part of the store, all or none, durably.

@@ -1,0 +1,308 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/decree-raft/decree/proxy/client"
+	"github.com/decree-raft/decree/rsm"
+)
+
+// asProgram of the environment makes the tests' binary the program itself.
+const asProgram = "DECREE_TEST_AS_PROGRAM"
+
+func TestMain(m *testing.M) {
+	if os.Getenv(asProgram) != "" {
+		main()
+	}
+	os.Exit(m.Run())
+}
+
+// program is a run of decree in a process of its own.
+type program struct {
+	*exec.Cmd
+	t    *testing.T
+	log  *synced
+	said chan string
+}
+
+func runProgram(t *testing.T, args ...string) *program {
+	t.Helper()
+	p := &program{Cmd: exec.Command(os.Args[0], args...), t: t, log: &synced{}, said: make(chan string, 1000)}
+	p.Env = append(os.Environ(), asProgram+"=1")
+	errs, err := p.StderrPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := p.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = p.Process.Kill() })
+	go func() {
+		defer close(p.said)
+		for lines := bufio.NewScanner(errs); lines.Scan(); {
+			fmt.Fprintln(p.log, lines.Text())
+			select {
+			case p.said <- lines.Text():
+			default:
+			}
+		}
+	}()
+	return p
+}
+
+// says waits for a line that matches, and returns what its first group matched.
+func (p *program) says(pattern string) string {
+	p.t.Helper()
+	expr := regexp.MustCompile(pattern)
+	for ctx := within(p.t); ; {
+		select {
+		case line, more := <-p.said:
+			if m := expr.FindStringSubmatch(line); m != nil {
+				return m[len(m)-1]
+			}
+			if !more {
+				p.t.Fatalf("the program ended and never said %q: %s", pattern, p.log)
+			}
+		case <-ctx.Done():
+			p.t.Fatalf("the program never says %q: %s", pattern, p.log)
+		}
+	}
+}
+
+// ends returns the exit code.
+func (p *program) ends() int {
+	p.t.Helper()
+	for range p.said { // to the end of its output
+	}
+	_ = p.Wait() // a code that is not 0 is an error
+	return p.ProcessState.ExitCode()
+}
+
+func (p *program) signal(s os.Signal) {
+	p.t.Helper()
+	if err := p.Process.Signal(s); err != nil {
+		p.t.Fatal(err)
+	}
+}
+
+func dial(t *testing.T, addresses ...string) *client.Client {
+	t.Helper()
+	c, err := client.Dial(addresses, client.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(c.Close)
+	return c
+}
+
+// The proxy is a process of its own: it finds the leader and its successor, and clients go on when it is killed and started again.
+func TestProxy(t *testing.T) {
+	c := start(t, t.TempDir(), 1, nil)
+	run := func(listen string) (*program, string) {
+		p := runProgram(t, "proxy", "-listen", listen, "-nodes", c.Node(1).Addr())
+		return p, p.says(`msg="proxy started".* listen=(\S+)`)
+	}
+	p, address := run("127.0.0.1:0")
+	sh := dial(t, address).Shard(1)
+	submit := func(what string) {
+		t.Helper()
+		if reply, err := sh.Submit(within(t), []byte(what)); err != nil || len(reply) > 0 {
+			t.Fatalf("%s: %s, %v: %s", what, reply, err, p.log)
+		}
+		if got, err := sh.Read(within(t), rsm.Linearizable, nil); err != nil || string(got) != what {
+			t.Fatalf("%s: read %s, %v: %s", what, got, err, p.log)
+		}
+	}
+	submit("a")
+	first := c.leader(1)
+	c.kill(first)
+	submit("after an election")
+	if err := c.Restart(first); err != nil {
+		t.Fatal(err)
+	}
+	p.signal(syscall.SIGKILL)
+	p.ends()
+	if p, _ = run(address); p == nil {
+		t.Fatal("not again")
+	}
+	submit("after the proxy was killed")
+	p.signal(syscall.SIGTERM)
+	if code := p.ends(); code != exitOK || !strings.Contains(p.log.String(), "proxy ended") {
+		t.Errorf("exit code %d: %s", code, p.log)
+	}
+}
+
+// withoutQuorum is a cluster of which one node is left, and a call that waits, at a proxy, for a leader.
+func withoutQuorum(t *testing.T, flags ...string) (c *testCluster, killed []rsm.NodeID, p *program, pending *client.Pending) {
+	t.Helper()
+	c = start(t, t.TempDir(), 1, nil)
+	p = runProgram(t, append([]string{"proxy", "-listen", "127.0.0.1:0", "-nodes", c.Node(1).Addr() + "," + c.Node(2).Addr() + "," + c.Node(3).Addr()}, flags...)...)
+	sh := dial(t, p.says(`msg="proxy started".* listen=(\S+)`)).Shard(1)
+	if _, err := sh.Submit(within(t), []byte("a")); err != nil { // there is a session
+		t.Fatal(err)
+	}
+	for id := rsm.NodeID(1); id <= 2; id++ {
+		c.kill(id)
+		killed = append(killed, id)
+	}
+	return c, killed, p, sh.Go(within(t), []byte("b"))
+}
+
+// Told to end, a proxy answers what is under way first.
+func TestProxyDrains(t *testing.T) {
+	c, killed, p, pending := withoutQuorum(t, "-drain", "40s")
+	select {
+	case <-pending.Done():
+		t.Fatal("answered without a quorum")
+	case <-time.After(300 * time.Millisecond):
+	}
+	p.signal(syscall.SIGTERM)
+	p.says(`msg="(draining)`)
+	for _, id := range killed {
+		if err := c.Restart(id); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := pending.Wait(within(t)); err != nil {
+		t.Errorf("the call under way: %v", err)
+	}
+	if code := p.ends(); code != exitOK {
+		t.Errorf("exit code %d: %s", code, p.log)
+	}
+}
+
+// Told twice, or when its patience ends, a proxy ends, and says that it has cut calls.
+func TestProxyEndsAtOnce(t *testing.T) {
+	for name, c := range map[string]struct {
+		drain string
+		twice bool
+	}{"second signal": {"10m", true}, "no patience": {"100ms", false}} {
+		t.Run(name, func(t *testing.T) {
+			_, _, p, pending := withoutQuorum(t, "-drain", c.drain)
+			select {
+			case <-pending.Done():
+				t.Fatal("answered without a quorum")
+			case <-time.After(300 * time.Millisecond):
+			}
+			p.signal(syscall.SIGTERM)
+			p.says(`msg="(draining)`)
+			if c.twice {
+				p.signal(os.Interrupt)
+			}
+			if code := p.ends(); code != exitNo || !strings.Contains(p.log.String(), "calls under way were ended") {
+				t.Errorf("exit code %d: %s", code, p.log)
+			}
+		})
+	}
+}
+
+// What is asked for is checked before a port is taken, in words that say what to set.
+func TestProxyUsage(t *testing.T) {
+	t.Setenv(nodesVariable, "")
+	cert, key := selfSigned(t, "ours")
+	config := func(text string) string {
+		file := filepath.Join(t.TempDir(), "proxy.json")
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return "-config=" + file
+	}
+	nodes := "-nodes=127.0.0.1:1"
+	for _, c := range []struct {
+		text string
+		args []string
+	}{
+		{"give -nodes", nil},
+		{"-insecure", []string{nodes, "-listen=0.0.0.0:0"}},
+		{"-tls-cert and -tls-key", []string{nodes, "-listen=:0"}},
+		{"which other machines reach", []string{nodes, "-listen=example.org:7400"}},
+		{"which other machines reach", []string{config(`{"nodes": ["127.0.0.1:1"], "listen": ":0"}`)}},
+		{"host:port is needed", []string{nodes, "-listen=7400"}},
+		{"go together", []string{nodes, "-tls-cert", cert}},
+		{"go together", []string{nodes, "-node-cert", cert, "-node-key", key}},
+		{"-client-ca means nothing", []string{nodes, "-client-ca", cert}},
+		{"no-such-file", []string{nodes, "-tls-cert=no-such-file", "-tls-key=no-such-file", "-client-ca=no-such-file"}},
+		{"-drain is -1s", []string{nodes, "-drain=-1s"}},
+		{`-log is "xml"`, []string{nodes, "-log=xml"}},
+		{`-log-level is "loud"`, []string{nodes, "-log-level=loud"}},
+		{"Refresh is 1ms", []string{nodes, "-refresh=1ms"}},
+		{"takes no arguments", []string{nodes, "x"}},
+		{"not defined: -o", []string{nodes, "-o=json"}},
+		{`there is no setting "node"`, []string{config(`{"node": "x:1"}`)}},
+		{"neither a text", []string{config(`{"nodes": {}}`)}},
+		{`"drain" is soon`, []string{config(`{"drain": "soon"}`)}},
+		{"behind the JSON", []string{config(`{} {}`)}},
+		{"no such file", []string{"-config=no-such-file"}},
+	} {
+		want(t, exitUsage, []string{c.text}, append([]string{"proxy"}, c.args...)...)
+	}
+	// The port is taken.
+	c := start(t, t.TempDir(), 1, nil)
+	want(t, exitNo, []string{"in use"}, "proxy", nodes, "-listen", c.Node(1).Addr())
+	// Flags win over the file, and the environment names the nodes if neither does.
+	out, stop := follow(t, "proxy", config(`{"listen": ":0", "nodes": ["127.0.0.1:1", "127.0.0.1:2"], "stream-bytes": 20000000}`), "-listen=127.0.0.1:0")
+	eventually(t, out, "nodes=127.0.0.1:1,127.0.0.1:2")
+	if code := stop(); code != exitOK {
+		t.Errorf("exit code %d: %s", code, out)
+	}
+	t.Setenv(nodesVariable, c.Node(1).Addr())
+	out, stop = follow(t, "proxy", "-listen=127.0.0.1:0")
+	eventually(t, out, "reached a node")
+	if code := stop(); code != exitOK {
+		t.Errorf("exit code %d: %s", code, out)
+	}
+}
+
+// Over TLS, a client without a certificate of the authority gets in only if none is asked for.
+func TestProxyTLS(t *testing.T) {
+	c := start(t, t.TempDir(), 1, nil)
+	cert, key := selfSigned(t, "ours")
+	strange, strangeKey := selfSigned(t, "theirs")
+	for _, mutual := range []bool{false, true} {
+		o := &proxyOptions{listen: "127.0.0.1:0", nodes: addressList{c.Node(1).Addr()}, tlsCert: cert, tlsKey: key, refresh: time.Second, drain: time.Second}
+		if mutual {
+			o.clientCA = cert
+		}
+		r, err := startProxy(o, slog.New(slog.DiscardHandler))
+		if err != nil {
+			t.Fatal(err)
+		}
+		try := func(cert, key string) error {
+			files, err := rsm.TLSFiles(cert, key, o.tlsCert, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			cl, err := client.Dial([]string{r.server.Addr()}, client.Options{TLS: files.Client})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer cl.Close()
+			ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+			if mutual && cert != o.tlsCert {
+				ctx, cancel = context.WithTimeout(context.Background(), time.Second)
+			}
+			defer cancel()
+			_, err = cl.Shard(1).Submit(ctx, []byte("a"))
+			return err
+		}
+		if err := try(cert, key); err != nil {
+			t.Errorf("mutual %v: %v", mutual, err)
+		}
+		if err := try(strange, strangeKey); mutual && !errors.Is(err, rsm.ErrNotProposed) || !mutual && err != nil {
+			t.Errorf("mutual %v, a strange certificate: %v", mutual, err)
+		}
+		r.close()
+	}
+}

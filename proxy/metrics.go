@@ -1,0 +1,308 @@
+package proxy
+
+import (
+	"errors"
+	"maps"
+	"net"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/decree-raft/decree/internal/core"
+	"github.com/decree-raft/decree/internal/histogram"
+	"github.com/decree-raft/decree/internal/route"
+	"github.com/decree-raft/decree/rsm"
+)
+
+// kinds of call, as metrics, logs and traces name them.
+var kinds = [...]string{route.Submit: "submit", route.Read: "read", route.OpenSession: "open_session", route.CloseSession: "close_session"}
+
+// Outcomes of a call.
+const (
+	outcomeOK          = "ok"
+	outcomeRejected    = "rejected"
+	outcomeNotProposed = "not_proposed"
+	outcomeUnknown     = "unknown"
+	outcomeBroken      = "broken"
+)
+
+// knownCodes are the library's own: the only ones that become labels. A rejection's is the machine's, and does not.
+var knownCodes = func() map[core.Code]bool {
+	m := map[core.Code]bool{}
+	for _, c := range []core.Code{core.CodeNotLeader, core.CodeNoLeader, core.CodeTransfer, core.CodeLeadershipLost, core.CodeOverwritten, core.CodeOverloaded, core.CodeDiskLow,
+		core.CodeCommandTooLarge, core.CodeEntryTooLarge, core.CodeKeyTooLarge, core.CodeValueTooLarge, core.CodeMachinePanic, core.CodeMachineError,
+		core.CodeChangePending, core.CodeChangeRefused, core.CodeNotCaughtUp, core.CodeRepair, core.CodeCompacted, core.CodeClosed, core.CodeCancelled,
+		core.CodeNoShard, core.CodeUnreachable, core.CodeNotReached, core.CodeBadRequest, core.CodeUnauthenticated, core.CodeForbidden,
+		core.CodeSessionExpired, core.CodeSequenceReused, core.CodeSequenceAcked, core.CodeSequenceTooHigh,
+		core.CodeApplyPanic, core.CodeDivergence, core.CodeStorage, core.CodeCorruption, core.CodeUnsupported, core.CodeRemoved} {
+		m[c] = true
+	}
+	return m
+}()
+
+// outcomeOf says how a call ended, in one of a bounded number of words and codes.
+func outcomeOf(err error) (outcome, code string) {
+	if err == nil {
+		return outcomeOK, ""
+	}
+	if errors.Is(err, core.ErrRejected) {
+		return outcomeRejected, ""
+	}
+	outcome, code = outcomeUnknown, "other"
+	switch {
+	case errors.Is(err, core.ErrNotProposed):
+		outcome = outcomeNotProposed
+	case errors.Is(err, core.ErrBroken):
+		outcome = outcomeBroken
+	}
+	var e *core.Error
+	if errors.As(err, &e) && knownCodes[e.Code] {
+		code = string(e.Code)
+	}
+	return outcome, code
+}
+
+// meter counts what a proxy's servers do. A nil meter counts nothing.
+type meter struct {
+	connections, streams       atomic.Int64
+	allConnections, allStreams atomic.Uint64
+	received, sent             atomic.Uint64 // bytes
+	took                       [len(kinds)]histogram.Histogram
+	shards                     atomic.Pointer[map[rsm.ShardID]*shardMeter] // replaced under mu
+	noShard                    shardMeter                                  // of calls for shards that nobody knows
+	mu                         sync.Mutex
+}
+
+// shardMeter counts the calls of a shard. Failures are rare, or slow anyway.
+type shardMeter struct {
+	ok, rejected [len(kinds)]atomic.Uint64
+	mu           sync.Mutex
+	failed       map[failure]uint64
+}
+
+type failure struct {
+	kind          route.Kind
+	outcome, code string
+}
+
+// met makes a shard that exists one that is counted for itself.
+func (m *meter) met(id rsm.ShardID) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	all := map[rsm.ShardID]*shardMeter{}
+	if old := m.shards.Load(); old != nil {
+		maps.Copy(all, *old)
+	}
+	if all[id] == nil {
+		all[id] = &shardMeter{}
+		m.shards.Store(&all)
+	}
+}
+
+func (m *meter) of(id rsm.ShardID) *shardMeter {
+	if all := m.shards.Load(); all != nil {
+		if s := (*all)[id]; s != nil {
+			return s
+		}
+	}
+	return &m.noShard
+}
+
+// ended counts a call.
+func (m *meter) ended(kind route.Kind, shard rsm.ShardID, took time.Duration, err error) {
+	if m == nil || int(kind) >= len(kinds) {
+		return
+	}
+	m.took[kind].Record(took)
+	s := m.of(shard)
+	switch outcome, code := outcomeOf(err); outcome {
+	case outcomeOK:
+		s.ok[kind].Add(1)
+	case outcomeRejected:
+		s.rejected[kind].Add(1)
+	default:
+		s.mu.Lock()
+		if s.failed == nil {
+			s.failed = map[failure]uint64{}
+		}
+		s.failed[failure{kind, outcome, code}]++
+		s.mu.Unlock()
+	}
+}
+
+func (m *meter) stream(n int64) {
+	if m == nil {
+		return
+	}
+	m.streams.Add(n)
+	if n > 0 {
+		m.allStreams.Add(1)
+	}
+}
+
+// counted counts what goes through a listener's connections.
+type counted struct {
+	net.Listener
+	m *meter
+}
+
+func (l counted) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	l.m.connections.Add(1)
+	l.m.allConnections.Add(1)
+	return &countedConn{Conn: c, m: l.m}, nil
+}
+
+type countedConn struct {
+	net.Conn
+	m    *meter
+	once sync.Once
+}
+
+func (c *countedConn) Read(b []byte) (int, error) {
+	n, err := c.Conn.Read(b)
+	c.m.received.Add(uint64(n))
+	return n, err
+}
+
+func (c *countedConn) Write(b []byte) (int, error) {
+	n, err := c.Conn.Write(b)
+	c.m.sent.Add(uint64(n))
+	return n, err
+}
+
+func (c *countedConn) Close() error {
+	c.once.Do(func() { c.m.connections.Add(-1) })
+	return c.Conn.Close()
+}
+
+// collector gives a proxy's figures to Prometheus, when somebody asks.
+type collector struct{ p atomic.Pointer[Proxy] } // nil once the proxy is closed
+
+const (
+	counter = prometheus.CounterValue
+	gauge   = prometheus.GaugeValue
+)
+
+func describe(name, help string, labels ...string) *prometheus.Desc {
+	return prometheus.NewDesc("decree_proxy_"+name, help, labels, nil)
+}
+
+type proxyMetric struct {
+	desc  *prometheus.Desc
+	kind  prometheus.ValueType
+	value func(*Proxy) float64
+}
+
+var proxyMetrics = []proxyMetric{
+	{describe("ready", "1 if every shard that is known has a leader that is reached."), gauge, func(p *Proxy) float64 { return boolGauge(len(p.Ready()) == 0) }},
+	{describe("connections", "Open connections of clients."), gauge, func(p *Proxy) float64 { return float64(p.meter.connections.Load()) }},
+	{describe("connections_total", "Connections that were accepted."), counter, func(p *Proxy) float64 { return float64(p.meter.allConnections.Load()) }},
+	{describe("streams", "Open streams of calls."), gauge, func(p *Proxy) float64 { return float64(p.meter.streams.Load()) }},
+	{describe("streams_total", "Streams of calls that were opened."), counter, func(p *Proxy) float64 { return float64(p.meter.allStreams.Load()) }},
+	{describe("received_bytes_total", "Bytes that clients have sent, with all that gRPC and TLS add."), counter, func(p *Proxy) float64 { return float64(p.meter.received.Load()) }},
+	{describe("sent_bytes_total", "Bytes that were sent to clients, with all that gRPC and TLS add."), counter, func(p *Proxy) float64 { return float64(p.meter.sent.Load()) }},
+	{describe("topology_age_seconds", "How long ago a node said last what shards there are and who leads them; since the start, if none has yet."), gauge,
+		func(p *Proxy) float64 { return time.Duration(monotonic() - p.learned.Load()).Seconds() }},
+}
+
+func boolGauge(b bool) float64 {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+type routerMetric struct {
+	desc  *prometheus.Desc
+	kind  prometheus.ValueType
+	value func(*route.Stats) float64
+}
+
+var routerMetrics = []routerMetric{
+	{describe("calls_in_progress", "Calls that have come in and have no outcome yet.", "shard"), gauge, func(s *route.Stats) float64 { return float64(s.Calls) }},
+	{describe("waiting_calls", "Calls in progress that wait for a leader.", "shard"), gauge, func(s *route.Stats) float64 { return float64(s.Waiting) }},
+	{describe("waiting_bytes", "Bytes that the waiting calls hold.", "shard"), gauge, func(s *route.Stats) float64 { return float64(s.WaitingBytes) }},
+	{describe("retries_total", "Times that a call was sent again.", "shard"), counter, func(s *route.Stats) float64 { return float64(s.Retries) }},
+	{describe("refused_total", "Calls that were refused, as too many wait for a leader.", "shard"), counter, func(s *route.Stats) float64 { return float64(s.Refused) }},
+	{describe("timeouts_total", "Calls that had no outcome at their deadline.", "shard"), counter, func(s *route.Stats) float64 { return float64(s.TimedOut) }},
+}
+
+var (
+	callsDesc   = describe("calls_total", "Calls, by what became of them. A machine's rejection is an outcome, too; its code is not told.", "kind", "shard", "outcome", "code")
+	tookDesc    = describe("call_seconds", "How long calls took, from when the proxy has read them until their outcome, with all retries.", "kind")
+	leaderDesc  = describe("leader_known", "1 if somebody is known to lead the shard, and reached.", "shard")
+	changesDesc = describe("leader_changes_total", "Leaders and terms that were learned of.", "shard")
+	linkDesc    = describe("link_up", "1 if the stream to a node is open.", "address")
+)
+
+// Describe implements prometheus.Collector. Nothing is described beforehand, like in package rsm.
+func (c *collector) Describe(chan<- *prometheus.Desc) {}
+
+// Collect implements prometheus.Collector.
+func (c *collector) Collect(out chan<- prometheus.Metric) {
+	p := c.p.Load()
+	if p == nil {
+		return
+	}
+	for _, m := range proxyMetrics {
+		out <- prometheus.MustNewConstMetric(m.desc, m.kind, m.value(p))
+	}
+	p.mu.Lock()
+	links, shards := maps.Clone(p.links), make(map[rsm.ShardID]shard, len(p.shards))
+	for id, s := range p.shards {
+		if s.term != 0 || len(s.nodes) > 0 { // some node knows it
+			shards[id] = *s
+		}
+	}
+	p.mu.Unlock()
+	for address, l := range links {
+		out <- prometheus.MustNewConstMetric(linkDesc, gauge, boolGauge(l.Connected()), address)
+	}
+	for id, s := range shards {
+		label := strconv.FormatUint(uint64(id), 10)
+		st := s.router.Stats()
+		for _, m := range routerMetrics {
+			out <- prometheus.MustNewConstMetric(m.desc, m.kind, m.value(&st), label)
+		}
+		out <- prometheus.MustNewConstMetric(leaderDesc, gauge, boolGauge(p.reaches(s.leader)), label)
+		out <- prometheus.MustNewConstMetric(changesDesc, counter, float64(s.changes), label)
+	}
+	p.meter.collect(out)
+}
+
+func (m *meter) collect(out chan<- prometheus.Metric) {
+	for kind := range kinds {
+		counts := m.took[kind].Counts()
+		count, sum, upTo := counts.Cumulative()
+		out <- prometheus.MustNewConstHistogram(tookDesc, count, sum, upTo, kinds[kind])
+	}
+	m.noShard.collect(out, "none")
+	if all := m.shards.Load(); all != nil {
+		for id, s := range *all {
+			s.collect(out, strconv.FormatUint(uint64(id), 10))
+		}
+	}
+}
+
+func (s *shardMeter) collect(out chan<- prometheus.Metric, shard string) {
+	for kind, name := range kinds {
+		for outcome, n := range map[string]uint64{outcomeOK: s.ok[kind].Load(), outcomeRejected: s.rejected[kind].Load()} {
+			if n > 0 {
+				out <- prometheus.MustNewConstMetric(callsDesc, counter, float64(n), name, shard, outcome, "")
+			}
+		}
+	}
+	s.mu.Lock()
+	failed := maps.Clone(s.failed)
+	s.mu.Unlock()
+	for f, n := range failed {
+		out <- prometheus.MustNewConstMetric(callsDesc, counter, float64(n), kinds[f.kind], shard, f.outcome, f.code)
+	}
+}

@@ -1,0 +1,65 @@
+package proxy
+
+import (
+	"os"
+	"regexp"
+	"testing"
+
+	"github.com/decree-raft/decree/internal/core"
+)
+
+// Every code of the library is one that metrics tell.
+func TestCodesAreKnown(t *testing.T) {
+	source, err := os.ReadFile("../internal/core/errors.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	all := regexp.MustCompile(`Code\w+ +Code = "(\w+)"`).FindAllSubmatch(source, -1)
+	for _, m := range all {
+		if !knownCodes[core.Code(m[1])] {
+			t.Errorf("%s is counted as another", m[1])
+		}
+	}
+	if len(all) != len(knownCodes) || len(all) < 30 {
+		t.Errorf("%d codes, and %d are known", len(all), len(knownCodes))
+	}
+}
+
+func TestParseTraceParent(t *testing.T) {
+	const good = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+	for s, valid := range map[string]bool{
+		good: true, good[:53] + "00": true, "01" + good[2:] + "-more": true, "01" + good[2:]: true,
+		"": false, good + "-more": false, "01" + good[2:] + "more": false, "ff" + good[2:]: false, good[:54]: false,
+		"00-0AF7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01": false, "00-00000000000000000000000000000000-b7ad6b7169203331-01": false,
+		"00-0af7651916cd43dd8448eb211c80319c-0000000000000000-01": false, "00-0af7651916cd43dd8448eb211c80319x-b7ad6b7169203331-01": false,
+	} {
+		sc := parseTraceParent(s)
+		if sc.IsValid() != valid || valid && (!sc.IsRemote() || sc.IsSampled() != (s[54] == '1')) {
+			t.Errorf("%q: %+v", s, sc)
+		}
+	}
+}
+
+// What is counted for each call, and what is not traced, costs no memory.
+func TestCountingIsFree(t *testing.T) {
+	m := &meter{}
+	m.met(1)
+	s := newService(nil, Limits{})
+	s.meter = m
+	if n := testing.AllocsPerRun(1000, func() {
+		m.ended(0, 1, 1000, nil)
+		if s.debugs() {
+			t.Fatal("debugging")
+		}
+	}); n != 0 {
+		t.Errorf("%g allocations", n)
+	}
+}
+
+func BenchmarkCount(b *testing.B) {
+	m := &meter{}
+	m.met(1)
+	for b.Loop() {
+		m.ended(0, 1, 1000, nil)
+	}
+}

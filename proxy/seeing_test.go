@@ -1,0 +1,420 @@
+package proxy_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"log/slog"
+	"maps"
+	"os"
+	"regexp"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/codes"
+	"go.opentelemetry.io/otel/trace"
+	"go.opentelemetry.io/otel/trace/noop"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/metadata"
+
+	decreev1 "github.com/decree-raft/decree/api/decree/v1"
+	"github.com/decree-raft/decree/proxy"
+	"github.com/decree-raft/decree/rsm"
+)
+
+var update = flag.Bool("update", false, "write docs/metrics.md anew")
+
+// figures returns every sample of a registry, as in name{label="value"}; a histogram's is the number of its observations.
+func figures(t testing.TB, r prometheus.Gatherer) map[string]float64 {
+	t.Helper()
+	families, err := r.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	all := map[string]float64{}
+	for _, f := range families {
+		for _, m := range f.GetMetric() {
+			var labels []string
+			for _, l := range m.GetLabel() {
+				labels = append(labels, fmt.Sprintf("%s=%q", l.GetName(), l.GetValue()))
+			}
+			v := m.GetCounter().GetValue() + m.GetGauge().GetValue() + float64(m.GetHistogram().GetSampleCount())
+			all[f.GetName()+"{"+strings.Join(labels, ",")+"}"] = v
+		}
+	}
+	return all
+}
+
+// page writes what docs/metrics.md has to say of a registry's metrics.
+func page(families map[string]prometheusFamily) string {
+	var b strings.Builder
+	b.WriteString(`# Metrics
+
+Written by a test (` + "`go test ./proxy -run TestMetricsPage -update`" + `) from what running nodes and proxies register. [Operations](operations.md#watching-it) says how to get at them, and
+[grafana/decree.json](grafana/decree.json) is a dashboard over them. Histograms have the usual ` + "`_bucket`, `_sum` and `_count`" + `; their buckets double from 33 µs to 34 s.
+`)
+	for _, group := range []struct{ prefix, title string }{{"decree_proxy_", "Proxies"}, {"decree_node_", "Nodes: peers, log, state, disk"}, {"decree_shard_", "Replicas of shards"}} {
+		fmt.Fprintf(&b, "\n## %s\n\n| metric | kind | labels | meaning |\n| --- | --- | --- | --- |\n", group.title)
+		for _, name := range slices.Sorted(maps.Keys(families)) {
+			if f := families[name]; strings.HasPrefix(name, group.prefix) {
+				fmt.Fprintf(&b, "| `%s` | %s | %s | %s |\n", name, f.kind, strings.Join(f.labels, ", "), f.help)
+			}
+		}
+	}
+	return b.String()
+}
+
+type prometheusFamily struct {
+	kind, help string
+	labels     []string
+}
+
+// Every metric of nodes and proxies is documented with what it means, every one that is documented exists, and so does each that the dashboard asks for.
+func TestMetricsPage(t *testing.T) {
+	registry := prometheus.NewRegistry()
+	c := startCluster(t, func(cfg *rsm.Config) { cfg.Metrics = registry })
+	p, s := startProxy(t, proxy.Config{Nodes: anyNode(c), Metrics: registry})
+	if _, err := dial(t, s.Addr()).Shard(1).Submit(within(t), []byte("a")); err != nil {
+		t.Fatal(err)
+	}
+	awaitReady(t, p)
+	gathered, err := registry.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	families := map[string]prometheusFamily{}
+	for _, f := range gathered {
+		out := prometheusFamily{kind: strings.ToLower(f.GetType().String()), help: f.GetHelp()}
+		for _, l := range f.GetMetric()[0].GetLabel() {
+			out.labels = append(out.labels, l.GetName())
+		}
+		if !strings.HasSuffix(out.help, ".") || len(out.help) < 10 {
+			t.Errorf("%s has the help %q", f.GetName(), out.help)
+		}
+		if (out.kind == "counter") != strings.HasSuffix(f.GetName(), "_total") {
+			t.Errorf("%s is a %s", f.GetName(), out.kind)
+		}
+		families[f.GetName()] = out
+	}
+	text := page(families)
+	for name := range families {
+		if !strings.Contains(text, "`"+name+"`") {
+			t.Errorf("%s has no place in the page", name)
+		}
+	}
+	const file = "../docs/metrics.md"
+	if *update {
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if kept, err := os.ReadFile(file); err != nil || string(kept) != text {
+		t.Errorf("docs/metrics.md does not say what the metrics are (%v): -update writes it", err)
+	}
+	dashboard, err := os.ReadFile("../docs/grafana/decree.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var d struct {
+		Panels []struct {
+			Title   string
+			Type    string
+			Targets []struct{ Expr string }
+		}
+	}
+	if err := json.Unmarshal(dashboard, &d); err != nil || len(d.Panels) < 10 {
+		t.Fatalf("%d panels, %v", len(d.Panels), err)
+	}
+	names := regexp.MustCompile(`\bdecree_\w+`)
+	for _, panel := range d.Panels {
+		if panel.Type != "row" && len(panel.Targets) == 0 {
+			t.Errorf("%q asks for nothing", panel.Title)
+		}
+		for _, target := range panel.Targets {
+			found := names.FindAllString(target.Expr, -1)
+			if len(found) == 0 {
+				t.Errorf("%q: %s asks for nothing", panel.Title, target.Expr)
+			}
+			for _, name := range found {
+				f, is := families[name]
+				if h, cut := strings.CutSuffix(name, "_bucket"); !is && cut {
+					f, is = families[h]
+					is = is && f.kind == "histogram"
+				}
+				if !is {
+					t.Errorf("%q: there is no metric %s", panel.Title, name)
+				}
+			}
+		}
+	}
+}
+
+func awaitReady(t testing.TB, p *proxy.Proxy) {
+	t.Helper()
+	for ctx := within(t); len(p.Ready()) > 0; time.Sleep(5 * time.Millisecond) {
+		if ctx.Err() != nil {
+			t.Fatalf("not ready: %v", p.Ready())
+		}
+	}
+}
+
+// Calls are counted by what became of them, and neither a machine's codes nor what clients make up become labels.
+func TestCallsAreCounted(t *testing.T) {
+	registry := prometheus.NewRegistry()
+	c := startCluster(t)
+	p, s := startProxy(t, proxy.Config{Nodes: anyNode(c), Metrics: registry})
+	awaitReady(t, p)
+	sh := dial(t, s.Addr()).Shard(1)
+	for range 3 {
+		if _, err := sh.Submit(within(t), []byte("a")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := sh.Submit(within(t), []byte("reject")); !errors.Is(err, rsm.ErrRejected) {
+		t.Fatal(err)
+	}
+	unary := decreev1.NewDecreeServiceClient(plain(t, s.Addr()))
+	for _, shard := range []uint64{77, 78, 79} {
+		if _, err := unary.Read(within(t), &decreev1.ReadRequest{Shard: shard}); err == nil {
+			t.Fatal("there is no such shard")
+		}
+	}
+	all := figures(t, registry)
+	for name, least := range map[string]float64{
+		`decree_proxy_calls_total{code="",kind="submit",outcome="ok",shard="1"}`:                    3,
+		`decree_proxy_calls_total{code="",kind="submit",outcome="rejected",shard="1"}`:              1,
+		`decree_proxy_calls_total{code="",kind="open_session",outcome="ok",shard="1"}`:              1,
+		`decree_proxy_calls_total{code="no_shard",kind="read",outcome="not_proposed",shard="none"}`: 3,
+		`decree_proxy_call_seconds{kind="submit"}`:                                                  4,
+		`decree_proxy_connections{}`:                                                                2,
+		`decree_proxy_streams{}`:                                                                    1,
+		`decree_proxy_ready{}`:                                                                      1,
+		`decree_proxy_leader_known{shard="1"}`:                                                      1,
+	} {
+		if all[name] != least {
+			t.Errorf("%s is %g, want %g", name, all[name], least)
+		}
+	}
+	for name, v := range all {
+		if strings.Contains(name, "as_told") || strings.Contains(name, `"77"`) {
+			t.Errorf("%s is %g", name, v)
+		}
+	}
+	if in, out := all["decree_proxy_received_bytes_total{}"], all["decree_proxy_sent_bytes_total{}"]; in < 100 || out < 100 {
+		t.Errorf("%g bytes in, %g bytes out", in, out)
+	}
+}
+
+func plain(t testing.TB, address string) *grpc.ClientConn {
+	t.Helper()
+	conn, err := grpc.NewClient(address, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	return conn
+}
+
+// A proxy is ready when it reaches the leaders, is not when they are gone for a while, and says so over gRPC as well.
+func TestReady(t *testing.T) {
+	c := startCluster(t)
+	var nodes []string
+	for _, n := range c.Nodes() {
+		nodes = append(nodes, n.Addr())
+	}
+	p, s := startProxy(t, proxy.Config{Nodes: nodes})
+	awaitReady(t, p)
+	h := healthv1.NewHealthClient(plain(t, s.Addr()))
+	health := func(want healthv1.HealthCheckResponse_ServingStatus) {
+		t.Helper()
+		for ctx := within(t); ; time.Sleep(5 * time.Millisecond) {
+			r, err := h.Check(ctx, &healthv1.HealthCheckRequest{Service: decreev1.DecreeService_ServiceDesc.ServiceName})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if r.GetStatus() == want {
+				return
+			}
+		}
+	}
+	health(healthv1.HealthCheckResponse_SERVING)
+	for _, n := range c.Nodes() {
+		c.Kill(n.ID())
+	}
+	health(healthv1.HealthCheckResponse_NOT_SERVING)
+	if m := p.Ready(); len(m) != 2 || !strings.Contains(m[0], "shard 1") || !strings.Contains(m[1], "shard 2") {
+		t.Errorf("missing: %v", m)
+	}
+	for id := rsm.NodeID(1); id <= 3; id++ {
+		if err := c.Restart(id); err != nil {
+			t.Fatal(err)
+		}
+	}
+	health(healthv1.HealthCheckResponse_SERVING)
+	// One that knows nobody is not ready, and says how many it tries.
+	lonely, ls := startProxy(t, proxy.Config{Nodes: []string{"127.0.0.1:1"}})
+	if m := lonely.Ready(); len(m) != 1 || !strings.Contains(m[0], "no node has said yet") {
+		t.Errorf("missing: %v", m)
+	}
+	ls.Close()
+	if m := ls.Ready(); len(m) != 1 || !strings.Contains(m[0], "drains") {
+		t.Errorf("missing: %v", m)
+	}
+}
+
+type lockedBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *lockedBuffer) Write(b []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(b)
+}
+
+func (l *lockedBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}
+
+// The name of a request is in the error, in what comes with it, and in the log.
+func TestRequestID(t *testing.T) {
+	c := startCluster(t)
+	log := &lockedBuffer{}
+	p, s := startProxy(t, proxy.Config{Nodes: anyNode(c), Logger: slog.New(slog.NewTextHandler(log, &slog.HandlerOptions{Level: slog.LevelDebug}))})
+	awaitReady(t, p)
+	unary := decreev1.NewDecreeServiceClient(plain(t, s.Addr()))
+	ask := func(ids ...string) string {
+		t.Helper()
+		ctx := within(t)
+		for _, id := range ids {
+			ctx = metadata.AppendToOutgoingContext(ctx, proxy.RequestIDKey, id)
+		}
+		var trailer metadata.MD
+		_, err := unary.Submit(ctx, &decreev1.SubmitRequest{Shard: 9, Commands: [][]byte{{1}}}, grpc.Trailer(&trailer))
+		got := trailer.Get(proxy.RequestIDKey)
+		if err == nil || len(got) != 1 || !strings.Contains(err.Error(), "[request "+got[0]+"]") || !strings.Contains(log.String(), "request="+got[0]+" kind=submit shard=9") {
+			t.Fatalf("%v, %v: %s", err, got, log)
+		}
+		return got[0]
+	}
+	if got := ask("order-4711"); got != "order-4711" {
+		t.Errorf("got %s", got)
+	}
+	first := ask()
+	if second := ask(); first == second {
+		t.Errorf("two calls are named %s", first)
+	}
+	for _, bad := range [][]string{{strings.Repeat("x", 129)}, {"a b"}, {"one", "two"}} {
+		if got := ask(bad...); slices.Contains(bad, got) {
+			t.Errorf("%s was taken for a name", got)
+		}
+	}
+	_, err := dial(t, s.Addr()).Shard(9).Read(within(t), rsm.Linearizable, nil)
+	m := regexp.MustCompile(`\[request (\S+/\d+)\]`).FindStringSubmatch(fmt.Sprint(err))
+	if m == nil || !errors.Is(err, rsm.ErrNotProposed) || !strings.Contains(log.String(), "request="+m[1]+" kind=read") {
+		t.Errorf("%v: %s", err, log)
+	}
+	if _, err := dial(t, s.Addr()).Shard(1).Submit(within(t), []byte("a")); err != nil || !strings.Contains(log.String(), "outcome=ok") {
+		t.Errorf("%v: %s", err, log)
+	}
+}
+
+// recorder keeps spans.
+type recorder struct {
+	mu    sync.Mutex
+	spans []*recorded
+}
+
+type recorded struct {
+	noop.Span
+	r      *recorder
+	name   string
+	parent trace.SpanContext
+	attrs  map[string]string
+	events []string
+	failed bool
+	ended  bool
+}
+
+func (r *recorder) tracer() trace.TracerProvider { return provider{r: r} }
+
+type provider struct {
+	noop.TracerProvider
+	r *recorder
+}
+
+func (p provider) Tracer(string, ...trace.TracerOption) trace.Tracer { return tracer{r: p.r} }
+
+type tracer struct {
+	noop.Tracer
+	r *recorder
+}
+
+func (t tracer) Start(ctx context.Context, name string, o ...trace.SpanStartOption) (context.Context, trace.Span) {
+	s := &recorded{r: t.r, name: name, parent: trace.SpanContextFromContext(ctx), attrs: map[string]string{}}
+	cfg := trace.NewSpanStartConfig(o...)
+	s.SetAttributes(cfg.Attributes()...)
+	t.r.mu.Lock()
+	t.r.spans = append(t.r.spans, s)
+	t.r.mu.Unlock()
+	return trace.ContextWithSpan(ctx, s), s
+}
+
+func (s *recorded) IsRecording() bool { return true }
+func (s *recorded) SetAttributes(attrs ...attribute.KeyValue) {
+	s.r.mu.Lock()
+	defer s.r.mu.Unlock()
+	for _, a := range attrs {
+		s.attrs[string(a.Key)] = a.Value.String()
+	}
+}
+func (s *recorded) AddEvent(name string, _ ...trace.EventOption) {
+	s.r.mu.Lock()
+	defer s.r.mu.Unlock()
+	s.events = append(s.events, name)
+}
+func (s *recorded) SetStatus(c codes.Code, _ string) { s.failed = c == codes.Error }
+func (s *recorded) End(...trace.SpanEndOption)       { s.ended = true }
+
+// A unary call is a span of its caller's trace, and tells of its attempts.
+func TestTrace(t *testing.T) {
+	r := &recorder{}
+	c := startCluster(t)
+	p, s := startProxy(t, proxy.Config{Nodes: anyNode(c), Tracer: r.tracer()})
+	awaitReady(t, p)
+	unary := decreev1.NewDecreeServiceClient(plain(t, s.Addr()))
+	const parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+	ctx := metadata.AppendToOutgoingContext(within(t), "traceparent", parent, proxy.RequestIDKey, "mine")
+	if _, err := unary.Submit(ctx, &decreev1.SubmitRequest{Shard: 1, Commands: [][]byte{[]byte("a")}}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := unary.Read(within(t), &decreev1.ReadRequest{Shard: 9}); err == nil {
+		t.Fatal("there is no such shard")
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if len(r.spans) != 2 {
+		t.Fatalf("%d spans", len(r.spans))
+	}
+	ok, bad := r.spans[0], r.spans[1]
+	if ok.name != "decree.proxy/submit" || !ok.ended || ok.failed || ok.parent.TraceID().String() != parent[3:35] || ok.parent.SpanID().String() != parent[36:52] || !ok.parent.IsSampled() ||
+		ok.attrs["decree.request_id"] != "mine" || ok.attrs["decree.outcome"] != "ok" || !slices.Contains(ok.events, "sent") {
+		t.Errorf("%+v", ok)
+	}
+	if !bad.ended || !bad.failed || bad.parent.IsValid() || bad.attrs["decree.code"] != "no_shard" {
+		t.Errorf("%+v", bad)
+	}
+}

@@ -1,0 +1,136 @@
+// Package sideport offers what operators and schedulers ask a process, over HTTP: metrics, whether it lives, whether it is ready, and profiles.
+//
+//	GET /metrics   what Prometheus scrapes
+//	GET /healthz   200 as long as the process answers
+//	GET /readyz    200, or 503 with a JSON body that says what is missing
+//	GET /debug/pprof/...   profiles, with Config.Pprof only
+//
+// It serves nodes and proxies alike: rsm.Node.Ready and proxy.Server.Ready are what Config.Ready takes.
+package sideport
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/pprof"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+)
+
+// Config configures a side port.
+type Config struct {
+	// Ready says, in words, what keeps the process from serving; nothing if it is ready. It is called for each request. Required.
+	Ready func() (missing []string)
+	// Metrics is what /metrics shows. Default: nothing.
+	Metrics prometheus.Gatherer
+	// Pprof also offers profiles, which tell what is in memory and cost time.
+	Pprof bool
+	// Open allows Listen an address that other machines reach. There is neither TLS nor a password.
+	Open bool
+	// Logger gets what goes wrong. Default: none.
+	Logger *slog.Logger
+}
+
+// NewRegistry returns a registry that has the Go runtime's metrics and the process's.
+func NewRegistry() *prometheus.Registry {
+	r := prometheus.NewRegistry()
+	r.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	return r
+}
+
+// Handler returns the endpoints, for a program that has an HTTP server already. Config.Open is not looked at.
+func Handler(cfg Config) http.Handler {
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	mux := http.NewServeMux()
+	if cfg.Metrics != nil {
+		mux.Handle("GET /metrics", promhttp.HandlerFor(cfg.Metrics, promhttp.HandlerOpts{
+			ErrorLog: slog.NewLogLogger(cfg.Logger.Handler(), slog.LevelError), MaxRequestsInFlight: maxScrapes, ErrorHandling: promhttp.ContinueOnError}))
+	}
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { answer(w, http.StatusOK, map[string]any{"alive": true}) })
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
+		missing := cfg.Ready()
+		if len(missing) == 0 {
+			answer(w, http.StatusOK, Readiness{Ready: true, Missing: []string{}})
+			return
+		}
+		answer(w, http.StatusServiceUnavailable, Readiness{Missing: missing})
+	})
+	if cfg.Pprof {
+		mux.HandleFunc("GET /debug/pprof/", pprof.Index)
+		mux.HandleFunc("GET /debug/pprof/cmdline", pprof.Cmdline)
+		mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
+		mux.HandleFunc("GET /debug/pprof/symbol", pprof.Symbol)
+		mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
+	}
+	return mux
+}
+
+// maxScrapes at once: each asks every shard.
+const maxScrapes = 4
+
+// Readiness is the body of /readyz.
+type Readiness struct {
+	Ready   bool     `json:"ready"`
+	Missing []string `json:"missing"` // in words
+}
+
+func answer(w http.ResponseWriter, code int, body any) {
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Cache-Control", "no-store")
+	w.WriteHeader(code)
+	_ = json.NewEncoder(w).Encode(body) // the client has gone
+}
+
+// Server is a side port that is served.
+type Server struct {
+	listener net.Listener
+	http     *http.Server
+	served   chan struct{}
+}
+
+// Listen serves the endpoints at host:port until Close.
+func Listen(address string, cfg Config) (*Server, error) {
+	host, _, err := net.SplitHostPort(address)
+	if err != nil {
+		return nil, fmt.Errorf("sideport: the address is %q: host:port is needed", address)
+	}
+	if ip := net.ParseIP(host); !cfg.Open && host != "localhost" && (ip == nil || !ip.IsLoopback()) {
+		return nil, fmt.Errorf("sideport: %s is reached by other machines, without TLS or a password: %w", address, ErrOpen)
+	}
+	l, err := net.Listen("tcp", address)
+	if err != nil {
+		return nil, fmt.Errorf("sideport: %w", err)
+	}
+	s := &Server{listener: l, served: make(chan struct{}), http: &http.Server{Handler: Handler(cfg), ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second,
+		WriteTimeout: 2 * time.Minute, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 16 << 10}} // a profile takes its time
+	go func() {
+		defer close(s.served)
+		_ = s.http.Serve(l) // ends with Close
+	}()
+	return s, nil
+}
+
+// ErrOpen: the address needs Config.Open.
+var ErrOpen = errors.New("set Open if that is meant")
+
+// Addr returns the host:port that is listened on.
+func (s *Server) Addr() string { return s.listener.Addr().String() }
+
+// Close waits a moment for answers under way, and ends the server.
+func (s *Server) Close() {
+	ctx, cancel := context.WithTimeout(context.Background(), 200*time.Millisecond)
+	defer cancel()
+	if s.http.Shutdown(ctx) != nil {
+		_ = s.http.Close()
+	}
+	<-s.served
+}
