@@ -47,6 +47,8 @@ const (
 	// The pause before a call is tried again doubles from the first to the second.
 	firstPause = 2 * time.Millisecond
 	lastPause  = 100 * time.Millisecond
+	// disbelief is how long a hint that was denied is not taken again.
+	disbelief = 300 * time.Millisecond
 	// roomPause is how soon a target that had no room is tried again.
 	roomPause = 5 * time.Millisecond
 )
@@ -69,12 +71,14 @@ type Router struct {
 	leader  Target
 	term    core.Term // in which it was said to lead
 	refuted hint      // the last that was wrong, as the one whom it names said
-	turn    int
-	all     Call // ring of all calls
-	waiting []*Call
-	held    int64 // bytes of waiting
-	closed  error
-	stats   Stats
+	// refutedUntil ends that: a term that was made up may come true.
+	refutedUntil int64
+	turn         int
+	all          Call // ring of all calls
+	waiting      []*Call
+	held         int64 // bytes of waiting
+	closed       error
+	stats        Stats
 }
 
 // hint says that somebody leads in a term.
@@ -145,11 +149,12 @@ func (r *Router) Targets(now int64, targets []Target) {
 }
 
 // Learn takes a hint about who leads, and reports whether it did. One of an earlier term is old news while somebody is believed to lead: after that any is
-// worth a try, as a term that somebody made up must not keep the others out for ever. One that the leader itself has denied is wrong, whoever repeats it.
+// worth a try, as a term that somebody made up must not keep the others out for ever. One that the leader itself has just denied is wrong,
+// whoever repeats it; but not for ever, as it may have been true too early.
 func (r *Router) Learn(now int64, leader Target, term core.Term) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if leader == nil || r.leader != nil && term < r.term || r.refuted == (hint{leader, term}) {
+	if leader == nil || r.leader != nil && term < r.term || r.refuted == (hint{leader, term}) && now < r.refutedUntil {
 		return false
 	}
 	overtaken := term > r.term || r.leader == nil
@@ -437,7 +442,7 @@ func (r *Router) again(now int64, c *Call, e *core.Error) {
 	if r.leader == from && !c.anywhere() {
 		if denies(e.Code) && c.term == r.term && r.term != 0 {
 			// It was asked when it was said to lead. So nobody else's word for that counts.
-			r.refuted = hint{from, r.term}
+			r.refuted, r.refutedUntil = hint{from, r.term}, now+int64(disbelief)
 		}
 		r.lead(nil)
 		r.turn++

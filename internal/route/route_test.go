@@ -312,6 +312,11 @@ func TestLiar(t *testing.T) {
 	if *done != 1 || c.Err != nil {
 		t.Errorf("%d %v", *done, c.Err)
 	}
+	// What was a lie may come true.
+	r.Down(leader)
+	if !r.Learn(1000*ms, liar, 1<<60) {
+		t.Error("a hint that was wrong once is never believed again")
+	}
 }
 
 // A refusal from before the election says nothing about the one who was elected.
