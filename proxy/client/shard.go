@@ -94,7 +94,8 @@ func (p *Pending) begin() {
 	}
 	p.number = n
 	c := p.call
-	c.Session, c.Sequence, c.Acknowledged = n.Session, n.Sequence, n.Acknowledged
+	c.Mark = p.mark
+	c.Session, c.Sequence = n.Session, n.Sequence
 	p.shard.router.Submit(monotonic(), c)
 }
 
@@ -115,7 +116,7 @@ func (p *Pending) finish(c *route.Call) {
 	case errors.As(err, &e) && e.Kind == rsm.ErrNotProposed && e.RetryAfter > 0 && (e.Code == core.CodeOverloaded || e.Code == core.CodeDiskLow) &&
 		monotonic()+int64(e.RetryAfter) < p.deadline:
 		p.call = p.again()
-		p.call.Session, p.call.Sequence, p.call.Acknowledged = p.number.Session, p.number.Sequence, p.shard.window.Acknowledged(p.number)
+		p.call.Session, p.call.Sequence, p.call.Mark = p.number.Session, p.number.Sequence, p.mark
 		time.AfterFunc(e.RetryAfter, func() { p.shard.router.Submit(monotonic(), p.call) })
 		return
 	}
@@ -124,6 +125,9 @@ func (p *Pending) finish(c *route.Call) {
 }
 
 var errSessionExpired = &rsm.Rejection{Code: core.CodeSessionExpired}
+
+// mark is what each attempt acknowledges: outcomes that have come meanwhile make room in the session.
+func (p *Pending) mark() uint64 { return p.shard.window.Acknowledged(p.number) }
 
 // again returns the call anew: a router has a call once.
 func (p *Pending) again() *route.Call {
@@ -149,7 +153,7 @@ func (p *Pending) Wait(ctx context.Context) ([][]byte, error) {
 	case <-p.done:
 		return p.replies, p.err
 	case <-ctx.Done():
-		if ctx == p.ctx && ctx.Err() == context.DeadlineExceeded {
+		if ctx.Err() == context.DeadlineExceeded && p.deadline <= monotonic() {
 			// The router knows the same deadline, and whether it may have happened.
 			select {
 			case <-p.done:
