@@ -31,6 +31,8 @@ type Config struct {
 	// Nodes are addresses (host:port) of nodes: some, from which the others are learned, or all. At the node's own port, where Register offers
 	// the protocol.
 	Nodes []string
+	// Cluster, if set, is the name of the cluster: nodes of others are not listened to. Without it the first node that answers says which it is.
+	Cluster string
 	// Node, if set, is a node in this process, which is asked directly. Nodes may be empty then.
 	Node *rsm.Node
 	// TLS, if set, is for the connections to the nodes: it is called for each new one, so that certificates can be replaced.
@@ -59,6 +61,11 @@ const (
 	hurry = 25 * time.Millisecond
 	// askPatience bounds one question for the topology.
 	askPatience = time.Second
+	// quiet is how long a leader may say nothing while calls wait for it, before others are asked who leads.
+	quiet = 100 * time.Millisecond
+	// maxShards bounds what nodes can make a proxy remember, maxGuessed what clients can, before it knows the shards.
+	maxShards  = 1 << 16
+	maxGuessed = 256
 	// maxNodes bounds what a node that lies can make a proxy dial.
 	maxNodes = 1024
 )
@@ -78,7 +85,8 @@ type Proxy struct {
 	links   map[string]*link.Link // by address
 	address map[rsm.NodeID]string
 	shards  map[rsm.ShardID]*shard
-	known   bool // something of the topology is
+	known   bool                // something of the topology is
+	asking  map[*link.Link]bool // who has not answered the last question yet
 
 	meter   *meter
 	metrics *collector
@@ -94,8 +102,9 @@ type shard struct {
 	term   rsm.Term
 	nodes  []rsm.NodeID
 
-	changes uint64 // leaders and terms learned of
-	reached int64  // when the leader was, as far as Ready was asked
+	changes uint64         // leaders and terms learned of
+	reached int64          // when the leader was, as far as Ready was asked
+	asked   []route.Target // those that it was given: other ones when an address changes
 }
 
 // New returns a proxy, which begins to look for its nodes. It need not find one yet.
@@ -112,6 +121,7 @@ func New(cfg Config) (*Proxy, error) {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	p := &Proxy{cfg: cfg, log: cfg.Logger, wanted: make(chan struct{}, 1), cancel: cancel,
+		cluster: cfg.Cluster, asking: map[*link.Link]bool{},
 		links: map[string]*link.Link{}, address: map[rsm.NodeID]string{}, shards: map[rsm.ShardID]*shard{}, meter: &meter{}, metrics: &collector{}}
 	p.learned.Store(monotonic())
 	p.metrics.p.Store(p)
@@ -249,31 +259,48 @@ func (p *Proxy) watch(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-p.wanted:
-		case <-time.After(p.cfg.Refresh):
+		case <-time.After(p.pause()):
 		}
 	}
 }
 
-// ask asks every node for its view, and returns when all have answered, or will not soon.
+// pause returns how long nobody needs to be asked: not long while a node is silent that should answer, as it may have lost its shards to others.
+func (p *Proxy) pause() time.Duration {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, l := range p.links {
+		if l.Quiet() > quiet {
+			return min(p.cfg.Refresh, quiet)
+		}
+	}
+	return min(p.cfg.Refresh, 2*quiet)
+}
+
+// ask asks every node for its view, but those that have not answered the last question, and returns when all have answered, or will not soon.
 func (p *Proxy) ask(ctx context.Context) {
 	p.mu.Lock()
-	links := slices.Collect(maps.Values(p.links))
+	var links []*link.Link
+	for _, l := range p.links {
+		if !p.asking[l] && l.Connected() {
+			p.asking[l] = true
+			links = append(links, l)
+		}
+	}
 	p.mu.Unlock()
 	if p.local != nil {
 		p.learn(p.local.topology())
 	}
-	ctx, cancel := context.WithTimeout(ctx, askPatience)
-	defer cancel()
-	var wg sync.WaitGroup
 	answered := make(chan struct{}, len(links))
-	asked := 0
 	for _, l := range links {
-		if !l.Connected() {
-			continue
-		}
-		asked++
-		wg.Go(func() {
-			defer func() { answered <- struct{}{} }()
+		p.wg.Go(func() {
+			defer func() {
+				p.mu.Lock()
+				delete(p.asking, l)
+				p.mu.Unlock()
+				answered <- struct{}{}
+			}()
+			ctx, cancel := context.WithTimeout(ctx, askPatience)
+			defer cancel()
 			t, err := decreev1.NewDecreeServiceClient(l.Conn()).GetTopology(ctx, &decreev1.GetTopologyRequest{})
 			if err != nil {
 				p.log.Debug("a node does not say what it knows", "address", l.Address(), "reason", err.Error())
@@ -282,16 +309,15 @@ func (p *Proxy) ask(ctx context.Context) {
 			p.learn(t)
 		})
 	}
-	// A node that hangs keeps nobody from asking again.
-	for range asked {
+	// A node that hangs keeps nobody from asking the others again.
+	patience := time.After(2 * hurry)
+	for range links {
 		select {
 		case <-answered:
-		case <-time.After(10 * hurry):
-			p.wg.Go(wg.Wait)
+		case <-patience:
 			return
 		}
 	}
-	wg.Wait()
 }
 
 // learn takes in what a node says.
@@ -316,6 +342,9 @@ func (p *Proxy) learn(t *decreev1.GetTopologyResponse) {
 		if _, err := p.linkLocked(n.GetAddress()); err != nil {
 			p.log.Warn("a node cannot be dialled", "node", uint64(id), "reason", err.Error())
 			continue
+		}
+		if now := p.links[p.address[id]]; now != nil && now.Connected() && !p.links[n.GetAddress()].Connected() {
+			continue // it is where it was; who says otherwise is behind, or too early
 		}
 		p.address[id] = n.GetAddress()
 	}
@@ -357,36 +386,40 @@ func (p *Proxy) learnShard(t *decreev1.GetTopologyResponse_Shard) {
 	id := rsm.ShardID(t.GetShard())
 	s := p.shards[id]
 	if s == nil {
+		if id == 0 || len(p.shards) >= maxShards {
+			return
+		}
 		s = &shard{router: p.newRouter(id), reached: monotonic()}
 		p.shards[id] = s
 	}
 	p.meter.met(id)
-	term := rsm.Term(t.GetTerm())
-	if term < s.term {
-		return
-	}
-	now := monotonic()
-	nodes := make([]rsm.NodeID, len(t.GetNodes()))
-	for i, n := range t.GetNodes() {
-		nodes[i] = rsm.NodeID(n)
-	}
-	if !slices.Equal(nodes, s.nodes) && len(nodes) > 0 {
-		s.nodes = nodes
-		var targets []route.Target
-		for _, n := range nodes {
-			if t := p.target(n); t != nil {
-				targets = append(targets, t)
-			}
-		}
-		s.router.Targets(now, targets)
-	}
+	now, term := monotonic(), rsm.Term(t.GetTerm())
 	if leader := rsm.NodeID(t.GetLeader()); leader != 0 {
-		if leader != s.leader || term > s.term {
+		if !s.router.Learn(now, p.target(leader), term) {
+			return
+		}
+		if leader != s.leader || term != s.term {
 			s.changes++
 			p.log.Info("learned of a leader", "shard", uint64(id), "leader", uint64(leader), "term", uint64(term))
 		}
 		s.leader, s.term = leader, term
-		s.router.Learn(now, p.target(leader), term)
+	}
+	nodes := make([]rsm.NodeID, len(t.GetNodes()))
+	for i, n := range t.GetNodes() {
+		nodes[i] = rsm.NodeID(n)
+	}
+	if len(nodes) > 0 {
+		s.nodes = nodes
+	}
+	var targets []route.Target
+	for _, n := range s.nodes {
+		if t := p.target(n); t != nil {
+			targets = append(targets, t)
+		}
+	}
+	if !slices.Equal(targets, s.asked) {
+		s.asked = targets
+		s.router.Targets(now, targets)
 	}
 }
 
@@ -408,7 +441,7 @@ func (p *Proxy) resolve(e *core.Error) route.Target { return p.target(e.Leader) 
 func (p *Proxy) start(c *route.Call) {
 	p.mu.Lock()
 	s := p.shards[c.Shard]
-	if s == nil && !p.known && !p.closed { // who knows
+	if s == nil && !p.known && !p.closed && len(p.shards) < maxGuessed { // who knows
 		s = &shard{router: p.newRouter(c.Shard)}
 		p.shards[c.Shard] = s
 	}

@@ -1,10 +1,12 @@
 package proxy
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
 	"runtime"
+	"slices"
 	"sync"
 	"time"
 
@@ -22,6 +24,8 @@ const (
 	beat = time.Second
 	// maxUnread bounds the answers that a client does not read: it loses its stream then, and holds up nobody.
 	maxUnread = 64 << 20
+	// sendPatience is how long a client may read nothing while there is something for it.
+	sendPatience = 15 * time.Second
 	// beginUnread is where a client that does not read its answers is not listened to any more.
 	beginUnread = 4 << 20
 )
@@ -64,6 +68,8 @@ func (s *service) serveStream(g grpc.ServerStream) error {
 		return err
 	case err := <-st.kicked:
 		return wire.Status(err)
+	case <-g.Context().Done(): // the reader may wait for room, and not see it
+		return g.Context().Err()
 	}
 }
 
@@ -138,20 +144,23 @@ func (st *stream) read() error {
 		if err := st.RecvMsg(&f); err != nil {
 			return err
 		}
-		var calls []wire.ReceivedCall
-		if err := wire.ParseCalls(f.Data, func(c wire.ReceivedCall) error {
-			calls = append(calls, c)
-			return nil
-		}); err != nil {
-			return wire.Status(&core.Error{Kind: core.ErrNotProposed, Code: core.CodeBadRequest, Message: err.Error()})
-		}
-		for _, c := range calls {
+		// Each begins as soon as it is read: of a frame of very small ones no more are in memory than may be under way.
+		err := wire.ParseCalls(f.Data, func(c wire.ReceivedCall) error {
 			if !st.begin(c) {
-				return nil
+				return errEnded
 			}
+			return nil
+		})
+		switch {
+		case err == errEnded:
+			return nil
+		case err != nil:
+			return wire.Status(&core.Error{Kind: core.ErrUnknown, Code: core.CodeBadRequest, Message: err.Error()})
 		}
 	}
 }
+
+var errEnded = errors.New("the stream has ended")
 
 // begin starts a call, when there is room for it. It reports whether the stream goes on.
 func (st *stream) begin(r wire.ReceivedCall) bool {
@@ -165,7 +174,7 @@ func (st *stream) begin(r wire.ReceivedCall) bool {
 		c = &route.Call{}
 	}
 	st.mu.Lock()
-	for !st.ended && st.calls > 0 && (st.calls >= limits.StreamCalls || st.bytes+size > limits.StreamBytes || len(st.out) > beginUnread) {
+	for !st.ended && (len(st.out) > beginUnread || st.calls > 0 && (st.calls >= limits.StreamCalls || st.bytes+size > limits.StreamBytes)) {
 		st.room.Wait()
 	}
 	if st.ended {
@@ -243,7 +252,11 @@ func (st *stream) flush() {
 		st.out = make([]byte, 0, min(cap(frame), 64<<10))
 		st.said = monotonic()
 		st.mu.Unlock()
+		stuck := time.AfterFunc(sendPatience, func() {
+			st.kick(&core.Error{Kind: core.ErrUnknown, Code: core.CodeOverloaded, Message: "the answers have not been read for too long"})
+		})
 		err := st.SendMsg(&codec.Frame{Data: frame})
+		stuck.Stop()
 		st.mu.Lock()
 		if st.room.Broadcast(); err != nil || len(st.out) == 0 || st.ended {
 			st.sending = false
@@ -256,11 +269,21 @@ func (st *stream) flush() {
 
 // drain waits until all calls of a client that says no more are answered.
 func (st *stream) drain() error {
+	wake := func() {
+		st.mu.Lock()
+		defer st.mu.Unlock()
+		st.room.Broadcast()
+	}
+	defer context.AfterFunc(st.Context(), wake)()
 	st.mu.Lock()
 	defer st.mu.Unlock()
 	for st.calls > 0 || st.sending {
-		if st.Context().Err() != nil {
+		select {
+		case <-st.Context().Done():
 			return st.Context().Err()
+		case err := <-st.kicked:
+			return wire.Status(err)
+		default:
 		}
 		st.room.Wait()
 	}
@@ -276,17 +299,22 @@ func (s *service) close(patience time.Duration) {
 		all = append(all, st)
 	}
 	s.mu.Unlock()
+	// Each ends as soon as nothing is under way on it: its client goes on elsewhere, whatever others wait for.
 	deadline := time.Now().Add(patience)
-	for _, st := range all {
-		for time.Now().Before(deadline) {
+	for len(all) > 0 {
+		late := !time.Now().Before(deadline)
+		all = slices.DeleteFunc(all, func(st *stream) bool {
 			st.mu.Lock()
-			idle := st.calls == 0 && !st.sending
-			st.mu.Unlock()
-			if idle {
-				break
+			defer st.mu.Unlock()
+			if idle := st.calls == 0 && !st.sending; !idle && !late {
+				return false
 			}
+			st.kick(errClosing)
+			st.room.Broadcast()
+			return true
+		})
+		if len(all) > 0 {
 			time.Sleep(2 * time.Millisecond)
 		}
-		st.kick(errClosing)
 	}
 }

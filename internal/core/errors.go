@@ -123,6 +123,20 @@ func (r *Rejection) Is(target error) bool {
 	return ok && t.Code == r.Code
 }
 
+// Verdict returns the library's own answer in an error, an *Error or a *Rejection: the outermost, as what lies below it says why, and not what became of the call.
+// Both are nil if there is none.
+func Verdict(err error) (*Error, *Rejection) {
+	for ; err != nil; err = errors.Unwrap(err) {
+		switch e := err.(type) {
+		case *Error:
+			return e, nil
+		case *Rejection:
+			return nil, e
+		}
+	}
+	return nil, nil
+}
+
 // Reject returns a Rejection for Decide or Query to return.
 func Reject(code Code, format string, args ...any) error {
 	return &Rejection{Code: code, Message: fmt.Sprintf(format, args...)}

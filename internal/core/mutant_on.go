@@ -10,3 +10,6 @@ var Mutant string
 func mutated(fault string) bool {
 	return Mutant != "" && (Mutant == fault || strings.Contains(" "+Mutant+" ", " "+fault+" "))
 }
+
+// Mutated is for the packages around the core.
+func Mutated(fault string) bool { return mutated(fault) }

@@ -44,8 +44,10 @@ const (
 	maxPending = 1 << 17
 	// openPatience bounds the opening of a stream.
 	openPatience = 2 * time.Second
-	firstPause   = 20 * time.Millisecond
-	lastPause    = 500 * time.Millisecond
+	// A stream that lived shorter than this is opened again only after a pause, and a longer one each time.
+	shortLife  = time.Second
+	firstPause = 20 * time.Millisecond
+	lastPause  = 500 * time.Millisecond
 	// KeepaliveTime is how often a silent connection is asked if it lives. Servers must permit it.
 	KeepaliveTime    = 10 * time.Second
 	keepaliveTimeout = 3 * time.Second
@@ -114,6 +116,16 @@ func (l *Link) Connected() bool {
 	return l.up
 }
 
+// Quiet returns for how long nothing has been heard, 0 if no call waits.
+func (l *Link) Quiet() time.Duration {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.pending) == 0 {
+		return 0
+	}
+	return time.Duration(l.cfg.Now() - l.heard)
+}
+
 // Close ends the link. Calls on it are lost.
 func (l *Link) Close() {
 	l.cancel()
@@ -150,8 +162,9 @@ func (l *Link) run(ctx context.Context) {
 	defer close(l.ended)
 	pause := firstPause
 	for ctx.Err() == nil {
+		began := time.Now()
 		opened, err := l.serve(ctx)
-		if opened {
+		if opened && time.Since(began) > shortLife {
 			pause = firstPause
 		}
 		if ctx.Err() != nil {
@@ -241,9 +254,17 @@ func (l *Link) take() []byte {
 	return frame
 }
 
+// silent reports whether nothing was heard for too long. It also forgets calls whose time is over: their routers have, and whoever answers
+// late, or never, must not use up the link.
 func (l *Link) silent() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	now := l.cfg.Now()
+	for id, a := range l.pending {
+		if a.call.Deadline+int64(l.cfg.Silence) < now {
+			delete(l.pending, id)
+		}
+	}
 	return len(l.pending) > 0 && l.cfg.Now()-l.heard > int64(l.cfg.Silence)
 }
 

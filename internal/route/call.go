@@ -25,6 +25,8 @@ type Call struct {
 	MakesRoom              bool
 	Session                core.SessionID
 	Sequence, Acknowledged uint64
+	// Mark, if set, says up to which number outcomes are known: each attempt gets it anew as Acknowledged. It must not block, nor call the router.
+	Mark func() uint64
 
 	// Of Read.
 	Level core.Level
@@ -46,8 +48,9 @@ type Call struct {
 	prev, next *Call // all calls of the router
 	target     Target
 	attempt    uint32
-	bounces    int   // hints followed since it was last put off
-	notBefore  int64 // of what waits
+	term       core.Term // in which the target was said to lead, when it was asked
+	bounces    int       // hints followed since it was last put off
+	notBefore  int64     // of what waits
 	failures   int
 	parked     bool
 	finished   bool
@@ -56,7 +59,17 @@ type Call struct {
 }
 
 // repeatable reports whether asking twice does no harm.
-func (c *Call) repeatable() bool { return c.Kind != Submit || c.Session != 0 }
+func (c *Call) repeatable() bool {
+	return c.Kind != Submit || c.Session != 0 || mutated("repeat-without-session")
+}
+
+// changes reports whether the call does something, so that it matters if it happened.
+func (c *Call) changes() bool { return c.Kind != Read }
+
+// mayHappen reports whether some attempt has not certainly come to nothing.
+func (c *Call) mayHappen() bool {
+	return c.changes() && (c.inDoubt || c.target != nil && !c.parked) && !mutated("doubt-is-forgotten")
+}
 
 // anywhere reports whether another replica than the leader will do.
 func (c *Call) anywhere() bool { return c.Kind == Read && c.Level != core.Linearizable }
@@ -71,7 +84,7 @@ func (c *Call) step(step string, to Target, err error) {
 func (c *Call) Size() int {
 	n := len(c.Query) + 64
 	for _, b := range c.Commands {
-		n += len(b)
+		n += len(b) + 24
 	}
 	return n
 }
@@ -83,9 +96,13 @@ func (c *Call) Answer(now int64, attempt uint32, res core.Result, err error) {
 
 // Lost is how a target says that it will give no outcome. sent: the call may have arrived.
 func (c *Call) Lost(now int64, attempt uint32, sent bool, why error) {
-	e := &core.Error{Kind: core.ErrNotProposed, Code: core.CodeUnreachable, Message: "the connection failed before the call was sent", Cause: why}
+	e := &core.Error{Kind: core.ErrNotProposed, Code: core.CodeUnreachable, Message: "the connection failed before the call was sent"}
 	if sent {
 		e.Kind, e.Message = core.ErrUnknown, "the connection failed while the answer was waited for"
+	}
+	if why != nil {
+		// As words: that of the stream is often "not proposed", which as a cause would pass for the call's own kind.
+		e.Message += ": " + why.Error()
 	}
 	c.router.answer(now, c, attempt, core.Result{}, e)
 }

@@ -9,7 +9,6 @@ package route
 
 import (
 	"cmp"
-	"errors"
 	"fmt"
 	"math"
 	"slices"
@@ -36,7 +35,8 @@ type Config struct {
 	Resolve func(*core.Error) Target
 	// Lead is called when a leader is wanted and none is known. It must not block, nor call the router.
 	Lead func()
-	// MaxWaiting bounds the calls, and MaxWaitingBytes what they hold, that wait for a leader.
+	// MaxWaiting bounds the calls, and MaxWaitingBytes what they hold, that wait for a leader: further ones are refused. Those that a target had taken already may
+	// wait beside them, as they are held anyway.
 	MaxWaiting      int
 	MaxWaitingBytes int64
 }
@@ -47,6 +47,10 @@ const (
 	// The pause before a call is tried again doubles from the first to the second.
 	firstPause = 2 * time.Millisecond
 	lastPause  = 100 * time.Millisecond
+	// disbelief is how long a hint that was denied is not taken again.
+	disbelief = 300 * time.Millisecond
+	// roomPause is how soon a target that had no room is tried again.
+	roomPause = 5 * time.Millisecond
 )
 
 // Stats count what a Router has done. A snapshot.
@@ -65,13 +69,22 @@ type Router struct {
 	mu      sync.Mutex
 	targets []Target
 	leader  Target
-	term    core.Term
-	turn    int
-	all     Call // ring of all calls
-	waiting []*Call
-	held    int64 // bytes of waiting
-	closed  error
-	stats   Stats
+	term    core.Term // in which it was said to lead
+	refuted hint      // the last that was wrong, as the one whom it names said
+	// refutedUntil ends that: a term that was made up may come true.
+	refutedUntil int64
+	turn         int
+	all          Call // ring of all calls
+	waiting      []*Call
+	held         int64 // bytes of waiting
+	closed       error
+	stats        Stats
+}
+
+// hint says that somebody leads in a term.
+type hint struct {
+	leader Target
+	term   core.Term
 }
 
 // New returns a router that knows nobody yet.
@@ -106,7 +119,19 @@ func (r *Router) Submit(now int64, c *Call) {
 		return
 	}
 	r.sooner(c.Deadline)
-	r.dispatch(now, c)
+	if !r.send(c) {
+		if len(r.waiting) >= r.cfg.MaxWaiting || r.held+int64(c.Size()) > r.cfg.MaxWaitingBytes {
+			r.refuse(c)
+			return
+		}
+		r.park(now, c, 0)
+	}
+}
+
+func (r *Router) refuse(c *Call) {
+	r.stats.Refused++
+	r.finish(c, core.Result{}, &core.Error{Kind: core.ErrNotProposed, Code: core.CodeOverloaded, RetryAfter: lastPause,
+		Message: fmt.Sprintf("%d calls wait for a leader of shard %d already", len(r.waiting), r.cfg.Shard)})
 }
 
 func (r *Router) sooner(at int64) {
@@ -123,23 +148,26 @@ func (r *Router) Targets(now int64, targets []Target) {
 	r.flush(now)
 }
 
-// Learn takes a hint about who leads. One of an earlier term is old news.
-func (r *Router) Learn(now int64, leader Target, term core.Term) {
+// Learn takes a hint about who leads, and reports whether it did. One of an earlier term is old news while somebody is believed to lead: after that any is
+// worth a try, as a term that somebody made up must not keep the others out for ever. One that the leader itself has just denied is wrong,
+// whoever repeats it; but not for ever, as it may have been true too early.
+func (r *Router) Learn(now int64, leader Target, term core.Term) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if term < r.term || leader == nil {
-		return
+	if leader == nil || r.leader != nil && term < r.term || r.refuted == (hint{leader, term}) && now < r.refutedUntil {
+		return false
 	}
-	newer := term > r.term
+	overtaken := term > r.term || r.leader == nil
 	r.term = term
 	if leader == r.leader {
-		return
+		return true
 	}
 	r.lead(leader)
-	if newer {
+	if overtaken {
 		r.resend(now)
 	}
 	r.flush(now)
+	return true
 }
 
 func (r *Router) lead(t Target) {
@@ -153,9 +181,11 @@ func (r *Router) lead(t Target) {
 func (r *Router) resend(now int64) {
 	for c := r.all.next; c != &r.all; c = c.next {
 		if c.target != r.leader && !c.parked && !c.anywhere() && c.repeatable() {
-			c.inDoubt = c.inDoubt || c.Kind == Submit
+			c.inDoubt = c.inDoubt || c.changes()
 			r.stats.Retries++
-			r.park(now, c, 0)
+			if !r.send(c) {
+				r.park(now, c, 0)
+			}
 		}
 	}
 }
@@ -184,7 +214,7 @@ func (r *Router) Close(why *core.Error) {
 	for r.all.next != &r.all {
 		c := r.all.next
 		e := *why
-		if c.inDoubt || c.target != nil && !c.parked && c.Kind == Submit {
+		if c.mayHappen() {
 			e.Kind = core.ErrUnknown
 		}
 		r.finish(c, core.Result{}, &e)
@@ -192,16 +222,10 @@ func (r *Router) Close(why *core.Error) {
 	r.waiting, r.held = nil, 0
 }
 
-// dispatch sends a call to who can answer it, or lets it wait.
-func (r *Router) dispatch(now int64, c *Call) {
-	if !r.send(c) {
-		r.park(now, c, 0)
-	}
-}
-
+// send hands a call to who can answer it, and reports whether it could.
 func (r *Router) send(c *Call) bool {
-	if c.anywhere() && !r.cfg.Any {
-		return r.spread(c)
+	if c.anywhere() && !r.cfg.Any && r.spread(c) {
+		return true
 	}
 	if r.leader != nil && r.try(r.leader, c) {
 		return true
@@ -234,39 +258,44 @@ func (r *Router) spread(c *Call) bool {
 
 func (r *Router) try(t Target, c *Call) bool {
 	c.attempt++
+	if c.Mark != nil {
+		c.Acknowledged = c.Mark()
+	}
 	if !t.Send(c, c.attempt) {
 		return false
 	}
-	c.target, c.parked = t, false
+	c.target, c.term, c.parked = t, r.term, false
 	c.step("sent", t, nil)
 	return true
 }
 
 // park lets a call wait for a leader, at least for a while.
 func (r *Router) park(now int64, c *Call, pause time.Duration) {
-	if len(r.waiting) >= r.cfg.MaxWaiting || r.held+int64(c.Size()) > r.cfg.MaxWaitingBytes {
-		r.stats.Refused++
-		kind := core.ErrNotProposed
-		if c.inDoubt {
-			kind = core.ErrUnknown
-		}
-		r.finish(c, core.Result{}, &core.Error{Kind: kind, Code: core.CodeOverloaded, RetryAfter: lastPause,
-			Message: fmt.Sprintf("%d calls wait for a leader of shard %d already", len(r.waiting), r.cfg.Shard)})
-		return
-	}
 	c.parked, c.bounces = true, 0
 	c.step("waits", nil, nil)
 	c.attempt++ // what was sent counts for nothing any more
 	c.notBefore = now + int64(pause)
 	r.waiting = append(r.waiting, c)
 	r.held += int64(c.Size())
-	if pause == 0 { // news may come, or room
-		pause = lastPause
-		if r.cfg.Lead != nil {
-			r.cfg.Lead()
-		}
+	if pause == 0 {
+		pause = r.patience()
+		r.wanted()
 	}
 	r.sooner(now + int64(pause))
+}
+
+// patience is how long to wait for news, or for room.
+func (r *Router) patience() time.Duration {
+	if r.leader != nil {
+		return roomPause
+	}
+	return lastPause
+}
+
+func (r *Router) wanted() {
+	if r.leader == nil && r.cfg.Lead != nil {
+		r.cfg.Lead()
+	}
 }
 
 // flush sends what waits and may go.
@@ -284,7 +313,7 @@ func (r *Router) flush(now int64) {
 		if c.notBefore > now {
 			due = min(due, c.notBefore)
 		} else {
-			due = min(due, now+int64(lastPause))
+			due = min(due, now+int64(r.patience()))
 		}
 		kept = append(kept, c)
 	}
@@ -321,8 +350,8 @@ func (r *Router) Tick(now int64) {
 	}
 	r.due.Store(due)
 	r.flush(now)
-	if len(r.waiting) > 0 && r.leader == nil && r.cfg.Lead != nil {
-		r.cfg.Lead()
+	if len(r.waiting) > 0 {
+		r.wanted()
 	}
 }
 
@@ -330,7 +359,7 @@ func (r *Router) Tick(now int64) {
 func (r *Router) expire(c *Call) {
 	r.stats.TimedOut++
 	e := &core.Error{Kind: core.ErrNotProposed, Code: core.CodeCancelled, Message: "no final answer in time"}
-	if c.inDoubt || c.Kind == Submit && !c.parked {
+	if c.mayHappen() {
 		e.Kind = core.ErrUnknown
 	}
 	if c.last != nil {
@@ -353,7 +382,7 @@ func (r *Router) finish(c *Call, res core.Result, err error) {
 func (r *Router) answer(now int64, c *Call, attempt uint32, res core.Result, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if c.attempt != attempt {
+	if c.attempt != attempt && (c.finished || c.parked || !mutated("late-answer")) {
 		return
 	}
 	if err == nil {
@@ -363,32 +392,33 @@ func (r *Router) answer(now int64, c *Call, attempt uint32, res core.Result, err
 	c.failures++
 	c.last = err
 	c.step("failed", c.target, err)
-	var e *core.Error
-	switch {
-	case errors.Is(err, core.ErrRejected):
-		r.finish(c, core.Result{}, rejected(c, err))
-	case !errors.As(err, &e):
+	switch e, no := core.Verdict(err); {
+	case no != nil && no.Code == core.CodeSequenceTooHigh && (c.inDoubt || c.Mark != nil):
+		r.again(now, c, errTooHigh) // outcomes of others make room
+	case no != nil:
+		r.finish(c, core.Result{}, rejected(c, no))
+	case e == nil:
 		r.finish(c, core.Result{}, err)
-	case final(e.Code) && !c.inDoubt:
+	case e.Kind == core.ErrNotProposed && final(e.Code) && !c.inDoubt:
 		r.finish(c, core.Result{}, err)
 	case e.Kind != core.ErrNotProposed && !c.repeatable():
 		r.finish(c, core.Result{}, err)
 	default:
-		c.inDoubt = c.inDoubt || e.Kind != core.ErrNotProposed && c.Kind == Submit
+		c.inDoubt = c.inDoubt || e.Kind != core.ErrNotProposed && c.changes()
 		r.again(now, c, e)
 	}
 }
 
-// rejected is the answer to a call that was decided. A session that ended while an attempt was unknown took the outcome with it.
-func rejected(c *Call, err error) error {
-	if c.inDoubt && errors.Is(err, errSessionExpired) {
-		return &core.Error{Kind: core.ErrUnknown, Code: core.CodeSessionExpired,
-			Message: "the session ended while the outcome was unknown: read from the state whether it happened (" + err.Error() + ")"}
+// rejected is the answer to a call that was decided. A session that ended, or forgot, while an attempt was unknown took the outcome with it.
+func rejected(c *Call, why *core.Rejection) error {
+	if c.inDoubt && (why.Code == core.CodeSessionExpired || why.Code == core.CodeSequenceAcked) && !mutated("expired-is-rejected") {
+		return &core.Error{Kind: core.ErrUnknown, Code: why.Code,
+			Message: "the session does not know any more what became of it: read from the state whether it happened (" + why.Error() + ")"}
 	}
-	return err
+	return why
 }
 
-var errSessionExpired = &core.Rejection{Code: core.CodeSessionExpired}
+var errTooHigh = &core.Error{Kind: core.ErrNotProposed, Code: core.CodeOverloaded, Message: "the window of the session is full"}
 
 // final: asking again, or somebody else, would not help, or is for the caller to decide.
 func final(code core.Code) bool {
@@ -402,17 +432,21 @@ func final(code core.Code) bool {
 // again sends a call on, or puts it off.
 func (r *Router) again(now int64, c *Call, e *core.Error) {
 	r.stats.Retries++
-	from := c.target
+	from, pause := c.target, min(firstPause<<min(c.failures, 16), lastPause)
 	var hinted Target
 	if r.cfg.Resolve != nil && (e.Leader != 0 || e.LeaderAddress != "") {
 		hinted = r.cfg.Resolve(e)
 	}
 	switch e.Code {
 	case core.CodeOverloaded, core.CodeDiskLow: // the right one at the wrong time
-		r.park(now, c, max(e.RetryAfter, firstPause))
+		r.park(now, c, max(e.RetryAfter, pause))
 		return
 	}
 	if r.leader == from && !c.anywhere() {
+		if denies(e.Code) && c.term == r.term && r.term != 0 {
+			// It was asked when it was said to lead. So nobody else's word for that counts.
+			r.refuted, r.refutedUntil = hint{from, r.term}, now+int64(disbelief)
+		}
 		r.lead(nil)
 		r.turn++
 	}
@@ -428,9 +462,15 @@ func (r *Router) again(now int64, c *Call, e *core.Error) {
 	if c.anywhere() && c.failures <= len(r.targets) && r.send(c) {
 		return
 	}
-	pause := firstPause << min(c.failures, 16)
-	r.park(now, c, min(pause, lastPause))
-	if r.leader == nil && r.cfg.Lead != nil {
-		r.cfg.Lead()
+	r.park(now, c, pause)
+	r.wanted()
+}
+
+// denies: who says so does not lead.
+func denies(code core.Code) bool {
+	switch code {
+	case core.CodeNotLeader, core.CodeNoLeader, core.CodeNoShard, core.CodeRemoved:
+		return true
 	}
+	return false
 }

@@ -25,6 +25,7 @@ const module = "github.com/decree-raft/decree/"
 var pure = map[string][]string{
 	"internal/core":  nil,
 	"internal/sim":   nil,
+	"internal/route": nil,
 	"internal/state": {"undo.go", "layer.go", "shard.go", "version.go", "iter.go", "flush.go", "table.go", "format.go", "journal.go", "cut.go", "install.go", "check.go", "chunk.go"},
 	"snapshot":       {"cut.go", "manifest.go", "receive.go", "source.go", "verify.go"},
 	"wal":            {"codec.go", "encode.go", "frame.go", "memory.go", "recover.go", "repair.go", "scan.go", "torn.go", "track.go", "validate.go", "files.go"},

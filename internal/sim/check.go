@@ -105,8 +105,8 @@ func (c *checker) observe(w *worker) {
 	for _, id := range w.shards {
 		st, _ := w.core.Status(id)
 		if st.Err != nil {
-			if st.Err.Code == core.CodeRemoved {
-				c.observeApplied(w.n, &st) // it may have answered reads before it went
+			if st.Err.Code == core.CodeRemoved || w.n.rotten != "" {
+				c.observeApplied(w.n, &st) // it may have answered before it went
 			}
 			continue // see stopped
 		}

@@ -18,7 +18,9 @@ type client struct {
 	useSessions bool
 	sessions    [shardCount + 1]*clientSession
 	opening     [shardCount + 1]bool
-	busy        int // operations under way
+	busy        int      // operations under way
+	lib         *station // of one that asks through proxies
+	at          int      // the proxy in use
 }
 
 // clientSession is what a client knows of a session of its own.
@@ -35,6 +37,9 @@ func (s *sim) startClients() {
 		c.useSessions = chance(c.r, s.swarm.sessions)
 		for sh := range c.guess {
 			c.guess[sh] = core.NodeID(1 + c.r.IntN(len(s.nodes)))
+		}
+		if s.swarm.proxies > 0 && chance(stream(s.seed, 800+uint64(i)), s.swarm.proxied) {
+			c.connect()
 		}
 		s.clients = append(s.clients, c)
 		for k := range s.swarm.width {
@@ -152,6 +157,10 @@ func (s *clientSession) finish(seq uint64) {
 // attempt asks a node. The request may be lost on the way, or late.
 func (c *client) attempt(o *operation) {
 	s := c.s
+	if c.lib != nil {
+		c.ask(o)
+		return
+	}
 	target := c.guess[o.shard]
 	if o.kind == core.KindRead && o.level != core.Linearizable || o.r.IntN(20) == 0 {
 		target = core.NodeID(1 + o.r.IntN(len(s.nodes)))

@@ -19,6 +19,7 @@
 //	network.go     frames that are lost, late, doubled, out of order, cut off
 //	faults.go      who breaks what, when
 //	clients.go     who asks, and asks again
+//	proxies.go     clients that ask through proxies, by the routers of production
 //	workload.go    what a run is about: the machines, what is asked of them, and a model of both
 //	builtin.go     two machines of its own (machine.go), whose every decision can be checked
 //	user.go        a user's machine, for rsm/rsmtest; usermodel.go replays the log through it

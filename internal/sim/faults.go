@@ -37,6 +37,8 @@ const (
 	faultAddress
 	faultUpgrade
 	faultDowngrade
+	faultProxy
+	faultStream
 	faultKinds
 )
 
@@ -45,6 +47,7 @@ var faultNames = [faultKinds]string{
 	"slow-disk", "disk-error", "disk-low", "pin", "unreachable", "sleepy-leader",
 	"disk-full", "rot",
 	"cut", "add-learner", "promote", "remove", "replace", "address", "upgrade", "downgrade",
+	"proxy", "stream",
 }
 
 // faultMeans are the mean times between two faults of a kind, when the seed has it.
@@ -60,6 +63,8 @@ var faultMeans = [faultKinds]int64{
 	faultCut:        100 * millisecond,
 	faultAddLearner: 300 * millisecond, faultPromote: 150 * millisecond, faultRemove: 600 * millisecond, faultReplace: 400 * millisecond,
 	faultAddress: 600 * millisecond, faultUpgrade: 300 * millisecond, faultDowngrade: 600 * millisecond,
+
+	faultProxy: 400 * millisecond, faultStream: 50 * millisecond,
 }
 
 // longestPause keeps a pause from outlasting the calm phase's patience.
@@ -195,6 +200,12 @@ func (f *faults) inject(kind int) {
 		f.members(kind)
 	case faultUpgrade, faultDowngrade:
 		f.exchange(kind, n)
+	case faultProxy:
+		tell("of a proxy")
+		f.crashProxy()
+	case faultStream:
+		tell("of a client to a proxy, or of a proxy to a node")
+		f.troubleStream()
 	default:
 		f.partition(kind, n)
 	}
@@ -390,6 +401,7 @@ func (f *faults) calm() {
 	for len(f.active) > 0 {
 		f.end(f.active[0])
 	}
+	f.s.calmProxies()
 	for _, n := range f.s.nodes {
 		n.crashAfterPass = false
 		n.disk.heal()

@@ -89,6 +89,11 @@ var mutants = []mutant{
 	{guarantee: "members", faults: "leave-at-once", opts: Options{tune: changing}},
 	{guarantee: "versions", faults: "version-of-the-old-members", opts: Options{tune: joining}},
 	{guarantee: "versions", faults: "version-alone", opts: Options{tune: upgrading}},
+	// Of internal/route.
+	{guarantee: "G12", faults: "repeat-without-session", opts: Options{tune: proxied}},
+	{guarantee: "G12", faults: "doubt-is-forgotten", opts: Options{tune: proxied}},
+	{guarantee: "G12", faults: "late-answer", opts: Options{tune: proxied}},
+	{guarantee: "G12", faults: "expired-is-rejected", opts: Options{tune: proxied}},
 }
 
 func TestMutants(t *testing.T) {

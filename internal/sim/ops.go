@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 
 	"github.com/decree-raft/decree/internal/core"
+	"github.com/decree-raft/decree/internal/route"
 )
 
 // An operation is what a client wants; an attempt is one request for it to one node.
@@ -72,6 +73,10 @@ type attempt struct {
 	node *node
 	gen  uint64
 	req  core.Request
+
+	// Of one that comes from a proxy: the call as it came, and what sends the answer on.
+	routed *route.Call
+	reply  func()
 
 	given   bool // to the node
 	givenAt int64
@@ -159,6 +164,10 @@ func (a *attempt) give() {
 	if o.session != nil {
 		q.Session, q.Sequence = o.session.id, o.seq
 	}
+	if c := a.routed; c != nil {
+		q.Commands, q.Query, q.Level, q.Token = c.Commands, c.Query, c.Level, c.Token
+		q.Session, q.Sequence, q.Acknowledged = c.Session, c.Sequence, c.Acknowledged
+	}
 	n, gen := a.node, a.gen
 	q.Done = func(*core.Request) {
 		if n.up && n.gen == gen { // else the process died first
@@ -188,6 +197,10 @@ func (s *sim) takeAnswers() {
 			a.req.Result.Index, a.req.Result.Replies, a.req.Result.Answer, a.req.Err)
 		s.tellAnswer(a)
 		s.check.answer(a)
-		a.op.client.replyUnderWay(a)
+		if a.reply != nil {
+			a.reply()
+		} else {
+			a.op.client.replyUnderWay(a)
+		}
 	}
 }

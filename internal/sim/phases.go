@@ -26,7 +26,11 @@ func (s *sim) beCalm() {
 	}
 	s.waitFor("everything pending ends", s.settled, func() {
 		s.phase(2)
-		probes := s.probe()
+		probes := s.probe(len(s.clients), false)
+		if s.swarm.proxies > 0 {
+			direct, through := probes, s.probe(len(s.clients)+1, true)
+			probes = func() bool { return direct() && through() }
+		}
 		s.waitFor("new calls succeed", func() bool { return s.settled() && probes() }, func() {
 			s.phase(3)
 			s.waitFor("the replicas agree", s.agreed, s.end)
@@ -87,8 +91,11 @@ func (s *sim) unanswered() string {
 
 // probe asks for one of everything, of every shard, until there is an answer; the
 // function that it returns tells whether all of it has been answered.
-func (s *sim) probe() func() bool {
-	c := &client{s: s, r: stream(s.seed, 300), num: len(s.clients), useSessions: true}
+func (s *sim) probe(num int, proxied bool) func() bool {
+	c := &client{s: s, r: stream(s.seed, 300+uint64(num-len(s.clients))), num: num, useSessions: true}
+	if proxied {
+		c.connect()
+	}
 	unanswered, asked := 0, 0
 	var ask func(id core.ShardID, prepare func(*operation), then func())
 	ask = func(id core.ShardID, prepare func(*operation), then func()) {

@@ -105,7 +105,7 @@ func (s *sim) tellFault(kind int, n *node) {
 		return
 	}
 	switch kind {
-	case faultCrashAll, faultHalves:
+	case faultCrashAll, faultHalves, faultProxy, faultStream:
 		s.tell("fault %s", faultNames[kind])
 	default:
 		s.tell("fault %s: node %d", faultNames[kind], n.id)

@@ -69,6 +69,8 @@ type Stats struct {
 	Changes, ChangesRefused              int // of the members: in the log; asked for and not proposed
 	Left                                 int // replicas that were removed and know it
 	Activations, Upgrades                int // of versions of the machine
+	Proxied, ProxyDoubts                 int // calls through proxies; of these, ended as unknown
+	ProxyCrashes, StreamsBroken          int
 	Acked, Rejected, Refused             int
 	NotProposed, Unknown, Reads, Retries int
 	Codes                                map[core.Code]int // of errors
@@ -102,6 +104,7 @@ type sim struct {
 	net     *network
 	faults  *faults
 	clients []*client
+	proxies []*proxy
 	check   *checker
 	answers []*attempt // that came in this event and are still to be checked
 
@@ -134,6 +137,7 @@ func Run(seed uint64, opts Options) *Result {
 	}
 	s.swarm = drawSwarm(stream(seed, 2))
 	s.swarm.drawMembers(stream(seed, 6))
+	s.swarm.drawProxies(stream(seed, 7))
 	if opts.User != nil {
 		s.work = newUserWork(s, opts.User)
 	} else {
@@ -185,6 +189,7 @@ func (s *sim) run() {
 		n.start()
 	}
 	s.faults = newFaults(s)
+	s.startProxies()
 	s.startClients()
 	s.at(int64(s.swarm.chaos), func() { s.beCalm() })
 	for s.failure == nil {

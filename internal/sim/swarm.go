@@ -45,6 +45,10 @@ type swarm struct {
 	longQueries       float64
 	maxMemory         int64 // that a replica may take
 
+	proxies int     // 0: every client asks nodes
+	proxied float64 // share of clients that ask through them
+	silence int64   // of a stream on which calls wait, before it is given up
+
 	spares     int     // nodes that may be added
 	programs   uint64  // the highest version of the machine that there is
 	chunk      int64   // mean ns from a few chunks of a snapshot to the next
@@ -148,6 +152,19 @@ func (s *swarm) drawMembers(r *rand.Rand) {
 		some(faultUpgrade)
 		if r.IntN(2) == 0 {
 			some(faultDowngrade)
+		}
+	}
+}
+
+// drawProxies draws what concerns proxies, from a source of its own.
+func (s *swarm) drawProxies(r *rand.Rand) {
+	if s.proxies = pick(r, 0, 0, 0, 1, 2); s.proxies == 0 {
+		return
+	}
+	s.proxied, s.silence = pick(r, 0.5, 1), pick[int64](r, 50, 200, 500)*millisecond
+	for _, k := range []int{faultProxy, faultStream} {
+		if r.IntN(3) > 0 {
+			s.every[k] = faultMeans[k] * pick[int64](r, 1, 2, 6)
 		}
 	}
 }

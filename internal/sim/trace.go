@@ -54,6 +54,11 @@ const (
 	evChange
 	evChangeAnswer
 	evProgram
+	evProxyStart
+	evProxyCrash
+	evStreamBroken
+	evAsk
+	evTold
 )
 
 // formats of an event's node (1) and four numbers (2 to 5), for people. Faults have names instead.
@@ -95,6 +100,12 @@ var formats = [...]string{
 	evChange:       "n%[1]d shard %[2]d <- asked for change %[3]d of the members, attempt %[4]d",
 	evChangeAnswer: "n%[1]d shard %[2]d -> answers change %[3]d of the members, attempt %[4]d",
 	evProgram:      "n%[1]d will run version %[2]d of the program, after %[3]d",
+
+	evProxyStart:   "proxy %[2]d STARTS, incarnation %[3]d",
+	evProxyCrash:   "proxy %[2]d CRASHES, incarnation %[3]d, with %[4]d calls",
+	evStreamBroken: "stream to n%[1]d (0: to a proxy) BREAKS, with %[2]d calls",
+	evAsk:          "shard %[2]d <- proxy %[4]d is asked for op %[3]d",
+	evTold:         "shard %[2]d -> a proxy's client is told of op %[3]d: %[4]d (0 happened, 1 rejected, 2 refused, 3 not proposed, 4 unknown)",
 }
 
 // trace is the run as a sequence of numbers: hashed always, written out for people if asked to.

@@ -11,8 +11,19 @@ var tunes = map[string]func(*swarm){
 	"upgrading": upgrading, "joining": joining, "rotten": rotten,
 }
 
+// proxied has clients that ask through proxies only, over streams that break, with sessions that are few.
+func proxied(s *swarm) {
+	s.proxies, s.proxied, s.silence = 2, 1, 200*millisecond
+	s.every[faultProxy], s.every[faultStream] = 400*millisecond, 50*millisecond
+	s.core.Sessions.Max, s.sessions, s.clients, s.clientLoss = 3, 0.7, 6, 0.05
+}
+
+// direct has none: what needs many seeds is looked for in the clusters in which it was first found.
+func direct(s *swarm) { s.proxies, s.every[faultProxy], s.every[faultStream] = 0, 0, 0 }
+
 // restless makes for entries in flight on leaders that are none any more.
 func restless(s *swarm) {
+	direct(s)
 	s.nodes = max(s.nodes, 3)
 	s.every[faultSleepyLeader], s.every[faultIsolate], s.every[faultTransfer] = 200*millisecond, 300*millisecond, 150*millisecond
 	s.core.Limits.PipelineDepth, s.core.Limits.BatchBytes = 16, 1
@@ -22,6 +33,7 @@ func restless(s *swarm) {
 
 // hanging has disks that hang while much is being applied and flushed.
 func hanging(s *swarm) {
+	direct(s)
 	s.nodes = 3
 	s.every[faultSlowDisk], s.every[faultTransfer], s.every[faultCrash] = 100*millisecond, 0, 300*millisecond
 	s.core.Limits.FlushBytes, s.core.Limits.LogCacheBytes, s.core.KeepJournal = 64<<10, 1, false
@@ -32,6 +44,7 @@ func hanging(s *swarm) {
 
 // crowded makes for more sessions than there may be, whose time is over all at once.
 func crowded(s *swarm) {
+	direct(s)
 	s.every[faultClock] = 30 * millisecond
 	s.core.Sessions.Max, s.core.Limits.PipelineDepth, s.core.Limits.BatchBytes = 3, 16, 1
 	s.sessions, s.clients, s.think = 1, 8, millisecond/2
@@ -39,6 +52,7 @@ func crowded(s *swarm) {
 
 // behind makes for followers that need snapshots: journals without room, much that is flushed, nodes that are away.
 func behind(s *swarm) {
+	direct(s)
 	s.nodes, s.spares, s.core.KeepJournal, s.core.JournalMaxBytes = 3, 0, false, 1
 	s.core.Limits.FlushBytes, s.core.Limits.LogCacheBytes = 64<<10, 1
 	s.every[faultCut], s.every[faultCrash], s.every[faultIsolate], s.every[faultSleepyLeader] = 40*millisecond, 200*millisecond, 300*millisecond, 500*millisecond
@@ -65,6 +79,7 @@ func slowCuts(s *swarm) {
 
 // changing has many changes of members, and nodes that fail meanwhile.
 func changing(s *swarm) {
+	direct(s)
 	s.nodes, s.spares = pick(rand.New(rand.NewPCG(uint64(s.chaos), 1)), 1, 2, 3), 3
 	s.every[faultRot], s.every[faultCut] = 0, 200*millisecond
 	s.every[faultAddLearner], s.every[faultPromote], s.every[faultRemove], s.every[faultReplace] = 150*millisecond, 100*millisecond, 300*millisecond, 150*millisecond

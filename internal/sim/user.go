@@ -145,6 +145,7 @@ func (w *userWork) tune(s *swarm) {
 	l.MaxCommandBytes, l.MaxEntryBytes, l.MaxKeyBytes, l.MaxValueBytes = d.MaxCommandBytes+tagBytes, d.MaxEntryBytes, d.MaxKeyBytes, d.MaxValueBytes
 	l.MaxQueuedBytes = d.MaxQueuedBytes
 	s.maxMemory = 1 << 30
+	s.proxies, s.every[faultProxy], s.every[faultStream] = 0, 0, 0
 	s.programs, s.every[faultUpgrade], s.every[faultDowngrade] = 0, 0, 0
 }
 

@@ -90,22 +90,27 @@ func ParseAnswers(b []byte, f func(*ReceivedAnswer)) error {
 }
 
 func parseAnswer(b []byte, a *ReceivedAnswer) error {
-	known := false
+	known, failed := false, false
+	var e decreev1.Error
 	err := fields(b, func(n protowire.Number, t protowire.Type, v []byte, x uint64) error {
 		switch {
 		case n == answerID && t == protowire.VarintType:
 			a.ID = x
 		case t != protowire.BytesType:
 		case n == answerError:
-			known = true
-			var e decreev1.Error
-			if err := proto.Unmarshal(v, &e); err != nil {
+			if !failed {
+				e.Reset()
+			}
+			known, failed = true, true
+			if err := (proto.UnmarshalOptions{Merge: true}).Unmarshal(v, &e); err != nil {
 				return err
 			}
-			a.Err = FromError(&e)
+			a.Err, a.Kind, a.Result = FromError(&e), 0, core.Result{}
 		case n >= answerSubmit && n <= answerSubmit+protowire.Number(route.CloseSession):
-			known = true
-			a.Kind = route.Kind(n - answerSubmit)
+			if kind := route.Kind(n - answerSubmit); !known || failed || a.Kind != kind { // the same twice is one, in pieces
+				a.Kind, a.Err, a.Result = kind, nil, core.Result{}
+			}
+			known, failed = true, false
 			return parseResult(v, a.Kind, &a.Result)
 		}
 		return nil

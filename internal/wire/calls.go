@@ -163,7 +163,9 @@ func parseCall(b []byte) (ReceivedCall, error) {
 		case n == callTimeout && t == protowire.VarintType:
 			c.Timeout = time.Duration(uint32(x)) * time.Millisecond
 		case n >= callSubmit && n <= callClose && t == protowire.BytesType:
-			c.Call = &route.Call{Kind: route.Kind(n - callSubmit)}
+			if kind := route.Kind(n - callSubmit); c.Call == nil || c.Call.Kind != kind { // the same twice is one, in pieces
+				c.Call = &route.Call{Kind: kind}
+			}
 			return parseOne(v, c.Call)
 		}
 		return nil
@@ -179,6 +181,9 @@ func parseCall(b []byte) (ReceivedCall, error) {
 
 // MaxCallBytes bounds what one call carries, so that a frame with one more call fits what everybody takes.
 const MaxCallBytes = 8 << 20
+
+// maxCommands bounds the commands of a call while it is read: shards have a lower bound.
+const maxCommands = 1 << 16
 
 // CheckCall says what is wrong with a call that parses: it is refused, and the stream goes on.
 func CheckCall(c *route.Call) error {
@@ -196,6 +201,8 @@ func CheckCall(c *route.Call) error {
 		return bad("the sequence number is 0: within a session numbers start at 1")
 	case c.Kind == route.Submit && c.Session == 0 && c.Sequence != 0:
 		return bad(fmt.Sprintf("there is a sequence number, %d, and no session: open one first", c.Sequence))
+	case len(c.Commands) > maxCommands:
+		return bad(fmt.Sprintf("the call has more than %d commands", maxCommands))
 	case c.Size() > MaxCallBytes:
 		return &core.Error{Kind: core.ErrNotProposed, Code: core.CodeCommandTooLarge,
 			Message: fmt.Sprintf("the call carries %d bytes: at most %d, with all its commands", c.Size(), MaxCallBytes)}
@@ -217,6 +224,9 @@ func parseOne(b []byte, c *route.Call) error {
 		case route.Submit:
 			switch {
 			case n == submitCommands && t == protowire.BytesType:
+				if len(c.Commands) > maxCommands { // refused by CheckCall
+					return nil
+				}
 				c.Commands = append(c.Commands, v)
 			case t != protowire.VarintType:
 			case n == submitSession:
@@ -234,7 +244,7 @@ func parseOne(b []byte, c *route.Call) error {
 				c.Query = v
 			case t != protowire.VarintType:
 			case n == readLevel:
-				c.Level = ParseLevel(x)
+				c.Level = ParseLevel(uint64(uint32(x)))
 			case n == readToken:
 				c.Token = core.Index(x)
 			}

@@ -15,13 +15,11 @@ import (
 )
 
 // kindOf answers whether it happened. Whatever does not say so may have.
-func kindOf(err error) decreev1.Kind {
-	switch {
-	case errors.Is(err, core.ErrRejected):
-		return decreev1.Kind_KIND_REJECTED
-	case errors.Is(err, core.ErrNotProposed):
+func kindOf(kind error) decreev1.Kind {
+	switch kind {
+	case core.ErrNotProposed:
 		return decreev1.Kind_KIND_NOT_PROPOSED
-	case errors.Is(err, core.ErrBroken):
+	case core.ErrBroken:
 		return decreev1.Kind_KIND_BROKEN
 	}
 	return decreev1.Kind_KIND_UNKNOWN
@@ -37,17 +35,15 @@ func ErrorOf(err error) *decreev1.Error {
 }
 
 func errorOf(err error) *decreev1.Error {
-	var r *core.Rejection
-	if errors.As(err, &r) {
+	switch e, r := core.Verdict(err); {
+	case r != nil:
 		return &decreev1.Error{Kind: decreev1.Kind_KIND_REJECTED, Code: string(r.Code), Message: r.Message, Detail: r.Detail}
-	}
-	var e *core.Error
-	if errors.As(err, &e) {
+	case e != nil:
 		m := e.Message
 		if e.Cause != nil {
 			m += ": " + e.Cause.Error()
 		}
-		return &decreev1.Error{Kind: kindOf(e), Code: string(e.Code), Message: m, Leader: uint64(e.Leader), LeaderAddress: e.LeaderAddress,
+		return &decreev1.Error{Kind: kindOf(e.Kind), Code: string(e.Code), Message: m, Leader: uint64(e.Leader), LeaderAddress: e.LeaderAddress,
 			RetryAfterMs: milliseconds(e.RetryAfter)}
 	}
 	d := &decreev1.Error{Kind: decreev1.Kind_KIND_UNKNOWN, Message: err.Error()}

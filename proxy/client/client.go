@@ -189,7 +189,9 @@ func (c *Client) keep(ctx context.Context) {
 		}
 		c.mu.Lock()
 		current := c.link == l
-		c.failed++
+		if current {
+			c.failed++
+		}
 		rounds := c.failed / len(c.addresses)
 		c.mu.Unlock()
 		if !current || len(c.addresses) == 1 {

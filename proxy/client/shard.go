@@ -93,7 +93,8 @@ func (p *Pending) begin() {
 	}
 	p.number = n
 	c := p.call
-	c.Session, c.Sequence, c.Acknowledged = n.Session, n.Sequence, n.Acknowledged
+	c.Mark = p.mark
+	c.Session, c.Sequence = n.Session, n.Sequence
 	p.shard.router.Submit(monotonic(), c)
 }
 
@@ -113,7 +114,7 @@ func (p *Pending) finish(c *route.Call) {
 		return
 	case refused:
 		p.call = p.again()
-		p.call.Session, p.call.Sequence, p.call.Acknowledged = p.number.Session, p.number.Sequence, p.shard.window.Acknowledged(p.number)
+		p.call.Session, p.call.Sequence, p.call.Mark = p.number.Session, p.number.Sequence, p.mark
 		time.AfterFunc(wait, func() { p.shard.router.Submit(monotonic(), p.call) })
 		return
 	}
@@ -122,6 +123,9 @@ func (p *Pending) finish(c *route.Call) {
 }
 
 var errSessionExpired = &rsm.Rejection{Code: core.CodeSessionExpired}
+
+// mark is what each attempt acknowledges: outcomes that have come meanwhile make room in the session.
+func (p *Pending) mark() uint64 { return p.shard.window.Acknowledged(p.number) }
 
 // again returns the call anew: a router has a call once.
 func (p *Pending) again() *route.Call {
@@ -147,7 +151,7 @@ func (p *Pending) Wait(ctx context.Context) ([][]byte, error) {
 	case <-p.done:
 		return p.replies, p.err
 	case <-ctx.Done():
-		if ctx == p.ctx && ctx.Err() == context.DeadlineExceeded {
+		if ctx.Err() == context.DeadlineExceeded && p.deadline <= monotonic() {
 			// The router knows the same deadline, and whether it may have happened.
 			select {
 			case <-p.done:
