@@ -104,6 +104,7 @@ const (
 	noteKnown                           // the answer: A: yes, B: by this entry, Data: its address
 	noteAwake                           // to members: this replica hears nothing; do not rest, and say who is a member if this one is not
 	noteVersions                        // to the leader; A: the highest version of the machine that this replica can run
+	noteChanged                         // to who asks for a vote; the latest change of members is committed: A: its index, B: its term
 )
 
 func (k NoteKind) String() string {
@@ -114,7 +115,7 @@ func (k NoteKind) String() string {
 }
 
 var noteNames = [...]string{
-	noteCutWanted: "cut wanted", noteCut: "cut", noteFetching: "fetching", noteFetchFailed: "fetch failed", noteRemoved: "removed", noteWho: "who", noteKnown: "known", noteAwake: "awake", noteVersions: "versions",
+	noteCutWanted: "cut wanted", noteCut: "cut", noteFetching: "fetching", noteFetchFailed: "fetch failed", noteRemoved: "removed", noteWho: "who", noteKnown: "known", noteAwake: "awake", noteVersions: "versions", noteChanged: "changed",
 }
 
 // CommitNote is a leader's word of what is committed, and of what every voter has. Raft's heartbeats do not tell:

@@ -74,6 +74,7 @@ var mutants = []mutant{
 	{guarantee: "bug", faults: "cut-after-the-change", opts: Options{tune: changing}, from: 201},
 	{guarantee: "bug", faults: "cut-after-the-change no-first-flush", opts: Options{tune: changing}, from: 201},
 	{guarantee: "bug", faults: "gone-say-nothing", opts: Options{tune: changing}, from: 87},
+	{guarantee: "bug", faults: "keep-changes-secret", opts: Options{tune: changing}, from: 1921},
 	{guarantee: "bug", faults: "tell-before-sync", opts: Options{tune: changing}},
 	{guarantee: "bug", faults: "ask-voters-only", opts: Options{tune: changing}},
 	{guarantee: "snapshots", faults: "no-restart-after", opts: Options{tune: behind}},
