@@ -104,7 +104,7 @@ const (
 	noteKnown                           // the answer: A: yes, B: by this entry, Data: its address
 	noteAwake                           // to members: this replica hears nothing; do not rest, and say who is a member if this one is not
 	noteVersions                        // to the leader; A: the highest version of the machine that this replica can run
-	noteChanged                         // to who asks for a vote; the latest change of members is committed: A: its index, B: its term
+	noteChanged                         // to who asks for a vote; the latest change of members is committed: A: up to this index, B: its term
 )
 
 func (k NoteKind) String() string {

@@ -745,12 +745,20 @@ func (r *Replica) pointOn(to NodeID) {
 
 // tellChanged tells one that asks for a vote that the latest change of members is committed. Without that it may need the vote of one that was removed, and whose log is
 // longer, for good: that one does not vote for it, and cannot be elected. (Raft's messages of an election do not say what is committed.)
-func (r *Replica) tellChanged(n NodeID) {
+func (r *Replica) tellChanged(m *raftpb.Message) {
 	if r.conf.Index == 0 || mutated("keep-changes-secret") {
 		return
 	}
-	if term, err := r.log.Term(uint64(r.conf.Index)); err == nil {
-		r.w.env.SendNote(n, Note{Shard: r.shard, Kind: noteChanged, A: uint64(r.conf.Index), B: term})
+	first, _ := r.log.FirstIndex() // never fails
+	at := uint64(r.conf.Index)
+	if at+1 < first { // it is not there any more: the end of the other's log may be
+		at = min(m.Index, uint64(r.applied))
+	}
+	if at+1 < first || at < uint64(r.conf.Index) {
+		return
+	}
+	if term, err := r.log.Term(at); err == nil {
+		r.w.env.SendNote(NodeID(m.From), Note{Shard: r.shard, Kind: noteChanged, A: at, B: term})
 	}
 }
 

@@ -319,6 +319,29 @@ func TestRemovedReplicaStaysUntilVotersKnow(t *testing.T) {
 	}
 }
 
+// Nobody is told that it was removed before a restart would know: who is told stops, and must not be counted on again.
+func TestRemovalIsToldWhenDurable(t *testing.T) {
+	h := newHand(t, Limits{})
+	entries := []raftpb.Entry{{Index: 1, Term: 5}, changeEntry(t, 2, 5, raftpb.ConfChangeRemoveNode, 3)}
+	h.message(raftpb.Message{From: 1, Type: raftpb.MsgApp, Term: 5, Entries: entries})
+	h.settle(1)
+	told := func() bool {
+		h.in.Notes = append(h.in.Notes, Note{From: 3, Shard: 1, Kind: noteAwake})
+		h.pass(1)
+		return slices.ContainsFunc(h.notes, func(n Note) bool { return n.Kind == noteRemoved })
+	}
+	h.message(raftpb.Message{From: 1, Type: raftpb.MsgHeartbeat, Term: 5, Commit: 2})
+	h.pass(1)
+	if h.replica().conf.Has(3) || told() {
+		t.Errorf("members %v, and it told before its disk knew", h.replica().conf.Members())
+	}
+	h.sync()
+	h.pass(1)
+	if !told() {
+		t.Error("it does not tell")
+	}
+}
+
 // Two that were removed must not tell each other for ever.
 func TestRemovedReplicasDoNotArgue(t *testing.T) {
 	h := newHand(t, Limits{})

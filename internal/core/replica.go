@@ -565,7 +565,7 @@ func (r *Replica) step(m *Message) {
 		r.hearSnapshot(m)
 		return
 	case raftpb.MsgPreVote, raftpb.MsgVote:
-		r.tellChanged(m.From)
+		r.tellChanged(&m.Raft)
 	}
 	// What raft refuses (an unknown sender, an answer to a former term) is not an error of ours.
 	_ = r.rn.Step(m.Raft)
