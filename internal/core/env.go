@@ -105,6 +105,7 @@ const (
 	noteAwake                           // to members: this replica hears nothing; do not rest, and say who is a member if this one is not
 	noteVersions                        // to the leader; A: the highest version of the machine that this replica can run
 	noteCutting                         // to the leader who wants a cut; A: as asked, B: bytes that are written
+	noteChanged                         // to who asks for a vote; the latest change of members is committed: A: up to this index, B: its term
 )
 
 func (k NoteKind) String() string {
@@ -115,7 +116,7 @@ func (k NoteKind) String() string {
 }
 
 var noteNames = [...]string{
-	noteCutWanted: "cut wanted", noteCut: "cut", noteFetching: "fetching", noteFetchFailed: "fetch failed", noteRemoved: "removed", noteWho: "who", noteKnown: "known", noteAwake: "awake", noteVersions: "versions", noteCutting: "cutting",
+	noteCutWanted: "cut wanted", noteCut: "cut", noteFetching: "fetching", noteFetchFailed: "fetch failed", noteRemoved: "removed", noteWho: "who", noteKnown: "known", noteAwake: "awake", noteVersions: "versions", noteCutting: "cutting", noteChanged: "changed",
 }
 
 // CommitNote is a leader's word of what is committed, and of what every voter has. Raft's heartbeats do not tell:

@@ -743,6 +743,45 @@ func (r *Replica) pointOn(to NodeID) {
 	}
 }
 
+// tellChanged tells one that asks for a vote that the latest change of members is committed. Without that it may need the vote of one that was removed, and whose log is
+// longer, for good: that one does not vote for it, and cannot be elected. (Raft's messages of an election do not say what is committed.)
+func (r *Replica) tellChanged(m *raftpb.Message) {
+	if r.conf.Index == 0 || mutated("keep-changes-secret") {
+		return
+	}
+	first, _ := r.log.FirstIndex() // never fails
+	at := uint64(r.conf.Index)
+	if at+1 < first { // it is not there any more: the end of the other's log may be
+		at = min(m.Index, uint64(r.applied))
+	}
+	if at+1 < first || at < uint64(r.conf.Index) {
+		return
+	}
+	if term, err := r.log.Term(at); err == nil {
+		r.w.env.SendNote(NodeID(m.From), Note{Shard: r.shard, Kind: noteChanged, A: at, B: term})
+	}
+}
+
+// hearChanged takes a member's word that an entry which this replica has is committed. Raft takes that from leaders only, or from its storage: so it starts anew. What it
+// has not handed out yet is lost, and nobody was told of it.
+func (r *Replica) hearChanged(n Note) {
+	if r.lead != nil || r.role == raft.StateLeader || r.writing || r.installing != nil || n.A <= r.rn.BasicStatus().Commit || n.A > r.log.last() {
+		return
+	}
+	if term, err := r.log.Term(n.A); err != nil || term != n.B {
+		return
+	}
+	r.log.hard.Commit = max(r.log.hard.Commit, uint64(r.applied), n.A)
+	rn, err := raft.NewRawNode(r.raftConfig())
+	if err != nil {
+		panic(broken(CodeCorruption, err, "raft does not start anew"))
+	}
+	r.logger.Info("a change of members is committed, says a member", "index", n.A, "node", uint64(n.From))
+	r.rn = rn
+	r.reads.reset()
+	r.wake()
+}
+
 func (r *Replica) removedError(at Index) *Error {
 	return broken(CodeRemoved, nil, "node %d was removed from shard %d by entry %d, and is no member any more; its data can be deleted when it has no other shards", r.cfg.Node, r.shard, at)
 }

@@ -319,6 +319,29 @@ func TestRemovedReplicaStaysUntilVotersKnow(t *testing.T) {
 	}
 }
 
+// Nobody is told that it was removed before a restart would know: who is told stops, and must not be counted on again.
+func TestRemovalIsToldWhenDurable(t *testing.T) {
+	h := newHand(t, Limits{})
+	entries := []raftpb.Entry{{Index: 1, Term: 5}, changeEntry(t, 2, 5, raftpb.ConfChangeRemoveNode, 3)}
+	h.message(raftpb.Message{From: 1, Type: raftpb.MsgApp, Term: 5, Entries: entries})
+	h.settle(1)
+	told := func() bool {
+		h.in.Notes = append(h.in.Notes, Note{From: 3, Shard: 1, Kind: noteAwake})
+		h.pass(1)
+		return slices.ContainsFunc(h.notes, func(n Note) bool { return n.Kind == noteRemoved })
+	}
+	h.message(raftpb.Message{From: 1, Type: raftpb.MsgHeartbeat, Term: 5, Commit: 2})
+	h.pass(1)
+	if h.replica().conf.Has(3) || told() {
+		t.Errorf("members %v, and it told before its disk knew", h.replica().conf.Members())
+	}
+	h.sync()
+	h.pass(1)
+	if !told() {
+		t.Error("it does not tell")
+	}
+}
+
 // Two that were removed must not tell each other for ever.
 func TestRemovedReplicasDoNotArgue(t *testing.T) {
 	h := newHand(t, Limits{})
@@ -376,6 +399,37 @@ func TestRemovedReplicaPointsOn(t *testing.T) {
 	h.pass(1)
 	if len(h.notes) != 2 || h.notes[1].Kind != noteKnown || h.notes[1].A != 5 || h.notes[1].B != 9 || string(h.notes[1].Data) != "a:1" {
 		t.Errorf("it answered %v", h.notes)
+	}
+}
+
+// A voter that was restarted may not know that a removal is committed, and lack what the removed one has after it: that one does not vote for it. But it says so.
+func TestRemovalIsToldToWhoAsksForAVote(t *testing.T) {
+	h := removed(t, 1, 2)
+	h.message(raftpb.Message{From: 1, Type: raftpb.MsgPreVote, Term: 6, Index: 2, LogTerm: 5})
+	h.pass(1)
+	if !slices.ContainsFunc(h.notes, func(n Note) bool { return n.Kind == noteChanged && n.A == 2 && n.B == 5 }) {
+		t.Errorf("it says %v", h.notes)
+	}
+
+	h = newHand(t, Limits{}, 1, 2)
+	entries := []raftpb.Entry{{Index: 1, Term: 5}, changeEntry(t, 2, 5, raftpb.ConfChangeRemoveNode, 1)}
+	h.message(raftpb.Message{From: 1, Type: raftpb.MsgApp, Term: 5, Entries: entries, Commit: 1})
+	h.settle(1)
+	h.gone = map[uint64]bool{1: true}
+	h.last[1] = 3
+	for _, n := range []Note{{A: 3, B: 5}, {A: 2, B: 4}, {A: 1 << 62, B: 5}} {
+		n.From, n.Shard, n.Kind = 1, 1, noteChanged
+		h.in.Notes = append(h.in.Notes, n)
+	}
+	h.settle(60)
+	if r := h.replica(); r.applied != 1 || r.lead != nil {
+		t.Fatalf("applied %d, leads %v, and has no word and no vote for that", r.applied, r.lead != nil)
+	}
+	h.in.Notes = append(h.in.Notes, Note{From: 1, Shard: 1, Kind: noteChanged, A: 2, B: 5})
+	h.settle(60)
+	h.submit("x")
+	if r := h.replica(); h.stopped != nil || r.lead == nil || r.applied < 4 || r.conf.Has(1) {
+		t.Errorf("stopped %v, leads %v, applied %d, members %v", h.stopped, r.lead != nil, r.applied, r.conf.Members())
 	}
 }
 

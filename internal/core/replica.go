@@ -566,9 +566,12 @@ func (r *Replica) step(m *Message) {
 	if l := r.lead; l != nil {
 		l.heard[m.From] = r.w.now.Mono
 	}
-	if m.Raft.Type == raftpb.MsgSnap {
+	switch m.Raft.Type {
+	case raftpb.MsgSnap:
 		r.hearSnapshot(m)
 		return
+	case raftpb.MsgPreVote, raftpb.MsgVote:
+		r.tellChanged(&m.Raft)
 	}
 	// What raft refuses (an unknown sender, an answer to a former term) is not an error of ours.
 	_ = r.rn.Step(m.Raft)
@@ -644,6 +647,8 @@ func (r *Replica) hear(n Note) {
 		r.hearKnown(n)
 	case noteVersions:
 		r.hearVersions(n)
+	case noteChanged:
+		r.hearChanged(n)
 	}
 }
 
