@@ -45,9 +45,15 @@ type testCluster struct {
 
 func newTestCluster(t *testing.T) *testCluster {
 	t.Helper()
+	return startTestCluster(t, func(*serveConfig) {})
+}
+
+func startTestCluster(t *testing.T, configure func(*serveConfig)) *testCluster {
+	t.Helper()
 	c := &testCluster{t: t, dir: t.TempDir(), config: defaultServeConfig(),
 		nodes: map[rsm.NodeID]*servedNode{}, stopped: map[rsm.NodeID]chan error{}, cancel: map[rsm.NodeID]context.CancelFunc{}}
 	c.config.Peers, c.config.API, c.config.HTTP = freePorts(t), freePorts(t), freePorts(t)
+	configure(&c.config)
 	for id := range c.config.Peers {
 		c.start(id)
 	}
