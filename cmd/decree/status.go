@@ -49,26 +49,28 @@ type peerReport struct {
 }
 
 type replicaReport struct {
-	Shard       uint64            `json:"shard"`
-	Node        uint64            `json:"node"`
-	Role        string            `json:"role"`
-	Term        uint64            `json:"term"`
-	Leader      uint64            `json:"leader"`
-	Voters      []uint64          `json:"voters"`
-	Applied     uint64            `json:"applied"`
-	Commit      uint64            `json:"commit"`
-	Last        uint64            `json:"last"`
-	Flushed     uint64            `json:"flushed"`
-	Sequence    uint64            `json:"sequence"`
-	Time        string            `json:"time"`
-	Hash        string            `json:"hash"`
-	Sessions    uint64            `json:"sessions"`
-	InFlight    uint64            `json:"in_flight"`
-	Queued      uint64            `json:"queued"`
-	MemoryBytes int64             `json:"memory_bytes"`
-	Quiet       bool              `json:"quiet"`
-	Error       string            `json:"error"`
-	Counters    map[string]uint64 `json:"counters"`
+	Shard             uint64            `json:"shard"`
+	Node              uint64            `json:"node"`
+	Role              string            `json:"role"`
+	Term              uint64            `json:"term"`
+	Leader            uint64            `json:"leader"`
+	Voters            []uint64          `json:"voters"`
+	Applied           uint64            `json:"applied"`
+	Commit            uint64            `json:"commit"`
+	Last              uint64            `json:"last"`
+	Flushed           uint64            `json:"flushed"`
+	Sequence          uint64            `json:"sequence"`
+	Time              string            `json:"time"`
+	Hash              string            `json:"hash"`
+	Sessions          uint64            `json:"sessions"`
+	InFlight          uint64            `json:"in_flight"`
+	Queued            uint64            `json:"queued"`
+	MemoryBytes       int64             `json:"memory_bytes"`
+	Quiet             bool              `json:"quiet"`
+	MachineVersion    uint64            `json:"machine_version"`     // that is active
+	MaxMachineVersion uint64            `json:"max_machine_version"` // that this node's program can run
+	Error             string            `json:"error"`
+	Counters          map[string]uint64 `json:"counters"`
 }
 
 func statusCommand() *command {
@@ -175,6 +177,7 @@ func replicaReportOf(node uint64, s *adminv1.ShardStatus) replicaReport {
 		Applied: s.GetApplied(), Commit: s.GetCommit(), Last: s.GetLast(), Flushed: s.GetFlushed(), Sequence: s.GetSequence(),
 		Time: instant(s.GetTime()), Hash: hash(s.GetHash()), Sessions: s.GetSessions(), InFlight: s.GetInFlight(), Queued: s.GetQueued(),
 		MemoryBytes: s.GetMemoryBytes(), Quiet: s.GetQuiet(),
+		MachineVersion: s.GetMachineVersion(), MaxMachineVersion: s.GetMaxMachineVersion(),
 		Counters: map[string]uint64{
 			"entries": k.GetEntries(), "commands": k.GetCommands(), "rejections": k.GetRejections(), "log_reads": k.GetLogReads(),
 			"other_reads": k.GetOtherReads(), "duplicates": k.GetDuplicates(), "voids": k.GetVoids(), "rollbacks": k.GetRollbacks(),
@@ -208,13 +211,13 @@ func (r *statusReport) table(w *tabwriter.Writer) {
 		row(w, n.Node, n.Address, n.Leads, n.Replicas, size(n.LogBytes), size(n.StateBytes), free, fmt.Sprintf("%d of %d", connected, len(n.Peers)))
 	}
 	fmt.Fprintln(w)
-	row(w, "SHARD", "NODE", "ROLE", "TERM", "APPLIED", "COMMIT", "FLUSHED", "HASH", "TIME", "QUEUED")
+	row(w, "SHARD", "NODE", "ROLE", "TERM", "APPLIED", "COMMIT", "FLUSHED", "VERSION", "HASH", "TIME", "QUEUED")
 	for _, p := range r.Replicas {
 		role := p.Role
 		if p.Quiet {
 			role += ", resting"
 		}
-		row(w, p.Shard, p.Node, role, p.Term, p.Applied, p.Commit, p.Flushed, p.Hash, dash(p.Time), p.Queued)
+		row(w, p.Shard, p.Node, role, p.Term, p.Applied, p.Commit, p.Flushed, versions(p.MachineVersion, p.MaxMachineVersion), p.Hash, dash(p.Time), p.Queued)
 	}
 	if len(r.Problems) > 0 {
 		fmt.Fprintln(w)
@@ -222,6 +225,14 @@ func (r *statusReport) table(w *tabwriter.Writer) {
 	for _, p := range r.Problems {
 		fmt.Fprintf(w, "attention: %s\n", p)
 	}
+}
+
+// versions is the version of the machine that is active, and, if it is another one, the highest that the replica's program can run.
+func versions(active, highest uint64) string {
+	if highest == active {
+		return fmt.Sprint(active)
+	}
+	return fmt.Sprintf("%d, can run %d", active, highest)
 }
 
 // membersReport is what `members -o json` writes, one for each shard.

@@ -560,10 +560,14 @@ type ShardStatus struct {
 	// Quiet: the shard is idle and rests.
 	Quiet bool `protobuf:"varint,17,opt,name=quiet,proto3" json:"quiet,omitempty"`
 	// Error: why a stopped replica stopped.
-	Error         *ErrorDetail `protobuf:"bytes,18,opt,name=error,proto3" json:"error,omitempty"`
-	Counters      *Counters    `protobuf:"bytes,19,opt,name=counters,proto3" json:"counters,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Error    *ErrorDetail `protobuf:"bytes,18,opt,name=error,proto3" json:"error,omitempty"`
+	Counters *Counters    `protobuf:"bytes,19,opt,name=counters,proto3" json:"counters,omitempty"`
+	// Machine version: of the shard's machine, as far as this replica has applied. Max machine version: the highest that this node's
+	// program can run. A version becomes active when every member can run it.
+	MachineVersion    uint64 `protobuf:"varint,20,opt,name=machine_version,json=machineVersion,proto3" json:"machine_version,omitempty"`
+	MaxMachineVersion uint64 `protobuf:"varint,21,opt,name=max_machine_version,json=maxMachineVersion,proto3" json:"max_machine_version,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
 }
 
 func (x *ShardStatus) Reset() {
@@ -727,6 +731,20 @@ func (x *ShardStatus) GetCounters() *Counters {
 		return x.Counters
 	}
 	return nil
+}
+
+func (x *ShardStatus) GetMachineVersion() uint64 {
+	if x != nil {
+		return x.MachineVersion
+	}
+	return 0
+}
+
+func (x *ShardStatus) GetMaxMachineVersion() uint64 {
+	if x != nil {
+		return x.MaxMachineVersion
+	}
+	return 0
 }
 
 // Counters count since the node was started.
@@ -2715,7 +2733,7 @@ const file_decree_admin_v1_admin_proto_rawDesc = "" +
 	"\x06shards\x18\x03 \x03(\v2\x1c.decree.admin.v1.ShardStatusR\x06shards\x121\n" +
 	"\x05peers\x18\x04 \x03(\v2\x1b.decree.admin.v1.PeerStatusR\x05peers\x12&\n" +
 	"\x03log\x18\x05 \x01(\v2\x14.decree.admin.v1.LogR\x03log\x12)\n" +
-	"\x04disk\x18\x06 \x01(\v2\x15.decree.admin.v1.DiskR\x04disk\"\x94\x04\n" +
+	"\x04disk\x18\x06 \x01(\v2\x15.decree.admin.v1.DiskR\x04disk\"\xed\x04\n" +
 	"\vShardStatus\x12\x14\n" +
 	"\x05shard\x18\x01 \x01(\x04R\x05shard\x12\x12\n" +
 	"\x04role\x18\x02 \x01(\tR\x04role\x12\x12\n" +
@@ -2736,7 +2754,9 @@ const file_decree_admin_v1_admin_proto_rawDesc = "" +
 	"\fmemory_bytes\x18\x10 \x01(\x03R\vmemoryBytes\x12\x14\n" +
 	"\x05quiet\x18\x11 \x01(\bR\x05quiet\x122\n" +
 	"\x05error\x18\x12 \x01(\v2\x1c.decree.admin.v1.ErrorDetailR\x05error\x125\n" +
-	"\bcounters\x18\x13 \x01(\v2\x19.decree.admin.v1.CountersR\bcounters\"\x83\x03\n" +
+	"\bcounters\x18\x13 \x01(\v2\x19.decree.admin.v1.CountersR\bcounters\x12'\n" +
+	"\x0fmachine_version\x18\x14 \x01(\x04R\x0emachineVersion\x12.\n" +
+	"\x13max_machine_version\x18\x15 \x01(\x04R\x11maxMachineVersion\"\x83\x03\n" +
 	"\bCounters\x12\x18\n" +
 	"\aentries\x18\x01 \x01(\x04R\aentries\x12\x1a\n" +
 	"\bcommands\x18\x02 \x01(\x04R\bcommands\x12\x1e\n" +
