@@ -328,6 +328,35 @@ func TestStatus(t *testing.T) {
 	}
 }
 
+// versioned is register in a program of some version.
+type versioned struct {
+	register
+	limit uint64
+}
+
+func (m versioned) MaxVersion() uint64 { return m.limit }
+
+// While a cluster goes from one version of its machine to the next, it shows which is active and which nodes have the new program.
+func TestStatusOfVersions(t *testing.T) {
+	c := start(t, "", 1, versioned{limit: 2})
+	r := want(t, exitOK, []string{"VERSION", "0, can run 2"}, "status", c.node())
+	if strings.Count(r.out, "can run") != 1 {
+		t.Errorf("only node 3 has a newer program: %v", r)
+	}
+	for _, p := range decode[statusReport](t, want(t, exitOK, nil, "status", "-o=json", c.node())).Replicas {
+		highest := uint64(0)
+		if p.Node == 3 {
+			highest = 2
+		}
+		if p.MachineVersion != 0 || p.MaxMachineVersion != highest {
+			t.Errorf("%+v", p)
+		}
+	}
+	if got := versions(2, 2); got != "2" {
+		t.Errorf("version 2 that is the newest is shown as %q", got)
+	}
+}
+
 // Nodes of two clusters are not mixed up, and two addresses of one node are one node.
 func TestClustersAreToldApart(t *testing.T) {
 	c := start(t, "", 1, nil)

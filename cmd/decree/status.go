@@ -67,11 +67,13 @@ type replicaReport struct {
 	Queued      uint64   `json:"queued"`
 	MemoryBytes int64    `json:"memory_bytes"`
 	// What the journal takes on disk, and whether it has lost, for want of room, what a member lacks.
-	JournalBytes int64             `json:"journal_bytes"`
-	JournalShort bool              `json:"journal_short"`
-	Quiet        bool              `json:"quiet"`
-	Error        string            `json:"error"`
-	Counters     map[string]uint64 `json:"counters"`
+	JournalBytes      int64             `json:"journal_bytes"`
+	JournalShort      bool              `json:"journal_short"`
+	MachineVersion    uint64            `json:"machine_version"`     // that is active
+	MaxMachineVersion uint64            `json:"max_machine_version"` // that this node's program can run
+	Quiet             bool              `json:"quiet"`
+	Error             string            `json:"error"`
+	Counters          map[string]uint64 `json:"counters"`
 }
 
 func statusCommand() *command {
@@ -190,6 +192,7 @@ func replicaReportOf(node uint64, s *adminv1.ShardStatus) replicaReport {
 		Applied: s.GetApplied(), Commit: s.GetCommit(), Last: s.GetLast(), Flushed: s.GetFlushed(), Sequence: s.GetSequence(),
 		Time: instant(s.GetTime()), Hash: hash(s.GetHash()), Sessions: s.GetSessions(), InFlight: s.GetInFlight(), Queued: s.GetQueued(),
 		MemoryBytes: s.GetMemoryBytes(), Quiet: s.GetQuiet(),
+		MachineVersion: s.GetMachineVersion(), MaxMachineVersion: s.GetMaxMachineVersion(),
 		Counters: map[string]uint64{
 			"entries": k.GetEntries(), "commands": k.GetCommands(), "rejections": k.GetRejections(), "log_reads": k.GetLogReads(),
 			"other_reads": k.GetOtherReads(), "duplicates": k.GetDuplicates(), "voids": k.GetVoids(), "rollbacks": k.GetRollbacks(),
@@ -225,13 +228,13 @@ func (r *statusReport) table(w *tabwriter.Writer) {
 		row(w, n.Node, n.Address, n.Leads, n.Replicas, size(n.LogBytes), size(n.StateBytes), free, fmt.Sprintf("%d of %d", connected, len(n.Peers)))
 	}
 	fmt.Fprintln(w)
-	row(w, "SHARD", "NODE", "ROLE", "TERM", "APPLIED", "COMMIT", "FLUSHED", "JOURNAL", "HASH", "TIME", "QUEUED")
+	row(w, "SHARD", "NODE", "ROLE", "TERM", "APPLIED", "COMMIT", "FLUSHED", "JOURNAL", "VERSION", "HASH", "TIME", "QUEUED")
 	for _, p := range r.Replicas {
 		role := p.Role
 		if p.Quiet {
 			role += ", resting"
 		}
-		row(w, p.Shard, p.Node, role, p.Term, p.Applied, p.Commit, p.Flushed, size(p.JournalBytes), p.Hash, dash(p.Time), p.Queued)
+		row(w, p.Shard, p.Node, role, p.Term, p.Applied, p.Commit, p.Flushed, size(p.JournalBytes), versions(p.MachineVersion, p.MaxMachineVersion), p.Hash, dash(p.Time), p.Queued)
 	}
 	if len(r.Problems) > 0 {
 		fmt.Fprintln(w)
@@ -239,6 +242,14 @@ func (r *statusReport) table(w *tabwriter.Writer) {
 	for _, p := range r.Problems {
 		fmt.Fprintf(w, "attention: %s\n", p)
 	}
+}
+
+// versions is the version of the machine that is active, and, if it is another one, the highest that the replica's program can run.
+func versions(active, highest uint64) string {
+	if highest == active {
+		return fmt.Sprint(active)
+	}
+	return fmt.Sprintf("%d, can run %d", active, highest)
 }
 
 // membersReport is what `members -o json` writes, one for each shard.

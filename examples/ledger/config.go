@@ -35,6 +35,8 @@ type serveConfig struct {
 	ElectionTimeout duration `json:"election_timeout"`
 	// Pprof offers profiles at HTTP, under /debug/pprof/, to whoever reaches it.
 	Pprof bool `json:"pprof"`
+	// OldProgram keeps this node, and with it the cluster, at the first version of the ledger's rules: see book.Machine.
+	OldProgram bool `json:"old_program"`
 }
 
 // defaultServeConfig is a cluster of three on this machine, reachable from this machine alone.
@@ -103,6 +105,7 @@ func (c *serveConfig) bind(f *flag.FlagSet) {
 	f.Var(&c.HTTP, "http", "`addresses` of the nodes for HTTP/JSON")
 	f.DurationVar((*time.Duration)(&c.ElectionTimeout), "election-timeout", time.Duration(c.ElectionTimeout), "without a leader for this long, a node campaigns")
 	f.BoolVar(&c.Pprof, "pprof", c.Pprof, "offer profiles over HTTP, under /debug/pprof/, to whoever reaches it")
+	f.BoolVar(&c.OldProgram, "old-program", c.OldProgram, "run the first version of the ledger's rules and no later one, as the program before did: entries\nhave no references while one node has this. Once a later version is active, the replica of a node with this is refused")
 }
 
 // parseServe reads the arguments. Defaults are overruled by the file, and the file by flags.

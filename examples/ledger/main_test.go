@@ -45,9 +45,15 @@ type testCluster struct {
 
 func newTestCluster(t *testing.T) *testCluster {
 	t.Helper()
+	return startTestCluster(t, func(*serveConfig) {})
+}
+
+func startTestCluster(t *testing.T, configure func(*serveConfig)) *testCluster {
+	t.Helper()
 	c := &testCluster{t: t, dir: t.TempDir(), config: defaultServeConfig(),
 		nodes: map[rsm.NodeID]*servedNode{}, stopped: map[rsm.NodeID]chan error{}, cancel: map[rsm.NodeID]context.CancelFunc{}}
 	c.config.Peers, c.config.API, c.config.HTTP = freePorts(t), freePorts(t), freePorts(t)
+	configure(&c.config)
 	for id := range c.config.Peers {
 		c.start(id)
 	}
@@ -330,12 +336,12 @@ func TestServeConfig(t *testing.T) {
 		}
 	}
 	quiet := console{err: io.Discard}
-	write(`{"cluster": "mine", "node": 2, "peers": {"2": "h:1"}, "api": {"2": "h:2"}, "election_timeout": "2s"}`)
+	write(`{"cluster": "mine", "node": 2, "peers": {"2": "h:1"}, "api": {"2": "h:2"}, "election_timeout": "2s", "old_program": true}`)
 	cfg, err := parseServe(quiet, []string{"-config", file, "-cluster", "other", "-http", "2=h:3"})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got := fmt.Sprint(cfg); got != "{other 2 ledger-data/2 2=h:1 2=h:2 2=h:3 2000000000}" {
+	if got := fmt.Sprint(cfg); got != "{other 2 ledger-data/2 2=h:1 2=h:2 2=h:3 2000000000 true}" {
 		t.Errorf("got %s", got)
 	}
 	for _, text := range []string{"{", `{"nodes": 3}`, `{"node": 1, "election_timeout": "soon"}`} {
@@ -345,7 +351,7 @@ func TestServeConfig(t *testing.T) {
 		}
 	}
 	cfg, err = parseServe(quiet, []string{"-node", "3"})
-	if err != nil || cfg.API[3] != "127.0.0.1:7203" || len(cfg.Peers) != 3 || cfg.API.String() != "1=127.0.0.1:7201,2=127.0.0.1:7202,3=127.0.0.1:7203" {
+	if err != nil || cfg.OldProgram || cfg.API[3] != "127.0.0.1:7203" || len(cfg.Peers) != 3 || cfg.API.String() != "1=127.0.0.1:7201,2=127.0.0.1:7202,3=127.0.0.1:7203" {
 		t.Errorf("defaults: %v, %v", cfg, err)
 	}
 	if defaultAPI != strings.Join([]string{cfg.API[1], cfg.API[2], cfg.API[3]}, ",") {

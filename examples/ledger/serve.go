@@ -64,7 +64,7 @@ func startNode(cfg serveConfig, log *slog.Logger) (*servedNode, error) {
 	if err == nil {
 		n.node, err = rsm.Start(rsm.Config{
 			Cluster: cfg.Cluster, Node: cfg.Node, Dir: cfg.Dir, Peers: cfg.Peers,
-			Shards:          []rsm.ShardConfig{{ID: shardID, Machine: book.Machine{}}},
+			Shards:          []rsm.ShardConfig{{ID: shardID, Machine: book.Machine{OldProgram: cfg.OldProgram}}},
 			ElectionTimeout: time.Duration(cfg.ElectionTimeout),
 			Services:        admin.Register, // for the command decree
 			Logger:          log, Metrics: metrics,

@@ -92,8 +92,9 @@ type decidedKey struct {
 }
 
 type decidedCommand struct {
-	tag  tag
-	data []byte
+	tag     tag
+	data    []byte
+	version uint64 // that was active
 	probe.Decision
 }
 
@@ -109,8 +110,9 @@ type aheadEntry struct {
 
 // effect is what an event wrote.
 type effect struct {
-	data   []byte // as in the log
-	writes []probe.Write
+	data    []byte // as in the log
+	version uint64 // under which it was decided
+	writes  []probe.Write
 }
 
 // tag is put in front of each command, and of each of its events, so that both can be told apart from all others: the operation, and
@@ -138,7 +140,8 @@ func newUserWork(s *sim, u *User) *userWork {
 	return &userWork{s: s, u: u, ops: map[uint64]*operation{}, decided: map[decidedKey][]decidedCommand{}, ahead: map[aheadKey]*aheadEntry{}}
 }
 
-// tune: the limits of production, since only the user knows how large things get. There is one version of the machine: the watched one hides others.
+// tune: the limits of production, since only the user knows how large things get. A machine with versions begins with nodes whose programs
+// differ, and is brought to the newest while it works; the others have one version, and no programs to exchange.
 func (w *userWork) tune(s *swarm) {
 	d := core.Config{}.WithDefaults().Limits
 	l := &s.core.Limits
@@ -146,14 +149,30 @@ func (w *userWork) tune(s *swarm) {
 	l.MaxQueuedBytes = d.MaxQueuedBytes
 	s.maxMemory = 1 << 30
 	s.proxies, s.every[faultProxy], s.every[faultStream] = 0, 0, 0
-	s.programs, s.every[faultUpgrade], s.every[faultDowngrade] = 0, 0, 0
+	if s.programs = highest(w.u.New()); s.programs == 0 {
+		s.every[faultUpgrade], s.every[faultDowngrade] = 0, 0
+	} else if s.every[faultUpgrade] == 0 {
+		s.every[faultUpgrade] = faultMeans[faultUpgrade]
+	}
 }
 
 func (w *userWork) shards() core.ShardID { return 1 }
 func (w *userWork) reads() bool          { return w.u.Query != nil }
 
 func (w *userWork) machine(n *node, _ core.ShardID) core.Machine {
-	return &watched{w: w, n: n, m: w.u.New()}
+	m := &watched{w: w, n: n, m: w.u.New()}
+	if w.s.swarm.programs > 0 {
+		return &watchedVersions{m, n.running}
+	}
+	return m
+}
+
+// highest returns the highest version that a machine can run.
+func highest(m core.Machine) uint64 {
+	if v, ok := m.(core.Versioned); ok {
+		return v.MaxVersion()
+	}
+	return 0
 }
 
 func (w *userWork) place(o *operation) {
@@ -197,8 +216,8 @@ func (w *userWork) describeAnswer(a *attempt) string {
 }
 
 // command is what Decide is given: the same whoever asks, random source included.
-func (w *userWork) command(t tag, data []byte, at core.Timestamp) core.Command {
-	return core.Command{Data: data, Time: at, Rand: rand.New(rand.NewPCG(w.s.seed^scramble(t.op+uint64(t.n)<<56), uint64(at)))}
+func (w *userWork) command(t tag, data []byte, at core.Timestamp, version uint64) core.Command {
+	return core.Command{Data: data, Time: at, Version: version, Rand: rand.New(rand.NewPCG(w.s.seed^scramble(t.op+uint64(t.n)<<56), uint64(at)))}
 }
 
 // blame ends the run with a fault of the machine's.
@@ -223,17 +242,28 @@ type watched struct {
 	own [][]byte
 }
 
+// watchedVersions is a watched machine with versions, in the program that its node runs.
+type watchedVersions struct {
+	*watched
+	program uint64
+}
+
+var _ core.Versioned = (*watchedVersions)(nil)
+
+// MaxVersion implements core.Versioned.
+func (m *watchedVersions) MaxVersion() uint64 { return m.program }
+
 var errEnded = errors.New("the run has ended") // whatever follows a failure does not count
 
 func (m *watched) Decide(v core.View, c core.Command) (events [][]byte, reply []byte, err error) {
 	t, data := untag(c.Data)
-	d, f := probe.Decide(m.m, v, m.w.command(t, data, c.Time))
+	d, f := probe.Decide(m.m, v, m.w.command(t, data, c.Time, c.Version))
 	if f != nil {
 		m.w.blame(f, "Decide on node %d, of command %s", m.n.id, m.w.u.show(PartCommand, data))
 		return nil, nil, errEnded
 	}
 	k := decidedKey{m.n.id, c.Time}
-	m.w.decided[k] = append(m.w.decided[k], decidedCommand{t, data, d})
+	m.w.decided[k] = append(m.w.decided[k], decidedCommand{t, data, c.Version, d})
 	m.own = nil
 	if d.Rejection != nil {
 		return nil, nil, d.Rejection
@@ -271,7 +301,7 @@ func (m *watched) Apply(s core.State, e core.Event) {
 		m.w.blame(f, "Apply on node %d, of %s", m.n.id, m.w.describeEvent(e.Position, e.Data))
 		return
 	}
-	this := effect{bytes.Clone(e.Data), writes}
+	this := effect{bytes.Clone(e.Data), e.Version, writes}
 	if len(m.own) > 0 && bytes.Equal(m.own[0], e.Data) {
 		m.own = m.own[1:]
 		m.w.wroteAhead(m.n.id, e, this)

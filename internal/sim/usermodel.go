@@ -98,7 +98,7 @@ func (m *userModel) request(i core.Index, _ int, now int64, r *logRequest) {
 	var events, replies [][]byte
 	var rejection *core.Rejection
 	for _, c := range group {
-		command := m.w.command(c.tag, c.data, core.Timestamp(now))
+		command := m.w.command(c.tag, c.data, core.Timestamp(now), c.version)
 		if !m.decideAgain(state, &c, command) || !m.step(&model, &c, command) {
 			return
 		}
@@ -108,7 +108,7 @@ func (m *userModel) request(i core.Index, _ int, now int64, r *logRequest) {
 		replies = append(replies, c.Reply)
 		encoded := encodeEvents(c.tag, c.Events)
 		events = append(events, encoded...)
-		if !m.apply(state, now, encoded) {
+		if !m.apply(state, now, c.version, encoded) {
 			return
 		}
 	}
@@ -138,7 +138,7 @@ func (m *userModel) decideAgain(state core.View, c *decidedCommand, command core
 		return true
 	}
 	fresh := func() (probe.Decision, bool) {
-		d, f := probe.Decide(u.New(), state, m.w.command(c.tag, c.data, command.Time))
+		d, f := probe.Decide(u.New(), state, m.w.command(c.tag, c.data, command.Time, command.Version))
 		if f != nil {
 			m.w.blame(f, "Decide of command %s, by a new machine on the state before it", u.show(PartCommand, c.data))
 		}
@@ -199,16 +199,16 @@ func (u *User) showWanted(p Part, want Outcome) string {
 	return u.show(p, want.Reply)
 }
 
-func (m *userModel) apply(state *probe.Memory, now int64, events [][]byte) bool {
+func (m *userModel) apply(state *probe.Memory, now int64, version uint64, events [][]byte) bool {
 	for _, data := range events {
 		p := core.Position{Shard: m.o.shard, Index: m.index, Ordinal: uint32(len(m.effects[m.index]))}
-		writes, f := applyTagged(m.machine, state, core.Event{Data: data, Position: p, Time: core.Timestamp(now)})
+		writes, f := applyTagged(m.machine, state, core.Event{Data: data, Position: p, Time: core.Timestamp(now), Version: version})
 		if f != nil {
 			m.w.blame(f, "Apply in a replay of the log, of %s", m.w.describeEvent(p, data))
 			return false
 		}
 		state.Write(writes)
-		m.effects[m.index] = append(m.effects[m.index], effect{data, writes})
+		m.effects[m.index] = append(m.effects[m.index], effect{data, version, writes})
 	}
 	return true
 }
@@ -218,6 +218,10 @@ func (m *userModel) compareEffect(where string, p core.Position, this effect) {
 	list := m.effects[p.Index]
 	if int(p.Ordinal) >= len(list) || !bytes.Equal(list[p.Ordinal].data, this.data) {
 		m.o.fail("harness", "the event at %v is not in the replay", p)
+		return
+	}
+	if was := list[p.Ordinal].version; was != this.version {
+		m.o.fail("version", "the event at %v was decided under version %d, and is applied under %d %s", p, was, this.version, where)
 		return
 	}
 	if f := probe.CompareWrites(list[p.Ordinal].writes, this.writes, "in a replay of the log", where); f != nil {
@@ -328,7 +332,7 @@ func (r *Result) Replay() *Failure {
 	for i, events := range m.effects {
 		for k, e := range events {
 			p := core.Position{Shard: o.shard, Index: core.Index(i), Ordinal: uint32(k)}
-			writes, f := applyTagged(machine, state, core.Event{Data: e.data, Position: p, Time: core.Timestamp(o.after(p.Index).time)})
+			writes, f := applyTagged(machine, state, core.Event{Data: e.data, Position: p, Time: core.Timestamp(o.after(p.Index).time), Version: e.version})
 			if f == nil {
 				f = probe.CompareWrites(e.writes, writes, "when the cluster ran", "now")
 			}

@@ -49,8 +49,13 @@ type service struct {
 
 func start(t *testing.T, dir string) *service {
 	t.Helper()
+	return startMachine(t, dir, register{})
+}
+
+func startMachine(t *testing.T, dir string, m rsm.Machine) *service {
+	t.Helper()
 	c, err := rsm.StartCluster(rsm.ClusterConfig{
-		Dir: dir, Shards: []rsm.ShardConfig{{ID: 1, Machine: register{}}, {ID: 2, Machine: register{}}},
+		Dir: dir, Shards: []rsm.ShardConfig{{ID: 1, Machine: m}, {ID: 2, Machine: register{}}},
 		Configure: func(cfg *rsm.Config) {
 			cfg.HeartbeatInterval, cfg.ElectionTimeout, cfg.DiskWatermark = 100*time.Millisecond, time.Second, -1
 		},
@@ -160,6 +165,37 @@ func TestStatus(t *testing.T) {
 				t.Errorf("%v %v", r.GetDisk(), r.GetLog())
 			}
 		})
+	}
+}
+
+// versioned is register in a program that can run a third version.
+type versioned struct{ register }
+
+func (versioned) MaxVersion() uint64 { return 3 }
+
+// Every replica shows the version that is active, and its own highest: of another machine's shard, none.
+func TestMachineVersion(t *testing.T) {
+	s := startMachine(t, "", versioned{})
+	ctx, cancel := within(t)
+	defer cancel()
+	for id, c := range s.clients {
+		for {
+			r, err := c.Status(ctx, &adminv1.StatusRequest{})
+			if err != nil {
+				t.Fatalf("node %d does not come to show the third version: %v", id, err)
+			}
+			of, other := r.GetShards()[0], r.GetShards()[1]
+			if of.GetMaxMachineVersion() != 3 || other.GetMaxMachineVersion() != 0 || other.GetMachineVersion() != 0 {
+				t.Fatalf("node %d: %v and %v", id, of, other)
+			}
+			if of.GetMachineVersion() == 3 {
+				break
+			}
+			if v := of.GetMachineVersion(); v != 0 {
+				t.Fatalf("node %d has version %d active", id, v)
+			}
+			time.Sleep(5 * time.Millisecond)
+		}
 	}
 }
 

@@ -42,6 +42,7 @@ func shardOf(s *rsm.ShardStatus) *adminv1.ShardStatus {
 		Applied: uint64(s.Applied), Commit: uint64(s.Commit), Last: uint64(s.Last), Flushed: uint64(s.Flushed),
 		Sequence: s.Sequence, Time: int64(s.Time), Hash: s.Hash, Sessions: uint64(s.Sessions),
 		InFlight: uint64(s.Inflight), Queued: uint64(s.Queued), MemoryBytes: s.Memory, Quiet: s.Quiet,
+		MachineVersion: s.Version, MaxMachineVersion: s.MaxVersion,
 		Counters: &adminv1.Counters{
 			Entries: s.Stats.Entries, Commands: s.Stats.Commands, Rejections: s.Stats.Rejections,
 			LogReads: s.Stats.LogReads, OtherReads: s.Stats.OtherReads, Duplicates: s.Stats.Duplicates,

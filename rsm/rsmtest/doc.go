@@ -16,6 +16,8 @@
 //   - Decide and Query do not write: neither through the view, nor into the bytes that it returned, nor into their command or query.
 //   - Decide depends on nothing but its view and its command: a machine that was just made must decide the same.
 //   - No function panics, and nobody keeps bytes or views beyond a call.
+//   - A machine with versions (rsm.Versioned) gets from the first to the newest while it works, with nodes whose programs can run
+//     different ones: its events must be applied under the version that they were decided under.
 //   - Answers are what the log says at their position, exactly once, in real time; replicas agree; everything that
 //     was asked ends when the faults have ended. These are the simulator's own rules.
 //

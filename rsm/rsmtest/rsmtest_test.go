@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"regexp"
 	"runtime"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -376,4 +377,45 @@ func TestRandomnessThatIsGivenIsPure(t *testing.T) {
 	config := tallyConfig(func() rsm.Machine { return plainError{} })
 	config.Seeds = 5
 	rsmtest.Run(t, config)
+}
+
+// doubled is tally in a program that can run two more versions: from 2 on, what is added counts double. Bad says what is wrong with it.
+type doubled struct {
+	tally
+	bad string
+}
+
+func (doubled) MaxVersion() uint64 { return 2 }
+
+func (m doubled) Decide(v rsm.View, c rsm.Command) ([][]byte, []byte, error) {
+	if f := strings.Fields(string(c.Data)); c.Version >= 2 && f[0] != "swap" {
+		if delta, err := strconv.Atoi(f[1]); err == nil {
+			c.Data = fmt.Appendf(nil, "%s %d", f[0], 2*delta)
+		}
+	}
+	return m.tally.Decide(v, c)
+}
+
+func (m doubled) Apply(s rsm.State, e rsm.Event) {
+	switch {
+	case m.bad == "panics" && e.Version == 2:
+		panic("an event of version 2")
+	case m.bad == "goes back" && e.Version < uint64(read(s, "version")):
+		panic("an event of a version before")
+	}
+	m.tally.Apply(s, e)
+	write(s, "version", int(e.Version))
+}
+
+// A machine with versions comes to run all of them, and each event is applied under the version that it was decided under.
+func TestVersions(t *testing.T) {
+	config := func(bad string) rsmtest.Config {
+		c := tallyConfig(func() rsm.Machine { return &doubled{bad: bad} })
+		c.Seeds = 12
+		return c
+	}
+	rsmtest.Run(t, config("goes back"))
+	if got := failure(t, func(t testing.TB) { rsmtest.Run(t, config("panics")) }); !strings.Contains(got, "an event of version 2") {
+		t.Errorf("a machine that cannot apply the second version: %q", got)
+	}
 }

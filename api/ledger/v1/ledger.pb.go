@@ -790,7 +790,10 @@ type Entry struct {
 	// Id of the entry that posted or voided this pending one. Assigned by the ledger.
 	ResolvedBy string `protobuf:"bytes,15,opt,name=resolved_by,json=resolvedBy,proto3" json:"resolved_by,omitempty"`
 	// When this pending entry expires; 0 is never. Assigned by the ledger.
-	ExpiresAt     int64 `protobuf:"varint,16,opt,name=expires_at,json=expiresAt,proto3" json:"expires_at,omitempty"`
+	ExpiresAt int64 `protobuf:"varint,16,opt,name=expires_at,json=expiresAt,proto3" json:"expires_at,omitempty"`
+	// Reference: number of the document behind the entry, at most 128 bytes, or empty. Since version 2 of the machine: before that is
+	// active (GetStatusResponse.machine_version), an entry with one gets "reference_needs_version_2".
+	Reference     string `protobuf:"bytes,17,opt,name=reference,proto3" json:"reference,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -935,6 +938,13 @@ func (x *Entry) GetExpiresAt() int64 {
 		return x.ExpiresAt
 	}
 	return 0
+}
+
+func (x *Entry) GetReference() string {
+	if x != nil {
+		return x.Reference
+	}
+	return ""
 }
 
 type PostEntriesRequest struct {
@@ -1444,6 +1454,7 @@ type StatementRow struct {
 	Time          int64  `protobuf:"varint,8,opt,name=time,proto3" json:"time,omitempty"`
 	Date          string `protobuf:"bytes,9,opt,name=date,proto3" json:"date,omitempty"`
 	Memo          string `protobuf:"bytes,10,opt,name=memo,proto3" json:"memo,omitempty"`
+	Reference     string `protobuf:"bytes,11,opt,name=reference,proto3" json:"reference,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1544,6 +1555,13 @@ func (x *StatementRow) GetDate() string {
 func (x *StatementRow) GetMemo() string {
 	if x != nil {
 		return x.Memo
+	}
+	return ""
+}
+
+func (x *StatementRow) GetReference() string {
+	if x != nil {
+		return x.Reference
 	}
 	return ""
 }
@@ -1758,7 +1776,9 @@ type AuditResponse struct {
 	// State hash: of all changes up to applied, as they were made.
 	StateHash string `protobuf:"bytes,11,opt,name=state_hash,json=stateHash,proto3" json:"state_hash,omitempty"`
 	// Content hash: of every key and value as the audit read them. Nodes at the same position have the same.
-	ContentHash   string `protobuf:"bytes,12,opt,name=content_hash,json=contentHash,proto3" json:"content_hash,omitempty"`
+	ContentHash string `protobuf:"bytes,12,opt,name=content_hash,json=contentHash,proto3" json:"content_hash,omitempty"`
+	// Entries with a reference.
+	References    uint64 `protobuf:"varint,13,opt,name=references,proto3" json:"references,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1877,6 +1897,13 @@ func (x *AuditResponse) GetContentHash() string {
 	return ""
 }
 
+func (x *AuditResponse) GetReferences() uint64 {
+	if x != nil {
+		return x.References
+	}
+	return 0
+}
+
 type GetStatusRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -1924,9 +1951,11 @@ type GetStatusResponse struct {
 	Applied   uint64 `protobuf:"varint,5,opt,name=applied,proto3" json:"applied,omitempty"`
 	StateHash string `protobuf:"bytes,6,opt,name=state_hash,json=stateHash,proto3" json:"state_hash,omitempty"`
 	// Role: "leader", "follower", "candidate", "pre-candidate" or "stopped".
-	Role          string `protobuf:"bytes,7,opt,name=role,proto3" json:"role,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Role string `protobuf:"bytes,7,opt,name=role,proto3" json:"role,omitempty"`
+	// Version of the ledger's rules that is active: 0 until every node has been started with a program for a later one.
+	MachineVersion uint64 `protobuf:"varint,8,opt,name=machine_version,json=machineVersion,proto3" json:"machine_version,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *GetStatusResponse) Reset() {
@@ -2006,6 +2035,13 @@ func (x *GetStatusResponse) GetRole() string {
 		return x.Role
 	}
 	return ""
+}
+
+func (x *GetStatusResponse) GetMachineVersion() uint64 {
+	if x != nil {
+		return x.MachineVersion
+	}
+	return 0
 }
 
 // Query is what the replicated machine is asked. Not part of the public service.
@@ -2492,7 +2528,7 @@ const file_ledger_v1_ledger_proto_rawDesc = "" +
 	"\aaccount\x18\x01 \x01(\tR\aaccount\x12\x14\n" +
 	"\x05debit\x18\x02 \x01(\tR\x05debit\x12\x16\n" +
 	"\x06credit\x18\x03 \x01(\tR\x06credit\x12\x18\n" +
-	"\aclosing\x18\x04 \x01(\bR\aclosing\"\xbe\x03\n" +
+	"\aclosing\x18\x04 \x01(\bR\aclosing\"\xdc\x03\n" +
 	"\x05Entry\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\"\n" +
 	"\x04legs\x18\x02 \x03(\v2\x0e.ledger.v1.LegR\x04legs\x12\x16\n" +
@@ -2513,7 +2549,8 @@ const file_ledger_v1_ledger_proto_rawDesc = "" +
 	"\vresolved_by\x18\x0f \x01(\tR\n" +
 	"resolvedBy\x12\x1d\n" +
 	"\n" +
-	"expires_at\x18\x10 \x01(\x03R\texpiresAt\"n\n" +
+	"expires_at\x18\x10 \x01(\x03R\texpiresAt\x12\x1c\n" +
+	"\treference\x18\x11 \x01(\tR\treference\"n\n" +
 	"\x12PostEntriesRequest\x12*\n" +
 	"\aentries\x18\x01 \x03(\v2\x10.ledger.v1.EntryR\aentries\x12,\n" +
 	"\asession\x18\x02 \x01(\v2\x12.ledger.v1.SessionR\asession\"V\n" +
@@ -2544,7 +2581,7 @@ const file_ledger_v1_ledger_proto_rawDesc = "" +
 	"\aaccount\x18\x01 \x01(\tR\aaccount\x12\x14\n" +
 	"\x05after\x18\x02 \x01(\x04R\x05after\x12\x1b\n" +
 	"\tpage_size\x18\x03 \x01(\rR\bpageSize\x128\n" +
-	"\vconsistency\x18\x04 \x01(\x0e2\x16.ledger.v1.ConsistencyR\vconsistency\"\xfe\x01\n" +
+	"\vconsistency\x18\x04 \x01(\x0e2\x16.ledger.v1.ConsistencyR\vconsistency\"\x9c\x02\n" +
 	"\fStatementRow\x12\x10\n" +
 	"\x03row\x18\x01 \x01(\x04R\x03row\x12\x14\n" +
 	"\x05entry\x18\x02 \x01(\tR\x05entry\x12\x10\n" +
@@ -2556,7 +2593,8 @@ const file_ledger_v1_ledger_proto_rawDesc = "" +
 	"\x04time\x18\b \x01(\x03R\x04time\x12\x12\n" +
 	"\x04date\x18\t \x01(\tR\x04date\x12\x12\n" +
 	"\x04memo\x18\n" +
-	" \x01(\tR\x04memo\"\x90\x01\n" +
+	" \x01(\tR\x04memo\x12\x1c\n" +
+	"\treference\x18\v \x01(\tR\treference\"\x90\x01\n" +
 	"\x14GetStatementResponse\x12,\n" +
 	"\aaccount\x18\x01 \x01(\v2\x12.ledger.v1.AccountR\aaccount\x12+\n" +
 	"\x04rows\x18\x02 \x03(\v2\x17.ledger.v1.StatementRowR\x04rows\x12\x1d\n" +
@@ -2571,7 +2609,7 @@ const file_ledger_v1_ledger_proto_rawDesc = "" +
 	"\x0edebits_pending\x18\x04 \x01(\tR\rdebitsPending\x12#\n" +
 	"\rdebits_posted\x18\x05 \x01(\tR\fdebitsPosted\x12'\n" +
 	"\x0fcredits_pending\x18\x06 \x01(\tR\x0ecreditsPending\x12%\n" +
-	"\x0ecredits_posted\x18\a \x01(\tR\rcreditsPosted\"\xf1\x02\n" +
+	"\x0ecredits_posted\x18\a \x01(\tR\rcreditsPosted\"\x91\x03\n" +
 	"\rAuditResponse\x12\x1a\n" +
 	"\baccounts\x18\x01 \x01(\x04R\baccounts\x12\x18\n" +
 	"\aentries\x18\x02 \x01(\x04R\aentries\x12\x18\n" +
@@ -2588,8 +2626,11 @@ const file_ledger_v1_ledger_proto_rawDesc = "" +
 	" \x01(\x04R\aapplied\x12\x1d\n" +
 	"\n" +
 	"state_hash\x18\v \x01(\tR\tstateHash\x12!\n" +
-	"\fcontent_hash\x18\f \x01(\tR\vcontentHash\"\x12\n" +
-	"\x10GetStatusRequest\"\xbf\x01\n" +
+	"\fcontent_hash\x18\f \x01(\tR\vcontentHash\x12\x1e\n" +
+	"\n" +
+	"references\x18\r \x01(\x04R\n" +
+	"references\"\x12\n" +
+	"\x10GetStatusRequest\"\xe8\x01\n" +
 	"\x11GetStatusResponse\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\x04R\x04node\x12\x16\n" +
 	"\x06leader\x18\x02 \x01(\x04R\x06leader\x12\x1d\n" +
@@ -2599,7 +2640,8 @@ const file_ledger_v1_ledger_proto_rawDesc = "" +
 	"\aapplied\x18\x05 \x01(\x04R\aapplied\x12\x1d\n" +
 	"\n" +
 	"state_hash\x18\x06 \x01(\tR\tstateHash\x12\x12\n" +
-	"\x04role\x18\a \x01(\tR\x04role\"\xff\x02\n" +
+	"\x04role\x18\a \x01(\tR\x04role\x12'\n" +
+	"\x0fmachine_version\x18\b \x01(\x04R\x0emachineVersion\"\xff\x02\n" +
 	"\x05Query\x12B\n" +
 	"\fget_accounts\x18\x01 \x01(\v2\x1d.ledger.v1.GetAccountsRequestH\x00R\vgetAccounts\x12E\n" +
 	"\rlist_accounts\x18\x02 \x01(\v2\x1e.ledger.v1.ListAccountsRequestH\x00R\flistAccounts\x12?\n" +

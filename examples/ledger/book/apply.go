@@ -85,6 +85,9 @@ func (f *folder) entry(r *reader) {
 	if r.entry(&e); r.err != nil {
 		return
 	}
+	if e.Reference != "" && f.at.Version < VersionReferences {
+		f.fail("entry %v has a reference under version %d", e.ID, f.at.Version)
+	}
 	f.record = f.stamped()
 	if e.Flags&(PostPending|VoidPending) != 0 {
 		f.resolve(&e)

@@ -9,6 +9,7 @@ import (
 	"hash/maphash"
 	"maps"
 	"slices"
+	"unicode/utf8"
 
 	ledgerv1 "github.com/decree-raft/decree/api/ledger/v1"
 	"github.com/decree-raft/decree/rsm"
@@ -20,6 +21,7 @@ const maxViolations = 100
 // Report is what an audit found.
 type Report struct {
 	Accounts, Entries, Pending, Burnt, Rows uint64
+	References                              uint64       // entries that have one
 	Assets                                  []AssetTotal // by asset code
 	Violations                              []string     // at most maxViolations of them
 	ViolationCount                          uint64
@@ -46,7 +48,8 @@ type AssetTotal struct {
 //   - per asset, debits equal credits, posted and pending, and all accounts have its scale;
 //   - a pending entry is resolved by what claims to have resolved it, in its accounts and for no more than it reserved,
 //     expires when its timeout says, and stands in the expiry index while it can;
-//   - what an account was opened as, what it stands as and the list of names agree; a burnt id is its own.
+//   - what an account was opened as, what it stands as and the list of names agree; a burnt id is its own;
+//   - a reference is UTF-8 and no longer than it may be, and whoever resolved a pending entry with one has one.
 //
 // It reads the whole state in the order of its keys, once to judge it and once for the ContentHash, and keeps a few
 // hundred bytes for each account.
@@ -95,9 +98,19 @@ type audited struct {
 	marks         uint64
 }
 
-func (a *auditor) violation(format string, args ...any) {
-	if a.report.ViolationCount++; len(a.report.Violations) < maxViolations {
-		a.report.Violations = append(a.report.Violations, fmt.Sprintf(format, args...))
+func (a *auditor) violation(format string, args ...any) { a.report.violation(format, args...) }
+
+func (r *Report) violation(format string, args ...any) {
+	if r.ViolationCount++; len(r.Violations) < maxViolations {
+		r.Violations = append(r.Violations, fmt.Sprintf(format, args...))
+	}
+}
+
+// UnderVersion adds what is wrong with the audited state given the version of the machine that is active, now or later: a view does
+// not say it.
+func (r *Report) UnderVersion(version uint64) {
+	if r.References > 0 && version < VersionReferences {
+		r.violation("%d entries have a reference, and version %d of the machine, which knows none, is active", r.References, version)
 	}
 }
 
@@ -224,6 +237,12 @@ func (a *auditor) readEntries() {
 func (a *auditor) addEntry(e *Entry, postings []posting) {
 	sums := make(map[string]*assetSum)
 	status := a.statusOf(e)
+	if e.Reference != "" {
+		a.report.References++
+		if len(e.Reference) > MaxReferenceBytes || !utf8.ValidString(e.Reference) {
+			a.violation("entry %v has a reference of %d bytes that no version would have taken: %q", e.ID, len(e.Reference), e.Reference)
+		}
+	}
 	if posted := e.Flags&(Pending|VoidPending) == 0; posted != (len(postings) > 0) {
 		a.violation("entry %v has %d legs, and rows for %d in the statements", e.ID, len(e.Legs), len(postings))
 		postings = nil
@@ -283,6 +302,8 @@ func (a *auditor) statusOf(e *Entry) PendingStatus {
 			a.violation("entry %v resolves %v, which says otherwise", e.ID, e.PendingID)
 		} else if !settles(e, &p.Entry) {
 			a.violation("entry %v resolves %v in other legs or for more than it reserved", e.ID, e.PendingID)
+		} else if p.Reference != "" && e.Reference == "" {
+			a.violation("entry %v resolves %v and has lost its reference %q", e.ID, e.PendingID, p.Reference)
 		}
 	}
 	if e.Flags&Pending == 0 {
@@ -468,7 +489,7 @@ func (a *auditor) sumAssets() {
 // Proto returns the report as the public API shows it.
 func (r *Report) Proto() *ledgerv1.AuditResponse {
 	m := &ledgerv1.AuditResponse{
-		Accounts: r.Accounts, Entries: r.Entries, Pending: r.Pending, Burnt: r.Burnt, Rows: r.Rows,
+		Accounts: r.Accounts, Entries: r.Entries, Pending: r.Pending, Burnt: r.Burnt, Rows: r.Rows, References: r.References,
 		Violations: r.Violations, ViolationCount: r.ViolationCount, ContentHash: hex.EncodeToString(r.ContentHash[:]),
 	}
 	for _, t := range r.Assets {

@@ -3,6 +3,7 @@ package book
 import (
 	"errors"
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -482,14 +483,24 @@ func TestAuditFinds(t *testing.T) {
 			s.Set(k.id(keyPending, id(50)), pendingState{status: Expired}.append(nil))
 		},
 		"a void of less": func(s *booktest.Memory) {
-			e := entry(54, debit(1, 4), credit(2, 4)).with(VoidPending).of(53)
+			e := entry(54, debit(1, 4), credit(2, 4)).with(VoidPending).of(53).citing("R-53")
 			v, _ := s.Get(k.id(keyEntry, id(54)))
 			s.Set(k.id(keyEntry, id(54)), appendEntry(append([]byte{}, v[:8]...), &e))
 		},
 		"a void on the other sides": func(s *booktest.Memory) {
-			e := entry(54, debit(2, 5), credit(1, 5)).with(VoidPending).of(53)
+			e := entry(54, debit(2, 5), credit(1, 5)).with(VoidPending).of(53).citing("R-53")
 			v, _ := s.Get(k.id(keyEntry, id(54)))
 			s.Set(k.id(keyEntry, id(54)), appendEntry(append([]byte{}, v[:8]...), &e))
+		},
+		"a lost reference": func(s *booktest.Memory) { // the void is as long as it may be, and says nothing
+			e := entry(54, debit(1, 5), credit(2, 5)).with(VoidPending).of(53)
+			v, _ := s.Get(k.id(keyEntry, id(54)))
+			s.Set(k.id(keyEntry, id(54)), appendEntry(append([]byte{}, v[:8]...), &e))
+		},
+		"a long reference": func(s *booktest.Memory) {
+			e := entry(53, debit(1, 5), credit(2, 5)).with(Pending).citing(strings.Repeat("R", MaxReferenceBytes+1))
+			v, _ := s.Get(k.id(keyEntry, id(53)))
+			s.Set(k.id(keyEntry, id(53)), appendEntry(append([]byte{}, v[:8]...), &e))
 		},
 		"a burnt id of another": func(s *booktest.Memory) {
 			s.Set(k.id(keyEntry, id(52)), appendBurnt(make([]byte, 8), id(99), ExceedsCredits))
@@ -526,7 +537,7 @@ func TestAuditFinds(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			l := standard(t)
 			l.post(entry(50, debit(1, 5), credit(2, 5)), entry(51, debit(1, 5), credit(2, 5)).with(Pending).within(9),
-				entry(52, debit(7, 5), credit(2, 5)), entry(53, debit(1, 5), credit(2, 5)).with(Pending), entry(54).with(VoidPending).of(53))
+				entry(52, debit(7, 5), credit(2, 5)), entry(53, debit(1, 5), credit(2, 5)).with(Pending).citing("R-53"), entry(54).with(VoidPending).of(53))
 			for i := range rowsPerMark {
 				l.post(entry(1000+i, debit(3, 1), credit(4, 1)))
 			}
@@ -573,7 +584,7 @@ func TestApplyPanics(t *testing.T) {
 	void := entry(60, debit(1, 5), credit(2, 5)).with(VoidPending).of(50)
 	unknown := entry(60, debit(99, 5), credit(2, 5))
 	for name, data := range map[string][]byte{
-		"empty": {}, "kind": {9, 1}, "version": {kindEntry, 2}, "short": {kindEntry, 1, 0},
+		"empty": {}, "kind": {9, 1}, "version": {kindEntry, 3}, "short": {kindEntry, 1, 0},
 		"no such account": appendEntry(nil, &unknown),
 		"resolved twice":  appendEntry(nil, &void),
 		"expired twice":   appendExpiry(nil, id(50)),

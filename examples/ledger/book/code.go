@@ -95,6 +95,14 @@ const (
 	// It does not burn the id, as nobody can tell yet whether the entry is to fail: send it again.
 	ExpiriesOutstanding
 
+	// ReferenceNeedsVersion2: the entry has a reference, and version 2 of the machine is not active yet, as some node still
+	// runs the program before. It does not burn the id: nothing was found against the entry. Send it again when all nodes
+	// have been started with the new program, or now without its reference.
+	ReferenceNeedsVersion2
+	ReferenceTooLong
+	ReferenceMustBeUTF8
+	ExistsWithDifferentReference
+
 	codeCount // not a code
 )
 
@@ -171,6 +179,10 @@ var codeNames = [codeCount]string{
 	NameMustBeUTF8:                    "name_must_be_utf8",
 	AssetHasDifferentScale:            "asset_has_different_scale",
 	ExpiriesOutstanding:               "expiries_outstanding",
+	ReferenceNeedsVersion2:            "reference_needs_version_2",
+	ReferenceTooLong:                  "reference_too_long",
+	ReferenceMustBeUTF8:               "reference_must_be_utf8",
+	ExistsWithDifferentReference:      "exists_with_different_reference",
 }
 
 // String returns the code's name.
@@ -194,9 +206,10 @@ func ParseCode(name string) (Code, bool) {
 // OK reports whether the item is in the book, now or from before.
 func (c Code) OK() bool { return c == Created || c == Exists }
 
-// Passing reports whether the same entry might have succeeded at another time.
+// Passing reports whether the same entry might have succeeded at another time, for what else was in the book.
 // Such a failure burns the id: a retry, which cannot know of the failure, must not
-// be booked later than its author gave up on it.
+// be booked later than its author gave up on it. ExpiriesOutstanding and ReferenceNeedsVersion2 pass as well, and burn
+// nothing: they say that nobody has judged the entry yet.
 func (c Code) Passing() bool {
 	switch c {
 	case DebitAccountNotFound, CreditAccountNotFound, PendingEntryNotFound,

@@ -26,7 +26,7 @@ func standard(t testing.TB) *ledger {
 func full(n int) Entry {
 	e := entry(n, debit(1, 100), credit(2, 100))
 	e.Flags, e.Timeout = Pending, 60
-	e.UserData, e.Code, e.Date, e.Memo = id(777), 7, 20240229, "lunch"
+	e.UserData, e.Code, e.Date, e.Memo, e.Reference = id(777), 7, 20240229, "lunch", "R-2024/17"
 	return e
 }
 
@@ -68,6 +68,9 @@ var entryCases = []struct {
 	{ExistsWithDifferentCode, 0, again(full(50), func(e *Entry) { e.Code = 8 })},
 	{ExistsWithDifferentDate, 0, again(full(50), func(e *Entry) { e.Date = 20240301 })},
 	{ExistsWithDifferentMemo, 0, again(full(50), func(e *Entry) { e.Memo = "dinner" })},
+	{ExistsWithDifferentMemo, 0, again(full(50), func(e *Entry) { e.Memo, e.Reference = "dinner", "R-2024/18" })},
+	{ExistsWithDifferentReference, 0, again(full(50), func(e *Entry) { e.Reference = "R-2024/18" })},
+	{ExistsWithDifferentReference, 0, again(full(50), func(e *Entry) { e.Reference = "" })},
 	{IDAlreadyFailed, 0, func(l *ledger) []Outcome {
 		l.post(entry(50, debit(1, 5), credit(99, 5)))
 		l.open(eur(99, 0)) // it would succeed now
@@ -112,6 +115,23 @@ var entryCases = []struct {
 	}},
 	{MemoMustBeUTF8, 0, func(l *ledger) []Outcome {
 		return l.post(edit(entry(50, debit(1, 5), credit(2, 5)), func(e *Entry) { e.Memo = "\xff" }))
+	}},
+	{ReferenceNeedsVersion2, 0, func(l *ledger) []Outcome {
+		l.version = VersionFirst
+		return l.post(entry(50, debit(1, 5), credit(2, 5)).citing("R-1"))
+	}},
+	{ReferenceNeedsVersion2, 0, func(l *ledger) []Outcome { // whatever else is to be said against it
+		l.version = 1
+		return l.post(entry(50, debit(1, 5), credit(2, 5)).citing(strings.Repeat("\xff", MaxReferenceBytes+1)))
+	}},
+	{ReferenceTooLong, 0, func(l *ledger) []Outcome {
+		return l.post(entry(50, debit(1, 5), credit(2, 5)).citing(strings.Repeat("\xff", MaxReferenceBytes+1)))
+	}},
+	{ReferenceMustBeUTF8, 0, func(l *ledger) []Outcome {
+		return l.post(entry(50, debit(1, 5), credit(2, 5)).citing(strings.Repeat("\xff", MaxReferenceBytes)))
+	}},
+	{Created, 0, func(l *ledger) []Outcome {
+		return l.post(entry(50, debit(1, 5), credit(2, 5)).citing(strings.Repeat("é", MaxReferenceBytes/2)))
 	}},
 
 	{DebitAccountNotFound, 1, func(l *ledger) []Outcome { return l.post(entry(50, debit(99, 5), credit(2, 5))) }},
@@ -347,7 +367,8 @@ func TestCodesNeverChange(t *testing.T) {
 		credit_account_already_closed overflows_debits_pending overflows_credits_pending overflows_debits_posted
 		overflows_credits_posted overflows_debits overflows_credits overflows_timeout exceeds_credits exceeds_debits
 		asset_must_not_be_empty asset_too_long asset_must_be_utf8 scale_too_large name_too_long name_must_be_utf8
-		asset_has_different_scale expiries_outstanding`)
+		asset_has_different_scale expiries_outstanding
+		reference_needs_version_2 reference_too_long reference_must_be_utf8 exists_with_different_reference`)
 	if len(golden) != int(codeCount) {
 		t.Fatalf("%d codes, the table has %d", codeCount, len(golden))
 	}

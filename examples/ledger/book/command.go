@@ -38,8 +38,8 @@ func AppendPostEntries(b []byte, entries ...Entry) ([]byte, error) {
 	b = appendU16(append(b, opPostEntries, formatVersion), uint16(len(entries)))
 	for i := range entries {
 		e := &entries[i]
-		if len(e.Legs) > 255 || len(e.Memo) > 65535 {
-			return b, fmt.Errorf("%w: legs or memo of entry %d are too long to be written down", ErrEncoding, i)
+		if len(e.Legs) > 255 || len(e.Memo) > 65535 || len(e.Reference) > 65535 {
+			return b, fmt.Errorf("%w: legs, memo or reference of entry %d are too long to be written down", ErrEncoding, i)
 		}
 		b = appendEntry(b, e)
 	}

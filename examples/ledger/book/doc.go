@@ -43,5 +43,13 @@
 // encoding: numbers without leading zeros, absent fields for zeros, no trailing bytes. Decoders refuse all
 // else, and are fuzzed. Checksums are the library's: it hashes every change of the state and covers every entry of the log.
 //
-// Events live for ever: testdata/events-v1.txt holds those of version 1, and a test applies them.
+// Events live for ever: testdata/events-v1.txt and events-v2.txt hold those of each version of the machine, and a test applies them
+// under every program that must.
+//
+// # Versions
+//
+// Version 2 of the machine (VersionReferences) brought Entry.Reference. It changed one thing: an entry that has a reference is booked,
+// as an event of a format that the program before cannot read. So that nobody writes such an event while somebody could not apply it,
+// Decide takes references only when the version is active, which is when all replicas can run it (rsm.Versioned).
+// All else is decided and written to the byte as before.
 package book

@@ -15,8 +15,9 @@ import (
 // its last check. The simpler way, to check everything first and then to move, needs every
 // check twice as soon as an account stands in two legs.
 type draft struct {
-	view rsm.View
-	now  rsm.Timestamp
+	view    rsm.View
+	now     rsm.Timestamp
+	version uint64 // of the machine, that is active
 
 	accounts []draftAccount
 	byID     map[ID]int    // index into accounts; nil while they are few
@@ -72,9 +73,9 @@ type mark struct{ undo, events int }
 // allocate a kilobyte or two, which at 100,000 commands a second is most of the garbage of a node.
 var drafts = sync.Pool{New: func() any { return new(draft) }}
 
-func newDraft(v rsm.View, now rsm.Timestamp) *draft {
+func newDraft(v rsm.View, c rsm.Command) *draft {
 	d := drafts.Get().(*draft)
-	d.view, d.now = v, now
+	d.view, d.now, d.version = v, c.Time, c.Version
 	d.events = make([][]byte, 0, 1)
 	return d
 }

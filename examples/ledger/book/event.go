@@ -20,6 +20,7 @@ const (
 	hasTimeout   = 1 << 3
 	hasDate      = 1 << 4
 	hasMemo      = 1 << 5
+	hasReference = 1 << 6 // in format version 2, and there always
 
 	accountFields = hasCode | hasUserData | hasName
 	entryFields   = hasCode | hasUserData | hasPendingID | hasTimeout | hasDate | hasMemo
@@ -97,25 +98,34 @@ func (r *reader) account(a *Account) {
 	}
 }
 
+// formatReference is the version in the second byte of an entry that has a reference. All others keep version 1, which the
+// program before references reads, and their bytes.
+const formatReference = 2
+
 // appendEntry appends the encoding of e.
 //
 //	0   1  kind 2
-//	1   1  version 1
+//	1   1  version: 2 if there is a reference, 1 if not
 //	2   2  flags
 //	4  16  id
 //	20  1  number of legs, then each:
 //	   16    account
 //	    1    bit 7: credit; bit 6: closing; bits 0 to 4: length of the amount
 //	    n    amount, big endian, without leading zeros
-//	    1  which of these follow: 0 code, 1 user data, 2 pending id, 3 timeout, 4 date, 5 memo
+//	    1  which of these follow: 0 code, 1 user data, 2 pending id, 3 timeout, 4 date, 5 memo, 6 reference
 //	    2  code
 //	   16  user data
 //	   16  pending id
 //	    4  timeout
 //	    4  date
 //	    2  length of the memo, then the memo
+//	    2  length of the reference, then the reference
 func appendEntry(b []byte, e *Entry) []byte {
-	b = append(b, kindEntry, formatVersion)
+	version := byte(formatVersion)
+	if e.Reference != "" {
+		version = formatReference
+	}
+	b = append(b, kindEntry, version)
 	b = appendU16(b, uint16(e.Flags))
 	b = append(b, e.ID[:]...)
 	b = append(b, byte(len(e.Legs)))
@@ -142,6 +152,10 @@ func appendEntry(b []byte, e *Entry) []byte {
 	if fields&hasMemo != 0 {
 		b = appendU16(b, uint16(len(e.Memo)))
 		b = append(b, e.Memo...)
+	}
+	if fields&hasReference != 0 {
+		b = appendU16(b, uint16(len(e.Reference)))
+		b = append(b, e.Reference...)
 	}
 	return b
 }
@@ -177,17 +191,27 @@ func (e *Entry) fields() (fields byte) {
 	if e.Memo != "" {
 		fields |= hasMemo
 	}
+	if e.Reference != "" {
+		fields |= hasReference
+	}
 	return fields
 }
 
 // entry decodes into e and reuses the memory of its legs.
 func (r *reader) entry(e *Entry) {
-	r.header(kindEntry)
+	known := byte(entryFields)
+	version := r.headerUpTo(kindEntry, formatReference)
+	if version == formatReference {
+		known |= hasReference
+	}
 	*e = Entry{Flags: EntryFlags(r.u16()), ID: r.id(), Legs: e.Legs[:0]}
 	for n := int(r.u8()); n > 0 && r.err == nil; n-- {
 		e.Legs = append(e.Legs, r.leg())
 	}
-	fields := r.fields(entryFields)
+	fields := r.fields(known)
+	if fields&hasReference == 0 && version == formatReference {
+		r.fail("format version %d without a reference", version)
+	}
 	if fields&hasCode != 0 {
 		e.Code = r.u16()
 		r.mustNotBeZero("code", e.Code == 0)
@@ -211,6 +235,10 @@ func (r *reader) entry(e *Entry) {
 	if fields&hasMemo != 0 {
 		e.Memo = string(r.take(int(r.u16())))
 		r.mustNotBeZero("memo", e.Memo == "")
+	}
+	if fields&hasReference != 0 {
+		e.Reference = string(r.take(int(r.u16())))
+		r.mustNotBeZero("reference", e.Reference == "")
 	}
 }
 

@@ -14,15 +14,38 @@ const (
 	CodeBadQuery rsm.Code = "bad_query"
 )
 
-// Machine is the ledger as a replicated state machine. It has no fields: all state stands in the view.
-type Machine struct{}
+// The versions of the machine, as rsm.Versioned counts them. The first program had none, which the library counts
+// as 0; people call it version 1. No version has the number 1, so that from 2 on both say the same.
+const (
+	VersionFirst uint64 = 0
+	// VersionReferences: an entry may have a reference.
+	VersionReferences uint64 = 2
+)
 
-var _ rsm.Machine = Machine{}
+// Machine is the ledger as a replicated state machine. All state stands in the view.
+//
+// A new version of its rules is active when every replica can run it: see rsm.Versioned. Events of all versions apply under all
+// later ones.
+type Machine struct {
+	// OldProgram: says that it can run the first version alone, as the program before references did. Until it is gone from every node,
+	// all of them can still go back to that program.
+	OldProgram bool
+}
+
+var _ rsm.Versioned = Machine{}
+
+// MaxVersion is the highest version that this program can run.
+func (m Machine) MaxVersion() uint64 {
+	if m.OldProgram {
+		return VersionFirst
+	}
+	return VersionReferences
+}
 
 // Decide turns a command into events and a Reply with an outcome for each
 // item. It rejects only what is no command at all.
 func (Machine) Decide(v rsm.View, c rsm.Command) (events [][]byte, reply []byte, err error) {
-	d := newDraft(v, c.Time)
+	d := newDraft(v, c)
 	defer d.free()
 	if reply, err = d.decide(c.Data); err != nil {
 		return nil, nil, rsm.Reject(CodeBadCommand, "%v", err)

@@ -14,6 +14,7 @@ import (
 // only the names of types and codes with the machine.
 type model struct {
 	now      rsm.Timestamp
+	version  uint64
 	accounts map[ID]*modelAccount
 	entries  map[ID]*modelEntry
 	burnt    map[ID]bool
@@ -50,7 +51,7 @@ func (m *model) open(a Account) {
 
 func (m *model) clone() *model {
 	c := newModel()
-	c.now, c.expired = m.now, m.expired
+	c.now, c.version, c.expired = m.now, m.version, m.expired
 	for id, a := range m.accounts {
 		b := *a
 		for side := range b.totals {
@@ -206,6 +207,9 @@ func (m *model) try(e *Entry) Outcome {
 			return Outcome{ClosingEntryMustBePending, uint8(i + 1)}
 		}
 	}
+	if e.Reference != "" && m.version < 2 {
+		return whole(ReferenceNeedsVersion2)
+	}
 	k := 0
 	if e.Flags&Pending != 0 {
 		k = 1
@@ -293,6 +297,9 @@ func (m *model) settle(e *Entry) Outcome {
 	if e.PendingID == e.ID {
 		return whole(PendingIDMustBeDifferent)
 	}
+	if e.Reference != "" && m.version < 2 {
+		return whole(ReferenceNeedsVersion2)
+	}
 	p := m.entries[e.PendingID]
 	if p == nil {
 		return whole(PendingEntryNotFound)
@@ -372,6 +379,9 @@ func (m *model) inherited(e Entry, p *modelEntry) Entry {
 	if e.Memo == "" {
 		e.Memo = p.Memo
 	}
+	if e.Reference == "" {
+		e.Reference = p.Reference
+	}
 	return e
 }
 
@@ -408,6 +418,9 @@ func (m *model) differ(e *Entry, old *modelEntry) Outcome {
 	}
 	if f.Memo != old.Memo {
 		return Outcome{Code: ExistsWithDifferentMemo}
+	}
+	if f.Reference != old.Reference {
+		return Outcome{Code: ExistsWithDifferentReference}
 	}
 	return Outcome{Code: Exists}
 }

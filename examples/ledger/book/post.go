@@ -23,7 +23,7 @@ func (d *draft) postEntry(e *Entry, event []byte) Outcome {
 	if record, ok := d.record(e.ID); ok {
 		return d.compareEntry(e, record)
 	}
-	if out := checkEntry(e); out.Code != Created {
+	if out := d.checkEntry(e); out.Code != Created {
 		return out
 	}
 	for {
@@ -53,8 +53,8 @@ func (d *draft) postEntry(e *Entry, event []byte) Outcome {
 	}
 }
 
-// checkEntry is what an entry must satisfy by itself.
-func checkEntry(e *Entry) Outcome {
+// checkEntry is what an entry must satisfy by itself, under the version that is active.
+func (d *draft) checkEntry(e *Entry) Outcome {
 	resolves := e.Flags&(PostPending|VoidPending) != 0
 	phases := e.Flags & entryPhases
 	if phases&(phases-1) != 0 {
@@ -98,6 +98,12 @@ func checkEntry(e *Entry) Outcome {
 		return Outcome{Code: MemoTooLong}
 	case !utf8.ValidString(e.Memo):
 		return Outcome{Code: MemoMustBeUTF8}
+	case e.Reference != "" && d.version < VersionReferences:
+		return Outcome{Code: ReferenceNeedsVersion2}
+	case len(e.Reference) > MaxReferenceBytes:
+		return Outcome{Code: ReferenceTooLong}
+	case !utf8.ValidString(e.Reference):
+		return Outcome{Code: ReferenceMustBeUTF8}
 	}
 	return Outcome{}
 }

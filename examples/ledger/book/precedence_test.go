@@ -9,7 +9,7 @@ import (
 // fix is a fault of an entry, and what repairs it.
 type fix struct {
 	fault  Code
-	repair func(e *Entry)
+	repair func(e *Entry) // nil: version 2 becomes active
 }
 
 // TestPrecedence sends an entry with every fault at once, repairs the one that
@@ -23,7 +23,7 @@ func TestPrecedence(t *testing.T) {
 	leg := func(i int, l Leg) func(e *Entry) { return func(e *Entry) { e.Legs[i] = l } }
 
 	t.Run("pending", func(t *testing.T) {
-		e := Entry{Flags: 1<<9 | Pending | VoidPending | PostPending, PendingID: id(1), Timeout: 5, Date: 1, Memo: strings.Repeat("m", 600), Legs: []Leg{{}}}
+		e := Entry{Flags: 1<<9 | Pending | VoidPending | PostPending, PendingID: id(1), Timeout: 5, Date: 1, Memo: strings.Repeat("m", 600), Reference: strings.Repeat("\xff", 200), Legs: []Leg{{}}}
 		repairAll(t, e, []fix{
 			{ReservedFlag, reserved},
 			{IDMustNotBeZero, func(e *Entry) { e.ID = MaxID }},
@@ -39,6 +39,9 @@ func TestPrecedence(t *testing.T) {
 			{DateIsInvalid, date},
 			{MemoTooLong, memo},
 			{MemoMustBeUTF8, utf8},
+			{ReferenceNeedsVersion2, nil},
+			{ReferenceTooLong, func(e *Entry) { e.Reference = "\xff" }},
+			{ReferenceMustBeUTF8, func(e *Entry) { e.Reference = "R-1" }},
 			{DebitAccountNotFound, func(e *Entry) { e.ID, e.Legs[0].Account = id(61), id(9) }}, // the id is burnt
 			{CreditAccountNotFound, func(e *Entry) { e.ID, e.Legs[1].Account = id(62), id(8) }},
 			{LegsDoNotBalance, leg(1, Leg{Account: id(8), Side: Credit, Amount: MaxUint128})},
@@ -92,13 +95,20 @@ func repairAll(t *testing.T, e Entry, fixes []fix) {
 		closing.Legs[0].Closing = true
 		wantCodes(t, l.post(closing), Created)
 	}
+	if e.Reference != "" {
+		l.version = VersionFirst
+	}
 	for _, f := range fixes {
 		e.Legs = append([]Leg{}, e.Legs...)
 		got := l.post(e)[0].Code
 		if got != f.fault {
 			t.Fatalf("got %v, want %v, of %+v", got, f.fault, e)
 		}
-		f.repair(&e)
+		if f.repair == nil {
+			l.version = VersionReferences
+		} else {
+			f.repair(&e)
+		}
 	}
 	wantCodes(t, l.post(e), Created)
 	l.audit()

@@ -48,9 +48,13 @@ func runSeed(t *testing.T, seed uint64) {
 		accounts = append(accounts, a)
 		g.m.open(a)
 	}
+	g.l.version = VersionFirst
 	wantCodes(t, g.l.open(accounts...), make([]Code, len(accounts))...)
 	records := make(map[ID]string) // entries are never changed
 	for step := 0; step < *stepsFlag && !t.Failed(); step++ {
+		if step == *stepsFlag/3 {
+			g.l.version, g.m.version = VersionReferences, VersionReferences
+		}
 		g.step()
 		g.compare()
 		g.l.audit()
@@ -81,7 +85,7 @@ func checkReplay(t *testing.T, l *ledger) {
 	t.Helper()
 	replica := newLedger(t)
 	for i, data := range l.events {
-		replica.apply(rsm.Event{Data: bytes.Clone(data), Time: l.times[i]})
+		replica.apply(rsm.Event{Data: bytes.Clone(data), Time: l.times[i], Version: l.versions[i]})
 		if _, err := ParseEvent(data); err != nil {
 			t.Fatalf("event %d: %v", i, err)
 		}
@@ -129,7 +133,7 @@ func (g *generator) step() {
 }
 
 func (g *generator) entry() Entry {
-	e := Entry{ID: id(100 + g.IntN(400)), Memo: []string{"", "", "a", "b"}[g.IntN(4)]}
+	e := Entry{ID: id(100 + g.IntN(400)), Memo: []string{"", "", "a", "b"}[g.IntN(4)], Reference: []string{"", "", "", "", "A-1", "A-2"}[g.IntN(6)]}
 	if g.IntN(4) == 0 {
 		e.Flags |= Linked
 	}
@@ -245,7 +249,7 @@ func (g *generator) compare() {
 		want := g.m.entries[id(n)]
 		if ok != (want != nil) {
 			t.Errorf("entry %d: there is %v, the model says %v", n, ok, want != nil)
-		} else if ok && (got.Status != want.status || got.Memo != want.Memo || fmt.Sprint(got.Legs) != fmt.Sprint(want.Legs)) {
+		} else if ok && (got.Status != want.status || got.Memo != want.Memo || got.Reference != want.Reference || fmt.Sprint(got.Legs) != fmt.Sprint(want.Legs)) {
 			t.Errorf("entry %d: %+v, the model says %+v", n, got, want)
 		}
 	}

@@ -91,7 +91,7 @@ func EntryFromProto(m *ledgerv1.Entry) (e Entry, err error) {
 	if m.GetCode() > 65535 {
 		return e, fmt.Errorf("entry %q: code is out of range", m.GetId())
 	}
-	e = Entry{Timeout: m.GetTimeoutSeconds(), Code: uint16(m.GetCode()), Memo: m.GetMemo()}
+	e = Entry{Timeout: m.GetTimeoutSeconds(), Code: uint16(m.GetCode()), Memo: m.GetMemo(), Reference: m.GetReference()}
 	if e.ID, err = ParseID(m.GetId()); err != nil {
 		return e, err
 	}
@@ -146,6 +146,7 @@ func (e *Entry) Proto() *ledgerv1.Entry {
 		PostPending: e.Flags&PostPending != 0, VoidPending: e.Flags&VoidPending != 0,
 		PendingId: e.PendingID.orEmpty(), TimeoutSeconds: e.Timeout,
 		Code: uint32(e.Code), UserData: e.UserData.orEmpty(), Date: e.Date.String(), Memo: e.Memo,
+		Reference: e.Reference,
 	}
 	for i := range e.Legs {
 		l := &e.Legs[i]
@@ -172,7 +173,7 @@ func (w *Row) Proto() *ledgerv1.StatementRow {
 	m := &ledgerv1.StatementRow{
 		Row: w.Number, Entry: w.Entry.String(), Leg: uint32(w.Leg),
 		DebitsPosted: w.DebitsPosted.String(), CreditsPosted: w.CreditsPosted.String(),
-		Time: int64(w.Time), Date: w.Date.String(), Memo: w.Memo,
+		Time: int64(w.Time), Date: w.Date.String(), Memo: w.Memo, Reference: w.Reference,
 	}
 	if w.Side == Debit {
 		m.Debit = w.Amount.String()

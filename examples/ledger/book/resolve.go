@@ -103,6 +103,9 @@ func inherit(e, p *Entry) {
 	if e.Memo == "" {
 		e.Memo = p.Memo
 	}
+	if e.Reference == "" {
+		e.Reference = p.Reference
+	}
 }
 
 func resolvedStatus(f EntryFlags) PendingStatus {
@@ -146,6 +149,8 @@ func (d *draft) compareEntry(e *Entry, record entryRecord) Outcome {
 		return Outcome{Code: ExistsWithDifferentDate}
 	case e.Memo != existing.Memo:
 		return Outcome{Code: ExistsWithDifferentMemo}
+	case e.Reference != existing.Reference:
+		return Outcome{Code: ExistsWithDifferentReference}
 	}
 	return Outcome{Code: Exists}
 }

@@ -16,7 +16,8 @@ import (
 )
 
 // underTest is the ledger in simulated clusters: accounts that are opened again and again, entries, reservations
-// that are posted, voided or expire (the clocks of the simulated nodes jump), and chains. After each of the first entries of the log, and of many
+// that are posted, voided or expire (the clocks of the simulated nodes jump), chains, and
+// references, which are taken when every node has got a program for version 2. After each of the first entries of the log, and of many
 // later ones, every invariant of the audit must hold; that money is neither made nor lost is one of them.
 func underTest() rsmtest.Config {
 	return rsmtest.Config{
@@ -97,7 +98,11 @@ func drawEntry(r *rand.Rand) Entry {
 	case 2:
 		return entry(1000 + r.IntN(drawnPosting)).with(VoidPending).of(100 + r.IntN(drawnPending))
 	}
-	return entry(2000+r.IntN(drawnPlain), drawLegs(r)...)
+	e := entry(2000+r.IntN(drawnPlain), drawLegs(r)...)
+	if r.IntN(3) == 0 {
+		e.Reference = fmt.Sprintf("R-%d", r.IntN(3))
+	}
+	return e
 }
 
 // drawLegs draws two legs of one asset, mostly.
@@ -201,6 +206,9 @@ func showEntry(e *Entry) string {
 	}
 	if e.Timeout > 0 {
 		s += fmt.Sprintf(" within %ds", e.Timeout)
+	}
+	if e.Reference != "" {
+		s += " for " + e.Reference
 	}
 	return s
 }

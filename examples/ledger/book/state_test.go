@@ -10,18 +10,21 @@ import (
 	"github.com/decree-raft/decree/rsm"
 )
 
-// ledger is a machine of one replica, with a clock that the test moves.
+// ledger is a machine of one replica, with a clock and a version that the test moves.
 type ledger struct {
-	t      testing.TB
-	state  booktest.Memory
-	now    rsm.Timestamp
-	index  rsm.Index
-	events [][]byte // all, ever
-	times  []rsm.Timestamp
+	t        testing.TB
+	machine  Machine
+	version  uint64 // that is active
+	state    booktest.Memory
+	now      rsm.Timestamp
+	index    rsm.Index
+	events   [][]byte // all, ever
+	times    []rsm.Timestamp
+	versions []uint64
 }
 
 func newLedger(t testing.TB) *ledger {
-	return &ledger{t: t, now: rsm.Timestamp(1_700_000_000 * time.Second)}
+	return &ledger{t: t, version: VersionReferences, now: rsm.Timestamp(1_700_000_000 * time.Second)}
 }
 
 // submit decides a command and applies its events, as the library would.
@@ -29,9 +32,9 @@ func (l *ledger) submit(command []byte) Reply {
 	l.t.Helper()
 	l.index++
 	l.now++
-	c := rsm.Command{Data: bytes.Clone(command), Time: l.now, Rand: rand.New(rand.NewPCG(1, 2))}
+	c := rsm.Command{Data: bytes.Clone(command), Time: l.now, Version: l.version, Rand: rand.New(rand.NewPCG(1, 2))}
 	before := l.state.Dump()
-	events, reply, err := Machine{}.Decide(&l.state, c)
+	events, reply, err := l.machine.Decide(&l.state, c)
 	if err != nil {
 		l.t.Fatalf("Decide: %v", err)
 	}
@@ -39,7 +42,7 @@ func (l *ledger) submit(command []byte) Reply {
 		l.t.Fatal("Decide changed the state")
 	}
 	for i, e := range events {
-		l.apply(rsm.Event{Data: bytes.Clone(e), Time: l.now, Position: rsm.Position{Shard: 1, Index: l.index, Ordinal: uint32(i)}})
+		l.apply(rsm.Event{Data: bytes.Clone(e), Time: l.now, Version: l.version, Position: rsm.Position{Shard: 1, Index: l.index, Ordinal: uint32(i)}})
 	}
 	r, err := ParseReply(reply)
 	if err != nil {
@@ -52,8 +55,8 @@ func (l *ledger) submit(command []byte) Reply {
 }
 
 func (l *ledger) apply(e rsm.Event) {
-	l.events, l.times = append(l.events, e.Data), append(l.times, e.Time)
-	Machine{}.Apply(&l.state, e)
+	l.events, l.times, l.versions = append(l.events, e.Data), append(l.times, e.Time), append(l.versions, e.Version)
+	l.machine.Apply(&l.state, e)
 }
 
 func (l *ledger) open(accounts ...Account) []Outcome {
@@ -117,6 +120,8 @@ func entry(n int, legs ...Leg) Entry { return Entry{ID: id(n), Legs: legs} }
 func (e Entry) with(f EntryFlags) Entry { e.Flags |= f; return e }
 
 func (e Entry) of(pending int) Entry { e.PendingID = id(pending); return e }
+
+func (e Entry) citing(reference string) Entry { e.Reference = reference; return e }
 
 func (e Entry) within(seconds uint32) Entry { e.Timeout = seconds; return e }
 

@@ -118,7 +118,7 @@ func rowOf(v rsm.View, account ID, number uint64, at ID) (row Row, before ID) {
 		return Row{
 			Number: number, Entry: at, Leg: legNumber(i), Side: l.Side, Amount: l.Amount,
 			DebitsPosted: p.debitsPosted, CreditsPosted: p.creditsPosted,
-			Time: record.time, Date: e.Date, Memo: e.Memo,
+			Time: record.time, Date: e.Date, Memo: e.Memo, Reference: e.Reference,
 		}, p.before
 	}
 	panic(fmt.Sprintf("book: row %d of account %v is not in entry %v", number, account, at))

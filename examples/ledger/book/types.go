@@ -16,7 +16,9 @@ const (
 	MaxLegs      = 64
 	MaxNameBytes = 256
 	MaxMemoBytes = 512
-	MaxAssetLen  = 32
+	// MaxReferenceBytes has room for the longest number that an invoice, an order or a bank's statement is likely to have.
+	MaxReferenceBytes = 128
+	MaxAssetLen       = 32
 	// MaxScale leaves 8 digits before the point of a 128-bit amount.
 	MaxScale = 30
 )
@@ -158,6 +160,8 @@ type Entry struct {
 	Code      uint16 // the caller's reason, 0 is none
 	Date      Date   // of the business event, zero is none
 	Memo      string // for people
+	// Reference is the number of the document behind the entry, empty is none. Since version 2 of the machine.
+	Reference string
 }
 
 // PendingStatus is how far a pending entry has come.
@@ -197,6 +201,7 @@ type Row struct {
 	Time          rsm.Timestamp
 	Date          Date
 	Memo          string
+	Reference     string
 }
 
 // Date is a day of the proleptic Gregorian calendar as the number YYYYMMDD. Zero is no date.

@@ -9,7 +9,7 @@ import (
 // ErrEncoding is what all bytes match that are no command, event, record or reply of this package.
 var ErrEncoding = errors.New("book: bad encoding")
 
-// formatVersion is the second byte of every command, event, record and reply.
+// formatVersion is the second byte of every command, event, record and reply, but for an entry with a reference.
 const formatVersion = 1
 
 // reader takes an encoding apart. The first error sticks and empties it, so that callers check once.
@@ -87,13 +87,17 @@ func (r *reader) amount(n int) Uint128 {
 }
 
 // header checks the first two bytes: what it is, and its version.
-func (r *reader) header(kind byte) {
+func (r *reader) header(kind byte) { r.headerUpTo(kind, formatVersion) }
+
+// headerUpTo is header for what has more than one version: which it is.
+func (r *reader) headerUpTo(kind, newest byte) (version byte) {
 	if k := r.u8(); r.err == nil && k != kind {
 		r.fail("kind %d, want %d", k, kind)
 	}
-	if v := r.u8(); r.err == nil && v != formatVersion {
-		r.fail("format version %d, this program knows %d", v, formatVersion)
+	if version = r.u8(); r.err == nil && (version < formatVersion || version > newest) {
+		r.fail("format version %d, this program knows up to %d", version, newest)
 	}
+	return version
 }
 
 // end checks that nothing is left.

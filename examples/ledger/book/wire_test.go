@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/hex"
 	"flag"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -14,15 +15,30 @@ import (
 
 var update = flag.Bool("update", false, "rewrite the golden files")
 
-// TestGoldenEvents applies events as the first version wrote them. Events live
-// for ever: this file may get more lines, but none may change.
+// TestGoldenEvents applies events as each version wrote them. Events live
+// for ever: these files may get more lines, but none may change.
 func TestGoldenEvents(t *testing.T) {
-	l := goldenHistory(t)
+	for _, c := range []struct {
+		file     string
+		version  uint64
+		programs []Machine // that can apply them
+	}{
+		{"events-v1.txt", VersionFirst, []Machine{{OldProgram: true}, {}}},
+		{"events-v2.txt", VersionReferences, []Machine{{}}},
+	} {
+		for _, m := range c.programs {
+			t.Run(fmt.Sprintf("%s/version=%d", c.file, m.MaxVersion()), func(t *testing.T) { goldenEvents(t, c.file, c.version, m) })
+		}
+	}
+}
+
+func goldenEvents(t *testing.T, file string, version uint64, m Machine) {
+	l := goldenHistory(t, version)
 	var b strings.Builder
 	for i, e := range l.events {
 		b.WriteString(hex.EncodeToString(appendU64(nil, uint64(l.times[i]))) + " " + hex.EncodeToString(e) + "\n")
 	}
-	name := filepath.Join("testdata", "events-v1.txt")
+	name := filepath.Join("testdata", file)
 	if *update {
 		if err := os.WriteFile(name, []byte(b.String()), 0o644); err != nil {
 			t.Fatal(err)
@@ -36,6 +52,7 @@ func TestGoldenEvents(t *testing.T) {
 		t.Errorf("this version writes other events:\n%s", b.String())
 	}
 	replica := newLedger(t)
+	replica.machine = m
 	for line := range strings.Lines(string(golden)) {
 		at, event, _ := strings.Cut(strings.TrimSpace(line), " ")
 		when, err1 := hex.DecodeString(at)
@@ -44,7 +61,7 @@ func TestGoldenEvents(t *testing.T) {
 			t.Fatal(err1, err2)
 		}
 		r := reader{b: when}
-		replica.apply(rsm.Event{Data: data, Time: rsm.Timestamp(r.u64())})
+		replica.apply(rsm.Event{Data: data, Time: rsm.Timestamp(r.u64()), Version: version})
 	}
 	if replica.state.Dump() != l.state.Dump() {
 		t.Error("the golden events give another state")
@@ -52,9 +69,17 @@ func TestGoldenEvents(t *testing.T) {
 	replica.audit()
 }
 
-// goldenHistory has an event of each kind with each field.
-func goldenHistory(t testing.TB) *ledger {
+// goldenHistory has an event of each kind with each field that there is in a version.
+func goldenHistory(t testing.TB, version uint64) *ledger {
 	l := standard(t)
+	l.version = version
+	full := func(n int) Entry {
+		e := full(n)
+		if version < VersionReferences {
+			e.Reference = ""
+		}
+		return e
+	}
 	l.open(Account{ID: id(10), Name: "Assets:Bank", Asset: "EUR", Scale: 2, Code: 3, UserData: id(4), Linked: true}, eur(11, 0))
 	l.post(
 		entry(50, debit(1, 5), credit(2, 5)),
@@ -71,7 +96,7 @@ func goldenHistory(t testing.TB) *ledger {
 }
 
 func FuzzEvent(f *testing.F) {
-	for _, e := range goldenHistory(f).events {
+	for _, e := range goldenHistory(f, VersionReferences).events {
 		f.Add(e)
 	}
 	f.Fuzz(func(t *testing.T, data []byte) {
@@ -107,12 +132,12 @@ func FuzzDecide(f *testing.F) {
 	f.Add(Pulse())
 	f.Fuzz(func(t *testing.T, command []byte) {
 		l := standard(t)
-		events, reply, err := Machine{}.Decide(&l.state, rsm.Command{Data: command, Time: l.now})
+		events, reply, err := l.machine.Decide(&l.state, rsm.Command{Data: command, Time: l.now, Version: l.version})
 		if err != nil {
 			return
 		}
 		for _, e := range events {
-			l.apply(rsm.Event{Data: e, Time: l.now})
+			l.apply(rsm.Event{Data: e, Time: l.now, Version: l.version})
 		}
 		if _, err := ParseReply(reply); err != nil {
 			t.Error(err)
@@ -123,7 +148,7 @@ func FuzzDecide(f *testing.F) {
 
 // FuzzRecords decodes anything as each record of the state.
 func FuzzRecords(f *testing.F) {
-	l := goldenHistory(f)
+	l := goldenHistory(f, VersionReferences)
 	for _, v := range l.state.Values() {
 		f.Add(v)
 	}

@@ -13,6 +13,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	ledgerv1 "github.com/decree-raft/decree/api/ledger/v1"
+	"github.com/decree-raft/decree/examples/ledger/book"
 	"github.com/decree-raft/decree/rsm"
 )
 
@@ -42,7 +43,8 @@ func get[M proto.Message](t *testing.T, s *Server, target string, m M) M {
 }
 
 func TestHTTP(t *testing.T) {
-	s, _ := newServer(t)
+	s, r := newServer(t)
+	r.version = book.VersionReferences
 	code, body, _ := call(t, s, "POST", "/v1/accounts",
 		`{"items": [{"account": {"id": "1", "name": "Cash", "asset": "EUR", "scale": 2}}, {"account": {"id": "2", "name": "Cash 2", "asset": "EUR", "scale": 2}}]}`)
 	if code != 200 || strings.Count(body, `"created"`) != 2 {
@@ -50,12 +52,12 @@ func TestHTTP(t *testing.T) {
 	}
 	for _, id := range []string{"a1", "a2", "a3"} {
 		code, body, _ = call(t, s, "POST", "/v1/entries",
-			`{"entries": [{"id": "`+id+`", "legs": [{"account": "1", "debit": "1050"}, {"account": "2", "credit": "1050"}], "memo": "Käse"}]}`)
+			`{"entries": [{"id": "`+id+`", "legs": [{"account": "1", "debit": "1050"}, {"account": "2", "credit": "1050"}], "memo": "Käse", "reference": "No. 5"}]}`)
 		if code != 200 || !strings.Contains(body, `"created"`) {
 			t.Fatalf("%d %s", code, body)
 		}
 	}
-	if e := get(t, s, "/v1/entries/a1", new(ledgerv1.Entry)); e.Memo != "Käse" || e.Legs[1].Credit != "1050" {
+	if e := get(t, s, "/v1/entries/a1", new(ledgerv1.Entry)); e.Memo != "Käse" || e.Reference != "No. 5" || e.Legs[1].Credit != "1050" {
 		t.Errorf("entry %v", e)
 	}
 	if a := get(t, s, "/v1/accounts/1?consistency=stale", new(ledgerv1.Account)); a.Balances.DebitsPosted != "3150" {
@@ -65,6 +67,9 @@ func TestHTTP(t *testing.T) {
 	for after := uint64(0); ; {
 		m := get(t, s, "/v1/accounts/1/statement?page_size=2&after="+strconv.FormatUint(after, 10), new(ledgerv1.GetStatementResponse))
 		rows += len(m.Rows)
+		if m.Rows[0].Reference != "No. 5" {
+			t.Errorf("row %v", m.Rows[0])
+		}
 		if after = m.NextAfter; after == 0 {
 			break
 		}
@@ -86,7 +91,7 @@ func TestHTTP(t *testing.T) {
 	if m := get(t, s, "/v1/audit", new(ledgerv1.AuditResponse)); m.Entries != 3 {
 		t.Errorf("audit %v", m)
 	}
-	if m := get(t, s, "/v1/status", new(ledgerv1.GetStatusResponse)); m.Node != 1 {
+	if m := get(t, s, "/v1/status", new(ledgerv1.GetStatusResponse)); m.Node != 1 || m.MachineVersion != 2 {
 		t.Errorf("status %v", m)
 	}
 }

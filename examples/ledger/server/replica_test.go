@@ -15,6 +15,7 @@ type replica struct {
 	mu       sync.Mutex
 	state    booktest.Memory
 	now      rsm.Timestamp // of the last command; far in the past
+	version  uint64        // of the machine, that is active
 	leader   rsm.NodeID
 	err      error // of every call, if set
 	requests []rsm.Request
@@ -33,12 +34,12 @@ func (r *replica) Do(_ context.Context, q rsm.Request) (rsm.Result, error) {
 		return rsm.Result{}, r.err
 	}
 	r.now++
-	events, reply, err := book.Machine{}.Decide(&r.state, rsm.Command{Data: q.Commands[0], Time: r.now})
+	events, reply, err := book.Machine{}.Decide(&r.state, rsm.Command{Data: q.Commands[0], Time: r.now, Version: r.version})
 	if err != nil {
 		return rsm.Result{}, err
 	}
 	for _, e := range events {
-		book.Machine{}.Apply(&r.state, rsm.Event{Data: e, Time: r.now})
+		book.Machine{}.Apply(&r.state, rsm.Event{Data: e, Time: r.now, Version: r.version})
 	}
 	return rsm.Result{Replies: [][]byte{reply}}, nil
 }
@@ -63,7 +64,7 @@ func (r *replica) Audit(f func(rsm.View) error) (rsm.Index, uint64, error) {
 }
 
 func (r *replica) Status() (rsm.ShardStatus, error) {
-	return rsm.ShardStatus{Leader: r.leader, Role: "leader", Term: 3, Applied: 42, Hash: 0xABC}, r.err
+	return rsm.ShardStatus{Leader: r.leader, Role: "leader", Term: 3, Applied: 42, Hash: 0xABC, Version: r.version}, r.err
 }
 
 func (r *replica) Leader() rsm.NodeID {

@@ -199,14 +199,20 @@ func (s *Server) query(ctx context.Context, c ledgerv1.Consistency, q *ledgerv1.
 
 // Audit checks every invariant of this node's replica.
 func (s *Server) Audit(_ context.Context, _ *ledgerv1.AuditRequest) (*ledgerv1.AuditResponse, error) {
-	var m *ledgerv1.AuditResponse
+	var report *book.Report
 	at, hash, err := s.cfg.Replica.Audit(func(v rsm.View) error {
-		m = book.Audit(v).Proto()
+		report = book.Audit(v)
 		return nil
 	})
 	if err != nil {
 		return nil, s.status(err)
 	}
+	st, err := s.cfg.Replica.Status() // the version only rises: what was in the view was allowed by one up to this
+	if err != nil {
+		return nil, s.status(err)
+	}
+	report.UnderVersion(st.Version)
+	m := report.Proto()
 	m.Node, m.Applied, m.StateHash = uint64(s.cfg.Node), uint64(at), FormatHash(hash)
 	return m, nil
 }
@@ -222,6 +228,6 @@ func (s *Server) GetStatus(context.Context, *ledgerv1.GetStatusRequest) (*ledger
 	}
 	return &ledgerv1.GetStatusResponse{
 		Node: uint64(s.cfg.Node), Leader: uint64(st.Leader), LeaderApi: s.cfg.API[st.Leader], Role: st.Role,
-		Term: uint64(st.Term), Applied: uint64(st.Applied), StateHash: FormatHash(st.Hash),
+		Term: uint64(st.Term), Applied: uint64(st.Applied), StateHash: FormatHash(st.Hash), MachineVersion: st.Version,
 	}, nil
 }

@@ -87,6 +87,45 @@ func TestService(t *testing.T) {
 	}
 }
 
+// TestReferences: they come in and go out when version 2 of the machine is active, and not before.
+func TestReferences(t *testing.T) {
+	s, r := newServer(t)
+	if _, err := s.CreateAccounts(ctx, &ledgerv1.CreateAccountsRequest{Items: []*ledgerv1.CreateAccountsRequest_Item{account("1"), account("2")}}); err != nil {
+		t.Fatal(err)
+	}
+	e := entry("a", "5")
+	e.Reference = "INV-1"
+	for _, c := range []struct {
+		version uint64
+		code    string
+	}{{book.VersionFirst, "reference_needs_version_2"}, {book.VersionReferences, "created"}, {book.VersionReferences, "exists"}} {
+		r.version = c.version
+		posted, err := s.PostEntries(ctx, &ledgerv1.PostEntriesRequest{Entries: []*ledgerv1.Entry{e}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		wantResults(t, posted.Results, c.code)
+		if st, err := s.GetStatus(ctx, nil); err != nil || st.MachineVersion != c.version {
+			t.Errorf("status %v, %v", st, err)
+		}
+	}
+	entries, err := s.GetEntries(ctx, &ledgerv1.GetEntriesRequest{Ids: []string{"a"}})
+	if err != nil || entries.Entries[0].Reference != "INV-1" {
+		t.Errorf("entries %v, %v", entries, err)
+	}
+	statement, err := s.GetStatement(ctx, &ledgerv1.GetStatementRequest{Account: "1"})
+	if err != nil || statement.Rows[0].Reference != "INV-1" {
+		t.Errorf("statement %v, %v", statement, err)
+	}
+	if audit, err := s.Audit(ctx, nil); err != nil || audit.ViolationCount != 0 || audit.References != 1 {
+		t.Errorf("audit %v, %v", audit, err)
+	}
+	r.version = book.VersionFirst // as if the version had been active without its entry in the log
+	if audit, err := s.Audit(ctx, nil); err != nil || audit.ViolationCount != 1 {
+		t.Errorf("audit %v, %v", audit, err)
+	}
+}
+
 // More items than a command holds are refused before anything is made of them, and so are more requests than there is room for.
 func TestAdmission(t *testing.T) {
 	s, r := newServer(t)

@@ -567,9 +567,13 @@ type ShardStatus struct {
 	// Journal bytes: about what the journal takes on this node's disk.
 	JournalBytes int64 `protobuf:"varint,20,opt,name=journal_bytes,json=journalBytes,proto3" json:"journal_bytes,omitempty"`
 	// Journal short: the journal has lost, for want of room, what a member lacks. That one needs a snapshot.
-	JournalShort  bool `protobuf:"varint,21,opt,name=journal_short,json=journalShort,proto3" json:"journal_short,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	JournalShort bool `protobuf:"varint,21,opt,name=journal_short,json=journalShort,proto3" json:"journal_short,omitempty"`
+	// Machine version: of the shard's machine, as far as this replica has applied. Max machine version: the highest that this node's
+	// program can run. A version becomes active when every member can run it.
+	MachineVersion    uint64 `protobuf:"varint,22,opt,name=machine_version,json=machineVersion,proto3" json:"machine_version,omitempty"`
+	MaxMachineVersion uint64 `protobuf:"varint,23,opt,name=max_machine_version,json=maxMachineVersion,proto3" json:"max_machine_version,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
 }
 
 func (x *ShardStatus) Reset() {
@@ -747,6 +751,20 @@ func (x *ShardStatus) GetJournalShort() bool {
 		return x.JournalShort
 	}
 	return false
+}
+
+func (x *ShardStatus) GetMachineVersion() uint64 {
+	if x != nil {
+		return x.MachineVersion
+	}
+	return 0
+}
+
+func (x *ShardStatus) GetMaxMachineVersion() uint64 {
+	if x != nil {
+		return x.MaxMachineVersion
+	}
+	return 0
 }
 
 // Counters count since the node was started.
@@ -2753,7 +2771,7 @@ const file_decree_admin_v1_admin_proto_rawDesc = "" +
 	"\x06shards\x18\x03 \x03(\v2\x1c.decree.admin.v1.ShardStatusR\x06shards\x121\n" +
 	"\x05peers\x18\x04 \x03(\v2\x1b.decree.admin.v1.PeerStatusR\x05peers\x12&\n" +
 	"\x03log\x18\x05 \x01(\v2\x14.decree.admin.v1.LogR\x03log\x12)\n" +
-	"\x04disk\x18\x06 \x01(\v2\x15.decree.admin.v1.DiskR\x04disk\"\xde\x04\n" +
+	"\x04disk\x18\x06 \x01(\v2\x15.decree.admin.v1.DiskR\x04disk\"\xb7\x05\n" +
 	"\vShardStatus\x12\x14\n" +
 	"\x05shard\x18\x01 \x01(\x04R\x05shard\x12\x12\n" +
 	"\x04role\x18\x02 \x01(\tR\x04role\x12\x12\n" +
@@ -2776,7 +2794,9 @@ const file_decree_admin_v1_admin_proto_rawDesc = "" +
 	"\x05error\x18\x12 \x01(\v2\x1c.decree.admin.v1.ErrorDetailR\x05error\x125\n" +
 	"\bcounters\x18\x13 \x01(\v2\x19.decree.admin.v1.CountersR\bcounters\x12#\n" +
 	"\rjournal_bytes\x18\x14 \x01(\x03R\fjournalBytes\x12#\n" +
-	"\rjournal_short\x18\x15 \x01(\bR\fjournalShort\"\xc6\x03\n" +
+	"\rjournal_short\x18\x15 \x01(\bR\fjournalShort\x12'\n" +
+	"\x0fmachine_version\x18\x16 \x01(\x04R\x0emachineVersion\x12.\n" +
+	"\x13max_machine_version\x18\x17 \x01(\x04R\x11maxMachineVersion\"\xc6\x03\n" +
 	"\bCounters\x12\x18\n" +
 	"\aentries\x18\x01 \x01(\x04R\aentries\x12\x1a\n" +
 	"\bcommands\x18\x02 \x01(\x04R\bcommands\x12\x1e\n" +
