@@ -95,6 +95,7 @@ type shard struct {
 	nodes  []rsm.NodeID
 
 	changes uint64 // leaders and terms learned of
+	told    int64  // when a node said last who leads
 	reached int64  // when the leader was, as far as Ready was asked
 }
 
@@ -385,7 +386,7 @@ func (p *Proxy) learnShard(t *decreev1.GetTopologyResponse_Shard) {
 			s.changes++
 			p.log.Info("learned of a leader", "shard", uint64(id), "leader", uint64(leader), "term", uint64(term))
 		}
-		s.leader, s.term = leader, term
+		s.leader, s.term, s.told = leader, term, now
 		s.router.Learn(now, p.target(leader), term)
 	}
 }
