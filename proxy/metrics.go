@@ -237,7 +237,7 @@ var routerMetrics = []routerMetric{
 var (
 	callsDesc   = describe("calls_total", "Calls, by what became of them. A machine's rejection is an outcome, too; its code is not told.", "kind", "shard", "outcome", "code")
 	tookDesc    = describe("call_seconds", "How long calls took, from when the proxy has read them until their outcome, with all retries.", "kind")
-	leaderDesc  = describe("leader_known", "1 if somebody is known to lead the shard, and reached.", "shard")
+	leaderDesc  = describe("leader_known", "1 if a node has said lately who leads the shard, and that one is reached.", "shard")
 	changesDesc = describe("leader_changes_total", "Leaders and terms that were learned of.", "shard")
 	linkDesc    = describe("link_up", "1 if the stream to a node is open.", "address")
 )
@@ -271,7 +271,7 @@ func (c *collector) Collect(out chan<- prometheus.Metric) {
 		for _, m := range routerMetrics {
 			out <- prometheus.MustNewConstMetric(m.desc, m.kind, m.value(&st), label)
 		}
-		out <- prometheus.MustNewConstMetric(leaderDesc, gauge, boolGauge(p.reaches(s.leader)), label)
+		out <- prometheus.MustNewConstMetric(leaderDesc, gauge, boolGauge(p.led(&s, monotonic())), label)
 		out <- prometheus.MustNewConstMetric(changesDesc, counter, float64(s.changes), label)
 	}
 	p.meter.collect(out)

@@ -105,6 +105,7 @@ type shard struct {
 	changes uint64         // leaders and terms learned of
 	reached int64          // when the leader was, as far as Ready was asked
 	asked   []route.Target // those that it was given: other ones when an address changes
+	told    int64          // when a node said last who leads
 }
 
 // New returns a proxy, which begins to look for its nodes. It need not find one yet.
@@ -402,7 +403,7 @@ func (p *Proxy) learnShard(t *decreev1.GetTopologyResponse_Shard) {
 			s.changes++
 			p.log.Info("learned of a leader", "shard", uint64(id), "leader", uint64(leader), "term", uint64(term))
 		}
-		s.leader, s.term = leader, term
+		s.leader, s.term, s.told = leader, term, now
 	}
 	nodes := make([]rsm.NodeID, len(t.GetNodes()))
 	for i, n := range t.GetNodes() {

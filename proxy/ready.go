@@ -39,12 +39,12 @@ func (p *Proxy) Ready() (missing []string) {
 		if len(s.nodes) == 0 && s.term == 0 {
 			continue // somebody asked for it before anything was known
 		}
-		if p.reaches(s.leader) {
+		if p.led(s, now) {
 			s.reached = now
 		}
 		if now-s.reached > int64(readyPatience) {
 			switch {
-			case s.leader == 0:
+			case s.leader == 0 || p.reaches(s.leader):
 				missing = append(missing, fmt.Sprintf("shard %d: nobody is known to lead it", id))
 			default:
 				missing = append(missing, fmt.Sprintf("shard %d: node %d, which leads it as far as is known, is not reached", id, s.leader))
@@ -52,6 +52,11 @@ func (p *Proxy) Ready() (missing []string) {
 		}
 	}
 	return missing
+}
+
+// led reports whether somebody leads a shard and is reached: a node must have said so lately, as one that has lost its majority is reached as well.
+func (p *Proxy) led(s *shard, now int64) bool {
+	return now-s.told <= int64(2*p.cfg.Refresh+askPatience) && p.reaches(s.leader)
 }
 
 // reaches reports whether calls can be sent to a node.

@@ -248,14 +248,27 @@ func TestReady(t *testing.T) {
 		}
 	}
 	health(healthv1.HealthCheckResponse_SERVING)
+	// One that leads is left, without a majority: it is reached, and leads no more.
+	leader, err := c.Leader(within(t), 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var killed []rsm.NodeID
 	for _, n := range c.Nodes() {
-		c.Kill(n.ID())
+		if n.ID() != leader.ID() {
+			killed = append(killed, n.ID())
+		}
+	}
+	for _, id := range killed {
+		c.Kill(id)
 	}
 	health(healthv1.HealthCheckResponse_NOT_SERVING)
+	for ctx := within(t); len(p.Ready()) < 2 && ctx.Err() == nil; time.Sleep(5 * time.Millisecond) { // one shard may be found out before the other
+	}
 	if m := p.Ready(); len(m) != 2 || !strings.Contains(m[0], "shard 1") || !strings.Contains(m[1], "shard 2") {
 		t.Errorf("missing: %v", m)
 	}
-	for id := rsm.NodeID(1); id <= 3; id++ {
+	for _, id := range killed {
 		if err := c.Restart(id); err != nil {
 			t.Fatal(err)
 		}
@@ -322,7 +335,9 @@ func TestRequestID(t *testing.T) {
 			t.Errorf("%s was taken for a name", got)
 		}
 	}
-	_, err := dial(t, s.Addr()).Shard(9).Read(within(t), rsm.Linearizable, nil)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second) // the client asks until then
+	defer cancel()
+	_, err := dial(t, s.Addr()).Shard(9).Read(ctx, rsm.Linearizable, nil)
 	m := regexp.MustCompile(`\[request (\S+/\d+)\]`).FindStringSubmatch(fmt.Sprint(err))
 	if m == nil || !errors.Is(err, rsm.ErrNotProposed) || !strings.Contains(log.String(), "request="+m[1]+" kind=read") {
 		t.Errorf("%v: %s", err, log)
