@@ -256,25 +256,41 @@ func (p *Proxy) watch(ctx context.Context) {
 			return
 		case <-time.After(hurry): // at most so often
 		}
-		select {
-		case <-ctx.Done():
+		if !p.rest(ctx) {
 			return
-		case <-p.wanted:
-		case <-time.After(p.pause()):
 		}
 	}
 }
 
-// pause returns how long nobody needs to be asked: not long while a node is silent that should answer, as it may have lost its shards to others.
-func (p *Proxy) pause() time.Duration {
+// rest waits until somebody is to be asked again, and reports whether the proxy goes on. That is soon while a node is silent that should answer: it may have
+// lost its shards to others.
+func (p *Proxy) rest(ctx context.Context) bool {
+	t := time.NewTicker(min(quiet, p.cfg.Refresh))
+	defer t.Stop()
+	for began := time.Now(); time.Since(began) < p.cfg.Refresh; {
+		select {
+		case <-ctx.Done():
+			return false
+		case <-p.wanted:
+			return true
+		case <-t.C:
+		}
+		if p.somebodyIsQuiet() {
+			return true
+		}
+	}
+	return true
+}
+
+func (p *Proxy) somebodyIsQuiet() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, l := range p.links {
 		if l.Quiet() > quiet {
-			return min(p.cfg.Refresh, quiet)
+			return true
 		}
 	}
-	return min(p.cfg.Refresh, 2*quiet)
+	return false
 }
 
 // ask asks every node for its view, but those that have not answered the last question, and returns when all have answered, or will not soon.

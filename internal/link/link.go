@@ -33,6 +33,8 @@ type Config struct {
 	// Up and Down are called, from the link's goroutine, when the stream is there and when it is gone. Why is nil when the link is closed.
 	Up   func(*Link)
 	Down func(l *Link, why error)
+	// Leaving, if set, is called when the other side refuses a call because it closes: what it has taken it still answers.
+	Leaving func(*Link)
 	// Silence after which a stream is given up although calls wait: whoever serves one says something every second then. Default 3 s.
 	Silence time.Duration
 }
@@ -124,6 +126,25 @@ func (l *Link) Quiet() time.Duration {
 		return 0
 	}
 	return time.Duration(l.cfg.Now() - l.heard)
+}
+
+// Retire waits until no call is on the link any more, or ctx ends, and closes it.
+func (l *Link) Retire(ctx context.Context) {
+	t := time.NewTicker(20 * time.Millisecond)
+	defer t.Stop()
+	for l.waits() && ctx.Err() == nil {
+		select {
+		case <-ctx.Done():
+		case <-t.C:
+		}
+	}
+	l.Close()
+}
+
+func (l *Link) waits() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return len(l.pending) > 0
 }
 
 // Close ends the link. Calls on it are lost.
@@ -297,7 +318,11 @@ func (l *Link) read(stream grpc.ClientStream) error {
 		}
 		l.mu.Unlock()
 		var lies error
+		leaving := false
 		for i, a := range calls {
+			if e, _ := core.Verdict(got[i].Err); e != nil && e.Code == core.CodeClosed {
+				leaving = true
+			}
 			switch {
 			case a.call == nil:
 			case got[i].Err == nil && got[i].Kind != a.call.Kind:
@@ -306,6 +331,9 @@ func (l *Link) read(stream grpc.ClientStream) error {
 			default:
 				a.call.Answer(now, a.number, got[i].Result, got[i].Err)
 			}
+		}
+		if leaving && l.cfg.Leaving != nil {
+			l.cfg.Leaving(l)
 		}
 		if lies != nil {
 			return lies

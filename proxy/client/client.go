@@ -64,6 +64,7 @@ type Client struct {
 	cancel    context.CancelFunc
 	wg        sync.WaitGroup
 	broken    chan *link.Link // a link that went down
+	leaving   chan *link.Link // a link whose other side closes
 
 	mu     sync.Mutex
 	closed bool
@@ -85,7 +86,7 @@ func Dial(addresses []string, o Options) (*Client, error) {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	c := &Client{options: o, addresses: slices.Clone(addresses), log: o.Logger, cancel: cancel, broken: make(chan *link.Link, 1),
+	c := &Client{options: o, addresses: slices.Clone(addresses), log: o.Logger, cancel: cancel, broken: make(chan *link.Link, 1), leaving: make(chan *link.Link, 1),
 		at: rand.IntN(len(addresses)), hinted: map[string]*link.Link{}, shards: map[rsm.ShardID]*Shard{}}
 	l, err := c.dial(c.addresses[c.at])
 	if err != nil {
@@ -145,7 +146,7 @@ func (c *Client) dial(address string) (*link.Link, error) {
 	if c.options.Credentials != nil {
 		options = append(options, grpc.WithPerRPCCredentials(c.options.Credentials))
 	}
-	return link.New(address, link.Config{Options: options, Now: monotonic, Silence: c.options.Silence, Up: c.up, Down: c.down})
+	return link.New(address, link.Config{Options: options, Now: monotonic, Silence: c.options.Silence, Up: c.up, Down: c.down, Leaving: c.leave})
 }
 
 func (c *Client) all() []*Shard {
@@ -178,18 +179,28 @@ func (c *Client) down(l *link.Link, why error) {
 	}
 }
 
+func (c *Client) leave(l *link.Link) {
+	select {
+	case c.leaving <- l:
+	default:
+	}
+}
+
 // keep goes on with the next address when a link breaks. With one address, the link opens again by itself.
 func (c *Client) keep(ctx context.Context) {
 	for {
 		var l *link.Link
+		leaving := false
 		select {
 		case <-ctx.Done():
 			return
 		case l = <-c.broken:
+		case l = <-c.leaving:
+			leaving = true
 		}
 		c.mu.Lock()
 		current := c.link == l
-		if current {
+		if current && !leaving {
 			c.failed++
 		}
 		rounds := c.failed / len(c.addresses)
@@ -217,7 +228,11 @@ func (c *Client) keep(ctx context.Context) {
 		for _, s := range c.all() {
 			s.router.Targets(monotonic(), []route.Target{n})
 		}
-		l.Close() // what was on it is lost, and sent again
+		if leaving {
+			c.wg.Go(func() { l.Retire(ctx) }) // what was on it is still answered
+		} else {
+			l.Close() // what was on it is lost, and sent again
+		}
 	}
 }
 

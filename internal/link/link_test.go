@@ -1,0 +1,240 @@
+package link
+
+import (
+	"errors"
+	"net"
+	"sync"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/metadata"
+
+	decreev1 "github.com/decree-raft/decree/api/decree/v1"
+	"github.com/decree-raft/decree/internal/codec"
+	"github.com/decree-raft/decree/internal/core"
+	"github.com/decree-raft/decree/internal/route"
+	"github.com/decree-raft/decree/internal/wire"
+)
+
+var epoch = time.Now()
+
+func clock() int64 { return int64(time.Since(epoch)) }
+
+// liar is a server that does with a stream whatever a test wants.
+type liar struct {
+	decreev1.UnimplementedDecreeServiceServer
+	do func(g grpc.ServerStream) error
+}
+
+func (l *liar) Connect(g grpc.BidiStreamingServer[decreev1.ConnectRequest, decreev1.ConnectResponse]) error {
+	if err := g.SendHeader(metadata.MD{}); err != nil {
+		return err
+	}
+	return l.do(g)
+}
+
+// receive returns the calls of the next frame.
+func receive(g grpc.ServerStream) (calls []wire.ReceivedCall, err error) {
+	var f codec.Frame
+	if err := g.RecvMsg(&f); err != nil {
+		return nil, err
+	}
+	err = wire.ParseCalls(f.Data, func(c wire.ReceivedCall) error { calls = append(calls, c); return nil })
+	return calls, err
+}
+
+func answer(g grpc.ServerStream, id uint64, kind route.Kind, index core.Index, err error) error {
+	return g.SendMsg(&codec.Frame{Data: wire.AppendAnswer(nil, id, kind, &core.Result{Index: index}, err)})
+}
+
+// bench is a router whose only target is a link to a server.
+type bench struct {
+	t      *testing.T
+	router *route.Router
+	link   *Link
+	mu     sync.Mutex
+	ups    int
+}
+
+func start(t *testing.T, do func(b *bench, g grpc.ServerStream) error) *bench {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := &bench{t: t, router: route.New(route.Config{Shard: 1, Any: true})}
+	s := grpc.NewServer(grpc.ForceServerCodecV2(codec.Codec{}))
+	decreev1.RegisterDecreeServiceServer(s, &liar{do: func(g grpc.ServerStream) error { return do(b, g) }})
+	go func() { _ = s.Serve(l) }()
+	t.Cleanup(s.Stop)
+	b.link, err = New(l.Addr().String(), Config{Options: []grpc.DialOption{grpc.WithTransportCredentials(insecure.NewCredentials())}, Now: clock, Silence: 400 * time.Millisecond,
+		Up: func(*Link) {
+			b.mu.Lock()
+			b.ups++
+			b.mu.Unlock()
+			b.router.Up(clock())
+		},
+		Down: func(l *Link, _ error) { b.router.Down(l) }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(b.link.Close)
+	b.router.Targets(clock(), []route.Target{b.link})
+	stop := make(chan struct{})
+	t.Cleanup(func() { close(stop) })
+	go func() {
+		for {
+			select {
+			case <-stop:
+				return
+			case <-time.After(2 * time.Millisecond):
+				b.router.Tick(clock())
+			}
+		}
+	}()
+	return b
+}
+
+// submit waits for the outcome of a call.
+func (b *bench) submit(session core.SessionID, timeout time.Duration) *route.Call {
+	b.t.Helper()
+	done := make(chan struct{}, 2)
+	c := &route.Call{Kind: route.Submit, Shard: 1, Commands: [][]byte{[]byte("c")}, Deadline: clock() + int64(timeout), Done: func(*route.Call) { done <- struct{}{} }}
+	if session != 0 {
+		c.Session, c.Sequence = session, 1
+	}
+	b.router.Submit(clock(), c)
+	select {
+	case <-done:
+	case <-time.After(timeout + 10*time.Second):
+		b.t.Fatal("a call has no end")
+	}
+	return c
+}
+
+func wantUnknown(t *testing.T, c *route.Call) {
+	t.Helper()
+	if !errors.Is(c.Err, core.ErrUnknown) || errors.Is(c.Err, core.ErrNotProposed) {
+		t.Errorf("it ends with %v", c.Err)
+	}
+}
+
+// Answers to nobody's question, and second ones, are not listened to; the right one is.
+func TestWrongAnswers(t *testing.T) {
+	b := start(t, func(_ *bench, g grpc.ServerStream) error {
+		for {
+			calls, err := receive(g)
+			if err != nil {
+				return err
+			}
+			for _, c := range calls {
+				for _, id := range []uint64{c.ID + 1, c.ID + 1000, 1 << 63, c.ID, c.ID} {
+					if err := answer(g, id, route.Submit, core.Index(c.ID), nil); err != nil {
+						return err
+					}
+				}
+			}
+		}
+	})
+	for i := range 50 {
+		if c := b.submit(0, 5*time.Second); c.Err != nil || c.Result.Index != core.Index(i+1) {
+			t.Fatalf("call %d: index %d, %v", i+1, c.Result.Index, c.Err)
+		}
+	}
+}
+
+// A server that breaks the protocol, or the stream, leaves in doubt what it had been sent: that is not sent again without a session, and is with one.
+func TestBrokenStreams(t *testing.T) {
+	for name, lie := range map[string]func(g grpc.ServerStream, id uint64) error{
+		"another kind": func(g grpc.ServerStream, id uint64) error { return answer(g, id, route.OpenSession, 1, nil) },
+		"garbage":      func(g grpc.ServerStream, _ uint64) error { return g.SendMsg(&codec.Frame{Data: []byte{0xff, 0xff}}) },
+		"the end":      func(grpc.ServerStream, uint64) error { return errors.New("over") },
+		"closes": func(grpc.ServerStream, uint64) error {
+			return wire.Status(&core.Error{Kind: core.ErrNotProposed, Code: core.CodeClosed})
+		},
+		"closes in order": func(grpc.ServerStream, uint64) error { return errOver },
+	} {
+		t.Run(name, func(t *testing.T) {
+			lied := map[bool]bool{}
+			var mu sync.Mutex
+			b := start(t, func(_ *bench, g grpc.ServerStream) error {
+				for {
+					calls, err := receive(g)
+					if err != nil {
+						return err
+					}
+					for _, c := range calls {
+						mu.Lock()
+						first := !lied[c.Call.Session != 0]
+						lied[c.Call.Session != 0] = true
+						mu.Unlock()
+						if !first {
+							if err := answer(g, c.ID, route.Submit, 7, nil); err != nil {
+								return err
+							}
+							continue
+						}
+						if err := lie(g, c.ID); err == errOver {
+							return nil
+						} else if err != nil {
+							return err
+						}
+					}
+				}
+			})
+			wantUnknown(t, b.submit(0, 5*time.Second))
+			if c := b.submit(9, 5*time.Second); c.Err != nil || c.Result.Index != 7 {
+				t.Errorf("with a session: %v, %v", c.Result, c.Err)
+			}
+		})
+	}
+}
+
+var errOver = errors.New("over")
+
+// Silence while calls wait ends the stream; one that says that it lives is waited for, up to the deadline.
+func TestSilence(t *testing.T) {
+	silent := start(t, func(_ *bench, g grpc.ServerStream) error { <-g.Context().Done(); return nil })
+	began := time.Now()
+	wantUnknown(t, silent.submit(0, 20*time.Second))
+	if took := time.Since(began); took > 10*time.Second {
+		t.Errorf("silence was borne for %v", took)
+	}
+	beating := start(t, func(_ *bench, g grpc.ServerStream) error {
+		for {
+			if err := g.SendMsg(&codec.Frame{}); err != nil {
+				return err
+			}
+			select {
+			case <-g.Context().Done():
+				return nil
+			case <-time.After(50 * time.Millisecond):
+			}
+		}
+	})
+	wantUnknown(t, beating.submit(9, 1500*time.Millisecond))
+	beating.mu.Lock()
+	if beating.ups != 1 {
+		t.Errorf("the stream was opened %d times", beating.ups)
+	}
+	beating.mu.Unlock()
+	// What is never answered does not stay.
+	for until := time.Now().Add(10 * time.Second); beating.link.waits(); time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(until) {
+			t.Fatal("a call whose time is over is still on the link")
+		}
+	}
+}
+
+// A server that takes streams only to end them is not called again without pauses that grow.
+func TestNoBusyLoop(t *testing.T) {
+	b := start(t, func(*bench, grpc.ServerStream) error { return errors.New("no") })
+	time.Sleep(1500 * time.Millisecond)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.ups > 15 {
+		t.Errorf("%d streams in 1.5 s", b.ups)
+	}
+}

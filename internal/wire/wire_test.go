@@ -1,0 +1,289 @@
+package wire
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"math"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+	"unicode/utf8"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+
+	decreev1 "github.com/decree-raft/decree/api/decree/v1"
+	"github.com/decree-raft/decree/internal/core"
+	"github.com/decree-raft/decree/internal/route"
+)
+
+func marshal(t testing.TB, m proto.Message) []byte {
+	t.Helper()
+	b, err := proto.MarshalOptions{Deterministic: true}.Marshal(m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+// message is a call in generated code.
+func message(id uint64, timeout time.Duration, c *route.Call) *decreev1.Call {
+	m := &decreev1.Call{Id: id, TimeoutMs: milliseconds(timeout)}
+	switch c.Kind {
+	case route.Submit:
+		m.Call = &decreev1.Call_Submit{Submit: &decreev1.SubmitRequest{Shard: uint64(c.Shard), Commands: c.Commands, Session: uint64(c.Session),
+			Sequence: c.Sequence, Acknowledged: c.Acknowledged, MakesRoom: c.MakesRoom}}
+	case route.Read:
+		m.Call = &decreev1.Call_Read{Read: &decreev1.ReadRequest{Shard: uint64(c.Shard), Query: c.Query, Level: decreev1.Level(c.Level + 1), Token: uint64(c.Token)}}
+	case route.OpenSession:
+		m.Call = &decreev1.Call_OpenSession{OpenSession: &decreev1.OpenSessionRequest{Shard: uint64(c.Shard)}}
+	case route.CloseSession:
+		m.Call = &decreev1.Call_CloseSession{CloseSession: &decreev1.CloseSessionRequest{Shard: uint64(c.Shard), Session: uint64(c.Session)}}
+	}
+	return m
+}
+
+// callOf is what a generated message says, as ParseCalls has to see it.
+func callOf(m *decreev1.Call) *route.Call {
+	switch x := m.GetCall().(type) {
+	case *decreev1.Call_Submit:
+		r := x.Submit
+		return &route.Call{Kind: route.Submit, Shard: core.ShardID(r.GetShard()), Commands: r.GetCommands(), Session: core.SessionID(r.GetSession()),
+			Sequence: r.GetSequence(), Acknowledged: r.GetAcknowledged(), MakesRoom: r.GetMakesRoom()}
+	case *decreev1.Call_Read:
+		r := x.Read
+		return &route.Call{Kind: route.Read, Shard: core.ShardID(r.GetShard()), Query: r.GetQuery(), Level: ParseLevel(uint64(uint32(r.GetLevel()))), Token: core.Index(r.GetToken())}
+	case *decreev1.Call_OpenSession:
+		return &route.Call{Kind: route.OpenSession, Shard: core.ShardID(x.OpenSession.GetShard())}
+	case *decreev1.Call_CloseSession:
+		return &route.Call{Kind: route.CloseSession, Shard: core.ShardID(x.CloseSession.GetShard()), Session: core.SessionID(x.CloseSession.GetSession())}
+	}
+	return nil
+}
+
+// sameCall compares what travels; nothing and empty are the same.
+func sameCall(a, b *route.Call) bool {
+	if a == nil || b == nil {
+		return a == b
+	}
+	return a.Kind == b.Kind && a.Shard == b.Shard && a.Session == b.Session && a.Sequence == b.Sequence && a.Acknowledged == b.Acknowledged &&
+		a.MakesRoom == b.MakesRoom && a.Level == b.Level && a.Token == b.Token && bytes.Equal(a.Query, b.Query) && sameBytes(a.Commands, b.Commands)
+}
+
+func sameBytes(a, b [][]byte) bool {
+	if len(a) != len(b) {
+		return false
+	}
+	for i := range a {
+		if !bytes.Equal(a[i], b[i]) {
+			return false
+		}
+	}
+	return true
+}
+
+func sampleCalls() []*route.Call {
+	return []*route.Call{
+		{Kind: route.Submit, Shard: 1, Commands: [][]byte{[]byte("a"), {}, bytes.Repeat([]byte("x"), 300)}, Session: 1 << 40, Sequence: 7, Acknowledged: 6, MakesRoom: true},
+		{Kind: route.Submit, Shard: 2, Commands: [][]byte{nil}},
+		{Kind: route.Submit},
+		{Kind: route.Read, Shard: 3, Query: []byte("q"), Level: core.Stale, Token: math.MaxUint64},
+		{Kind: route.Read, Shard: 3},
+		{Kind: route.OpenSession, Shard: 4},
+		{Kind: route.CloseSession, Shard: 5, Session: 6},
+		{Kind: route.CloseSession},
+	}
+}
+
+// FuzzCalls: what AppendCall writes is what generated code writes; what ParseCalls reads of any bytes is what generated code reads.
+func FuzzCalls(f *testing.F) {
+	for i, c := range sampleCalls() {
+		f.Add(AppendCall(nil, uint64(i+1), time.Duration(i)*time.Second, c))
+	}
+	f.Add([]byte{0x0a, 0x08, 0x08, 0x01, 0x1a, 0x00, 0x1a, 0x02, 0x08, 0x01})       // the same twice
+	f.Add([]byte{0x0a, 0x06, 0x08, 0x01, 0x1a, 0x00, 0x22, 0x00})                   // two kinds
+	f.Add([]byte{0x0a, 0x05, 0x08, 0x01, 0x7a, 0x01, 0x00, 0x12, 0x00, 0x99, 0x06}) // fields that are not known
+	f.Fuzz(func(t *testing.T, b []byte) {
+		var got []ReceivedCall
+		err := ParseCalls(b, func(c ReceivedCall) error { got = append(got, c); return nil })
+		var m decreev1.ConnectRequest
+		if e := proto.Unmarshal(b, &m); e != nil {
+			return // it may be read up to there, or further, where a number has a meaning that is not looked at here
+		}
+		for i, c := range m.GetCalls() {
+			if c.GetId() == 0 {
+				if err == nil {
+					t.Fatal("a call with the id 0 is taken")
+				}
+				return
+			}
+			if err != nil && i >= len(got) {
+				t.Fatalf("%v, and generated code reads %v", err, c)
+			}
+			want := callOf(c)
+			if got[i].ID != c.GetId() || got[i].Timeout != time.Duration(c.GetTimeoutMs())*time.Millisecond || !sameCall(got[i].Call, want) {
+				t.Fatalf("got %+v %+v, want %v", got[i], got[i].Call, c)
+			}
+			_ = CheckCall(want)
+			if want == nil || want.Kind == route.Read && int(want.Level) >= len(levels) {
+				continue
+			}
+			mine, theirs := AppendCall(nil, c.GetId(), got[i].Timeout, want), marshal(t, &decreev1.ConnectRequest{Calls: []*decreev1.Call{message(c.GetId(), got[i].Timeout, want)}})
+			if !bytes.Equal(mine, theirs) {
+				t.Fatalf("%+v: %x, generated code writes %x", want, mine, theirs)
+			}
+		}
+		if err != nil || len(got) != len(m.GetCalls()) {
+			t.Fatalf("%d calls, %v, want %d", len(got), err, len(m.GetCalls()))
+		}
+	})
+}
+
+func sampleAnswers() []ReceivedAnswer {
+	return []ReceivedAnswer{
+		{ID: 1, Kind: route.Submit, Result: core.Result{Replies: [][]byte{[]byte("r"), {}}, Index: 9}},
+		{ID: 2, Kind: route.Submit},
+		{ID: 3, Kind: route.Read, Result: core.Result{Answer: []byte("a"), Index: 1, Age: time.Second}},
+		{ID: 4, Kind: route.OpenSession, Result: core.Result{Session: 77}},
+		{ID: 5, Kind: route.CloseSession},
+		{ID: 6, Err: &core.Error{Kind: core.ErrNotProposed, Code: core.CodeNotLeader, Message: "m", Leader: 3, LeaderAddress: "h:1", RetryAfter: 20 * time.Millisecond}},
+		{ID: 1 << 60, Err: &core.Rejection{Code: "own", Message: "no", Detail: []byte{0xff}}},
+	}
+}
+
+func answerMessage(a *ReceivedAnswer) *decreev1.Answer {
+	m := &decreev1.Answer{Id: a.ID}
+	r := &a.Result
+	switch {
+	case a.Err != nil:
+		m.Answer = &decreev1.Answer_Error{Error: ErrorOf(a.Err)}
+	case a.Kind == route.Submit:
+		m.Answer = &decreev1.Answer_Submit{Submit: &decreev1.SubmitResponse{Replies: r.Replies, Index: uint64(r.Index)}}
+	case a.Kind == route.Read:
+		m.Answer = &decreev1.Answer_Read{Read: &decreev1.ReadResponse{Answer: r.Answer, Index: uint64(r.Index), Age: int64(r.Age)}}
+	case a.Kind == route.OpenSession:
+		m.Answer = &decreev1.Answer_OpenSession{OpenSession: &decreev1.OpenSessionResponse{Session: uint64(r.Session)}}
+	default:
+		m.Answer = &decreev1.Answer_CloseSession{CloseSession: &decreev1.CloseSessionResponse{}}
+	}
+	return m
+}
+
+func answerOf(m *decreev1.Answer) (a ReceivedAnswer) {
+	a.ID = m.GetId()
+	switch x := m.GetAnswer().(type) {
+	case *decreev1.Answer_Error:
+		a.Err = FromError(x.Error)
+	case *decreev1.Answer_Submit:
+		a.Kind, a.Result = route.Submit, core.Result{Replies: x.Submit.GetReplies(), Index: core.Index(x.Submit.GetIndex())}
+	case *decreev1.Answer_Read:
+		a.Kind, a.Result = route.Read, core.Result{Answer: x.Read.GetAnswer(), Index: core.Index(x.Read.GetIndex()), Age: time.Duration(x.Read.GetAge())}
+	case *decreev1.Answer_OpenSession:
+		a.Kind, a.Result = route.OpenSession, core.Result{Session: core.SessionID(x.OpenSession.GetSession())}
+	case *decreev1.Answer_CloseSession:
+		a.Kind = route.CloseSession
+	}
+	return a
+}
+
+func sameAnswer(a, b *ReceivedAnswer) bool {
+	return a.ID == b.ID && a.Kind == b.Kind && reflect.DeepEqual(a.Err, b.Err) && a.Result.Index == b.Result.Index && a.Result.Age == b.Result.Age &&
+		a.Result.Session == b.Result.Session && bytes.Equal(a.Result.Answer, b.Result.Answer) && sameBytes(a.Result.Replies, b.Result.Replies)
+}
+
+// FuzzAnswers is FuzzCalls for the way back.
+func FuzzAnswers(f *testing.F) {
+	for _, a := range sampleAnswers() {
+		f.Add(AppendAnswer(nil, a.ID, a.Kind, &a.Result, a.Err))
+	}
+	f.Add([]byte{0x0a, 0x08, 0x08, 0x01, 0x1a, 0x00, 0x12, 0x02, 0x08, 0x01}) // an outcome, and then an error
+	f.Add([]byte{0x0a, 0x08, 0x08, 0x01, 0x12, 0x02, 0x08, 0x01, 0x1a, 0x00}) // the other way around
+	f.Add([]byte{0x0a, 0x0a, 0x08, 0x01, 0x12, 0x02, 0x08, 0x01, 0x12, 0x02, 0x20, 0x03})
+	f.Fuzz(func(t *testing.T, b []byte) {
+		var got []ReceivedAnswer
+		err := ParseAnswers(b, func(a *ReceivedAnswer) { got = append(got, *a) })
+		var m decreev1.ConnectResponse
+		if e := proto.Unmarshal(b, &m); e != nil {
+			return
+		}
+		for i, x := range m.GetAnswers() {
+			if x.GetId() == 0 || x.GetAnswer() == nil {
+				if err == nil {
+					t.Fatalf("taken: %v", x)
+				}
+				return
+			}
+			want := answerOf(x)
+			if i >= len(got) || !sameAnswer(&got[i], &want) {
+				t.Fatalf("got %+v (%v), want %+v", got, err, want)
+			}
+			mine := AppendAnswer(nil, want.ID, want.Kind, &want.Result, want.Err)
+			if theirs := marshal(t, &decreev1.ConnectResponse{Answers: []*decreev1.Answer{answerMessage(&want)}}); !bytes.Equal(mine, theirs) {
+				t.Fatalf("%+v: %x, generated code writes %x", want, mine, theirs)
+			}
+		}
+		if err != nil || len(got) != len(m.GetAnswers()) {
+			t.Fatalf("%d answers, %v, want %d", len(got), err, len(m.GetAnswers()))
+		}
+	})
+}
+
+// An error keeps what it says: kind, code, hints and detail; text that is no UTF-8 is replaced, and loses nothing else.
+func TestErrorsTravel(t *testing.T) {
+	for _, err := range []error{
+		&core.Error{Kind: core.ErrNotProposed, Code: core.CodeNotLeader, Message: "m", Leader: 3, LeaderAddress: "h:1"},
+		&core.Error{Kind: core.ErrUnknown, Code: core.CodeLeadershipLost, RetryAfter: 7 * time.Millisecond},
+		&core.Error{Kind: core.ErrBroken, Code: core.CodeStorage},
+		&core.Rejection{Code: "own", Message: "no", Detail: []byte{0, 0xff}},
+	} {
+		for way, back := range map[string]error{"stream": FromError(ErrorOf(err)), "unary": FromStatus(Status(err)), "wrapped": FromError(ErrorOf(fmt.Errorf("so: %w", err)))} {
+			if !reflect.DeepEqual(back, err) {
+				t.Errorf("%s: %#v became %#v", way, err, back)
+			}
+		}
+	}
+	odd := &core.Rejection{Code: "a\xffb", Message: "\xc3", Detail: []byte{0xff}}
+	back := FromError(ErrorOf(odd)).(*core.Rejection)
+	if !utf8.ValidString(string(back.Code)+back.Message) || !bytes.Equal(back.Detail, odd.Detail) {
+		t.Errorf("%#v", back)
+	}
+	if b := AppendAnswer(nil, 1, route.Submit, &core.Result{}, odd); ParseAnswers(b, func(*ReceivedAnswer) {}) != nil {
+		t.Error("it does not arrive on a stream")
+	}
+	if st := status.Convert(Status(odd)); st.Code() != codes.FailedPrecondition || len(st.Details()) != 1 {
+		t.Errorf("unary: %v", st)
+	}
+}
+
+// What became of a call is what its error says, and not what the errors below it say.
+func TestCauseIsNoKind(t *testing.T) {
+	for _, below := range []error{&core.Error{Kind: core.ErrNotProposed, Code: core.CodeClosed}, &core.Rejection{Code: core.CodeSessionExpired}} {
+		err := &core.Error{Kind: core.ErrUnknown, Code: core.CodeUnreachable, Message: "lost", Cause: below}
+		d := ErrorOf(err)
+		if d.GetKind() != decreev1.Kind_KIND_UNKNOWN || d.GetCode() != string(core.CodeUnreachable) || !strings.Contains(d.GetMessage(), below.Error()) {
+			t.Errorf("%v travels as %v", err, d)
+		}
+	}
+	if k := ErrorOf(errors.New("odd")).GetKind(); k != decreev1.Kind_KIND_UNKNOWN {
+		t.Errorf("an error that says nothing travels as %v", k)
+	}
+	if k := FromError(&decreev1.Error{Kind: 99}).(*core.Error).Kind; k != core.ErrUnknown {
+		t.Errorf("a kind that is not known is %v", k)
+	}
+}
+
+// A call with a great many empty commands is refused, by its size in memory.
+func TestManyCommands(t *testing.T) {
+	c := &route.Call{Kind: route.Submit, Shard: 1, Commands: make([][]byte, 1<<20)}
+	n := 0
+	err := ParseCalls(AppendCall(nil, 1, 0, c), func(r ReceivedCall) error {
+		n = len(r.Call.Commands)
+		return CheckCall(r.Call)
+	})
+	if e, _ := core.Verdict(err); e == nil || e.Code != core.CodeBadRequest || n > maxCommands+1 {
+		t.Errorf("%d commands: %v", n, err)
+	}
+}
