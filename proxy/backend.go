@@ -5,11 +5,14 @@ import (
 
 	decreev1 "github.com/decree-raft/decree/api/decree/v1"
 	"github.com/decree-raft/decree/internal/route"
+	"github.com/decree-raft/decree/rsm"
 )
 
 // backend takes calls, and calls Done of each once.
 type backend interface {
 	start(c *route.Call)
+	// leads reports whether somebody is known to lead the shard.
+	leads(shard rsm.ShardID) bool
 	topology() *decreev1.GetTopologyResponse
 }
 

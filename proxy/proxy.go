@@ -15,14 +15,13 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"go.opentelemetry.io/otel/trace"
-	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
-	"google.golang.org/grpc/credentials/insecure"
 
 	decreev1 "github.com/decree-raft/decree/api/decree/v1"
 	"github.com/decree-raft/decree/internal/core"
 	"github.com/decree-raft/decree/internal/link"
 	"github.com/decree-raft/decree/internal/route"
+	"github.com/decree-raft/decree/proxy/access"
 	"github.com/decree-raft/decree/rsm"
 )
 
@@ -181,14 +180,11 @@ func (p *Proxy) linkLocked(address string) (*link.Link, error) {
 	if len(p.links) >= maxNodes {
 		return nil, fmt.Errorf("there are %d nodes already: at most %d", len(p.links), maxNodes)
 	}
-	creds := insecure.NewCredentials()
+	creds := access.Plain()
 	if p.cfg.TLS != nil {
 		creds = link.TLS(p.cfg.TLS)
 	}
-	options := []grpc.DialOption{grpc.WithTransportCredentials(creds)}
-	if p.cfg.Credentials != nil {
-		options = append(options, grpc.WithPerRPCCredentials(p.cfg.Credentials))
-	}
+	options := access.DialOptions(creds, p.cfg.Credentials)
 	l, err := link.New(address, link.Config{Options: options, Now: monotonic, Silence: p.cfg.Silence, Up: p.up, Down: p.down})
 	if err != nil {
 		return nil, err
@@ -454,6 +450,13 @@ func (p *Proxy) target(node rsm.NodeID) route.Target {
 
 // resolve returns who an error says leads.
 func (p *Proxy) resolve(e *core.Error) route.Target { return p.target(e.Leader) }
+
+func (p *Proxy) leads(id rsm.ShardID) bool {
+	p.mu.Lock()
+	s := p.shards[id]
+	p.mu.Unlock()
+	return s != nil && s.router.Led()
+}
 
 func (p *Proxy) start(c *route.Call) {
 	p.mu.Lock()

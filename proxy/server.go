@@ -1,14 +1,14 @@
 package proxy
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
+	"fmt"
 	"net"
 	"time"
 
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials"
-	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/health"
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/keepalive"
@@ -16,23 +16,57 @@ import (
 
 	decreev1 "github.com/decree-raft/decree/api/decree/v1"
 	"github.com/decree-raft/decree/internal/codec"
+	"github.com/decree-raft/decree/internal/guard"
+	"github.com/decree-raft/decree/internal/limitlog"
 	"github.com/decree-raft/decree/internal/link"
+	"github.com/decree-raft/decree/proxy/access"
+	"github.com/decree-raft/decree/proxy/internal/admit"
 )
 
 // ServerConfig configures a Server.
 type ServerConfig struct {
 	// Listen is the host:port for clients. Required.
 	Listen string
-	// TLS, if set, is asked for each connection, so that certificates can be replaced.
-	TLS func() (*tls.Config, error)
+	// Access is what protects the port: TLS, tokens, certificates. Without it, it listens on loopback addresses only.
+	Access access.Port
 	Limits
-	// Services, if set, registers further gRPC services on the same port.
+	// Admission bounds what clients have at work together.
+	Admission Admission
+	// Services, if set, registers further gRPC services on the same port. Role says what role their methods take; default admin for all of them.
 	Services func(grpc.ServiceRegistrar)
+	Role     func(method string) access.Role
+	// MaxConnections at the same time. Default 20000.
+	MaxConnections int
 	// MaxStreams at work on one connection: unary calls, and streams of calls. Default 1024.
 	MaxStreams uint32
 }
 
+// Admission is how many calls may be at work at the same time, by their number and their bytes; zero fields take their defaults. A call that finds no room is
+// refused with the code overloaded, a reason and the time after which to come back. Calls that make room have a reserve. A client that takes more
+// than its share is refused before others are. A client is whoever has shown who it is, or else a connection.
+type Admission struct {
+	// ClientCalls at work of one client, and their ClientBytes. Defaults 8192 and 64 MiB.
+	ClientCalls int
+	ClientBytes int64
+	// ShardCalls at work on one shard, and their ShardBytes. Defaults 49152 and 256 MiB.
+	ShardCalls int
+	ShardBytes int64
+	// Below ShardCalls, a shard's limit follows its latency: it is held at Target times that without a queue, but never below MinCalls. More of either is for
+	// throughput, as a shard decides whatever waits as one batch; less is for latency. Defaults 2.5, and 1024.
+	Target   float64
+	MinCalls int
+}
+
+func (a Admission) controller() (*admit.Controller, error) {
+	min := cmp.Or(a.MinCalls, 1024)
+	return admit.New(admit.Config{ClientCount: cmp.Or(a.ClientCalls, 8192), ClientBytes: cmp.Or(a.ClientBytes, 64<<20),
+		ShardCount: cmp.Or(a.ShardCalls, 49152), ShardBytes: cmp.Or(a.ShardBytes, 256<<20), Target: a.Target, MinLimit: min, InitialLimit: min})
+}
+
 const (
+	portName     = "the proxy port"
+	strangerText = "this is a Decree proxy port: it speaks gRPC, api/decree/v1\n"
+
 	streamWindow  = 4 << 20
 	writeBuffer   = 32 << 10
 	readBuffer    = 4 << 10 // of every connection, for as long as it lives
@@ -53,55 +87,64 @@ type Server struct {
 
 // Serve serves p to clients until Close.
 func (p *Proxy) Serve(cfg ServerConfig) (*Server, error) {
-	creds := insecure.NewCredentials()
-	if cfg.TLS != nil {
-		if _, err := cfg.TLS(); err != nil {
-			return nil, err
-		}
-		creds = credentials.NewTLS(&tls.Config{MinVersion: tls.VersionTLS13, NextProtos: []string{"h2"}, GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) {
-			c, err := cfg.TLS()
-			if err != nil {
-				return nil, err
-			}
-			c = c.Clone()
-			c.NextProtos = []string{"h2"}
-			return c, nil
-		}})
+	admission, err := cfg.Admission.controller()
+	if err != nil {
+		return nil, fmt.Errorf("proxy: %w", err)
 	}
 	if cfg.MaxStreams == 0 {
 		cfg.MaxStreams = 1024
 	}
 	cfg.Limits = cfg.Limits.withDefaults()
-	l, err := net.Listen("tcp", cfg.Listen)
+	l, err := access.Listen(cfg.Listen, cfg.Access)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("proxy: %w", err)
 	}
-	s := &Server{listener: l, service: newService(p, cfg.Limits), health: health.NewServer(), served: make(chan struct{}), proxy: p}
+	policy := cfg.Access.Policy
+	strangers := limitlog.New(p.cfg.Logger)
+	var config func() (*tls.Config, error)
+	if cfg.Access.TLS != nil {
+		config = func() (*tls.Config, error) { return cfg.Access.TLS, nil }
+	}
+	door := guard.New(counted{l, p.meter}, guard.Config{Port: portName, Clients: "its clients", Answer: strangerText, TLS: config != nil,
+		MaxConns: cmp.Or(cfg.MaxConnections, 20000), Log: strangers})
+	s := &Server{listener: door, service: newService(p, cfg.Limits), health: health.NewServer(), served: make(chan struct{}), proxy: p}
 	s.service.meter, s.service.log = p.meter, p.log
 	if p.cfg.Tracer != nil {
 		s.service.tracer = p.cfg.Tracer.Tracer(tracerName)
 	}
-	s.grpc = grpc.NewServer(grpc.Creds(creds), grpc.ForceServerCodecV2(codec.Codec{}),
+	s.service.policy, s.service.admission = policy, admission
+	s.grpc = grpc.NewServer(grpc.Creds(guard.Credentials(config, portName, strangers)), grpc.ForceServerCodecV2(codec.Codec{}),
 		grpc.MaxRecvMsgSize(cfg.FrameBytes), grpc.MaxConcurrentStreams(cfg.MaxStreams), grpc.MaxHeaderListSize(maxHeaderList),
 		grpc.StaticStreamWindowSize(streamWindow), grpc.StaticConnWindowSize(2*streamWindow),
 		grpc.ReadBufferSize(readBuffer), grpc.WriteBufferSize(writeBuffer),
 		grpc.ConnectionTimeout(handshake), grpc.WaitForHandlers(true),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: time.Minute, Timeout: 10 * time.Second}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: link.KeepaliveTime / 2, PermitWithoutStream: true}))
-	decreev1.RegisterDecreeServiceServer(s.grpc, s.service)
-	healthv1.RegisterHealthServer(s.grpc, s.health)
+	decreev1.RegisterDecreeServiceServer(policy.Registrar(s.grpc, RoleOf), s.service)
+	healthv1.RegisterHealthServer(s.grpc, s.health) // for everybody: whoever balances load has no token
 	if cfg.Services != nil {
-		cfg.Services(s.grpc)
+		role := cfg.Role
+		if role == nil {
+			role = func(string) access.Role { return access.Admin }
+		}
+		cfg.Services(policy.Registrar(s.grpc, role))
 	}
-	reflection.Register(s.grpc)
+	readers := policy.Registrar(s.grpc, func(string) access.Role { return access.Read })
+	reflection.Register(reflected{readers, s.grpc})
 	ctx, cancel := context.WithCancel(context.Background())
 	s.cancel = cancel
 	go p.follow(ctx, s.health)
 	go func() {
 		defer close(s.served)
-		_ = s.grpc.Serve(counted{l, p.meter}) // ends with Close
+		_ = s.grpc.Serve(door) // ends with Close
 	}()
 	return s, nil
+}
+
+// reflected is what reflection needs of a server.
+type reflected struct {
+	grpc.ServiceRegistrar
+	reflection.ServiceInfoProvider
 }
 
 // Addr returns the host:port that is listened on.
@@ -134,6 +177,7 @@ func (s *Server) Close() {
 	s.service.closes.Store(true)
 	s.cancel()
 	s.health.Shutdown()
+	_ = s.listener.Close() // first: Stop waits for handshakes
 	s.grpc.Stop()
 	<-s.served
 }

@@ -15,6 +15,8 @@ import (
 	"github.com/decree-raft/decree/internal/core"
 	"github.com/decree-raft/decree/internal/route"
 	"github.com/decree-raft/decree/internal/wire"
+	"github.com/decree-raft/decree/proxy/access"
+	"github.com/decree-raft/decree/proxy/internal/admit"
 	"github.com/decree-raft/decree/rsm"
 )
 
@@ -47,6 +49,9 @@ type service struct {
 	log     *slog.Logger // nil: nothing is logged
 	tracer  trace.Tracer // nil: nothing is traced
 	names   *names
+	// What callers have to show, nil for nothing; and what they may have at work, nil for no bound but those of limits.
+	policy    *access.Policy
+	admission *admit.Controller
 
 	mu      sync.Mutex
 	streams map[*stream]bool
@@ -99,9 +104,18 @@ func (s *service) run(ctx context.Context, c *route.Call) (rsm.Result, error) {
 		wait = time.Until(deadline)
 		wait = min(wait-min(margin, wait/4), s.limits.MaxTimeout)
 	}
+	who, release := s.caller(ctx)
+	defer release()
+	ticket, err := s.admit(who, c)
+	if err != nil {
+		return rsm.Result{}, err
+	}
 	c.Deadline = monotonic() + int64(wait)
 	done := make(chan struct{})
-	c.Done = func(*route.Call) { close(done) }
+	c.Done = func(c *route.Call) {
+		ticket.Done(unixNow(), loadOf(c.Err))
+		close(done)
+	}
 	s.backend.start(c)
 	timeout := time.NewTimer(wait + margin/2) // a backend that is a node's knows no deadlines
 	defer timeout.Stop()

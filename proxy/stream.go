@@ -17,6 +17,7 @@ import (
 	"github.com/decree-raft/decree/internal/core"
 	"github.com/decree-raft/decree/internal/route"
 	"github.com/decree-raft/decree/internal/wire"
+	"github.com/decree-raft/decree/proxy/internal/admit"
 )
 
 const (
@@ -37,6 +38,7 @@ type stream struct {
 	service *service
 	name    string     // in logs and errors
 	kicked  chan error // why it is ended; has room for one
+	who     caller     // the reader's
 
 	mu      sync.Mutex
 	room    sync.Cond
@@ -51,6 +53,9 @@ type stream struct {
 func (s *service) serveStream(g grpc.ServerStream) error {
 	st := &stream{ServerStream: g, service: s, name: s.names.next(), kicked: make(chan error, 1)}
 	st.room.L = &st.mu
+	var release func()
+	st.who, release = s.caller(g.Context())
+	defer release()
 	if err := s.enter(st); err != nil {
 		return wire.Status(err)
 	}
@@ -139,9 +144,13 @@ func (st *stream) kick(why error) {
 
 // read takes calls in until the client says no more.
 func (st *stream) read() error {
+	checked := time.Now()
 	for {
 		var f codec.Frame
 		if err := st.RecvMsg(&f); err != nil {
+			return err
+		}
+		if err := st.service.recheck(st.Context(), &st.who, &checked); err != nil {
 			return err
 		}
 		// Each begins as soon as it is read: of a frame of very small ones no more are in memory than may be under way.
@@ -193,7 +202,15 @@ func (st *stream) begin(r wire.ReceivedCall) bool {
 	}
 	began := monotonic()
 	c.Deadline = began + int64(wait)
+	var ticket admit.Ticket
+	if err == nil && st.service.closes.Load() {
+		err = errClosing
+	}
+	if err == nil {
+		ticket, err = st.service.admit(st.who, c)
+	}
 	c.Done = func(c *route.Call) {
+		ticket.Done(unixNow(), loadOf(c.Err))
 		took := time.Duration(monotonic() - began)
 		st.service.meter.ended(c.Kind, c.Shard, took, c.Err)
 		if st.service.debugs() {
@@ -203,9 +220,6 @@ func (st *stream) begin(r wire.ReceivedCall) bool {
 			c.Err = named(c.Err, st.callName(r.ID))
 		}
 		st.done(r.ID, size, c)
-	}
-	if err == nil && st.service.closes.Load() {
-		err = errClosing
 	}
 	if err != nil {
 		c.Err = err

@@ -17,7 +17,10 @@ import (
 	"syscall"
 	"time"
 
+	"google.golang.org/grpc/credentials"
+
 	"github.com/decree-raft/decree/proxy"
+	"github.com/decree-raft/decree/proxy/access"
 	"github.com/decree-raft/decree/rsm"
 	"github.com/decree-raft/decree/rsm/sideport"
 )
@@ -81,6 +84,9 @@ type proxyOptions struct {
 	drain    time.Duration
 
 	nodeCert, nodeKey, nodeCA string
+	nodeToken, tokens         string
+	certRole                  string
+	admission                 proxy.Admission
 	tlsCert, tlsKey, clientCA string
 
 	limits                proxy.Limits
@@ -105,6 +111,15 @@ func (o *proxyOptions) bind(f *flag.FlagSet) {
 	f.StringVar(&o.nodeCA, "node-ca", "", "PEM `file` with the authorities that sign the nodes' certificates")
 	f.StringVar(&o.tlsCert, "tls-cert", "", "PEM `file` with the certificate to show to clients; with -tls-key, they are spoken to over TLS")
 	f.StringVar(&o.tlsKey, "tls-key", "", "PEM `file` with that certificate's key")
+	f.StringVar(&o.nodeToken, "node-token-file", "", "`file` with the token to show to nodes")
+	f.StringVar(&o.tokens, "tokens", "", "`file` of clients' tokens and their roles, as decree token new writes it; who has none is refused")
+	f.StringVar(&o.certRole, "cert-role", "", "`role` (read, write or admin) of everyone with a certificate of -client-ca")
+	f.IntVar(&o.admission.ClientCalls, "client-calls", 8192, "calls at work of one client, at `most`")
+	f.Int64Var(&o.admission.ClientBytes, "client-bytes", 64<<20, "`bytes` that they hold, at most")
+	f.IntVar(&o.admission.ShardCalls, "shard-calls", 49152, "calls at work on one shard, at `most`")
+	f.Int64Var(&o.admission.ShardBytes, "shard-bytes", 256<<20, "`bytes` that they hold, at most")
+	f.IntVar(&o.admission.MinCalls, "min-calls", 1024, "calls at work on one shard below which its latency is not looked at; fewer for latency, more for throughput")
+	f.Float64Var(&o.admission.Target, "latency-target", 2.5, "above -min-calls, hold a shard's latency at this many `times` that without a queue")
 	f.StringVar(&o.clientCA, "client-ca", "", "PEM `file` with the authorities that sign clients' certificates; others are not listened to")
 	f.UintVar(&o.maxStreams, "max-streams", 1024, "calls and streams at work on one connection, at `most`")
 	f.IntVar(&o.limits.StreamCalls, "stream-calls", 8192, "calls under way on one stream, at `most`")
@@ -211,15 +226,14 @@ func (o *proxyOptions) validate() error {
 	if (o.tlsCert == "") != (o.tlsKey == "") {
 		return badUsage("-tls-cert and -tls-key go together")
 	}
+	if o.certRole != "" && o.clientCA == "" {
+		return badUsage("-cert-role means nothing without -client-ca")
+	}
 	if o.clientCA != "" && o.tlsCert == "" {
 		return badUsage("-client-ca means nothing without -tls-cert and -tls-key")
 	}
 	if node := o.nodeCert != ""; node != (o.nodeKey != "") || node != (o.nodeCA != "") {
 		return badUsage("-node-cert, -node-key and -node-ca go together: nodes and proxies show each other their certificates")
-	}
-	if !loopback(o.listen) && o.tlsCert == "" && !o.insecure {
-		return badUsage("-listen is %s, which other machines reach: give -tls-cert and -tls-key, and -client-ca to listen to known clients only; "+
-			"or -insecure, if everybody who reaches the port may read and write everything", o.listen)
 	}
 	return nil
 }
@@ -236,25 +250,27 @@ func (o *proxyOptions) nodeTLS(log *slog.Logger) (func() (*tls.Config, error), e
 	return files.Client, nil
 }
 
-// clientTLS returns what clients are spoken to with, nil for plain text.
-func (o *proxyOptions) clientTLS(log *slog.Logger) (func() (*tls.Config, error), error) {
-	if o.tlsCert == "" {
-		return nil, nil
-	}
-	if o.clientCA != "" {
-		files, err := rsm.TLSFiles(o.tlsCert, o.tlsKey, o.clientCA, log)
-		if err != nil {
-			return nil, err
+// access returns what protects the port for clients.
+func (o *proxyOptions) access(log *slog.Logger) (port access.Port, err error) {
+	port.Insecure = o.insecure
+	policy := &access.Policy{Log: log}
+	if o.tlsCert != "" {
+		if port.TLS, err = access.ServerTLS(o.tlsCert, o.tlsKey, o.clientCA, log); err != nil {
+			return port, err
 		}
-		return files.Server, nil
 	}
-	return func() (*tls.Config, error) {
-		cert, err := tls.LoadX509KeyPair(o.tlsCert, o.tlsKey)
-		if err != nil {
-			return nil, fmt.Errorf("certificate %s and key %s: %w", o.tlsCert, o.tlsKey, err)
+	if o.tokens != "" {
+		if policy.Tokens, err = access.OpenTokens(o.tokens, log); err != nil {
+			return port, err
 		}
-		return &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS13}, nil
-	}, nil
+	}
+	if o.certRole != "" {
+		if policy.CertRole, err = access.ParseRole(o.certRole); err != nil {
+			return port, badUsage("-cert-role: %v", err)
+		}
+	}
+	port.Policy = policy
+	return port, nil
 }
 
 // runningProxy is a proxy with its ports.
@@ -275,9 +291,15 @@ func startProxy(o *proxyOptions, log *slog.Logger) (_ *runningProxy, err error) 
 	if err != nil {
 		return nil, &usageError{err}
 	}
-	clients, err := o.clientTLS(log)
+	port, err := o.access(log)
 	if err != nil {
 		return nil, &usageError{err}
+	}
+	var token credentials.PerRPCCredentials
+	if o.nodeToken != "" {
+		if token, err = access.TokenFile(o.nodeToken, log); err != nil {
+			return nil, &usageError{err}
+		}
 	}
 	r := &runningProxy{o: o, log: log}
 	metrics := sideport.NewRegistry()
@@ -286,11 +308,14 @@ func startProxy(o *proxyOptions, log *slog.Logger) (_ *runningProxy, err error) 
 			r.close()
 		}
 	}()
-	r.proxy, err = proxy.New(proxy.Config{Nodes: o.nodes, TLS: nodes, Refresh: o.refresh, MaxWaiting: o.waiting, MaxWaitingBytes: o.waitingBytes, Logger: log, Metrics: metrics})
+	r.proxy, err = proxy.New(proxy.Config{Nodes: o.nodes, TLS: nodes, Credentials: token, Refresh: o.refresh, MaxWaiting: o.waiting, MaxWaitingBytes: o.waitingBytes, Logger: log, Metrics: metrics})
 	if err != nil {
 		return nil, &usageError{err}
 	}
-	r.server, err = r.proxy.Serve(proxy.ServerConfig{Listen: o.listen, TLS: clients, Limits: o.limits, MaxStreams: uint32(min(o.maxStreams, 1<<31))})
+	r.server, err = r.proxy.Serve(proxy.ServerConfig{Listen: o.listen, Access: port, Limits: o.limits, Admission: o.admission, MaxStreams: uint32(min(o.maxStreams, 1<<31))})
+	if errors.Is(err, access.ErrInsecure) {
+		return nil, badUsage("%v: -tls-cert and -tls-key, -tokens or -client-ca with -cert-role, or -insecure", err)
+	}
 	if err != nil {
 		return nil, err
 	}

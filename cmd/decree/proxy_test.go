@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/decree-raft/decree/proxy/access"
 	"github.com/decree-raft/decree/proxy/client"
 	"github.com/decree-raft/decree/rsm"
 )
@@ -227,8 +228,8 @@ func TestProxyUsage(t *testing.T) {
 		{"give -nodes", nil},
 		{"-insecure", []string{nodes, "-listen=0.0.0.0:0"}},
 		{"-tls-cert and -tls-key", []string{nodes, "-listen=:0"}},
-		{"which other machines reach", []string{nodes, "-listen=example.org:7400"}},
-		{"which other machines reach", []string{config(`{"nodes": ["127.0.0.1:1"], "listen": ":0"}`)}},
+		{"reached from other machines", []string{nodes, "-listen=192.0.2.1:7400"}},
+		{"reached from other machines", []string{config(`{"nodes": ["127.0.0.1:1"], "listen": ":0"}`)}},
 		{"host:port is needed", []string{nodes, "-listen=7400"}},
 		{"go together", []string{nodes, "-tls-cert", cert}},
 		{"go together", []string{nodes, "-node-cert", cert, "-node-key", key}},
@@ -280,11 +281,11 @@ func TestProxyTLS(t *testing.T) {
 			t.Fatal(err)
 		}
 		try := func(cert, key string) error {
-			files, err := rsm.TLSFiles(cert, key, o.tlsCert, nil)
+			creds, err := access.ClientTLS(o.tlsCert, cert, key, "", nil)
 			if err != nil {
 				t.Fatal(err)
 			}
-			cl, err := client.Dial([]string{r.server.Addr()}, client.Options{TLS: files.Client})
+			cl, err := client.Dial([]string{r.server.Addr()}, client.Options{TLS: creds})
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -16,6 +16,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/metadata"
 
 	decreev1 "github.com/decree-raft/decree/api/decree/v1"
 	"github.com/decree-raft/decree/internal/codec"
@@ -209,13 +210,16 @@ func (l *Link) serve(ctx context.Context) (opened bool, err error) {
 	stuck := time.AfterFunc(openPatience, cancel)
 	stream, err := l.conn.NewStream(ctx, &decreev1.DecreeService_ServiceDesc.Streams[0], decreev1.DecreeService_Connect_FullMethodName)
 	if err == nil {
-		_, err = stream.Header() // the server has taken it
+		var header metadata.MD
+		if header, err = stream.Header(); err == nil && header == nil { // it was refused before it was taken
+			err = stream.RecvMsg(&codec.Frame{})
+		}
 	}
 	if !stuck.Stop() && err == nil {
 		err = context.DeadlineExceeded
 	}
 	if err != nil {
-		return false, err
+		return false, wire.FromStatus(err)
 	}
 	l.mu.Lock()
 	l.up, l.heard = true, l.cfg.Now()

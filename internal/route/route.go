@@ -65,6 +65,7 @@ type Stats struct {
 type Router struct {
 	cfg Config
 	due atomic.Int64 // when Tick has something to do
+	led atomic.Bool  // leader is not nil
 
 	mu      sync.Mutex
 	targets []Target
@@ -175,7 +176,11 @@ func (r *Router) lead(t Target) {
 		r.stats.Led++
 	}
 	r.leader = t
+	r.led.Store(t != nil)
 }
+
+// Led reports whether somebody is known to lead.
+func (r *Router) Led() bool { return r.led.Load() }
 
 // resend sends what overtaken leaders have not answered to their successor: the answer may never come.
 func (r *Router) resend(now int64) {
@@ -204,6 +209,21 @@ func (r *Router) Down(t Target) {
 	if r.leader == t {
 		r.lead(nil)
 	}
+}
+
+// Refuse ends the calls that wait: whoever could be asked has said that it will not answer this caller.
+func (r *Router) Refuse(why *core.Error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, c := range r.waiting {
+		e := *why
+		if c.mayHappen() {
+			e.Kind = core.ErrUnknown
+		}
+		r.finish(c, core.Result{}, &e)
+	}
+	clear(r.waiting)
+	r.waiting, r.held = r.waiting[:0], 0
 }
 
 // Close ends all calls with an error.

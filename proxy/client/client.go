@@ -9,7 +9,6 @@ package client
 import (
 	"cmp"
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -19,20 +18,19 @@ import (
 	"sync"
 	"time"
 
-	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
-	"google.golang.org/grpc/credentials/insecure"
 
 	"github.com/decree-raft/decree/internal/core"
 	"github.com/decree-raft/decree/internal/link"
 	"github.com/decree-raft/decree/internal/route"
+	"github.com/decree-raft/decree/proxy/access"
 	"github.com/decree-raft/decree/rsm"
 )
 
 // Options configure a Client; the zero value is a client in plain text, without a token.
 type Options struct {
-	// TLS, if set, is asked for each new connection, so that certificates can be replaced.
-	TLS func() (*tls.Config, error)
+	// TLS, if set, is for the connections: access.ClientTLS makes it of files, and follows their changes.
+	TLS credentials.TransportCredentials
 	// Credentials, if set, are shown with every connection: a token, for instance.
 	Credentials credentials.PerRPCCredentials
 	// Patience bounds a call whose context has no deadline. Default a minute.
@@ -138,14 +136,7 @@ func (c *Client) Shard(id rsm.ShardID) *Shard {
 }
 
 func (c *Client) dial(address string) (*link.Link, error) {
-	creds := insecure.NewCredentials()
-	if c.options.TLS != nil {
-		creds = link.TLS(c.options.TLS)
-	}
-	options := []grpc.DialOption{grpc.WithTransportCredentials(creds)}
-	if c.options.Credentials != nil {
-		options = append(options, grpc.WithPerRPCCredentials(c.options.Credentials))
-	}
+	options := access.DialOptions(c.options.TLS, c.options.Credentials)
 	return link.New(address, link.Config{Options: options, Now: monotonic, Silence: c.options.Silence, Up: c.up, Down: c.down, Leaving: c.leave})
 }
 
@@ -170,8 +161,15 @@ func (c *Client) down(l *link.Link, why error) {
 		return
 	}
 	c.log.Info("disconnected", "address", l.Address(), "reason", why.Error())
+	var refused *core.Error
+	if errors.As(why, &refused) && refused.Code != core.CodeUnauthenticated && refused.Code != core.CodeForbidden {
+		refused = nil
+	}
 	for _, s := range c.all() {
 		s.router.Down(l)
+		if refused != nil { // waiting for the deadline would not help
+			s.router.Refuse(refused)
+		}
 	}
 	select {
 	case c.broken <- l:

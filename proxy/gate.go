@@ -1,0 +1,115 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/peer"
+
+	decreev1 "github.com/decree-raft/decree/api/decree/v1"
+	"github.com/decree-raft/decree/internal/core"
+	"github.com/decree-raft/decree/internal/route"
+	"github.com/decree-raft/decree/proxy/access"
+	"github.com/decree-raft/decree/proxy/internal/admit"
+	"github.com/decree-raft/decree/rsm"
+)
+
+// RoleOf returns the role that a method of the protocol takes. Connect takes read, and each call on it its own.
+func RoleOf(method string) access.Role {
+	switch method {
+	case decreev1.DecreeService_Read_FullMethodName, decreev1.DecreeService_GetTopology_FullMethodName, decreev1.DecreeService_Connect_FullMethodName:
+		return access.Read
+	case decreev1.DecreeService_Submit_FullMethodName, decreev1.DecreeService_OpenSession_FullMethodName, decreev1.DecreeService_CloseSession_FullMethodName:
+		return access.Write
+	}
+	return access.Admin
+}
+
+// roleOf returns the role that a call takes.
+func roleOf(c *route.Call) access.Role {
+	if c.Kind == route.Read {
+		return access.Read
+	}
+	return access.Write
+}
+
+// Checked is Register with every call checked by a policy, for rsm.Config.Services: whoever reaches the node's port must show what
+// the policy asks. Proxies show proxy.Config.Credentials.
+func Checked(p *access.Policy) func(n *rsm.Node, r grpc.ServiceRegistrar) {
+	return func(n *rsm.Node, r grpc.ServiceRegistrar) {
+		s := newService(&local{node: n}, Limits{}.withDefaults())
+		s.policy = p
+		decreev1.RegisterDecreeServiceServer(p.Registrar(r, RoleOf), s)
+	}
+}
+
+// caller is who sent a call: what it may do, and what it has at work.
+type caller struct {
+	role   access.Role
+	client *admit.Client // nil: nothing is limited
+}
+
+// caller returns who calls, until release. Who has shown who it is counts as one, whatever its connections; others count by connection.
+func (s *service) caller(ctx context.Context) (c caller, release func()) {
+	id, known := access.FromContext(ctx)
+	if !known {
+		id.Role = access.Admin // nobody was asked
+	}
+	c.role = id.Role
+	if s.admission == nil {
+		return c, func() {}
+	}
+	name := id.Name
+	if name == "" {
+		if p, ok := peer.FromContext(ctx); ok && p.Addr != nil {
+			name = p.Addr.String()
+		}
+	}
+	c.client = s.admission.Client(name)
+	return c, c.client.Release
+}
+
+var errForbidden = &core.Error{Kind: core.ErrNotProposed, Code: core.CodeForbidden,
+	Message: "the role read may not submit commands nor open sessions: use a token or a certificate with the role write"}
+
+// admit takes a call in if its caller may send it and there is room for it. While nobody leads the shard, calls wait by the router's own bounds: what
+// an election holds up says nothing about load.
+func (s *service) admit(who caller, c *route.Call) (admit.Ticket, error) {
+	if roleOf(c) > who.role {
+		return admit.Ticket{}, errForbidden
+	}
+	if who.client == nil || !s.backend.leads(c.Shard) {
+		return admit.Ticket{}, nil
+	}
+	return who.client.Admit(uint64(c.Shard), c.Size(), c.MakesRoom || c.Kind == route.CloseSession, unixNow())
+}
+
+// unixNow is a clock that proxies have in common, about, and that never goes back.
+func unixNow() int64 { return epoch.UnixNano() + monotonic() }
+
+// loadOf says what the outcome of a call says about load.
+func loadOf(err error) admit.Outcome {
+	var e *core.Error
+	switch {
+	case err == nil, errors.Is(err, core.ErrRejected):
+		return admit.Answered
+	case errors.As(err, &e) && e.Code == core.CodeOverloaded:
+		return admit.Dropped
+	}
+	return admit.Ignored
+}
+
+// recheck returns the role that a stream's caller has by now: tokens expire, and are taken out.
+func (s *service) recheck(ctx context.Context, who *caller, last *time.Time) error {
+	if !s.policy.Asks() || time.Since(*last) < time.Second {
+		return nil
+	}
+	id, err := s.policy.Check(ctx, access.Read)
+	if err != nil {
+		return err
+	}
+	who.role, *last = id.Role, time.Now()
+	return nil
+}
