@@ -335,12 +335,20 @@ func TestRequestID(t *testing.T) {
 			t.Errorf("%s was taken for a name", got)
 		}
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), time.Second) // the client asks until then
-	defer cancel()
-	_, err := dial(t, s.Addr()).Shard(9).Read(ctx, rsm.Linearizable, nil)
-	m := regexp.MustCompile(`\[request (\S+/\d+)\]`).FindStringSubmatch(fmt.Sprint(err))
-	if m == nil || !errors.Is(err, rsm.ErrNotProposed) || !strings.Contains(log.String(), "request="+m[1]+" kind=read") {
-		t.Errorf("%v: %s", err, log)
+	stream, err := unary.Connect(within(t))
+	if err == nil {
+		err = stream.Send(&decreev1.ConnectRequest{Calls: []*decreev1.Call{{Id: 17, Call: &decreev1.Call_Read{Read: &decreev1.ReadRequest{Shard: 9}}}}})
+	}
+	var answer *decreev1.ConnectResponse
+	for err == nil && len(answer.GetAnswers()) == 0 { // an empty one says that the stream lives
+		answer, err = stream.Recv()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := regexp.MustCompile(`\[request (\S+/17)\]`).FindStringSubmatch(answer.GetAnswers()[0].GetError().GetMessage())
+	if m == nil || !strings.Contains(log.String(), "request="+m[1]+" kind=read shard=9") {
+		t.Errorf("%v: %s", answer, log)
 	}
 	if _, err := dial(t, s.Addr()).Shard(1).Submit(within(t), []byte("a")); err != nil || !strings.Contains(log.String(), "outcome=ok") {
 		t.Errorf("%v: %s", err, log)
