@@ -202,6 +202,21 @@ func TestVoterBehindTheLogAfterAChange(t *testing.T) {
 	}
 }
 
+// Who was asked for a snapshot and was removed meanwhile is not waited for.
+func TestCutOfOneThatIsGone(t *testing.T) {
+	h := newHand(t, Limits{})
+	h.lead()
+	h.submit("x")
+	l := h.replica().lead
+	for from, stays := range map[NodeID]bool{3: true, 9: false} {
+		l.cutting, l.snapWanted = &cutting{from: from, min: 1, since: h.now.Mono, asked: h.now.Mono}, true
+		h.replica().wantSnapshot()
+		if (l.cutting.from == from) != stays {
+			t.Errorf("node %d was asked, and now node %d is", from, l.cutting.from)
+		}
+	}
+}
+
 // A replica may have stopped on a node that is alive: then it is not one of those who can go on, nor is leadership handed to it.
 func TestReplicaThatStoppedDoesNotCount(t *testing.T) {
 	h := newHand(t, Limits{})

@@ -259,7 +259,7 @@ func (c *checker) compareJournal(n *node, id core.ShardID) {
 		if conf := c.shards[id].latest(); other.spare() || conf.removed.has(other.id) {
 			continue // one that joins begins with a snapshot, if need be
 		}
-		if has := uint64(other.disk.shadow[id].last()); has < first && first > 1 && !n.cutShort[id] && other.rotten == "" {
+		if has := uint64(max(other.disk.shadow[id].last(), other.installed[id])); has < first && first > 1 && !n.cutShort[id] && other.rotten == "" {
 			c.s.fail("journal", "shard %d on node %d begins with entry %d, node %d ends at %d", id, n.id, first, other.id, has)
 			return
 		}
