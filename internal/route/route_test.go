@@ -417,15 +417,14 @@ func TestResendAll(t *testing.T) {
 
 // The model: targets that answer, lose, lie about leaders and are late, under one clock. What they really do is known.
 type world struct {
-	t       *testing.T
-	r       *rand.Rand
-	router  *Router
-	now     int64
-	nodes   []*member
-	leader  *member
-	later   []happening
-	calm    bool
-	maxHeld int
+	t      *testing.T
+	r      *rand.Rand
+	router *Router
+	now    int64
+	nodes  []*member
+	leader *member
+	later  []happening
+	calm   bool
 }
 
 type happening struct {
