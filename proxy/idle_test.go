@@ -12,6 +12,7 @@ import (
 	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
 
+	"github.com/decree-raft/decree/internal/testkit"
 	"github.com/decree-raft/decree/proxy"
 )
 
@@ -53,6 +54,9 @@ func idle(t *testing.T, address string) net.Conn {
 
 // Ten thousand idle connections cost less than 400 MiB.
 func TestIdleConnections(t *testing.T) {
+	if testkit.Race {
+		t.Skip("skipped under the race detector, which takes memory of its own")
+	}
 	c := startCluster(t)
 	_, s := startProxy(t, proxy.Config{Nodes: anyNode(c)})
 	used := func() int64 {

@@ -69,7 +69,7 @@ const (
 
 	streamWindow  = 4 << 20
 	writeBuffer   = 32 << 10
-	readBuffer    = 4 << 10 // of every connection, for as long as it lives
+	readBuffer    = 2 << 10 // of every connection, for as long as it lives
 	maxHeaderList = 16 << 10
 	handshake     = 10 * time.Second
 )
