@@ -80,9 +80,9 @@ func (s *service) enter(st *stream) error {
 		return errClosing
 	}
 	s.streams[st] = true
-	if !s.beating {
-		s.beating = true
-		go s.beats()
+	if s.quiet == nil {
+		s.quiet = make(chan struct{})
+		go s.beats(s.quiet)
 	}
 	return nil
 }
@@ -90,6 +90,10 @@ func (s *service) enter(st *stream) error {
 func (s *service) leave(st *stream) {
 	s.mu.Lock()
 	delete(s.streams, st)
+	if len(s.streams) == 0 {
+		close(s.quiet)
+		s.quiet = nil
+	}
 	s.mu.Unlock()
 	st.mu.Lock()
 	st.ended = true
@@ -99,16 +103,16 @@ func (s *service) leave(st *stream) {
 }
 
 // beats lets streams say that they live, as long as there are any.
-func (s *service) beats() {
+func (s *service) beats(quiet chan struct{}) {
 	t := time.NewTicker(beat / 2)
 	defer t.Stop()
-	for range t.C {
-		s.mu.Lock()
-		if len(s.streams) == 0 {
-			s.beating = false
-			s.mu.Unlock()
+	for {
+		select {
+		case <-quiet:
 			return
+		case <-t.C:
 		}
+		s.mu.Lock()
 		all := make([]*stream, 0, len(s.streams))
 		for st := range s.streams {
 			all = append(all, st)
