@@ -55,7 +55,7 @@ type service struct {
 
 	mu      sync.Mutex
 	streams map[*stream]bool
-	beating bool
+	quiet   chan struct{} // closed when there is no stream any more; nil if there is none
 	closes  atomic.Bool
 }
 

@@ -88,9 +88,9 @@ func (s *service) enter(st *stream) error {
 	}
 	s.streams[st] = true
 	s.meter.stream(1)
-	if !s.beating {
-		s.beating = true
-		go s.beats()
+	if s.quiet == nil {
+		s.quiet = make(chan struct{})
+		go s.beats(s.quiet)
 	}
 	return nil
 }
@@ -98,6 +98,10 @@ func (s *service) enter(st *stream) error {
 func (s *service) leave(st *stream) {
 	s.mu.Lock()
 	delete(s.streams, st)
+	if len(s.streams) == 0 {
+		close(s.quiet)
+		s.quiet = nil
+	}
 	s.mu.Unlock()
 	s.meter.stream(-1)
 	st.mu.Lock()
@@ -108,16 +112,16 @@ func (s *service) leave(st *stream) {
 }
 
 // beats lets streams say that they live, as long as there are any.
-func (s *service) beats() {
+func (s *service) beats(quiet chan struct{}) {
 	t := time.NewTicker(beat / 2)
 	defer t.Stop()
-	for range t.C {
-		s.mu.Lock()
-		if len(s.streams) == 0 {
-			s.beating = false
-			s.mu.Unlock()
+	for {
+		select {
+		case <-quiet:
 			return
+		case <-t.C:
 		}
+		s.mu.Lock()
 		all := make([]*stream, 0, len(s.streams))
 		for st := range s.streams {
 			all = append(all, st)

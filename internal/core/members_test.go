@@ -209,7 +209,7 @@ func TestCutOfOneThatIsGone(t *testing.T) {
 	h.submit("x")
 	l := h.replica().lead
 	for from, stays := range map[NodeID]bool{3: true, 9: false} {
-		l.cutting, l.snapWanted = &cutting{from: from, min: 1, since: h.now.Mono, asked: h.now.Mono}, true
+		l.cutting, l.snapWanted = &cutting{from: from, min: 1, moved: h.now.Mono, asked: h.now.Mono}, true
 		h.replica().wantSnapshot()
 		if (l.cutting.from == from) != stays {
 			t.Errorf("node %d was asked, and now node %d is", from, l.cutting.from)

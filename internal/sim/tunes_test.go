@@ -7,7 +7,7 @@ import (
 
 // Clusters made for what few seeds bring about: each changes what the seed has drawn.
 var tunes = map[string]func(*swarm){
-	"restless": restless, "hanging": hanging, "crowded": crowded, "behind": behind, "arriving": arriving, "slowCuts": slowCuts, "changing": changing,
+	"restless": restless, "hanging": hanging, "crowded": crowded, "behind": behind, "arriving": arriving, "slowCuts": slowCuts, "changing": changing, "proxied": proxied,
 	"upgrading": upgrading, "joining": joining, "rotten": rotten,
 }
 
