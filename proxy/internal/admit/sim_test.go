@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/decree-raft/decree/rsm"
+
+	"github.com/decree-raft/decree/internal/testkit"
 )
 
 // A discrete-event simulation: virtual time, one seeded random source, services with a queue that has no bound.
@@ -268,6 +270,7 @@ func limitOf(c *Controller) ShardStat {
 }
 
 func TestOverload(t *testing.T) {
+	skipUnderRace(t)
 	for _, b := range benches {
 		t.Run(b.name, func(t *testing.T) {
 			run := func(times float64) (*load, *Controller) {
@@ -293,5 +296,13 @@ func TestOverload(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// skipUnderRace leaves simulations out, which have one goroutine and would take minutes.
+func skipUnderRace(t *testing.T) {
+	t.Helper()
+	if testkit.Race {
+		t.Skip("skipped under the race detector: it has one goroutine")
 	}
 }
