@@ -108,7 +108,7 @@ func (c *testCluster) kill(id rsm.NodeID) {
 	c.t.Helper()
 	n := c.nodes[id]
 	n.node.Kill()
-	n.grpc.Stop()
+	n.front.server.Close()
 	if err := <-c.stopped[id]; err == nil {
 		c.t.Errorf("node %d was killed, and ended well", id)
 	}
@@ -341,7 +341,7 @@ func TestServeConfig(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got := fmt.Sprint(cfg); got != "{other 2 ledger-data/2 2=h:1 2=h:2 2=h:3 2000000000 true}" {
+	if got := fmt.Sprint(cfg); got != "{other 2 ledger-data/2 2=h:1 2=h:2 2=h:3 2000000000 false true}" {
 		t.Errorf("got %s", got)
 	}
 	for _, text := range []string{"{", `{"nodes": 3}`, `{"node": 1, "election_timeout": "soon"}`} {

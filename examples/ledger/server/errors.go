@@ -30,6 +30,9 @@ const (
 	codeTooLarge   rsm.Code = "command_too_large"
 )
 
+// errNoReplica: the call is about the state of one node.
+var errNoReplica = status.Error(codes.Unimplemented, "this is a proxy, without a replica of its own: ask a node, at its own address for the ledger")
+
 func badRequest(format string, args ...any) error {
 	return rsm.Reject(codeBadRequest, format, args...)
 }
