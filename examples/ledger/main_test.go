@@ -232,13 +232,14 @@ func TestDemo(t *testing.T) {
 		Failover struct {
 			Killed      uint64
 			NoAnswersMS float64 `json:"no_answers_ms"`
+			ProxyClosed string  `json:"proxy_closed"`
 		}
 		Replicas []replica
 	}
 	if err := json.Unmarshal([]byte(out), &got); err != nil {
 		t.Fatalf("%v: %s%s", err, out, errs)
 	}
-	if code != 0 || !got.OK || len(got.Replicas) != 3 || got.Failover.Killed == 0 || got.Failover.NoAnswersMS <= 0 || strings.Count(out, "\n") != 1 {
+	if code != 0 || !got.OK || len(got.Replicas) != 3 || got.Failover.Killed == 0 || got.Failover.NoAnswersMS <= 0 || got.Failover.ProxyClosed == "" || strings.Count(out, "\n") != 1 {
 		t.Errorf("%d %s%s", code, out, errs)
 	}
 }
@@ -313,6 +314,8 @@ func TestUsage(t *testing.T) {
 		{[]string{"import", "-scale", "EUR=31", "-"}, 2, "-scale"},
 		{[]string{"verify", "-api", ""}, 1, "no addresses"},
 		{[]string{"load", "-api", ""}, 1, "no addresses"},
+		{[]string{"proxy", "-help"}, 0, "whoever leads"},
+		{[]string{"proxy", "-nodes", ""}, 1, "at least one node"},
 		{[]string{"serve"}, 1, "-node is missing"},
 		{[]string{"serve", "-node", "4"}, 1, "has no address for node 4"},
 		{[]string{"serve", "-node", "1", "-peers", "1"}, 2, "id=host:port"},
