@@ -17,6 +17,7 @@ import (
 	"github.com/decree-raft/decree/examples/ledger/client"
 )
 
+// shardID is the one shard that the ledger runs on.
 const shardID = client.ShardID
 
 // ledger is what the commands need of a cluster: client.Remote and client.Local are two.
