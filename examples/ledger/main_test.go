@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math/rand/v2"
 	"net"
 	"os"
 	"path/filepath"
@@ -65,16 +66,21 @@ func startTestCluster(t *testing.T, configure func(*serveConfig)) *testCluster {
 	return c
 }
 
+// freePorts returns ports on which nobody listens, below those that the system gives out by itself: one of these could become a connection's, of a node that
+// runs already, before the node that is to have it starts.
 func freePorts(t *testing.T) addresses {
 	t.Helper()
 	a := make(addresses)
-	for id := rsm.NodeID(1); id <= 3; id++ {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
+	for tries := 0; len(a) < 3; tries++ {
+		l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", 10_000+rand.IntN(22_000)))
+		if err != nil && tries > 100 {
 			t.Fatal(err)
 		}
+		if err != nil {
+			continue
+		}
 		defer l.Close()
-		a[id] = l.Addr().String()
+		a[rsm.NodeID(len(a)+1)] = l.Addr().String()
 	}
 	return a
 }

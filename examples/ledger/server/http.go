@@ -116,9 +116,6 @@ func detailOf(err error) *ledgerv1.ErrorDetail {
 			return d
 		}
 	}
-	if st := status.Convert(err); st.Code() == codes.Unimplemented {
-		return &ledgerv1.ErrorDetail{Kind: KindRejected, Code: "no_replica", Message: st.Message()}
-	}
 	return &ledgerv1.ErrorDetail{Kind: KindUnknown, Message: err.Error()}
 }
 

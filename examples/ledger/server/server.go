@@ -262,7 +262,7 @@ func (s *Server) query(ctx context.Context, c ledgerv1.Consistency, q *ledgerv1.
 // Audit checks every invariant of this node's replica.
 func (s *Server) Audit(_ context.Context, _ *ledgerv1.AuditRequest) (*ledgerv1.AuditResponse, error) {
 	if s.cfg.Replica == nil {
-		return nil, errNoReplica
+		return nil, s.status(errNoReplica)
 	}
 	var report *book.Report
 	at, hash, err := s.cfg.Replica.Audit(func(v rsm.View) error {
@@ -288,7 +288,7 @@ func FormatHash(hash uint64) string { return fmt.Sprintf("%016x", hash) }
 // GetStatus says how this node stands.
 func (s *Server) GetStatus(context.Context, *ledgerv1.GetStatusRequest) (*ledgerv1.GetStatusResponse, error) {
 	if s.cfg.Replica == nil {
-		return nil, errNoReplica
+		return nil, s.status(errNoReplica)
 	}
 	st, err := s.cfg.Replica.Status()
 	if err != nil {
