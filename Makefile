@@ -17,7 +17,7 @@ CYCLES ?= 1000
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: ## three nodes, a ledger, a leader that dies, and books that balance: under a minute
+demo: ## three nodes, two proxies, a ledger, a leader that dies, and books that balance: under a minute
 	go run ./examples/ledger demo
 
 test: ## all tests

@@ -129,7 +129,8 @@ func parseServe(c console, args []string) (serveConfig, error) {
 }
 
 func parseServeFlags(c console, cfg *serveConfig, args []string) (file string, err error) {
-	f := newFlags(c, "serve", "\n\nRuns one node until it is interrupted. The same -peers, -api and -http go to all nodes.")
+	f := newFlags(c, "serve", "\n\nRuns one node until it is interrupted. The same -peers, -api and -http go to all nodes.\n"+
+		"Any node answers everything: what its replica cannot, a proxy within it sends to the leader, and holds through an election.")
 	f.StringVar(&file, "config", "", "JSON `file` with the same settings, under the same names")
 	cfg.bind(f)
 	return file, parse(f, args, 0)

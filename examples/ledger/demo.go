@@ -6,6 +6,7 @@ import (
 	_ "embed"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"slices"
 	"time"
@@ -15,6 +16,7 @@ import (
 	"github.com/decree-raft/decree/examples/ledger/client"
 	"github.com/decree-raft/decree/examples/ledger/hledger"
 	"github.com/decree-raft/decree/examples/ledger/server"
+	"github.com/decree-raft/decree/proxy"
 	"github.com/decree-raft/decree/rsm"
 )
 
@@ -35,11 +37,11 @@ type demoSettings struct {
 }
 
 func runDemo(ctx context.Context, c console, args []string) error {
-	f := newFlags(c, "demo", "\n\nStarts three nodes in this process, each with its own directory and port, and shows a fail-over:\n"+
-		"imports a book, runs transfers, kills the leader without warning, starts it again, and audits every replica.\n"+
+	f := newFlags(c, "demo", "\n\nStarts three nodes in this process, each with its own directory and port, and two proxies, to which clients connect. Then it\n"+
+		"imports a book, runs transfers, kills the leader without warning, closes a proxy, starts the node again, and audits every replica.\n"+
 		"Exits with 0 only if everything holds.")
 	var s demoSettings
-	f.DurationVar(&s.duration, "duration", 15*time.Second, "of the transfers; the leader dies after a third")
+	f.DurationVar(&s.duration, "duration", 15*time.Second, "of the transfers; the leader dies after a third, a proxy after half")
 	f.IntVar(&s.clients, "clients", 64, "how many post at the same time")
 	f.IntVar(&s.accounts, "accounts", 1000, "how many accounts the transfers go between")
 	f.BoolVar(&s.json, "json", false, "print the summary as one line of JSON, and nothing else, on standard output")
@@ -71,6 +73,7 @@ type demonstration struct {
 	demoSettings
 	*progress
 	cluster *rsm.Cluster
+	proxies []*demoProxy
 	summary summary
 }
 
@@ -85,15 +88,20 @@ func demonstrate(ctx context.Context, c console, s demoSettings) (_ *summary, er
 		defer func() { err = errors.Join(err, os.RemoveAll(s.dir)) }()
 	}
 	d := &demonstration{demoSettings: s, progress: newProgress(c.err)}
-	d.say("three nodes in %s", s.dir)
+	d.say("three nodes in %s, and %d proxies", s.dir, demoProxies)
 	d.cluster, err = rsm.StartCluster(rsm.ClusterConfig{
 		Name: "ledger-demo", Nodes: 3, Dir: s.dir,
-		Shards: []rsm.ShardConfig{{ID: shardID, Machine: book.Machine{}}},
+		Shards:    []rsm.ShardConfig{{ID: shardID, Machine: book.Machine{}}},
+		Configure: func(c *rsm.Config) { c.Services = proxy.Register },
 	})
 	if err != nil {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, d.cluster.Close()) }()
+	defer d.closeProxies()
+	if err := d.startProxies(); err != nil {
+		return nil, err
+	}
 
 	if err := d.importSample(ctx); err != nil {
 		return nil, fmt.Errorf("importing the sample book: %w", err)
@@ -110,6 +118,57 @@ func demonstrate(ctx context.Context, c console, s demoSettings) (_ *summary, er
 	return &d.summary, nil
 }
 
+// demoProxies is how many there are. All clients know all.
+const demoProxies = 2
+
+// demoProxy is a proxy with the port that it serves.
+type demoProxy struct {
+	proxy  *proxy.Proxy
+	server *proxy.Server
+}
+
+func (d *demonstration) startProxies() error {
+	var nodes []string
+	for _, n := range d.cluster.Nodes() {
+		nodes = append(nodes, n.Addr())
+	}
+	for range demoProxies {
+		p, err := proxy.New(proxy.Config{Nodes: nodes})
+		if err != nil {
+			return err
+		}
+		s, err := p.Serve(proxy.ServerConfig{Listen: "127.0.0.1:0"})
+		if err != nil {
+			p.Close()
+			return err
+		}
+		d.proxies = append(d.proxies, &demoProxy{proxy: p, server: s})
+	}
+	return nil
+}
+
+// close ends a proxy as if its process did: nobody is told before.
+func (p *demoProxy) close() {
+	p.server.Close()
+	p.proxy.Close()
+}
+
+func (d *demonstration) closeProxies() {
+	for _, p := range d.proxies {
+		p.close()
+	}
+}
+
+// dial returns a client that knows all proxies, in any order.
+func (d *demonstration) dial() (*client.Remote, error) {
+	var addresses []string
+	for _, p := range d.proxies {
+		addresses = append(addresses, p.server.Addr())
+	}
+	rand.Shuffle(len(addresses), func(i, j int) { addresses[i], addresses[j] = addresses[j], addresses[i] })
+	return client.Dial(addresses...)
+}
+
 // hold notes a failure unless ok.
 func (d *demonstration) hold(ok bool, format string, args ...any) {
 	if !ok {
@@ -119,7 +178,11 @@ func (d *demonstration) hold(ok bool, format string, args ...any) {
 
 // importSample imports the sample book twice: the second time changes nothing.
 func (d *demonstration) importSample(ctx context.Context) error {
-	to := client.Local{To: d.cluster.Client(shardID)}
+	to, err := d.dial()
+	if err != nil {
+		return err
+	}
+	defer to.Close()
 	first, err := importBook(ctx, to, bytes.NewReader(sampleBook), hledger.Options{}, nil)
 	if err != nil {
 		return err
@@ -139,7 +202,12 @@ func (d *demonstration) importSample(ctx context.Context) error {
 
 // checkSample compares the sample's balances with what they must be.
 func (d *demonstration) checkSample(ctx context.Context) error {
-	accounts, err := client.Local{To: d.cluster.Client(shardID)}.Accounts(ctx, "")
+	from, err := d.dial()
+	if err != nil {
+		return err
+	}
+	defer from.Close()
+	accounts, err := from.Accounts(ctx, "")
 	if err != nil {
 		return err
 	}
@@ -153,30 +221,30 @@ func (d *demonstration) checkSample(ctx context.Context) error {
 	return nil
 }
 
-// transfers runs the load, and kills the leader in the middle of it.
+// transfers runs the load, and in the middle of it kills the leader and closes a proxy.
 func (d *demonstration) transfers(ctx context.Context, l *load) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	if err := l.prepare(ctx, client.Local{To: d.cluster.Client(shardID)}); err != nil {
+	clients := make([]*client.Remote, d.clients)
+	for n := range clients {
+		c, err := d.dial()
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		clients[n] = c
+	}
+	if err := l.prepare(ctx, clients[0]); err != nil {
 		return fmt.Errorf("preparing the transfers: %w", err)
 	}
-	d.say("%d clients, %d accounts, %v", d.clients, d.accounts, d.duration)
-	killed := make(chan error, 1)
-	go func() { killed <- d.killLeader(ctx) }()
-	sessions := make([]*rsm.Client, d.clients)
-	for n := range sessions {
-		sessions[n] = d.cluster.Client(shardID)
-	}
+	d.say("%d clients, each with a connection of its own to one of the proxies, %d accounts, %v", d.clients, d.accounts, d.duration)
+	broken := make(chan error, 1)
+	go func() { broken <- d.breakThings(ctx) }()
 	l.showWhile(d.progress, "  ", func() {
-		l.run(ctx, d.duration, d.clients, func(n int) ledger { return client.Local{To: sessions[n]} })
+		l.run(ctx, d.duration, d.clients, func(n int) ledger { return clients[n] })
 	})
-	if err := <-killed; err != nil {
+	if err := <-broken; err != nil {
 		return err
-	}
-	for _, s := range sessions {
-		if err := s.Close(ctx); err != nil {
-			return fmt.Errorf("closing a session: %w", err)
-		}
 	}
 	r := l.result()
 	d.hold(r.err == nil, "a transfer failed: %v", r.err)
@@ -187,8 +255,8 @@ func (d *demonstration) transfers(ctx context.Context, l *load) error {
 	return ctx.Err()
 }
 
-// killLeader kills the leader after a third of the time, and starts it again after two thirds.
-func (d *demonstration) killLeader(ctx context.Context) error {
+// breakThings kills the leader after a third of the time, closes a proxy after half, and starts the node again after two thirds.
+func (d *demonstration) breakThings(ctx context.Context) error {
 	if err := sleep(ctx, d.duration/3); err != nil {
 		return err
 	}
@@ -199,7 +267,14 @@ func (d *demonstration) killLeader(ctx context.Context) error {
 	d.summary.Failover.Killed = uint64(leader.ID())
 	d.say("node %d leads, and is killed", leader.ID())
 	d.cluster.Kill(leader.ID())
-	if err := sleep(ctx, d.duration/3); err != nil {
+	if err := sleep(ctx, d.duration/6); err != nil {
+		return err
+	}
+	p := d.proxies[0]
+	d.summary.Failover.Proxy = p.server.Addr()
+	d.say("the proxy at %s is closed without warning; its clients go on with the other", p.server.Addr())
+	p.close()
+	if err := sleep(ctx, d.duration/6); err != nil {
 		return err
 	}
 	next, err := d.cluster.Leader(ctx, shardID)

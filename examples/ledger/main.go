@@ -14,11 +14,11 @@ import (
 	"syscall"
 
 	"github.com/decree-raft/decree/examples/ledger/book"
-	"github.com/decree-raft/decree/rsm"
+	"github.com/decree-raft/decree/examples/ledger/client"
 )
 
 // shardID is the one shard that the ledger runs on.
-const shardID rsm.ShardID = 1
+const shardID = client.ShardID
 
 // ledger is what the commands need of a cluster: client.Remote and client.Local are two.
 type ledger interface {
@@ -40,8 +40,9 @@ type command struct {
 }
 
 var commands = []command{
-	{"demo", "start three nodes, run transfers, kill the leader, audit every replica", runDemo},
+	{"demo", "start three nodes and two proxies, run transfers, kill the leader and a proxy, audit every replica", runDemo},
 	{"serve", "run one node of a cluster", runServe},
+	{"proxy", "stand between clients and the nodes, with the same API", runProxy},
 	{"load", "post random entries to a cluster, and show latencies", runLoad},
 	{"import", "book what `hledger print -O csv` writes", runImport},
 	{"balances", "show the balances, or write them as hledger does", runBalances},
@@ -122,11 +123,14 @@ func parse(f *flag.FlagSet, args []string, want int) error {
 	return nil
 }
 
-// defaultAPI is where the nodes of the README serve gRPC.
-const defaultAPI = "127.0.0.1:7201,127.0.0.1:7202,127.0.0.1:7203"
+// defaultAPI is where the nodes of the README serve gRPC, and defaultPeers where they listen to each other, and to proxies.
+const (
+	defaultAPI   = "127.0.0.1:7201,127.0.0.1:7202,127.0.0.1:7203"
+	defaultPeers = "127.0.0.1:7101,127.0.0.1:7102,127.0.0.1:7103"
+)
 
 func apiFlag(f *flag.FlagSet) *string {
-	return f.String("api", defaultAPI, "gRPC `addresses` of the nodes, separated by commas")
+	return f.String("api", defaultAPI, "`addresses` for gRPC of nodes or proxies, separated by commas: any of them")
 }
 
 func splitAddresses(s string) []string {

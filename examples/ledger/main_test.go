@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math/rand/v2"
 	"net"
 	"os"
 	"path/filepath"
@@ -65,16 +66,21 @@ func startTestCluster(t *testing.T, configure func(*serveConfig)) *testCluster {
 	return c
 }
 
+// freePorts returns ports on which nobody listens, below those that the system gives out by itself: one of these could become a connection's, of a node that
+// runs already, before the node that is to have it starts.
 func freePorts(t *testing.T) addresses {
 	t.Helper()
 	a := make(addresses)
-	for id := rsm.NodeID(1); id <= 3; id++ {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
+	for tries := 0; len(a) < 3; tries++ {
+		l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", 10_000+rand.IntN(22_000)))
+		if err != nil && tries > 100 {
 			t.Fatal(err)
 		}
+		if err != nil {
+			continue
+		}
 		defer l.Close()
-		a[id] = l.Addr().String()
+		a[rsm.NodeID(len(a)+1)] = l.Addr().String()
 	}
 	return a
 }
@@ -108,7 +114,7 @@ func (c *testCluster) kill(id rsm.NodeID) {
 	c.t.Helper()
 	n := c.nodes[id]
 	n.node.Kill()
-	n.grpc.Stop()
+	n.front.server.Close()
 	if err := <-c.stopped[id]; err == nil {
 		c.t.Errorf("node %d was killed, and ended well", id)
 	}
@@ -232,13 +238,14 @@ func TestDemo(t *testing.T) {
 		Failover struct {
 			Killed      uint64
 			NoAnswersMS float64 `json:"no_answers_ms"`
+			ProxyClosed string  `json:"proxy_closed"`
 		}
 		Replicas []replica
 	}
 	if err := json.Unmarshal([]byte(out), &got); err != nil {
 		t.Fatalf("%v: %s%s", err, out, errs)
 	}
-	if code != 0 || !got.OK || len(got.Replicas) != 3 || got.Failover.Killed == 0 || got.Failover.NoAnswersMS <= 0 || strings.Count(out, "\n") != 1 {
+	if code != 0 || !got.OK || len(got.Replicas) != 3 || got.Failover.Killed == 0 || got.Failover.NoAnswersMS <= 0 || got.Failover.ProxyClosed == "" || strings.Count(out, "\n") != 1 {
 		t.Errorf("%d %s%s", code, out, errs)
 	}
 }
@@ -313,6 +320,8 @@ func TestUsage(t *testing.T) {
 		{[]string{"import", "-scale", "EUR=31", "-"}, 2, "-scale"},
 		{[]string{"verify", "-api", ""}, 1, "no addresses"},
 		{[]string{"load", "-api", ""}, 1, "no addresses"},
+		{[]string{"proxy", "-help"}, 0, "whoever leads"},
+		{[]string{"proxy", "-nodes", ""}, 1, "at least one node"},
 		{[]string{"serve"}, 1, "-node is missing"},
 		{[]string{"serve", "-node", "4"}, 1, "has no address for node 4"},
 		{[]string{"serve", "-node", "1", "-peers", "1"}, 2, "id=host:port"},

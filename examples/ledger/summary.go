@@ -31,6 +31,7 @@ type summary struct {
 
 type failover struct {
 	Killed, Leader uint64 // nodes: who died, and who led then
+	Proxy          string // at this address was the one that was closed
 	Silence        time.Duration
 }
 
@@ -81,6 +82,7 @@ type failoverJSON struct {
 	Killed    uint64  `json:"killed"`
 	ThenLed   uint64  `json:"then_led"`
 	NoAnswers float64 `json:"no_answers_ms"`
+	Proxy     string  `json:"proxy_closed"`
 }
 
 // assetJSON is an asset's total of debits, which is its total of credits.
@@ -98,7 +100,7 @@ func (s *summary) writeJSON(w io.Writer) error {
 		OK: s.OK, Failures: append([]string{}, s.Failures...), Seconds: s.Seconds,
 		Commands: s.Commands, EntriesBooked: s.Booked, EntriesRefused: s.Refused, Rate: s.Rate,
 		Latency:  latencyJSON{ms(s.latency.quantile(0.5)), ms(s.latency.quantile(0.99)), ms(s.latency.max)},
-		Failover: failoverJSON{s.Failover.Killed, s.Failover.Leader, ms(s.Failover.Silence)},
+		Failover: failoverJSON{s.Failover.Killed, s.Failover.Leader, ms(s.Failover.Silence), s.Failover.Proxy},
 		Import:   s.Import, ImportAgain: s.ImportAgain, SampleBalances: s.SampleBalances, Replicas: s.Replicas,
 	}
 	for _, a := range s.assets {
@@ -114,6 +116,7 @@ func (s *summary) write(c console) error {
 	fmt.Fprintf(w, "rate\t%s commands/s\n", thousands(uint64(s.Rate)))
 	fmt.Fprintf(w, "latency\tp50 %s, p99 %s, max %s\n", milliseconds(s.latency.quantile(0.5)), milliseconds(s.latency.quantile(0.99)), milliseconds(s.latency.max))
 	fmt.Fprintf(w, "fail-over\tnode %d was killed, node %d took over; nothing was answered for %s\n", s.Failover.Killed, s.Failover.Leader, milliseconds(s.Failover.Silence))
+	fmt.Fprintf(w, "proxies\tof %d, the one at %s was closed; its clients went on with the other\n", demoProxies, s.Failover.Proxy)
 	fmt.Fprintf(w, "sample book\t%d balances as they must be; the second import booked %d entries\n", s.SampleBalances, s.ImportAgain.Entries)
 	if err := w.Flush(); err != nil {
 		return err

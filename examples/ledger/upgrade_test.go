@@ -336,7 +336,7 @@ func TestServedUpgrade(t *testing.T) {
 	var nodes []*rsm.Node
 	for _, n := range c.nodes {
 		nodes = append(nodes, n.node)
-		st, err := n.service.GetStatus(t.Context(), new(ledgerv1.GetStatusRequest))
+		st, err := n.front.service.GetStatus(t.Context(), new(ledgerv1.GetStatusRequest))
 		if err != nil || st.GetMachineVersion() != book.VersionReferences {
 			t.Errorf("status %v, %v", st, err)
 		}

@@ -18,7 +18,7 @@ var errNotAll = errors.New("not everything holds")
 func runVerify(ctx context.Context, c console, args []string) error {
 	f := newFlags(c, "verify", "\n\nAsks every node for an audit of its own replica. Nodes that are at different positions of\n"+
 		"the log are asked again, until they have the same or the time is over.")
-	api := apiFlag(f)
+	api := f.String("api", defaultAPI, "`addresses` for gRPC of the nodes, separated by commas: all of them, and no proxies")
 	timeout := f.Duration("timeout", 2*time.Minute, "for the whole command")
 	if err := parse(f, args, 0); err != nil {
 		return err
@@ -28,15 +28,13 @@ func runVerify(ctx context.Context, c console, args []string) error {
 		fmt.Fprintf(c.err, "-api names %s twice\n", addresses[i])
 		return errUsage
 	}
-	from, err := client.Dial(addresses...)
-	if err != nil {
-		return err
+	if len(addresses) == 0 {
+		return errors.New("no addresses: -api names the nodes to be audited")
 	}
-	defer from.Close()
 	ctx, cancel := context.WithTimeout(ctx, *timeout)
 	defer cancel()
 	reports, err := auditTogether(ctx, len(addresses), func(ctx context.Context, i int) (*ledgerv1.AuditResponse, error) {
-		r, err := from.Audit(ctx, addresses[i])
+		r, err := client.Audit(ctx, addresses[i])
 		if err != nil {
 			return nil, fmt.Errorf("node at %s: %w", addresses[i], err)
 		}

@@ -11,13 +11,13 @@ import (
 	"github.com/decree-raft/decree/rsm"
 )
 
-// Submitter is what Local calls: an *rsm.Client, or an *rsm.Shard that leads.
+// Submitter is what Local calls: an *rsm.Client, a *client.Shard of proxy/client, or an *rsm.Shard that leads.
 type Submitter interface {
 	Submit(ctx context.Context, command []byte) (reply []byte, err error)
 	Read(ctx context.Context, level rsm.Level, query []byte) (answer []byte, err error)
 }
 
-// Local calls a ledger that is embedded in this process.
+// Local calls a ledger by way of what has its commands decided and its queries answered.
 type Local struct{ To Submitter }
 
 // CreateAccounts opens accounts in one command. See book.Machine for the outcomes.

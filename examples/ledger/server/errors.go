@@ -30,6 +30,11 @@ const (
 	codeTooLarge   rsm.Code = "command_too_large"
 )
 
+// codeNoReplica: the call is about the state of one node.
+const codeNoReplica rsm.Code = "no_replica"
+
+var errNoReplica = rsm.Reject(codeNoReplica, "this is a proxy, without a replica of its own: ask a node, at its own address for the ledger")
+
 func badRequest(format string, args ...any) error {
 	return rsm.Reject(codeBadRequest, format, args...)
 }
@@ -78,6 +83,8 @@ func grpcCode(err error, d *ledgerv1.ErrorDetail) codes.Code {
 			return codes.InvalidArgument
 		case book.CodeAccountNotFound:
 			return codes.NotFound
+		case codeNoReplica:
+			return codes.Unimplemented
 		}
 		return codes.FailedPrecondition
 	case KindNotProposed:

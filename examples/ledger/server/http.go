@@ -37,8 +37,7 @@ const maxParsing = 16
 //	GET  /v1/entries/{id}
 //	GET  /v1/audit, /v1/status              of this node
 //
-// Every GET takes consistency=stale. What only the leader can do is redirected to it (307), if its address is
-// known and nothing has been done here: what may have happened is not asked for again behind the client's back.
+// Every GET takes consistency=stale. A proxy has no audit and no status (501).
 func (s *Server) HTTP() http.Handler {
 	mux := http.NewServeMux()
 	s.handle(mux, "POST /v1/accounts", func(r *http.Request) (proto.Message, error) {
@@ -76,7 +75,7 @@ func (s *Server) handle(mux *http.ServeMux, pattern string, f func(*http.Request
 		r.Body = http.MaxBytesReader(w, r.Body, MaxBodyBytes)
 		m, err := f(r)
 		if err != nil {
-			s.fail(w, r, err)
+			s.fail(w, err)
 			return
 		}
 		s.write(w, http.StatusOK, m)
@@ -101,13 +100,9 @@ func (s *Server) write(w http.ResponseWriter, code int, m proto.Message) {
 	}
 }
 
-// fail writes an error as the gRPC service would, or sends the client to the leader.
-func (s *Server) fail(w http.ResponseWriter, r *http.Request, err error) {
+// fail writes an error as the gRPC service would.
+func (s *Server) fail(w http.ResponseWriter, err error) {
 	d := detailOf(err)
-	if to := s.cfg.HTTP[rsm.NodeID(d.GetLeader())]; to != "" && d.GetKind() == KindNotProposed && rsm.NodeID(d.GetLeader()) != s.cfg.Node {
-		http.Redirect(w, r, "http://"+to+r.URL.RequestURI(), http.StatusTemporaryRedirect)
-		return
-	}
 	code := httpCode(status.Code(err))
 	if rsm.Code(d.GetCode()) == codeTooLarge {
 		code = http.StatusRequestEntityTooLarge
@@ -136,6 +131,8 @@ func httpCode(c codes.Code) int {
 		return http.StatusServiceUnavailable
 	case codes.DeadlineExceeded:
 		return http.StatusGatewayTimeout
+	case codes.Unimplemented:
+		return http.StatusNotImplemented
 	}
 	return http.StatusInternalServerError
 }

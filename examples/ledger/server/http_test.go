@@ -142,22 +142,13 @@ func TestHTTPErrors(t *testing.T) {
 	}
 }
 
-// A client that follows redirects reaches the leader from any node.
-func TestHTTPRedirect(t *testing.T) {
-	s, r := newServer(t)
-	r.err = &rsm.Error{Kind: rsm.ErrNotProposed, Code: "not_leader", Leader: 2}
-	entries := `{"entries": [{"id": "a", "legs": [{"account": "1", "debit": "1"}, {"account": "2", "credit": "1"}]}]}`
-	code, _, header := call(t, s, "POST", "/v1/entries?x=1", entries)
-	if code != http.StatusTemporaryRedirect || header.Get("Location") != "http://two:82/v1/entries?x=1" {
-		t.Errorf("%d to %q", code, header.Get("Location"))
-	}
-	// What may have happened is the client's to ask for again.
-	r.err = &rsm.Error{Kind: rsm.ErrUnknown, Code: "leadership_lost", Leader: 2}
-	if code, body, _ := call(t, s, "POST", "/v1/entries", entries); code != 500 || !strings.Contains(body, `"kind":"unknown"`) {
-		t.Errorf("%d %s", code, body)
-	}
-	r.err = &rsm.Error{Kind: rsm.ErrNotProposed, Code: "not_leader", Leader: 3} // whose address nobody knows
-	if code, body, _ := call(t, s, "POST", "/v1/entries", entries); code != 503 || !strings.Contains(body, `"leader":"3"`) {
-		t.Errorf("%d %s", code, body)
+// A proxy answers everything but what is about one node.
+func TestWithoutAReplica(t *testing.T) {
+	_, r := newServer(t)
+	s := New(Config{Shard: r})
+	for target, want := range map[string]int{"/v1/audit": 501, "/v1/status": 501, "/v1/accounts": 200, "/v1/accounts?consistency=stale": 200} {
+		if code, body, _ := call(t, s, "GET", target, ""); code != want || want == 501 && !strings.Contains(body, `"code":"no_replica","message":"this is a proxy, without a replica of its own: ask a node`) {
+			t.Errorf("GET %s: %d %s", target, code, body)
+		}
 	}
 }

@@ -77,8 +77,7 @@ func (r *replica) Leader() rsm.NodeID {
 func newServer(t testing.TB) (*Server, *replica) {
 	r := &replica{leader: 1, now: 1_000_000_000}
 	return New(Config{
-		Node: 1, Replica: r,
-		API:  map[rsm.NodeID]string{1: "one:1", 2: "two:2"},
-		HTTP: map[rsm.NodeID]string{1: "one:81", 2: "two:82"},
+		Node: 1, Replica: r, Shard: r,
+		API: map[rsm.NodeID]string{1: "one:1", 2: "two:2"},
 	}), r
 }

@@ -1,6 +1,6 @@
-// Package server serves one replica of the ledger over gRPC and HTTP/JSON.
+// Package server serves the ledger over gRPC and HTTP/JSON: on a node of the cluster, or in a proxy that has none.
 //
-// It holds no state of its own: it turns messages into commands and queries,
+// It holds no state of its own: it turns messages into commands and queries, which it has answered wherever the leader is,
 // and outcomes back into messages. Any number of calls run at the same time.
 package server
 
@@ -8,35 +8,60 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"slices"
 	"time"
 
+	"google.golang.org/grpc"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/emptypb"
 
 	ledgerv1 "github.com/decree-raft/decree/api/ledger/v1"
 	"github.com/decree-raft/decree/examples/ledger/book"
+	"github.com/decree-raft/decree/proxy"
+	"github.com/decree-raft/decree/proxy/client"
 	"github.com/decree-raft/decree/rsm"
 )
 
-// Replica is what the server needs of the shard that runs book.Machine; *rsm.Shard is one.
-type Replica interface {
+// Shard is what the server needs to have the ledger read and written, wherever its leader is; *proxy.Shard is one.
+type Shard interface {
 	Do(ctx context.Context, r rsm.Request) (rsm.Result, error)
 	Read(ctx context.Context, level rsm.Level, query []byte) (answer []byte, err error)
 	OpenSession(ctx context.Context) (rsm.SessionID, error)
+}
+
+// Replica is a node's own part of the shard that runs book.Machine; *rsm.Shard is one.
+type Replica interface {
+	Do(ctx context.Context, r rsm.Request) (rsm.Result, error)
+	Read(ctx context.Context, level rsm.Level, query []byte) (answer []byte, err error)
 	Audit(f func(rsm.View) error) (at rsm.Index, hash uint64, err error)
 	Status() (rsm.ShardStatus, error)
 	Leader() rsm.NodeID
 }
 
-var _ Replica = (*rsm.Shard)(nil)
+// Submitter has commands decided exactly once, in a session of its own; *client.Shard of proxy/client is one.
+type Submitter interface {
+	Submit(ctx context.Context, command []byte) (reply []byte, err error)
+}
+
+var (
+	_ Shard     = (*proxy.Shard)(nil)
+	_ Replica   = (*rsm.Shard)(nil)
+	_ Submitter = (*client.Shard)(nil)
+)
 
 // Config configures a Server.
 type Config struct {
+	// Shard answers all calls but those about one replica. Required, unless only those are made.
+	Shard Shard
+	// Once, if set, gets the commands of requests without a session. Without it, one whose fate nobody knows, as when the leader
+	// dies with it, is the client's to send again.
+	Once Submitter
+	// Node is this node, and Replica its own. In a proxy there is none, and calls about it are refused.
 	Node    rsm.NodeID
 	Replica Replica
-	// API and HTTP are the addresses at which each node serves gRPC and HTTP, this one included.
-	// They are hints for clients, to find the leader. Either may be nil.
-	API, HTTP map[rsm.NodeID]string
-	Logger    *slog.Logger // default: none
+	// API are the addresses at which each node serves gRPC, this one included: GetStatus names the leader's. It may be nil.
+	API    map[rsm.NodeID]string
+	Logger *slog.Logger // default: none
 	// MaxSubmits is how many requests that write may be at work at once; more are refused as overloaded. Default 1024.
 	MaxSubmits int
 }
@@ -49,7 +74,7 @@ type Server struct {
 	parse chan struct{} // one for each body that is parsed: JSON takes many times its size
 }
 
-// New returns a server of a replica.
+// New returns a server.
 func New(cfg Config) *Server {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
@@ -60,9 +85,38 @@ func New(cfg Config) *Server {
 	return &Server{cfg: cfg, slots: make(chan struct{}, cfg.MaxSubmits), parse: make(chan struct{}, maxParsing)}
 }
 
-// OpenSession opens an exactly-once window on the leader.
+// Register offers the service on a gRPC server whose port is for other services as well: requests over MaxBodyBytes are refused before they are taken apart,
+// which may need a hundred times their size.
+func (s *Server) Register(r grpc.ServiceRegistrar) {
+	desc := ledgerv1.LedgerService_ServiceDesc
+	desc.Methods = slices.Clone(desc.Methods)
+	for i, m := range desc.Methods {
+		desc.Methods[i].Handler = func(srv any, ctx context.Context, decode func(any) error, interceptor grpc.UnaryServerInterceptor) (any, error) {
+			return m.Handler(srv, ctx, func(v any) error { return s.decode(decode, v.(proto.Message)) }, interceptor)
+		}
+	}
+	r.RegisterService(&desc, s)
+}
+
+// decode reads a message if it is not too large.
+func (s *Server) decode(decode func(any) error, m proto.Message) error {
+	whole := new(emptypb.Empty) // all fields are unknown to it, and it keeps them as they are
+	if err := decode(whole); err != nil {
+		return err
+	}
+	data := whole.ProtoReflect().GetUnknown()
+	if len(data) > MaxBodyBytes {
+		return s.status(&rsm.Error{Kind: rsm.ErrNotProposed, Code: codeTooLarge, Message: fmt.Sprintf("the request has %d bytes: at most %d", len(data), MaxBodyBytes)})
+	}
+	if err := proto.Unmarshal(data, m); err != nil {
+		return s.status(badRequest("the request does not parse: %v", err))
+	}
+	return nil
+}
+
+// OpenSession opens an exactly-once window.
 func (s *Server) OpenSession(ctx context.Context, _ *ledgerv1.OpenSessionRequest) (*ledgerv1.OpenSessionResponse, error) {
-	id, err := s.cfg.Replica.OpenSession(ctx)
+	id, err := s.cfg.Shard.OpenSession(ctx)
 	if err != nil {
 		return nil, s.status(err)
 	}
@@ -138,7 +192,14 @@ func (s *Server) admit(items int) (done func(), err error) {
 }
 
 func (s *Server) submit(ctx context.Context, command []byte, session *ledgerv1.Session) (book.Reply, error) {
-	result, err := s.cfg.Replica.Do(ctx, rsm.Request{
+	if session == nil && s.cfg.Once != nil {
+		reply, err := s.cfg.Once.Submit(ctx, command)
+		if err != nil {
+			return book.Reply{}, err
+		}
+		return book.ParseReply(reply)
+	}
+	result, err := s.cfg.Shard.Do(ctx, rsm.Request{
 		Commands: [][]byte{command},
 		Session:  rsm.SessionID(session.GetId()), Sequence: session.GetSequence(), Acknowledged: session.GetAcknowledged(),
 	})
@@ -172,22 +233,23 @@ func (s *Server) GetStatement(ctx context.Context, m *ledgerv1.GetStatementReque
 	return a.GetGetStatement(), err
 }
 
-// query asks the machine. A follower answers linearizable queries as well, for one more round trip.
+// query asks the machine: whoever leads, or, for a stale answer, this node, if there is one.
 func (s *Server) query(ctx context.Context, c ledgerv1.Consistency, q *ledgerv1.Query) (*ledgerv1.Answer, error) {
-	level := rsm.Linearizable
+	level, read := rsm.Linearizable, s.cfg.Shard.Read
 	switch {
 	case c == ledgerv1.Consistency_CONSISTENCY_STALE:
 		level = rsm.Stale
+		if s.cfg.Replica != nil {
+			read = s.cfg.Replica.Read
+		}
 	case c > ledgerv1.Consistency_CONSISTENCY_STALE || c < 0:
 		return nil, s.status(badRequest("unknown consistency %d", c))
-	case s.cfg.Replica.Leader() != s.cfg.Node:
-		level = rsm.ReadIndex
 	}
 	data, err := proto.Marshal(q)
 	if err != nil {
 		return nil, s.status(badRequest("%v", err))
 	}
-	if data, err = s.cfg.Replica.Read(ctx, level, data); err != nil {
+	if data, err = read(ctx, level, data); err != nil {
 		return nil, s.status(err)
 	}
 	a := new(ledgerv1.Answer)
@@ -199,6 +261,9 @@ func (s *Server) query(ctx context.Context, c ledgerv1.Consistency, q *ledgerv1.
 
 // Audit checks every invariant of this node's replica.
 func (s *Server) Audit(_ context.Context, _ *ledgerv1.AuditRequest) (*ledgerv1.AuditResponse, error) {
+	if s.cfg.Replica == nil {
+		return nil, s.status(errNoReplica)
+	}
 	var report *book.Report
 	at, hash, err := s.cfg.Replica.Audit(func(v rsm.View) error {
 		report = book.Audit(v)
@@ -222,6 +287,9 @@ func FormatHash(hash uint64) string { return fmt.Sprintf("%016x", hash) }
 
 // GetStatus says how this node stands.
 func (s *Server) GetStatus(context.Context, *ledgerv1.GetStatusRequest) (*ledgerv1.GetStatusResponse, error) {
+	if s.cfg.Replica == nil {
+		return nil, s.status(errNoReplica)
+	}
 	st, err := s.cfg.Replica.Status()
 	if err != nil {
 		return nil, s.status(err)

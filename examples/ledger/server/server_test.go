@@ -137,7 +137,7 @@ func TestAdmission(t *testing.T) {
 	}); n > 100 {
 		t.Errorf("%v allocations to refuse a request", n)
 	}
-	s = New(Config{Node: 1, Replica: r, MaxSubmits: 1})
+	s = New(Config{Shard: r, MaxSubmits: 1})
 	done, err := s.admit(1)
 	if err != nil {
 		t.Fatal(err)
@@ -152,8 +152,11 @@ func TestAdmission(t *testing.T) {
 	}
 }
 
+// Linearizable reads go to whoever leads, stale ones stay on the node.
 func TestReadLevels(t *testing.T) {
-	s, r := newServer(t)
+	_, own := newServer(t)
+	_, other := newServer(t)
+	s := New(Config{Node: 1, Replica: own, Shard: other})
 	ask := func(c ledgerv1.Consistency) error {
 		_, err := s.GetAccounts(ctx, &ledgerv1.GetAccountsRequest{Consistency: c})
 		return err
@@ -161,15 +164,47 @@ func TestReadLevels(t *testing.T) {
 	if err := errors.Join(ask(0), ask(1), ask(2)); err != nil {
 		t.Fatal(err)
 	}
-	r.leader = 2
-	if err := ask(0); err != nil {
-		t.Fatal(err)
-	}
-	if got, want := fmt.Sprint(r.levels), fmt.Sprint([]rsm.Level{rsm.Linearizable, rsm.Linearizable, rsm.Stale, rsm.ReadIndex}); got != want {
+	if got, want := fmt.Sprint(other.levels, own.levels), fmt.Sprint([]rsm.Level{rsm.Linearizable, rsm.Linearizable}, []rsm.Level{rsm.Stale}); got != want {
 		t.Errorf("levels %v, want %v", got, want)
 	}
 	if err := ask(3); status.Code(err) != codes.InvalidArgument {
 		t.Errorf("an unknown consistency: %v", err)
+	}
+}
+
+// once notes commands, and has them decided by a replica.
+type once struct {
+	replica  *replica
+	commands int
+}
+
+func (o *once) Submit(ctx context.Context, command []byte) ([]byte, error) {
+	o.commands++
+	res, err := o.replica.Do(ctx, rsm.Request{Commands: [][]byte{command}})
+	if err != nil {
+		return nil, err
+	}
+	return res.Replies[0], nil
+}
+
+// Requests without a session get one; those with a session keep theirs.
+func TestOnce(t *testing.T) {
+	_, r := newServer(t)
+	o := &once{replica: r}
+	s := New(Config{Shard: r, Once: o})
+	for i, session := range []*ledgerv1.Session{nil, {Id: 77, Sequence: 1}} {
+		opened, err := s.CreateAccounts(ctx, &ledgerv1.CreateAccountsRequest{Items: []*ledgerv1.CreateAccountsRequest_Item{account(fmt.Sprint(i + 1))}, Session: session})
+		if err != nil {
+			t.Fatal(err)
+		}
+		wantResults(t, opened.Results, "created")
+	}
+	if o.commands != 1 || r.requests[1].Session != 77 {
+		t.Errorf("%d commands without a session, requests %+v", o.commands, r.requests)
+	}
+	r.err = &rsm.Error{Kind: rsm.ErrNotProposed, Code: "no_leader"}
+	if _, err := s.PostEntries(ctx, &ledgerv1.PostEntriesRequest{Entries: []*ledgerv1.Entry{entry("a", "5")}}); status.Code(err) != codes.Unavailable {
+		t.Error(err)
 	}
 }
 

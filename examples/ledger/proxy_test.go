@@ -1,0 +1,254 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"log/slog"
+	"maps"
+	"net/http"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
+
+	ledgerv1 "github.com/decree-raft/decree/api/ledger/v1"
+	"github.com/decree-raft/decree/examples/ledger/client"
+	"github.com/decree-raft/decree/examples/ledger/server"
+	"github.com/decree-raft/decree/rsm"
+)
+
+// dialAPI returns the ledger's own service at an address.
+func dialAPI(t *testing.T, address string) ledgerv1.LedgerServiceClient {
+	t.Helper()
+	conn, err := grpc.NewClient(address, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	return ledgerv1.NewLedgerServiceClient(conn)
+}
+
+func transferProto(from, to string) *ledgerv1.Entry {
+	return &ledgerv1.Entry{Id: client.NewID().String(), Legs: []*ledgerv1.Leg{{Account: from, Debit: "1"}, {Account: to, Credit: "1"}}}
+}
+
+// postOver posts an entry over HTTP.
+func postOver(address string, e *ledgerv1.Entry) (string, error) {
+	body := fmt.Sprintf(`{"entries": [{"id": %q, "legs": [{"account": %q, "debit": "1"}, {"account": %q, "credit": "1"}]}]}`, e.Id, e.Legs[0].Account, e.Legs[1].Account)
+	r, err := http.Post("http://"+address+"/v1/entries", "application/json", strings.NewReader(body))
+	if err != nil {
+		return "", err
+	}
+	defer r.Body.Close()
+	data, err := io.ReadAll(r.Body)
+	if err != nil || r.StatusCode != http.StatusOK {
+		return "", fmt.Errorf("%s: %s, %w", r.Status, data, err)
+	}
+	var m struct{ Results []struct{ Code string } }
+	if err := json.Unmarshal(data, &m); err != nil || len(m.Results) != 1 {
+		return "", fmt.Errorf("%s: %w", data, err)
+	}
+	return m.Results[0].Code, nil
+}
+
+// apiLoad posts, with sessions, without them, and over HTTP, and reads, until end. Each must be booked, and be told so as the first time.
+type apiLoad struct {
+	t      *testing.T
+	stop   chan struct{}
+	wg     sync.WaitGroup
+	booked atomic.Uint64
+}
+
+func startAPILoad(t *testing.T, api, http string) *apiLoad {
+	t.Helper()
+	ctx := t.Context()
+	rpc := dialAPI(t, api)
+	accounts := &ledgerv1.CreateAccountsRequest{}
+	for _, id := range []string{"1", "2"} {
+		accounts.Items = append(accounts.Items, &ledgerv1.CreateAccountsRequest_Item{Account: &ledgerv1.Account{Id: id, Asset: "EUR", Name: "Proxied " + id}})
+	}
+	if _, err := rpc.CreateAccounts(ctx, accounts); err != nil {
+		t.Fatal(err)
+	}
+	l := &apiLoad{t: t, stop: make(chan struct{})}
+	work := func(what string, f func(i uint64) (string, error)) {
+		l.wg.Go(func() {
+			for i := uint64(1); ; i++ {
+				select {
+				case <-l.stop:
+					return
+				default:
+				}
+				if code, err := f(i); err != nil || code != "created" {
+					t.Errorf("%s, entry %d: %q, %v", what, i, code, err)
+					return
+				}
+				l.booked.Add(1)
+			}
+		})
+	}
+	post := func(s *ledgerv1.Session) (string, error) {
+		ctx, cancel := context.WithTimeout(context.Background(), loadPatience)
+		defer cancel()
+		r, err := rpc.PostEntries(ctx, &ledgerv1.PostEntriesRequest{Entries: []*ledgerv1.Entry{transferProto("1", "2")}, Session: s})
+		if err != nil {
+			return "", err
+		}
+		_, err = rpc.GetAccounts(ctx, &ledgerv1.GetAccountsRequest{Ids: []string{"1"}})
+		return r.Results[0].Code, err
+	}
+	for range 4 {
+		s, err := rpc.OpenSession(ctx, new(ledgerv1.OpenSessionRequest))
+		if err != nil {
+			t.Fatal(err)
+		}
+		work("in a session", func(i uint64) (string, error) {
+			return post(&ledgerv1.Session{Id: s.Id, Sequence: i, Acknowledged: i - 1})
+		})
+		work("without a session", func(uint64) (string, error) { return post(nil) })
+		work("over HTTP", func(uint64) (string, error) { return postOver(http, transferProto("1", "2")) })
+	}
+	t.Cleanup(l.end)
+	return l
+}
+
+func (l *apiLoad) end() {
+	select {
+	case <-l.stop:
+	default:
+		close(l.stop)
+	}
+	l.wg.Wait()
+}
+
+// goesOn waits until some more entries are booked.
+func (l *apiLoad) goesOn(what string) {
+	l.t.Helper()
+	at := l.booked.Load()
+	awaitThat(l.t, "entries are booked "+what, func() bool { return l.booked.Load() >= at+50 || l.t.Failed() })
+}
+
+// audit ends the load, and compares what was acknowledged with what every node has.
+func (l *apiLoad) audit(c *testCluster) {
+	l.t.Helper()
+	l.end()
+	nodes := slices.Collect(maps.Values(c.nodes))
+	reports, err := auditTogether(l.t.Context(), len(nodes), func(ctx context.Context, i int) (*ledgerv1.AuditResponse, error) {
+		return client.Audit(ctx, nodes[i].front.server.Addr())
+	})
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	for _, r := range reports {
+		if r.GetEntries() != l.booked.Load() || r.GetViolationCount() != 0 || r.GetStateHash() != reports[0].GetStateHash() {
+			l.t.Errorf("%d entries were acknowledged, and the audit says %v", l.booked.Load(), r)
+		}
+	}
+}
+
+// Whoever asks a follower sees nothing of it when the leader dies but a slow answer.
+func TestLeaderDiesBehindAFollower(t *testing.T) {
+	c := newTestCluster(t)
+	leader := c.leader()
+	follower := leader%3 + 1
+	l := startAPILoad(t, c.config.API[follower], c.config.HTTP[follower])
+	l.goesOn("while the leader lives")
+	c.kill(leader)
+	l.goesOn("when it is dead")
+	c.start(leader)
+	l.goesOn("when it is back")
+	l.audit(c)
+}
+
+// A proxy without a node has the same API, and says of what it has not who has.
+func TestProxyCommand(t *testing.T) {
+	c := newTestCluster(t)
+	leader := c.leader()
+	p, err := startProxy(proxyConfig{nodes: []string{c.config.Peers[leader]}, api: "127.0.0.1:0", http: "127.0.0.1:0"}, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	stopped := make(chan error, 1)
+	go func() { stopped <- p.run(ctx) }()
+	address, web := p.server.Addr(), p.listener.Addr().String()
+	t.Cleanup(func() {
+		stop()
+		if err := <-stopped; err != nil {
+			t.Error(err)
+		}
+	})
+	api := "-api=" + address
+	if code, out, errs := ledgerCommand(t, "", "import", api, "testdata/sample.csv"); code != 0 {
+		t.Errorf("import: %d %s%s", code, out, errs)
+	}
+	if code, out, errs := ledgerCommand(t, "", "balances", api, "-O", "csv"); code != 0 || out != string(sampleBalances) {
+		t.Errorf("balances: %d %s%s", code, out, errs)
+	}
+	rpc := dialAPI(t, address)
+	_, err = rpc.GetStatus(t.Context(), new(ledgerv1.GetStatusRequest))
+	if status.Code(err) != codes.Unimplemented || !strings.Contains(err.Error(), "ask a node") {
+		t.Errorf("status: %v", err)
+	}
+	if code, _, errs := ledgerCommand(t, "", "verify", api); code != 1 || !strings.Contains(errs, "ask a node") {
+		t.Errorf("verify: %d %s", code, errs)
+	}
+	// A request that is too large is refused before it is taken apart, in the words of the ledger.
+	_, err = rpc.GetAccounts(t.Context(), &ledgerv1.GetAccountsRequest{Ids: []string{strings.Repeat("0", server.MaxBodyBytes)}})
+	if status.Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), "command_too_large") {
+		t.Errorf("a large request: %v", err)
+	}
+	for path, want := range map[string]string{"/readyz": "", "/metrics": "decree_proxy_", "/v1/accounts?prefix=Assets": `"accounts":[`} {
+		awaitThat(t, path+" is answered", func() bool {
+			r, err := http.Get("http://" + web + path)
+			if err != nil {
+				return false
+			}
+			defer r.Body.Close()
+			data, err := io.ReadAll(r.Body)
+			return err == nil && r.StatusCode == http.StatusOK && strings.Contains(string(data), want)
+		})
+	}
+	other, err := startProxy(proxyConfig{nodes: []string{"127.0.0.1:1"}, api: address, http: "127.0.0.1:0"}, slog.New(slog.DiscardHandler))
+	if err == nil {
+		other.stop()
+		t.Error("a port was taken twice")
+	}
+}
+
+// The death of the leader is nothing to clients of a proxy either.
+func TestLeaderDiesBehindAProxy(t *testing.T) {
+	c := newTestCluster(t)
+	leader := c.leader()
+	var nodes []string
+	for _, id := range []rsm.NodeID{1, 2, 3} {
+		nodes = append(nodes, c.config.Peers[id])
+	}
+	p, err := startProxy(proxyConfig{nodes: nodes, api: "127.0.0.1:0", http: "127.0.0.1:0"}, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	stopped := make(chan error, 1)
+	go func() { stopped <- p.run(ctx) }()
+	t.Cleanup(func() {
+		stop()
+		if err := <-stopped; err != nil {
+			t.Error(err)
+		}
+	})
+	l := startAPILoad(t, p.server.Addr(), p.listener.Addr().String())
+	l.goesOn("while the leader lives")
+	c.kill(leader)
+	l.goesOn("when it is dead")
+	c.start(leader)
+	l.audit(c)
+}
