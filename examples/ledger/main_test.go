@@ -13,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -66,7 +67,9 @@ func startTestCluster(t *testing.T, configure func(*serveConfig)) *testCluster {
 	return c
 }
 
-// freePorts returns ports on which nobody listens, below those that the system gives out by itself: one of these could become a connection's, of a node that
+var givenPorts sync.Map // what freePorts has returned
+
+// freePorts returns ports that it has not returned before, on which nobody listens, below those that the system gives out by itself: one of these could become a connection's, of a node that
 // runs already, before the node that is to have it starts.
 func freePorts(t *testing.T) addresses {
 	t.Helper()
@@ -80,7 +83,9 @@ func freePorts(t *testing.T) addresses {
 			continue
 		}
 		defer l.Close()
-		a[rsm.NodeID(len(a)+1)] = l.Addr().String()
+		if _, given := givenPorts.LoadOrStore(l.Addr().String(), true); !given {
+			a[rsm.NodeID(len(a)+1)] = l.Addr().String()
+		}
 	}
 	return a
 }
