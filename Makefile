@@ -12,7 +12,7 @@ FUZZTIME ?= 20s
 SEEDS ?= 1000
 CYCLES ?= 1000
 
-.PHONY: help demo test race fuzz sim mutants crash powercut bench endure snapshots joins restarts nobody lint proto proto-check ci clean
+.PHONY: help demo test race fuzz sim mutants crash powercut bench endure snapshots joins restarts nobody overload lint proto proto-check ci clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,6 +49,9 @@ powercut: ## CYCLES (1000) power cuts of a node under load (Linux, root)
 
 bench: ## Decree and dragonboat side by side, in one run (about 15 minutes; BENCH="-cells full" for all cells)
 	cd bench && go run . -cells quick $(BENCH)
+
+overload: ## a proxy is offered three times what its shard can do: goodput, latency of what is taken, refusals (one minute)
+	go test ./proxy -run TestOverload -count=1 -v -hold
 
 nobody: ## 200 clients through two proxies, for two minutes, while leaders are killed every 3 s and each proxy twice
 	go test ./proxy -run TestNobodyNotices -count=1 -v -timeout 10m -hold

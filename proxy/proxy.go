@@ -205,7 +205,11 @@ func (p *Proxy) down(l *link.Link, why error) {
 	if why == nil {
 		return
 	}
-	p.log.Debug("a node cannot be reached", "address", l.Address(), "reason", why.Error())
+	level := slog.LevelDebug // it is tried again, every half second
+	if e, _ := core.Verdict(why); e != nil && (e.Code == core.CodeUnauthenticated || e.Code == core.CodeForbidden) {
+		level = slog.LevelWarn // and that will not help
+	}
+	p.log.Log(context.Background(), level, "a node cannot be reached", "address", l.Address(), "reason", why.Error())
 	for _, s := range p.all() {
 		s.router.Down(l)
 	}
