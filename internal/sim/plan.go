@@ -82,7 +82,10 @@ func (l *lane) replay() {
 			c.drawKind(o) // for the draws that it takes
 			o.kind = p.kind
 			c.fill(o)
-			c.start(o, l.replay)
+			c.start(o, func() {
+				exp(o.r, s.swarm.think) // next draws the pause before the next from what late answers of this one still draw from
+				l.replay()
+			})
 		}
 	})
 }
