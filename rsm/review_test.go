@@ -229,7 +229,7 @@ func TestStuckDiskStopsNode(t *testing.T) {
 	stopped := make(chan error, 1)
 	c := startCluster(t, "", counters{}, func(cfg *Config) {
 		if cfg.Node == 1 {
-			cfg.FsyncStall = 300 * time.Millisecond
+			cfg.FsyncStall = max(300*time.Millisecond, cfg.ElectionTimeout)
 			cfg.OnStop = func(err error) { stopped <- err }
 			cfg.wrapLog = func(log wal.Log) wal.Log { l.Log = log; return l }
 		}

@@ -25,6 +25,7 @@ func hashes() string {
 
 // TestDeterminism runs seeds twice in this process and once in another one: a seed is a run, to the byte.
 func TestDeterminism(t *testing.T) {
+	skipUnderRace(t)
 	if *hashesFlag {
 		fmt.Print("hashes:\n", hashes(), "end\n")
 		return
@@ -54,6 +55,7 @@ func between(s, from, to string) string {
 
 // TestTraceChangesNothing: looking at a run must not make it another.
 func TestTraceChangesNothing(t *testing.T) {
+	skipUnderRace(t)
 	var out bytes.Buffer
 	with, without := Run(7, Options{Trace: &out}), Run(7, Options{})
 	if with.Hash != without.Hash || out.Len() == 0 {

@@ -5,6 +5,8 @@ import (
 	"runtime"
 	"runtime/debug"
 	"testing"
+
+	"github.com/decree-raft/decree/internal/testkit"
 )
 
 // TestMain sets the runtime up for what a run is: one goroutine that allocates much and keeps little. A second processor would
@@ -17,4 +19,12 @@ func TestMain(m *testing.M) {
 		runtime.GOMAXPROCS(1)
 	}
 	os.Exit(m.Run())
+}
+
+// skipUnderRace leaves out what would take minutes and show nothing: a run is one goroutine.
+func skipUnderRace(t *testing.T) {
+	t.Helper()
+	if testkit.Race {
+		t.Skip("skipped under the race detector: a run is one goroutine")
+	}
 }

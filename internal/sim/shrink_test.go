@@ -42,6 +42,7 @@ func TestMinimize(t *testing.T) {
 
 // TestPlanOfAllIsTheRun: a plan that leaves nothing out is the run that it was made of.
 func TestPlanOfAllIsTheRun(t *testing.T) {
+	skipUnderRace(t)
 	for seed := uint64(1); seed <= 10; seed++ {
 		r := Run(seed, Options{})
 		all := planOf(r.run)

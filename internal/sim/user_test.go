@@ -49,6 +49,7 @@ func sumsUser() *User {
 
 // TestUser: the simulator finds nothing wrong with a sound machine, and a seed is a run.
 func TestUser(t *testing.T) {
+	skipUnderRace(t)
 	var total Stats
 	for seed := uint64(1); seed <= 40; seed++ {
 		r := Run(seed, Options{User: sumsUser()})

@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/decree-raft/decree/internal/testkit"
 	"github.com/decree-raft/decree/rsm"
 	"github.com/decree-raft/decree/rsm/rsmtest"
 )
@@ -201,6 +202,9 @@ func (m eventChanger) Apply(s rsm.State, e rsm.Event) {
 }
 
 func TestBrokenMachinesAreFound(t *testing.T) {
+	if testkit.Race {
+		t.Skip("skipped under the race detector: a simulated cluster is one goroutine")
+	}
 	for name, c := range map[string]struct {
 		machine func() rsm.Machine
 		change  func(*rsmtest.Config)
