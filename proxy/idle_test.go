@@ -81,7 +81,11 @@ func TestIdleConnections(t *testing.T) {
 	time.Sleep(100 * time.Millisecond)
 	each := (used() - before) / int64(*idleFlag)
 	t.Logf("%d idle connections, each with a stream: %d bytes each", *idleFlag, each)
-	if limit := int64(400<<20) / 10_000; each > limit {
+	limit := int64(400<<20) / 10_000
+	if *idleFlag < 9000 { // what is there once weighs more
+		limit += limit / 4
+	}
+	if each > limit {
 		t.Errorf("an idle connection costs %d bytes: at most %d", each, limit)
 	}
 	if reply, err := dial(t, s.Addr()).Shard(1).Submit(within(t), []byte("a")); sum(t, reply, err) != 1 {
