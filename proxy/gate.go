@@ -2,7 +2,6 @@ package proxy
 
 import (
 	"context"
-	"errors"
 	"time"
 
 	"google.golang.org/grpc"
@@ -91,11 +90,10 @@ func unixNow() int64 { return epoch.UnixNano() + monotonic() }
 
 // loadOf says what the outcome of a call says about load.
 func loadOf(err error) admit.Outcome {
-	var e *core.Error
-	switch {
-	case err == nil, errors.Is(err, core.ErrRejected):
+	switch e, no := core.Verdict(err); {
+	case err == nil, no != nil:
 		return admit.Answered
-	case errors.As(err, &e) && e.Code == core.CodeOverloaded:
+	case e != nil && e.Code == core.CodeOverloaded:
 		return admit.Dropped
 	}
 	return admit.Ignored

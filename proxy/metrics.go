@@ -1,7 +1,6 @@
 package proxy
 
 import (
-	"errors"
 	"maps"
 	"net"
 	"strconv"
@@ -48,18 +47,21 @@ func outcomeOf(err error) (outcome, code string) {
 	if err == nil {
 		return outcomeOK, ""
 	}
-	if errors.Is(err, core.ErrRejected) {
+	e, no := core.Verdict(err) // what lies below says why, and not what became of the call
+	if no != nil {
 		return outcomeRejected, ""
 	}
 	outcome, code = outcomeUnknown, "other"
-	switch {
-	case errors.Is(err, core.ErrNotProposed):
+	if e == nil {
+		return outcome, code
+	}
+	switch e.Kind {
+	case core.ErrNotProposed:
 		outcome = outcomeNotProposed
-	case errors.Is(err, core.ErrBroken):
+	case core.ErrBroken:
 		outcome = outcomeBroken
 	}
-	var e *core.Error
-	if errors.As(err, &e) && knownCodes[e.Code] {
+	if knownCodes[e.Code] {
 		code = string(e.Code)
 	}
 	return outcome, code
@@ -90,6 +92,9 @@ type failure struct {
 
 // met makes a shard that exists one that is counted for itself.
 func (m *meter) met(id rsm.ShardID) {
+	if m.of(id) != &m.noShard {
+		return // each time that a node says what it knows
+	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	all := map[rsm.ShardID]*shardMeter{}

@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/decree-raft/decree/internal/core"
+	"github.com/decree-raft/decree/proxy/internal/admit"
 )
 
 // Every code of the library is one that metrics tell.
@@ -47,12 +48,26 @@ func TestCountingIsFree(t *testing.T) {
 	s := newService(nil, Limits{})
 	s.meter = m
 	if n := testing.AllocsPerRun(1000, func() {
+		m.met(1) // again, as with each answer of a node
 		m.ended(0, 1, 1000, nil)
 		if s.debugs() {
 			t.Fatal("debugging")
 		}
 	}); n != 0 {
 		t.Errorf("%g allocations", n)
+	}
+}
+
+// What lies below an error says why, and not what became of the call.
+func TestOutcomeIsTheOutermost(t *testing.T) {
+	for _, below := range []error{&core.Error{Kind: core.ErrNotProposed, Code: core.CodeClosed}, &core.Rejection{Code: "no"}} {
+		err := &core.Error{Kind: core.ErrUnknown, Code: core.CodeUnreachable, Cause: below}
+		if outcome, code := outcomeOf(err); outcome != outcomeUnknown || code != string(core.CodeUnreachable) {
+			t.Errorf("%v counts as %s, %s", err, outcome, code)
+		}
+		if loadOf(err) != admit.Ignored {
+			t.Errorf("%v counts as load", err)
+		}
 	}
 }
 

@@ -130,11 +130,7 @@ func (s *service) run(ctx context.Context, c *route.Call) (rsm.Result, error) {
 		why = ctx.Err()
 	case <-timeout.C:
 	}
-	kind := core.ErrUnknown
-	if c.Kind == route.Read {
-		kind = core.ErrNotProposed
-	}
-	return rsm.Result{}, &core.Error{Kind: kind, Code: core.CodeCancelled, Message: "no answer before the deadline of the call", Cause: why}
+	return rsm.Result{}, c.Abandoned("no answer before the deadline of the call", why)
 }
 
 func (s *service) Submit(ctx context.Context, m *decreev1.SubmitRequest) (*decreev1.SubmitResponse, error) {

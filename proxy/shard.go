@@ -5,7 +5,6 @@ import (
 	"context"
 	"time"
 
-	"github.com/decree-raft/decree/internal/core"
 	"github.com/decree-raft/decree/internal/route"
 	"github.com/decree-raft/decree/internal/wire"
 	"github.com/decree-raft/decree/rsm"
@@ -85,9 +84,5 @@ func (s *Shard) call(ctx context.Context, c *route.Call) (rsm.Result, error) {
 		case <-time.After(4 * tick):
 		}
 	}
-	kind := rsm.ErrUnknown
-	if c.Kind == route.Read {
-		kind = rsm.ErrNotProposed
-	}
-	return rsm.Result{}, &rsm.Error{Kind: kind, Code: core.CodeCancelled, Message: "the caller stopped waiting", Cause: ctx.Err()}
+	return rsm.Result{}, c.Abandoned("the caller stopped waiting", ctx.Err())
 }

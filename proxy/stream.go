@@ -53,9 +53,6 @@ type stream struct {
 func (s *service) serveStream(g grpc.ServerStream) error {
 	st := &stream{ServerStream: g, service: s, name: s.names.next(), kicked: make(chan error, 1)}
 	st.room.L = &st.mu
-	var release func()
-	st.who, release = s.caller(g.Context())
-	defer release()
 	if err := s.enter(st); err != nil {
 		return wire.Status(err)
 	}
@@ -64,7 +61,13 @@ func (s *service) serveStream(g grpc.ServerStream) error {
 		return err
 	}
 	read := make(chan error, 1)
-	go func() { read <- st.read() }()
+	go func() {
+		// The reader's, and not this call's: it may be about to begin a call when the stream is ended.
+		var release func()
+		st.who, release = s.caller(g.Context())
+		defer release()
+		read <- st.read()
+	}()
 	select {
 	case err := <-read:
 		if errors.Is(err, io.EOF) {

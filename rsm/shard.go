@@ -154,43 +154,54 @@ func (c *Call) abandoned(ctx context.Context) error {
 	return &Error{Kind: kind, Code: core.CodeCancelled, Message: "the caller stopped waiting", Cause: ctx.Err()}
 }
 
-// Go starts a request and does not wait: for callers that keep many in flight.
-// The outcome is the Call's. Commands must not be changed until it is there.
-func (s *Shard) Go(r Request) *Call {
+func commandCall(r Request) *Call {
 	c := newCall()
 	c.req.Commands, c.req.MakesRoom = r.Commands, r.MakesRoom
 	c.req.Session, c.req.Sequence, c.req.Acknowledged = r.Session, r.Sequence, r.Acknowledged
-	return s.start(c)
+	return c
 }
+
+func readCall(level Level, token Index, query []byte) *Call {
+	c := newCall()
+	c.req.Kind, c.req.Level, c.req.Token, c.req.Query = core.KindRead, level, token, query
+	return c
+}
+
+func openCall() *Call {
+	c := newCall()
+	c.req.Kind = core.KindOpenSession
+	return c
+}
+
+func closeCall(id SessionID) *Call {
+	c := newCall()
+	c.req.Kind, c.req.Session = core.KindCloseSession, id
+	return c
+}
+
+// Go starts a request and does not wait: for callers that keep many in flight.
+// The outcome is the Call's. Commands must not be changed until it is there.
+func (s *Shard) Go(r Request) *Call { return s.start(commandCall(r)) }
 
 // GoFunc is Go for callers without a goroutine for each call: then gets the outcome, once. It is called on the goroutine that drives the shard, must
 // not block, and may use the replies only until it returns. An error says that the call was not taken: then is not called.
 func (s *Shard) GoFunc(r Request, then func(Result, error)) error {
-	c := newCall()
-	c.req.Commands, c.req.MakesRoom = r.Commands, r.MakesRoom
-	c.req.Session, c.req.Sequence, c.req.Acknowledged = r.Session, r.Sequence, r.Acknowledged
-	return s.startFunc(c, then)
+	return s.startFunc(commandCall(r), then)
 }
 
 // GoReadFunc is GoRead with a callback: see GoFunc.
 func (s *Shard) GoReadFunc(level Level, token Index, query []byte, then func(Result, error)) error {
-	c := newCall()
-	c.req.Kind, c.req.Level, c.req.Token, c.req.Query = core.KindRead, level, token, query
-	return s.startFunc(c, then)
+	return s.startFunc(readCall(level, token, query), then)
 }
 
 // OpenSessionFunc is OpenSession with a callback: see GoFunc. The session is the result's.
 func (s *Shard) OpenSessionFunc(then func(Result, error)) error {
-	c := newCall()
-	c.req.Kind = core.KindOpenSession
-	return s.startFunc(c, then)
+	return s.startFunc(openCall(), then)
 }
 
 // CloseSessionFunc is CloseSession with a callback: see GoFunc.
 func (s *Shard) CloseSessionFunc(id SessionID, then func(Result, error)) error {
-	c := newCall()
-	c.req.Kind, c.req.Session = core.KindCloseSession, id
-	return s.startFunc(c, then)
+	return s.startFunc(closeCall(id), then)
 }
 
 func (s *Shard) startFunc(c *Call, then func(Result, error)) error {
@@ -246,24 +257,18 @@ func (s *Shard) ReadAt(ctx context.Context, level Level, token Index, query []by
 
 // GoRead starts a read and does not wait. The query must not be changed until the answer is there.
 func (s *Shard) GoRead(level Level, token Index, query []byte) *Call {
-	c := newCall()
-	c.req.Kind, c.req.Level, c.req.Token, c.req.Query = core.KindRead, level, token, query
-	return s.start(c)
+	return s.start(readCall(level, token, query))
 }
 
 // OpenSession opens an exactly-once window on the shard. Leader only.
 func (s *Shard) OpenSession(ctx context.Context) (SessionID, error) {
-	c := newCall()
-	c.req.Kind = core.KindOpenSession
-	res, err := s.start(c).Wait(ctx)
+	res, err := s.start(openCall()).Wait(ctx)
 	return res.Session, err
 }
 
 // CloseSession forgets a session and the outcomes it keeps. Closing what is closed is no error.
 func (s *Shard) CloseSession(ctx context.Context, id SessionID) error {
-	c := newCall()
-	c.req.Kind, c.req.Session = core.KindCloseSession, id
-	_, err := s.start(c).Wait(ctx)
+	_, err := s.start(closeCall(id)).Wait(ctx)
 	return err
 }
 

@@ -80,6 +80,21 @@ func (c *Call) step(step string, to Target, err error) {
 	}
 }
 
+// Again returns the call anew, as the caller filled it in: a router has a call once.
+func (c *Call) Again() *Call {
+	return &Call{Kind: c.Kind, Shard: c.Shard, Commands: c.Commands, MakesRoom: c.MakesRoom, Session: c.Session, Sequence: c.Sequence,
+		Acknowledged: c.Acknowledged, Mark: c.Mark, Level: c.Level, Token: c.Token, Query: c.Query, Deadline: c.Deadline, Done: c.Done, Watch: c.Watch}
+}
+
+// Abandoned is the error of who does not wait for the outcome any more. The call goes on.
+func (c *Call) Abandoned(message string, why error) error {
+	kind := core.ErrUnknown
+	if !c.changes() {
+		kind = core.ErrNotProposed
+	}
+	return &core.Error{Kind: kind, Code: core.CodeCancelled, Message: message, Cause: why}
+}
+
 // Size returns about how many bytes the call holds on to.
 func (c *Call) Size() int {
 	n := len(c.Query) + 64

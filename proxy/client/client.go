@@ -161,8 +161,8 @@ func (c *Client) down(l *link.Link, why error) {
 		return
 	}
 	c.log.Info("disconnected", "address", l.Address(), "reason", why.Error())
-	var refused *core.Error
-	if errors.As(why, &refused) && refused.Code != core.CodeUnauthenticated && refused.Code != core.CodeForbidden {
+	refused, _ := core.Verdict(why)
+	if refused != nil && refused.Code != core.CodeUnauthenticated && refused.Code != core.CodeForbidden {
 		refused = nil
 	}
 	for _, s := range c.all() {

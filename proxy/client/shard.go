@@ -109,12 +109,11 @@ func (p *Pending) finish(c *route.Call) {
 	case errors.Is(err, errSessionExpired):
 		// It certainly did not happen: a router that was in doubt says so. Once more, in a new session.
 		p.shard.window.Forget(p.number.Session)
-		p.call = p.again()
+		p.call = c.Again()
 		go p.begin()
 		return
 	case refused:
-		p.call = p.again()
-		p.call.Session, p.call.Sequence, p.call.Mark = p.number.Session, p.number.Sequence, p.mark
+		p.call = c.Again()
 		time.AfterFunc(wait, func() { p.shard.router.Submit(monotonic(), p.call) })
 		return
 	}
@@ -126,11 +125,6 @@ var errSessionExpired = &rsm.Rejection{Code: core.CodeSessionExpired}
 
 // mark is what each attempt acknowledges: outcomes that have come meanwhile make room in the session.
 func (p *Pending) mark() uint64 { return p.shard.window.Acknowledged(p.number) }
-
-// again returns the call anew: a router has a call once.
-func (p *Pending) again() *route.Call {
-	return &route.Call{Kind: route.Submit, Shard: p.shard.id, Commands: p.call.Commands, Deadline: p.deadline, Done: p.finish}
-}
 
 func (p *Pending) end(err error) {
 	p.err = err
@@ -242,7 +236,7 @@ func (s *Shard) ask(ctx context.Context, c *route.Call) *PendingRead {
 // finish gets the outcome of a call, and asks again if it was refused for a while. The router calls it, and must not be called.
 func (p *PendingRead) finish(c *route.Call) {
 	if wait, ok := later(c.Err, c.Deadline); ok {
-		again := &route.Call{Kind: c.Kind, Shard: c.Shard, Session: c.Session, Level: c.Level, Token: c.Token, Query: c.Query, Deadline: c.Deadline, Done: p.finish}
+		again := c.Again()
 		time.AfterFunc(wait, func() { p.shard.router.Submit(monotonic(), again) })
 		return
 	}
@@ -255,8 +249,8 @@ func (p *PendingRead) finish(c *route.Call) {
 
 // later reports whether what was refused is to be asked for again before its deadline, and when.
 func later(err error, deadline int64) (time.Duration, bool) {
-	var e *rsm.Error
-	if err == nil || !errors.As(err, &e) {
+	e, _ := core.Verdict(err)
+	if e == nil {
 		return 0, false
 	}
 	refused := e.Kind == rsm.ErrNotProposed && e.RetryAfter > 0 && (e.Code == core.CodeOverloaded || e.Code == core.CodeDiskLow)
@@ -277,10 +271,6 @@ func (p *PendingRead) Wait(ctx context.Context) (rsm.Result, error) {
 	case <-p.done:
 		return p.res, p.err
 	case <-ctx.Done():
-		kind := rsm.ErrNotProposed
-		if p.call.Kind != route.Read {
-			kind = rsm.ErrUnknown
-		}
-		return rsm.Result{}, &rsm.Error{Kind: kind, Code: core.CodeCancelled, Message: "the caller stopped waiting", Cause: ctx.Err()}
+		return rsm.Result{}, p.call.Abandoned("the caller stopped waiting", ctx.Err())
 	}
 }
