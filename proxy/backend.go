@@ -10,13 +10,18 @@ import (
 
 // backend takes calls, and calls Done of each once.
 type backend interface {
-	start(c *route.Call)
+	start(now int64, c *route.Call)
 	// leads reports whether somebody is known to lead the shard.
 	leads(shard rsm.ShardID) bool
 	topology() *decreev1.GetTopologyResponse
 }
 
 var epoch = time.Now()
+
+// unix is a clock that proxies have in common, about, and that never goes back.
+func unix(now int64) int64 { return epochUnix + now }
+
+var epochUnix = epoch.UnixNano()
 
 // monotonic is the clock of all calls in this process, in nanoseconds.
 func monotonic() int64 { return int64(time.Since(epoch)) }

@@ -13,6 +13,7 @@ import (
 	"github.com/decree-raft/decree/proxy"
 	"github.com/decree-raft/decree/proxy/access"
 	"github.com/decree-raft/decree/proxy/client"
+	"github.com/decree-raft/decree/rsm"
 )
 
 // BenchmarkThrough is a client that keeps many commands in flight through a proxy. The module bench compares it with the embedded rate.
@@ -44,37 +45,62 @@ func BenchmarkThrough(b *testing.B) {
 	}
 }
 
-// BenchmarkUnary is what a unary call through a proxy costs more than the same call of the shard itself, in medians, taking turns.
-func BenchmarkUnary(b *testing.B) {
+// BenchmarkHops is what one call costs on each way to the shard that leads, in medians, taking turns: of the shard itself, and by unary call and by stream of its
+// node's own port and of a proxy. A stale read waits for nobody, so that it shows the way alone.
+func BenchmarkHops(b *testing.B) {
 	c := startCluster(b)
 	_, s := startProxy(b, proxy.Config{Nodes: anyNode(c)})
-	conn, err := grpc.NewClient(s.Addr(), access.DialOptions(nil, nil)...)
-	if err != nil {
-		b.Fatal(err)
-	}
-	defer conn.Close()
-	unary := decreev1.NewDecreeServiceClient(conn)
 	leader, err := c.Leader(within(b), 1)
 	if err != nil {
 		b.Fatal(err)
 	}
-	shard := leader.Shard(1)
-	ctx := context.Background()
-	var direct, through []time.Duration
-	for b.Loop() {
-		began := time.Now()
-		_, err := shard.Submit(ctx, []byte("a"))
-		between := time.Now()
-		if err == nil {
-			_, err = unary.Submit(ctx, &decreev1.SubmitRequest{Shard: 1, Commands: [][]byte{[]byte("a")}})
-		}
+	ctx, key := context.Background(), []byte("a")
+	type way struct {
+		name        string
+		write, read func() error
+	}
+	ways := []way{{"embedded",
+		func() error { _, err := leader.Shard(1).Submit(ctx, key); return err },
+		func() error { _, err := leader.Shard(1).Read(ctx, rsm.Stale, key); return err }}}
+	for name, address := range map[string]string{"node": leader.Addr(), "proxy": s.Addr()} {
+		conn, err := grpc.NewClient(address, access.DialOptions(nil, nil)...)
 		if err != nil {
 			b.Fatal(err)
 		}
-		direct, through = append(direct, between.Sub(began)), append(through, time.Since(between))
+		defer conn.Close()
+		unary, stream := decreev1.NewDecreeServiceClient(conn), dial(b, address).Shard(1)
+		ways = append(ways, way{"unary-" + name,
+			func() error {
+				_, err := unary.Submit(ctx, &decreev1.SubmitRequest{Shard: 1, Commands: [][]byte{key}})
+				return err
+			},
+			func() error {
+				_, err := unary.Read(ctx, &decreev1.ReadRequest{Shard: 1, Query: key, Level: decreev1.Level_LEVEL_STALE})
+				return err
+			}}, way{"stream-" + name,
+			func() error { _, err := stream.Submit(ctx, key); return err },
+			func() error { _, err := stream.Read(ctx, rsm.Stale, key); return err }})
 	}
-	slices.Sort(direct)
-	slices.Sort(through)
-	b.ReportMetric(float64(direct[len(direct)/2].Microseconds()), "direct-µs")
-	b.ReportMetric(float64((through[len(through)/2] - direct[len(direct)/2]).Microseconds()), "added-µs")
+	for _, kind := range []string{"read", "write"} {
+		b.Run(kind, func(b *testing.B) {
+			took := make([][]time.Duration, len(ways))
+			for b.Loop() {
+				for i, w := range ways {
+					call := w.read
+					if kind == "write" {
+						call = w.write
+					}
+					began := time.Now()
+					if err := call(); err != nil {
+						b.Fatal(err)
+					}
+					took[i] = append(took[i], time.Since(began))
+				}
+			}
+			for i, w := range ways {
+				slices.Sort(took[i])
+				b.ReportMetric(float64(took[i][len(took[i])/2].Microseconds()), w.name+"-µs")
+			}
+		})
+	}
 }

@@ -75,18 +75,15 @@ var errForbidden = &core.Error{Kind: core.ErrNotProposed, Code: core.CodeForbidd
 
 // admit takes a call in if its caller may send it and there is room for it. While nobody leads the shard, calls wait by the router's own bounds: what
 // an election holds up says nothing about load.
-func (s *service) admit(who caller, c *route.Call) (admit.Ticket, error) {
+func (s *service) admit(who caller, c *route.Call, now int64) (admit.Ticket, error) {
 	if roleOf(c) > who.role {
 		return admit.Ticket{}, errForbidden
 	}
 	if who.client == nil || !s.backend.leads(c.Shard) {
 		return admit.Ticket{}, nil
 	}
-	return who.client.Admit(uint64(c.Shard), c.Size(), c.MakesRoom || c.Kind == route.CloseSession, unixNow())
+	return who.client.Admit(uint64(c.Shard), c.Size(), c.MakesRoom || c.Kind == route.CloseSession, unix(now))
 }
-
-// unixNow is a clock that proxies have in common, about, and that never goes back.
-func unixNow() int64 { return epoch.UnixNano() + monotonic() }
 
 // loadOf says what the outcome of a call says about load.
 func loadOf(err error) admit.Outcome {

@@ -24,30 +24,25 @@ type local struct{ node *rsm.Node }
 
 // Send implements route.Target.
 func (l *local) Send(c *route.Call, attempt uint32) bool {
-	if err := l.begin(c, func(res rsm.Result, err error) { c.Answer(monotonic(), attempt, res, err) }); err != nil {
+	if err := l.hand(c, func(res rsm.Result, err error) { c.Answer(monotonic(), attempt, res, l.hint(err)) }); err != nil {
 		// The router is told later: it is in the middle of something.
-		go c.Answer(monotonic(), attempt, rsm.Result{}, err)
+		go c.Answer(monotonic(), attempt, rsm.Result{}, l.hint(err))
 	}
 	return true
 }
 
-func (l *local) start(c *route.Call) {
-	err := l.begin(c, func(res rsm.Result, err error) {
-		c.Result, c.Err = res, err
+func (l *local) start(_ int64, c *route.Call) {
+	err := l.hand(c, func(res rsm.Result, err error) {
+		c.Result, c.Err = res, l.hint(err)
 		c.Done(c)
 	})
 	if err != nil {
-		c.Err = err
+		c.Err = l.hint(err)
 		c.Done(c)
 	}
 }
 
 func (l *local) leads(rsm.ShardID) bool { return true } // it answers at once in any case
-
-// begin hands a call to the shard. then is called unless there is an error.
-func (l *local) begin(c *route.Call, then func(rsm.Result, error)) error {
-	return l.hint(l.hand(c, func(res rsm.Result, err error) { then(res, l.hint(err)) }))
-}
 
 // hint adds where the leader is found.
 func (l *local) hint(err error) error {
@@ -63,6 +58,7 @@ func (l *local) hint(err error) error {
 	return &hinted
 }
 
+// hand gives a call to the shard. then is called unless there is an error.
 func (l *local) hand(c *route.Call, then func(rsm.Result, error)) error {
 	s := l.node.Shard(c.Shard)
 	if s == nil {
@@ -70,11 +66,7 @@ func (l *local) hand(c *route.Call, then func(rsm.Result, error)) error {
 	}
 	switch c.Kind {
 	case route.Submit:
-		return s.GoFunc(rsm.Request{Commands: c.Commands, MakesRoom: c.MakesRoom, Session: c.Session, Sequence: c.Sequence, Acknowledged: c.Acknowledged},
-			func(res rsm.Result, err error) {
-				res.Replies = slices.Clone(res.Replies) // theirs is the request's own memory
-				then(res, err)
-			})
+		return s.GoFunc(rsm.Request{Commands: c.Commands, MakesRoom: c.MakesRoom, Session: c.Session, Sequence: c.Sequence, Acknowledged: c.Acknowledged}, then)
 	case route.Read:
 		return s.GoReadFunc(c.Level, c.Token, c.Query, then)
 	case route.OpenSession:

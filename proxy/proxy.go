@@ -55,7 +55,8 @@ type Config struct {
 }
 
 const (
-	tick = 5 * time.Millisecond
+	// grace is how long after its deadline a call may be told what became of it, which is more than that it is late.
+	grace = 20 * time.Millisecond
 	// hurry is how soon the topology is asked for again when a leader is wanted.
 	hurry = 25 * time.Millisecond
 	// askPatience bounds one question for the topology.
@@ -91,7 +92,9 @@ type Proxy struct {
 	metrics *collector
 	learned atomic.Int64 // when a node last said something of the topology
 
-	byNode atomic.Pointer[map[rsm.NodeID]route.Target] // replaced under mu
+	byNode  atomic.Pointer[map[rsm.NodeID]route.Target]   // replaced under mu
+	routers atomic.Pointer[map[rsm.ShardID]*route.Router] // those of shards, replaced under mu
+	clock   *route.Clock
 }
 
 // shard is a shard as the proxy sees it.
@@ -122,7 +125,8 @@ func New(cfg Config) (*Proxy, error) {
 	ctx, cancel := context.WithCancel(context.Background())
 	p := &Proxy{cfg: cfg, log: cfg.Logger, wanted: make(chan struct{}, 1), cancel: cancel,
 		cluster: cfg.Cluster, asking: map[*link.Link]bool{},
-		links: map[string]*link.Link{}, address: map[rsm.NodeID]string{}, shards: map[rsm.ShardID]*shard{}, meter: &meter{}, metrics: &collector{}}
+		links: map[string]*link.Link{}, address: map[rsm.NodeID]string{}, shards: map[rsm.ShardID]*shard{}, meter: &meter{}, metrics: &collector{}, clock: route.NewClock(monotonic)}
+	p.routers.Store(&map[rsm.ShardID]*route.Router{})
 	p.learned.Store(monotonic())
 	p.metrics.p.Store(p)
 	if cfg.Metrics != nil {
@@ -142,7 +146,7 @@ func New(cfg Config) (*Proxy, error) {
 		}
 	}
 	p.wg.Go(func() { p.watch(ctx) })
-	p.wg.Go(func() { p.ticks(ctx) })
+	p.wg.Go(func() { p.clock.Run(ctx, p.each) })
 	return p, nil
 }
 
@@ -196,9 +200,7 @@ func (p *Proxy) linkLocked(address string) (*link.Link, error) {
 func (p *Proxy) up(l *link.Link) {
 	p.log.Info("reached a node", "address", l.Address())
 	p.want()
-	for _, s := range p.all() {
-		s.router.Up(monotonic())
-	}
+	p.each(func(r *route.Router) { r.Up(monotonic()) })
 }
 
 func (p *Proxy) down(l *link.Link, why error) {
@@ -210,16 +212,24 @@ func (p *Proxy) down(l *link.Link, why error) {
 		level = slog.LevelWarn // and that will not help
 	}
 	p.log.Log(context.Background(), level, "a node cannot be reached", "address", l.Address(), "reason", why.Error())
-	for _, s := range p.all() {
-		s.router.Down(l)
-	}
+	p.each(func(r *route.Router) { r.Down(l) })
 	p.want()
 }
 
-func (p *Proxy) all() []*shard {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return slices.Collect(maps.Values(p.shards))
+// each calls f for the router of every shard.
+func (p *Proxy) each(f func(*route.Router)) {
+	for _, r := range *p.routers.Load() {
+		f(r)
+	}
+}
+
+// publish lets calls find the shards. p.mu is held.
+func (p *Proxy) publish() {
+	m := make(map[rsm.ShardID]*route.Router, len(p.shards))
+	for id, s := range p.shards {
+		m[id] = s.router
+	}
+	p.routers.Store(&m)
 }
 
 // want asks for the topology soon.
@@ -227,23 +237,6 @@ func (p *Proxy) want() {
 	select {
 	case p.wanted <- struct{}{}:
 	default:
-	}
-}
-
-// ticks drives the routers' deadlines.
-func (p *Proxy) ticks(ctx context.Context) {
-	t := time.NewTicker(tick)
-	defer t.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-t.C:
-		}
-		now := monotonic()
-		for _, s := range p.all() {
-			s.router.Tick(now)
-		}
 	}
 }
 
@@ -369,6 +362,9 @@ func (p *Proxy) learn(t *decreev1.GetTopologyResponse) {
 	for _, s := range t.GetShards() {
 		p.learnShard(s)
 	}
+	if len(p.shards) != len(*p.routers.Load()) {
+		p.publish()
+	}
 	p.known = true
 	p.learned.Store(monotonic())
 }
@@ -441,7 +437,7 @@ func (p *Proxy) learnShard(t *decreev1.GetTopologyResponse_Shard) {
 }
 
 func (p *Proxy) newRouter(id rsm.ShardID) *route.Router {
-	return route.New(route.Config{Shard: id, MaxWaiting: p.cfg.MaxWaiting, MaxWaitingBytes: p.cfg.MaxWaitingBytes, Resolve: p.resolve, Lead: p.want})
+	return route.New(route.Config{Shard: id, MaxWaiting: p.cfg.MaxWaiting, MaxWaitingBytes: p.cfg.MaxWaitingBytes, Resolve: p.resolve, Lead: p.want, Sooner: p.clock.Sooner})
 }
 
 // target returns who node is, or nil.
@@ -456,31 +452,38 @@ func (p *Proxy) target(node rsm.NodeID) route.Target {
 func (p *Proxy) resolve(e *core.Error) route.Target { return p.target(e.Leader) }
 
 func (p *Proxy) leads(id rsm.ShardID) bool {
-	p.mu.Lock()
-	s := p.shards[id]
-	p.mu.Unlock()
-	return s != nil && s.router.Led()
+	r := (*p.routers.Load())[id]
+	return r != nil && r.Led()
 }
 
-func (p *Proxy) start(c *route.Call) {
-	p.mu.Lock()
-	s := p.shards[c.Shard]
-	if s == nil && !p.known && !p.closed && len(p.shards) < maxGuessed { // who knows
-		s = &shard{router: p.newRouter(c.Shard)}
-		p.shards[c.Shard] = s
+func (p *Proxy) start(now int64, c *route.Call) {
+	r := (*p.routers.Load())[c.Shard]
+	if r == nil {
+		if r, c.Err = p.guess(c.Shard); c.Err != nil {
+			c.Done(c)
+			return
+		}
 	}
-	closed := p.closed
-	p.mu.Unlock()
+	r.Submit(now, c)
+}
+
+// guess returns the router of a shard that no node has named, as long as none has named any.
+func (p *Proxy) guess(id rsm.ShardID) (*route.Router, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	s := p.shards[id]
 	switch {
 	case s != nil:
-		s.router.Submit(monotonic(), c)
-		return
-	case closed:
-		c.Err = errClosing
+	case p.closed:
+		return nil, errClosing
+	case p.known || len(p.shards) >= maxGuessed:
+		return nil, &core.Error{Kind: core.ErrNotProposed, Code: core.CodeNoShard, Message: fmt.Sprintf("no node knows a shard %d", id)}
 	default:
-		c.Err = &core.Error{Kind: core.ErrNotProposed, Code: core.CodeNoShard, Message: fmt.Sprintf("no node knows a shard %d", c.Shard)}
+		s = &shard{router: p.newRouter(id)}
+		p.shards[id] = s
+		p.publish()
 	}
-	c.Done(c)
+	return s.router, nil
 }
 
 func (p *Proxy) topology() *decreev1.GetTopologyResponse {

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"log/slog"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -106,17 +107,19 @@ func (s *service) run(ctx context.Context, c *route.Call) (rsm.Result, error) {
 	}
 	who, release := s.caller(ctx)
 	defer release()
-	ticket, err := s.admit(who, c)
+	now := monotonic()
+	ticket, err := s.admit(who, c, now)
 	if err != nil {
 		return rsm.Result{}, err
 	}
-	c.Deadline = monotonic() + int64(wait)
+	c.Deadline = now + int64(wait)
 	done := make(chan struct{})
 	c.Done = func(c *route.Call) {
-		ticket.Done(unixNow(), loadOf(c.Err))
+		ticket.Done(unix(monotonic()), loadOf(c.Err))
+		c.Result.Replies = slices.Clone(c.Result.Replies)
 		close(done)
 	}
-	s.backend.start(c)
+	s.backend.start(now, c)
 	timeout := time.NewTimer(wait + margin/2) // a backend that is a node's knows no deadlines
 	defer timeout.Stop()
 	var why error = context.DeadlineExceeded

@@ -3,6 +3,7 @@ package proxy
 import (
 	"bytes"
 	"context"
+	"slices"
 	"time"
 
 	"github.com/decree-raft/decree/internal/route"
@@ -68,10 +69,14 @@ func (s *Shard) call(ctx context.Context, c *route.Call) (rsm.Result, error) {
 	if d, has := ctx.Deadline(); has {
 		wait = time.Until(d)
 	}
-	c.Deadline = monotonic() + int64(wait)
+	now := monotonic()
+	c.Deadline = now + int64(wait)
 	done := make(chan struct{})
-	c.Done = func(*route.Call) { close(done) }
-	s.proxy.start(c)
+	c.Done = func(c *route.Call) {
+		c.Result.Replies = slices.Clone(c.Result.Replies)
+		close(done)
+	}
+	s.proxy.start(now, c)
 	select {
 	case <-done:
 		return c.Result, c.Err
@@ -81,7 +86,7 @@ func (s *Shard) call(ctx context.Context, c *route.Call) (rsm.Result, error) {
 		select {
 		case <-done:
 			return c.Result, c.Err
-		case <-time.After(4 * tick):
+		case <-time.After(grace):
 		}
 	}
 	return rsm.Result{}, c.Abandoned("the caller stopped waiting", ctx.Err())

@@ -46,7 +46,7 @@ type stream struct {
 	sending bool
 	calls   int
 	bytes   int64 // that the calls hold
-	said    int64 // when something was sent last
+	said    int64 // when something was begun to be sent last
 	ended   bool
 }
 
@@ -114,7 +114,7 @@ func (s *service) leave(st *stream) {
 	st.mu.Unlock()
 }
 
-// beats lets streams say that they live, as long as there are any.
+// beats lets streams say that they live, and ends those that nobody reads, as long as there are any.
 func (s *service) beats(quiet chan struct{}) {
 	t := time.NewTicker(beat / 2)
 	defer t.Stop()
@@ -133,7 +133,11 @@ func (s *service) beats(quiet chan struct{}) {
 		now := monotonic()
 		for _, st := range all {
 			st.mu.Lock()
-			if st.calls > 0 && !st.sending && !st.ended && now-st.said > int64(beat/2) {
+			switch silent := now - st.said; {
+			case st.ended:
+			case st.sending && silent > int64(sendPatience):
+				st.kick(&core.Error{Kind: core.ErrUnknown, Code: core.CodeOverloaded, Message: "the answers have not been read for too long"})
+			case st.calls > 0 && !st.sending && silent > int64(beat/2):
 				st.send()
 			}
 			st.mu.Unlock()
@@ -161,8 +165,13 @@ func (st *stream) read() error {
 			return err
 		}
 		// Each begins as soon as it is read: of a frame of very small ones no more are in memory than may be under way.
-		err := wire.ParseCalls(f.Data, func(c wire.ReceivedCall) error {
-			if !st.begin(c) {
+		var calls callSlab
+		err := wire.ParseCalls(f.Data, func() *route.Call { return &calls.next().Call }, func(r wire.ReceivedCall) error {
+			refused := wire.CheckCall(r.Call)
+			if r.Call == nil {
+				r.Call = &calls.next().Call
+			}
+			if !st.begin(r, refused) {
 				return errEnded
 			}
 			return nil
@@ -178,27 +187,52 @@ func (st *stream) read() error {
 
 var errEnded = errors.New("the stream has ended")
 
-// begin starts a call, when there is room for it. It reports whether the stream goes on.
-func (st *stream) begin(r wire.ReceivedCall) bool {
-	c := r.Call
-	limits := &st.service.limits
-	size := int64(64)
-	err := wire.CheckCall(c)
-	if c != nil {
-		size = int64(c.Size())
-	} else {
-		c = &route.Call{}
+// streamCall is a call on a stream. It owns itself.
+type streamCall struct {
+	route.Call
+	stream *stream
+	id     uint64
+	size   int64
+	began  int64
+	ticket admit.Ticket
+}
+
+// callSlab makes the calls of one frame, several at a time. They are freed together, so that they are few.
+type callSlab struct {
+	free []streamCall
+	made int
+}
+
+const slabCalls = 8
+
+func (s *callSlab) next() *streamCall {
+	if len(s.free) == 0 {
+		s.made = min(max(1, 2*s.made), slabCalls)
+		s.free = make([]streamCall, s.made)
 	}
+	c := &s.free[0]
+	s.free = s.free[1:]
+	c.Owner = c
+	return c
+}
+
+// begin starts a call, or refuses it, when there is room for it. It reports whether the stream goes on.
+func (st *stream) begin(r wire.ReceivedCall, refused error) bool {
+	c := r.Call.Owner.(*streamCall)
+	limits := &st.service.limits
+	size := int64(c.Size())
+	now := monotonic()
 	st.mu.Lock()
 	for !st.ended && (len(st.out) > beginUnread || st.calls > 0 && (st.calls >= limits.StreamCalls || st.bytes+size > limits.StreamBytes)) {
 		st.room.Wait()
+		now = monotonic()
 	}
 	if st.ended {
 		st.mu.Unlock()
 		return false
 	}
 	if st.calls == 0 {
-		st.said = monotonic()
+		st.said = now
 	}
 	st.calls++
 	st.bytes += size
@@ -207,34 +241,38 @@ func (st *stream) begin(r wire.ReceivedCall) bool {
 	if r.Timeout > 0 {
 		wait = min(r.Timeout, limits.MaxTimeout)
 	}
-	began := monotonic()
-	c.Deadline = began + int64(wait)
-	var ticket admit.Ticket
-	if err == nil && st.service.closes.Load() {
-		err = errClosing
+	c.stream, c.id, c.size, c.began = st, r.ID, size, now
+	c.Deadline, c.Done = now+int64(wait), answered
+	if refused == nil && st.service.closes.Load() {
+		refused = errClosing
 	}
-	if err == nil {
-		ticket, err = st.service.admit(st.who, c)
+	if refused == nil {
+		c.ticket, refused = st.service.admit(st.who, &c.Call, now)
 	}
-	c.Done = func(c *route.Call) {
-		ticket.Done(unixNow(), loadOf(c.Err))
-		took := time.Duration(monotonic() - began)
-		st.service.meter.ended(c.Kind, c.Shard, took, c.Err)
-		if st.service.debugs() {
-			st.service.logCall(st.callName(r.ID), c, took, c.Err)
-		}
-		if c.Err != nil && st.service.log != nil { // of a proxy: what it asks nodes for, it names itself
-			c.Err = named(c.Err, st.callName(r.ID))
-		}
-		st.done(r.ID, size, c)
-	}
-	if err != nil {
-		c.Err = err
-		c.Done(c)
+	if refused != nil {
+		c.Err = refused
+		c.answered()
 		return true
 	}
-	st.service.backend.start(c)
+	st.service.backend.start(now, &c.Call)
 	return true
+}
+
+func answered(c *route.Call) { c.Owner.(*streamCall).answered() }
+
+// answered gives a call's outcome to its stream.
+func (c *streamCall) answered() {
+	now, s := monotonic(), c.stream.service
+	c.ticket.Done(unix(now), loadOf(c.Err))
+	took := time.Duration(now - c.began)
+	s.meter.ended(c.Kind, c.Shard, took, c.Err)
+	if s.debugs() {
+		s.logCall(c.stream.callName(c.id), &c.Call, took, c.Err)
+	}
+	if c.Err != nil && s.log != nil { // of a proxy: what it asks nodes for, it names itself
+		c.Err = named(c.Err, c.stream.callName(c.id))
+	}
+	c.stream.done(c.id, c.size, &c.Call)
 }
 
 // done answers a call.
@@ -261,7 +299,7 @@ func (st *stream) done(id uint64, size int64, c *route.Call) {
 
 // send starts sending what there is, or nothing, which is a sign of life. st.mu is held.
 func (st *stream) send() {
-	st.sending = true
+	st.sending, st.said = true, monotonic()
 	go st.flush()
 }
 
@@ -273,11 +311,7 @@ func (st *stream) flush() {
 		st.out = make([]byte, 0, min(cap(frame), 64<<10))
 		st.said = monotonic()
 		st.mu.Unlock()
-		stuck := time.AfterFunc(sendPatience, func() {
-			st.kick(&core.Error{Kind: core.ErrUnknown, Code: core.CodeOverloaded, Message: "the answers have not been read for too long"})
-		})
 		err := st.SendMsg(&codec.Frame{Data: frame})
-		stuck.Stop()
 		st.mu.Lock()
 		if st.room.Broadcast(); err != nil || len(st.out) == 0 || st.ended {
 			st.sending = false

@@ -44,7 +44,7 @@ const (
 	// maxQueued bounds what waits to be sent. More is not taken.
 	maxQueued = 4 << 20
 	// maxPending bounds the calls on the link.
-	maxPending = 1 << 17
+	maxPending = 1 << slotBits
 	// openPatience bounds the opening of a stream.
 	openPatience = 2 * time.Second
 	// A stream that lived shorter than this is opened again only after a pause, and a longer one each time.
@@ -71,16 +71,10 @@ type Link struct {
 	mu      sync.Mutex
 	up      bool
 	out     []byte // calls that are not sent yet
-	pending map[uint64]attempt
-	last    uint64 // id given out
-	sent    uint64 // up to this one they may have arrived
+	pending pending
+	sent    uint64 // up to this id they may have arrived
 	heard   int64  // when something came, or the first call after a pause was sent
 	wake    chan struct{}
-}
-
-type attempt struct {
-	call   *route.Call
-	number uint32
 }
 
 // New returns a link to an address, which it begins to open. Close it.
@@ -100,8 +94,7 @@ func New(address string, cfg Config) (*Link, error) {
 		return nil, fmt.Errorf("address %q: %w", address, err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	l := &Link{address: address, cfg: cfg, conn: conn, cancel: cancel, ended: make(chan struct{}),
-		pending: map[uint64]attempt{}, wake: make(chan struct{}, 1)}
+	l := &Link{address: address, cfg: cfg, conn: conn, cancel: cancel, ended: make(chan struct{}), wake: make(chan struct{}, 1)}
 	go l.run(ctx)
 	return l, nil
 }
@@ -123,7 +116,7 @@ func (l *Link) Connected() bool {
 func (l *Link) Quiet() time.Duration {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if len(l.pending) == 0 {
+	if l.pending.count == 0 {
 		return 0
 	}
 	return time.Duration(l.cfg.Now() - l.heard)
@@ -145,7 +138,7 @@ func (l *Link) Retire(ctx context.Context) {
 func (l *Link) waits() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return len(l.pending) > 0
+	return l.pending.count > 0
 }
 
 // Close ends the link. Calls on it are lost.
@@ -159,17 +152,16 @@ func (l *Link) Close() {
 func (l *Link) Send(c *route.Call, number uint32) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if !l.up || len(l.out)+c.Size() > maxQueued && len(l.out) > 0 || len(l.pending) >= maxPending {
+	if !l.up || len(l.out)+c.Size() > maxQueued && len(l.out) > 0 || l.pending.count >= maxPending {
 		return false
 	}
 	now := l.cfg.Now()
-	if len(l.pending) == 0 {
+	if l.pending.count == 0 {
 		l.heard = now
 	}
-	l.last++
-	l.pending[l.last] = attempt{call: c, number: number}
+	id := l.pending.add(c, number)
 	first := len(l.out) == 0
-	l.out = wire.AppendCall(l.out, l.last, max(time.Millisecond, time.Duration(c.Deadline-now)), c)
+	l.out = wire.AppendCall(l.out, id, max(time.Millisecond, time.Duration(c.Deadline-now)), c)
 	if first {
 		select {
 		case l.wake <- struct{}{}:
@@ -243,6 +235,10 @@ func (l *Link) serve(ctx context.Context) (opened bool, err error) {
 func (l *Link) write(ctx context.Context, cancel context.CancelFunc, stream grpc.ClientStream) {
 	watch := time.NewTicker(l.cfg.Silence / 4)
 	defer watch.Stop()
+	// A stream that takes nothing is given up, too.
+	stuck := time.AfterFunc(time.Hour, cancel)
+	defer stuck.Stop()
+	stuck.Stop()
 	for {
 		select {
 		case <-ctx.Done():
@@ -260,8 +256,7 @@ func (l *Link) write(ctx context.Context, cancel context.CancelFunc, stream grpc
 		if len(frame) == 0 {
 			continue
 		}
-		// A stream that takes nothing is given up, too.
-		stuck := time.AfterFunc(l.cfg.Silence, cancel)
+		stuck.Reset(l.cfg.Silence)
 		err := stream.SendMsg(&codec.Frame{Data: frame})
 		stuck.Stop()
 		if err != nil {
@@ -275,7 +270,7 @@ func (l *Link) take() []byte {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	frame := l.out
-	l.out, l.sent = make([]byte, 0, min(cap(frame), 64<<10)), l.last
+	l.out, l.sent = make([]byte, 0, min(cap(frame), 64<<10)), l.pending.last
 	return frame
 }
 
@@ -285,12 +280,12 @@ func (l *Link) silent() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	now := l.cfg.Now()
-	for id, a := range l.pending {
+	for a := range l.pending.all {
 		if a.call.Deadline+int64(l.cfg.Silence) < now {
-			delete(l.pending, id)
+			l.pending.take(a.id)
 		}
 	}
-	return len(l.pending) > 0 && l.cfg.Now()-l.heard > int64(l.cfg.Silence)
+	return l.pending.count > 0 && now-l.heard > int64(l.cfg.Silence)
 }
 
 // read takes answers in until the stream ends.
@@ -315,8 +310,7 @@ func (l *Link) read(stream grpc.ClientStream) error {
 		for i := range got {
 			var a attempt
 			if id := got[i].ID; id <= l.sent { // whoever answers what was not asked is not listened to
-				a = l.pending[id]
-				delete(l.pending, id)
+				a = l.pending.take(id)
 			}
 			calls = append(calls, a)
 		}
@@ -351,14 +345,14 @@ func (l *Link) read(stream grpc.ClientStream) error {
 func (l *Link) lose(why error) {
 	l.mu.Lock()
 	lost, sent := l.pending, l.sent
-	l.up, l.out, l.pending = false, nil, map[uint64]attempt{}
+	l.up, l.out, l.pending = false, nil, pending{last: lost.last}
 	l.mu.Unlock()
 	select { // of what is not there any more
 	case <-l.wake:
 	default:
 	}
 	now := l.cfg.Now()
-	for id, a := range lost {
-		a.call.Lost(now, a.number, id <= sent, why)
+	for a := range lost.all {
+		a.call.Lost(now, a.number, a.id <= sent, why)
 	}
 }

@@ -41,7 +41,7 @@ func receive(g grpc.ServerStream) (calls []wire.ReceivedCall, err error) {
 	if err := g.RecvMsg(&f); err != nil {
 		return nil, err
 	}
-	err = wire.ParseCalls(f.Data, func(c wire.ReceivedCall) error { calls = append(calls, c); return nil })
+	err = wire.ParseCalls(f.Data, newCall, func(c wire.ReceivedCall) error { calls = append(calls, c); return nil })
 	return calls, err
 }
 
@@ -130,7 +130,7 @@ func TestWrongAnswers(t *testing.T) {
 				return err
 			}
 			for _, c := range calls {
-				for _, id := range []uint64{c.ID + 1, c.ID + 1000, 1 << 63, c.ID, c.ID} {
+				for _, id := range []uint64{c.ID + 1, c.ID + 1000, c.ID + 1<<slotBits, 1 << 63, c.ID, c.ID} {
 					if err := answer(g, id, route.Submit, core.Index(c.ID), nil); err != nil {
 						return err
 					}
@@ -139,7 +139,7 @@ func TestWrongAnswers(t *testing.T) {
 		}
 	})
 	for i := range 50 {
-		if c := b.submit(0, 5*time.Second); c.Err != nil || c.Result.Index != core.Index(i+1) {
+		if c := b.submit(0, 5*time.Second); c.Err != nil || c.Result.Index != core.Index(i+1)<<slotBits {
 			t.Fatalf("call %d: index %d, %v", i+1, c.Result.Index, c.Err)
 		}
 	}
@@ -238,3 +238,5 @@ func TestNoBusyLoop(t *testing.T) {
 		t.Errorf("%d streams in 1.5 s", b.ups)
 	}
 }
+
+func newCall() *route.Call { return &route.Call{} }

@@ -26,7 +26,7 @@ type Call struct {
 	Session                core.SessionID
 	Sequence, Acknowledged uint64
 	// Mark, if set, says up to which number outcomes are known: each attempt gets it anew as Acknowledged. It must not block, nor call the router.
-	Mark func() uint64
+	Mark func(*Call) uint64
 
 	// Of Read.
 	Level core.Level
@@ -35,14 +35,18 @@ type Call struct {
 
 	// Deadline in nanoseconds of the router's clock: there is an outcome by then.
 	Deadline int64
-	// Done is called once, when there is an outcome. It must not block, nor call the router.
+	// Done is called once, when there is an outcome. It must not block, nor call the router. The slice of Result.Replies is good until it returns, its elements for ever.
 	Done func(*Call)
+	// Owner is the caller's own: with it, Done and Mark need not be closures.
+	Owner any
 
 	// Watch, if set, is told of every step: "sent" to whom, "waits" for a leader, "failed" why. It must not block, nor call the router.
 	Watch func(step string, to Target, err error)
 
 	Result core.Result
 	Err    error
+
+	one [1][]byte // room for a command
 
 	router     *Router
 	prev, next *Call // all calls of the router
@@ -56,6 +60,14 @@ type Call struct {
 	finished   bool
 	inDoubt    bool // an attempt ended, and it may have happened
 	last       error
+}
+
+// AddCommand adds a command. The first has its room in the call.
+func (c *Call) AddCommand(b []byte) {
+	if c.Commands == nil {
+		c.Commands = c.one[:0]
+	}
+	c.Commands = append(c.Commands, b)
 }
 
 // repeatable reports whether asking twice does no harm.
@@ -83,7 +95,7 @@ func (c *Call) step(step string, to Target, err error) {
 // Again returns the call anew, as the caller filled it in: a router has a call once.
 func (c *Call) Again() *Call {
 	return &Call{Kind: c.Kind, Shard: c.Shard, Commands: c.Commands, MakesRoom: c.MakesRoom, Session: c.Session, Sequence: c.Sequence,
-		Acknowledged: c.Acknowledged, Mark: c.Mark, Level: c.Level, Token: c.Token, Query: c.Query, Deadline: c.Deadline, Done: c.Done, Watch: c.Watch}
+		Acknowledged: c.Acknowledged, Mark: c.Mark, Level: c.Level, Token: c.Token, Query: c.Query, Deadline: c.Deadline, Done: c.Done, Owner: c.Owner, Watch: c.Watch}
 }
 
 // Abandoned is the error of who does not wait for the outcome any more. The call goes on.

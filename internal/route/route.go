@@ -35,6 +35,8 @@ type Config struct {
 	Resolve func(*core.Error) Target
 	// Lead is called when a leader is wanted and none is known. It must not block, nor call the router.
 	Lead func()
+	// Sooner, if set, is called when Tick has something to do at a time, earlier than was known. It must not block, nor call the router.
+	Sooner func(at int64)
 	// MaxWaiting bounds the calls, and MaxWaitingBytes what they hold, that wait for a leader: further ones are refused. Those that a target had taken already may
 	// wait beside them, as they are held anyway.
 	MaxWaiting      int
@@ -136,8 +138,12 @@ func (r *Router) refuse(c *Call) {
 }
 
 func (r *Router) sooner(at int64) {
-	if at < r.due.Load() {
-		r.due.Store(at)
+	if at >= r.due.Load() {
+		return
+	}
+	r.due.Store(at)
+	if r.cfg.Sooner != nil {
+		r.cfg.Sooner(at)
 	}
 }
 
@@ -279,7 +285,7 @@ func (r *Router) spread(c *Call) bool {
 func (r *Router) try(t Target, c *Call) bool {
 	c.attempt++
 	if c.Mark != nil {
-		c.Acknowledged = c.Mark()
+		c.Acknowledged = c.Mark(c)
 	}
 	if !t.Send(c, c.attempt) {
 		return false

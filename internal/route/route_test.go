@@ -138,7 +138,7 @@ func TestWithSession(t *testing.T) {
 	r.Learn(0, a, 1)
 	c, done := call(1000*ms, 5)
 	mark := uint64(0)
-	c.Mark = func() uint64 { mark++; return mark }
+	c.Mark = func(*Call) uint64 { mark++; return mark }
 	r.Submit(0, c)
 	first := a.last()
 	r.Learn(ms, b, 2)

@@ -34,16 +34,31 @@ type Number struct {
 	Acknowledged uint64 // as it was when the number was given out
 }
 
+// TryBegin returns the next number, if there is a session and room in it.
+func (w *Window) TryBegin() (Number, bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.next()
+}
+
+// next is TryBegin with w.mu held.
+func (w *Window) next() (Number, bool) {
+	if w.id == 0 || w.last-w.acked >= MaxUnacknowledged {
+		return Number{}, false
+	}
+	w.last++
+	return Number{w.id, w.last, w.acked}, true
+}
+
 // Begin returns the next number, when there is a session and room in it. Its error says that the command was not proposed.
 func (w *Window) Begin(ctx context.Context) (Number, error) {
 	for {
 		w.mu.Lock()
-		switch {
-		case w.id != 0 && w.last-w.acked < MaxUnacknowledged:
-			w.last++
-			n := Number{w.id, w.last, w.acked}
+		if n, ok := w.next(); ok {
 			w.mu.Unlock()
 			return n, nil
+		}
+		switch {
 		case w.id != 0:
 			if w.room == nil {
 				w.room = make(chan struct{})

@@ -555,7 +555,7 @@ func (c *client) ask(o *operation) {
 		call.Session, call.Sequence = o.session.id, o.seq
 	}
 	if o.session != nil && o.kind == core.KindCommand {
-		call.Mark = func() uint64 { return min(o.session.acked, o.seq-1) }
+		call.Mark = func(*route.Call) uint64 { return min(o.session.acked, o.seq-1) }
 	}
 	call.Done = func(*route.Call) {
 		delete(c.lib.asked, call)

@@ -140,13 +140,13 @@ type ReceivedCall struct {
 	Call    *route.Call
 }
 
-// ParseCalls takes a ConnectRequest apart. The calls point into b.
-func ParseCalls(b []byte, f func(ReceivedCall) error) error {
+// ParseCalls takes a ConnectRequest apart. The calls are what alloc returns, zero ones, and point into b.
+func ParseCalls(b []byte, alloc func() *route.Call, f func(ReceivedCall) error) error {
 	return fields(b, func(n protowire.Number, t protowire.Type, v []byte, _ uint64) error {
 		if n != fieldCalls || t != protowire.BytesType {
 			return nil
 		}
-		c, err := parseCall(v)
+		c, err := parseCall(v, alloc)
 		if err != nil {
 			return err
 		}
@@ -154,7 +154,7 @@ func ParseCalls(b []byte, f func(ReceivedCall) error) error {
 	})
 }
 
-func parseCall(b []byte) (ReceivedCall, error) {
+func parseCall(b []byte, alloc func() *route.Call) (ReceivedCall, error) {
 	c := ReceivedCall{}
 	err := fields(b, func(n protowire.Number, t protowire.Type, v []byte, x uint64) error {
 		switch {
@@ -164,7 +164,8 @@ func parseCall(b []byte) (ReceivedCall, error) {
 			c.Timeout = time.Duration(uint32(x)) * time.Millisecond
 		case n >= callSubmit && n <= callClose && t == protowire.BytesType:
 			if kind := route.Kind(n - callSubmit); c.Call == nil || c.Call.Kind != kind { // the same twice is one, in pieces
-				c.Call = &route.Call{Kind: kind}
+				c.Call = alloc()
+				c.Call.Kind = kind
 			}
 			return parseOne(v, c.Call)
 		}
@@ -227,7 +228,7 @@ func parseOne(b []byte, c *route.Call) error {
 				if len(c.Commands) > maxCommands { // refused by CheckCall
 					return nil
 				}
-				c.Commands = append(c.Commands, v)
+				c.AddCommand(v)
 			case t != protowire.VarintType:
 			case n == submitSession:
 				c.Session = core.SessionID(x)

@@ -108,7 +108,7 @@ func FuzzCalls(f *testing.F) {
 	f.Add([]byte{0x0a, 0x05, 0x08, 0x01, 0x7a, 0x01, 0x00, 0x12, 0x00, 0x99, 0x06}) // fields that are not known
 	f.Fuzz(func(t *testing.T, b []byte) {
 		var got []ReceivedCall
-		err := ParseCalls(b, func(c ReceivedCall) error { got = append(got, c); return nil })
+		err := ParseCalls(b, newCall, func(c ReceivedCall) error { got = append(got, c); return nil })
 		var m decreev1.ConnectRequest
 		if e := proto.Unmarshal(b, &m); e != nil {
 			return // it may be read up to there, or further, where a number has a meaning that is not looked at here
@@ -279,7 +279,7 @@ func TestCauseIsNoKind(t *testing.T) {
 func TestManyCommands(t *testing.T) {
 	c := &route.Call{Kind: route.Submit, Shard: 1, Commands: make([][]byte, 1<<20)}
 	n := 0
-	err := ParseCalls(AppendCall(nil, 1, 0, c), func(r ReceivedCall) error {
+	err := ParseCalls(AppendCall(nil, 1, 0, c), newCall, func(r ReceivedCall) error {
 		n = len(r.Call.Commands)
 		return CheckCall(r.Call)
 	})
@@ -287,3 +287,5 @@ func TestManyCommands(t *testing.T) {
 		t.Errorf("%d commands: %v", n, err)
 	}
 }
+
+func newCall() *route.Call { return &route.Call{} }

@@ -42,7 +42,8 @@ type Options struct {
 }
 
 const (
-	tick = 5 * time.Millisecond
+	// grace is how long after its deadline a call may be told what became of it, which is more than that it is late.
+	grace = 20 * time.Millisecond
 	// The pause when no address could be reached doubles from the first to the last.
 	firstPause = 10 * time.Millisecond
 	lastPause  = 300 * time.Millisecond
@@ -61,6 +62,7 @@ type Client struct {
 	log       *slog.Logger
 	cancel    context.CancelFunc
 	wg        sync.WaitGroup
+	clock     *route.Clock
 	broken    chan *link.Link // a link that went down
 	leaving   chan *link.Link // a link whose other side closes
 
@@ -84,7 +86,7 @@ func Dial(addresses []string, o Options) (*Client, error) {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	c := &Client{options: o, addresses: slices.Clone(addresses), log: o.Logger, cancel: cancel, broken: make(chan *link.Link, 1), leaving: make(chan *link.Link, 1),
+	c := &Client{options: o, addresses: slices.Clone(addresses), log: o.Logger, cancel: cancel, clock: route.NewClock(monotonic), broken: make(chan *link.Link, 1), leaving: make(chan *link.Link, 1),
 		at: rand.IntN(len(addresses)), hinted: map[string]*link.Link{}, shards: map[rsm.ShardID]*Shard{}}
 	l, err := c.dial(c.addresses[c.at])
 	if err != nil {
@@ -93,7 +95,7 @@ func Dial(addresses []string, o Options) (*Client, error) {
 	}
 	c.link = l
 	c.wg.Go(func() { c.keep(ctx) })
-	c.wg.Go(func() { c.ticks(ctx) })
+	c.wg.Go(func() { c.clock.Run(ctx, c.each) })
 	return c, nil
 }
 
@@ -124,7 +126,7 @@ func (c *Client) Shard(id rsm.ShardID) *Shard {
 	defer c.mu.Unlock()
 	s := c.shards[id]
 	if s == nil {
-		s = &Shard{client: c, id: id, router: route.New(route.Config{Shard: id, Any: true, Resolve: c.resolve})}
+		s = &Shard{client: c, id: id, router: route.New(route.Config{Shard: id, Any: true, Resolve: c.resolve, Sooner: c.clock.Sooner})}
 		s.window.Open = s.open
 		s.router.Targets(monotonic(), []route.Target{c.link})
 		if c.closed {
@@ -140,10 +142,14 @@ func (c *Client) dial(address string) (*link.Link, error) {
 	return link.New(address, link.Config{Options: options, Now: monotonic, Silence: c.options.Silence, Up: c.up, Down: c.down, Leaving: c.leave})
 }
 
-func (c *Client) all() []*Shard {
+// each calls f for the router of every shard.
+func (c *Client) each(f func(*route.Router)) {
 	c.mu.Lock()
-	defer c.mu.Unlock()
-	return slices.Collect(maps.Values(c.shards))
+	shards := slices.Collect(maps.Values(c.shards)) // f may want c.mu
+	c.mu.Unlock()
+	for _, s := range shards {
+		f(s.router)
+	}
 }
 
 func (c *Client) up(l *link.Link) {
@@ -151,9 +157,7 @@ func (c *Client) up(l *link.Link) {
 	c.mu.Lock()
 	c.failed = 0
 	c.mu.Unlock()
-	for _, s := range c.all() {
-		s.router.Up(monotonic())
-	}
+	c.each(func(r *route.Router) { r.Up(monotonic()) })
 }
 
 func (c *Client) down(l *link.Link, why error) {
@@ -165,12 +169,12 @@ func (c *Client) down(l *link.Link, why error) {
 	if refused != nil && refused.Code != core.CodeUnauthenticated && refused.Code != core.CodeForbidden {
 		refused = nil
 	}
-	for _, s := range c.all() {
-		s.router.Down(l)
+	c.each(func(r *route.Router) {
+		r.Down(l)
 		if refused != nil { // waiting for the deadline would not help
-			s.router.Refuse(refused)
+			r.Refuse(refused)
 		}
-	}
+	})
 	select {
 	case c.broken <- l:
 	default:
@@ -223,9 +227,7 @@ func (c *Client) keep(ctx context.Context) {
 		c.mu.Lock()
 		c.link = n
 		c.mu.Unlock()
-		for _, s := range c.all() {
-			s.router.Targets(monotonic(), []route.Target{n})
-		}
+		c.each(func(r *route.Router) { r.Targets(monotonic(), []route.Target{n}) })
 		if leaving {
 			c.wg.Go(func() { l.Retire(ctx) }) // what was on it is still answered
 		} else {
@@ -256,20 +258,4 @@ func (c *Client) resolve(e *core.Error) route.Target {
 	}
 	c.hinted[e.LeaderAddress] = l
 	return l
-}
-
-// ticks drives the routers' deadlines.
-func (c *Client) ticks(ctx context.Context) {
-	t := time.NewTicker(tick)
-	defer t.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-t.C:
-		}
-		for _, s := range c.all() {
-			s.router.Tick(monotonic())
-		}
-	}
 }

@@ -30,8 +30,9 @@ type Pending struct {
 	shard    *Shard
 	ctx      context.Context
 	number   session.Number
+	first    route.Call
 	call     *route.Call
-	done     chan struct{}
+	done     done
 	deadline int64
 	replies  [][]byte
 	index    rsm.Index
@@ -60,45 +61,57 @@ func (s *Shard) SubmitAll(ctx context.Context, commands ...[]byte) ([][]byte, er
 // Go starts a request and does not wait for its outcome, but until there is room for it in the session: 4096 may be under way. It ends
 // at ctx's deadline at the latest, or after Options.Patience if there is none. The commands must not be changed until the outcome is there.
 func (s *Shard) Go(ctx context.Context, commands ...[]byte) *Pending {
-	p := &Pending{shard: s, ctx: ctx, done: make(chan struct{}), deadline: s.deadline(ctx)}
-	p.call = &route.Call{Kind: route.Submit, Shard: s.id, Commands: commands, Deadline: p.deadline, Done: p.finish}
+	now := monotonic()
+	p := &Pending{shard: s, ctx: ctx, deadline: s.deadline(ctx, now)}
+	p.call = &p.first
+	p.first = route.Call{Kind: route.Submit, Shard: s.id, Commands: commands, Deadline: p.deadline, Done: finish, Mark: mark, Owner: p}
 	if err := wire.CheckCall(p.call); err != nil {
 		p.end(err)
 		return p
 	}
-	p.begin()
+	p.begin(now)
 	return p
 }
 
-func (s *Shard) deadline(ctx context.Context) int64 {
+func (s *Shard) deadline(ctx context.Context, now int64) int64 {
 	wait := s.client.options.Patience
 	if d, has := ctx.Deadline(); has {
 		wait = time.Until(d)
 	}
-	return monotonic() + int64(wait)
+	return now + int64(wait)
 }
 
 // begin sends the request under a new number.
-func (p *Pending) begin() {
-	ctx := p.ctx
-	if _, has := ctx.Deadline(); !has {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, time.Duration(p.deadline-monotonic()))
-		defer cancel()
-	}
-	n, err := p.shard.window.Begin(ctx)
-	if err != nil {
-		p.end(err)
-		return
+func (p *Pending) begin(now int64) {
+	n, ok := p.shard.window.TryBegin()
+	if !ok {
+		ctx := p.ctx
+		if _, has := ctx.Deadline(); !has {
+			var cancel context.CancelFunc
+			ctx, cancel = context.WithTimeout(ctx, time.Duration(p.deadline-now))
+			defer cancel()
+		}
+		var err error
+		if n, err = p.shard.window.Begin(ctx); err != nil {
+			p.end(err)
+			return
+		}
+		now = monotonic()
 	}
 	p.number = n
-	c := p.call
-	c.Mark = p.mark
-	c.Session, c.Sequence = n.Session, n.Sequence
-	p.shard.router.Submit(monotonic(), c)
+	p.call.Session, p.call.Sequence = n.Session, n.Sequence
+	p.shard.router.Submit(now, p.call)
 }
 
-// finish gets the outcome of a call. The router calls it, and must not be called.
+// finish gets the outcome of a call of a Pending. The router calls it, and must not be called.
+func finish(c *route.Call) { c.Owner.(*Pending).finish(c) }
+
+// mark is what each attempt acknowledges: outcomes that have come meanwhile make room in the session.
+func mark(c *route.Call) uint64 {
+	p := c.Owner.(*Pending)
+	return p.shard.window.Acknowledged(p.number)
+}
+
 func (p *Pending) finish(c *route.Call) {
 	err := c.Err
 	wait, refused := later(err, p.deadline)
@@ -110,7 +123,7 @@ func (p *Pending) finish(c *route.Call) {
 		// It certainly did not happen: a router that was in doubt says so. Once more, in a new session.
 		p.shard.window.Forget(p.number.Session)
 		p.call = c.Again()
-		go p.begin()
+		go p.begin(monotonic())
 		return
 	case refused:
 		p.call = c.Again()
@@ -123,34 +136,29 @@ func (p *Pending) finish(c *route.Call) {
 
 var errSessionExpired = &rsm.Rejection{Code: core.CodeSessionExpired}
 
-// mark is what each attempt acknowledges: outcomes that have come meanwhile make room in the session.
-func (p *Pending) mark() uint64 { return p.shard.window.Acknowledged(p.number) }
-
 func (p *Pending) end(err error) {
 	p.err = err
-	close(p.done)
+	p.done.close()
 }
 
 // Done is closed when the outcome is there.
-func (p *Pending) Done() <-chan struct{} { return p.done }
+func (p *Pending) Done() <-chan struct{} { return p.done.channel() }
 
 // Wait returns the outcome: a reply for each command. If ctx ends first the wait ends, with rsm.ErrUnknown, and not the request.
 func (p *Pending) Wait(ctx context.Context) ([][]byte, error) {
-	select {
-	case <-p.done:
+	if p.done.closed() {
 		return p.replies, p.err
-	default:
 	}
 	select {
-	case <-p.done:
+	case <-p.Done():
 		return p.replies, p.err
 	case <-ctx.Done():
 		if ctx.Err() == context.DeadlineExceeded && p.deadline <= monotonic() {
 			// The router knows the same deadline, and whether it may have happened.
 			select {
-			case <-p.done:
+			case <-p.Done():
 				return p.replies, p.err
-			case <-time.After(4 * tick):
+			case <-time.After(grace):
 			}
 		}
 		return nil, &rsm.Error{Kind: rsm.ErrUnknown, Code: core.CodeCancelled, Message: "the caller stopped waiting", Cause: ctx.Err()}
@@ -169,12 +177,12 @@ func (s *Shard) Read(ctx context.Context, level rsm.Level, query []byte) ([]byte
 // ReadAt answers a query; at rsm.AtToken from a replica that has applied up to token.
 func (s *Shard) ReadAt(ctx context.Context, level rsm.Level, token rsm.Index, query []byte) (rsm.Result, error) {
 	// A copy: if ctx ends first, the caller has its memory back and the query goes on.
-	return s.ask(ctx, &route.Call{Kind: route.Read, Level: level, Token: token, Query: bytes.Clone(query)}).Wait(ctx)
+	return s.ask(ctx, route.Call{Kind: route.Read, Level: level, Token: token, Query: bytes.Clone(query)}).Wait(ctx)
 }
 
 // GoRead starts a read and does not wait for its answer. The query must not be changed until that is there.
 func (s *Shard) GoRead(ctx context.Context, level rsm.Level, query []byte) *PendingRead {
-	return s.ask(ctx, &route.Call{Kind: route.Read, Level: level, Token: rsm.Index(s.token.Load()), Query: query})
+	return s.ask(ctx, route.Call{Kind: route.Read, Level: level, Token: rsm.Index(s.token.Load()), Query: query})
 }
 
 // Token returns the latest index that this handle was told: give it to another handle, and its reads at rsm.AtToken see at least that.
@@ -198,42 +206,46 @@ func (s *Shard) Close(ctx context.Context) error {
 	if id == 0 {
 		return nil
 	}
-	_, err := s.call(ctx, &route.Call{Kind: route.CloseSession, Shard: s.id, Session: id})
+	_, err := s.call(ctx, route.Call{Kind: route.CloseSession, Shard: s.id, Session: id})
 	return err
 }
 
 func (s *Shard) open(ctx context.Context) (rsm.SessionID, error) {
-	res, err := s.call(ctx, &route.Call{Kind: route.OpenSession, Shard: s.id})
+	res, err := s.call(ctx, route.Call{Kind: route.OpenSession, Shard: s.id})
 	return res.Session, err
 }
 
 // call runs a call that may be asked twice.
-func (s *Shard) call(ctx context.Context, c *route.Call) (rsm.Result, error) {
+func (s *Shard) call(ctx context.Context, c route.Call) (rsm.Result, error) {
 	return s.ask(ctx, c).Wait(ctx)
 }
 
 // PendingRead is a read under way.
 type PendingRead struct {
 	shard *Shard
-	call  *route.Call
-	done  chan struct{}
+	call  route.Call
+	done  done
 	res   rsm.Result
 	err   error
 }
 
-func (s *Shard) ask(ctx context.Context, c *route.Call) *PendingRead {
-	p := &PendingRead{shard: s, call: c, done: make(chan struct{})}
-	c.Shard, c.Deadline, c.Done = s.id, s.deadline(ctx), p.finish
-	if err := wire.CheckCall(c); err != nil {
+func (s *Shard) ask(ctx context.Context, c route.Call) *PendingRead {
+	now := monotonic()
+	p := &PendingRead{shard: s, call: c}
+	p.call.Shard, p.call.Deadline, p.call.Done, p.call.Owner = s.id, s.deadline(ctx, now), finishRead, p
+	if err := wire.CheckCall(&p.call); err != nil {
 		p.err = err
-		close(p.done)
+		p.done.close()
 		return p
 	}
-	s.router.Submit(monotonic(), c)
+	s.router.Submit(now, &p.call)
 	return p
 }
 
-// finish gets the outcome of a call, and asks again if it was refused for a while. The router calls it, and must not be called.
+// finishRead gets the outcome of a call of a PendingRead. The router calls it, and must not be called.
+func finishRead(c *route.Call) { c.Owner.(*PendingRead).finish(c) }
+
+// finish asks again if the call was refused for a while.
 func (p *PendingRead) finish(c *route.Call) {
 	if wait, ok := later(c.Err, c.Deadline); ok {
 		again := c.Again()
@@ -244,7 +256,7 @@ func (p *PendingRead) finish(c *route.Call) {
 	if p.err == nil {
 		p.shard.saw(p.res.Index)
 	}
-	close(p.done)
+	p.done.close()
 }
 
 // later reports whether what was refused is to be asked for again before its deadline, and when.
@@ -258,17 +270,15 @@ func later(err error, deadline int64) (time.Duration, bool) {
 }
 
 // Done is closed when the answer is there.
-func (p *PendingRead) Done() <-chan struct{} { return p.done }
+func (p *PendingRead) Done() <-chan struct{} { return p.done.channel() }
 
 // Wait returns the answer, or an error when ctx ends.
 func (p *PendingRead) Wait(ctx context.Context) (rsm.Result, error) {
-	select {
-	case <-p.done:
+	if p.done.closed() {
 		return p.res, p.err
-	default:
 	}
 	select {
-	case <-p.done:
+	case <-p.Done():
 		return p.res, p.err
 	case <-ctx.Done():
 		return rsm.Result{}, p.call.Abandoned("the caller stopped waiting", ctx.Err())

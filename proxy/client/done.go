@@ -1,0 +1,31 @@
+package client
+
+import "sync/atomic"
+
+// done is closed once. Its channel is made only when somebody waits for it.
+type done struct{ c atomic.Pointer[chan struct{}] }
+
+var alreadyClosed = func() *chan struct{} {
+	c := make(chan struct{})
+	close(c)
+	return &c
+}()
+
+func (d *done) closed() bool { return d.c.Load() == alreadyClosed }
+
+func (d *done) close() {
+	if c := d.c.Swap(alreadyClosed); c != nil {
+		close(*c)
+	}
+}
+
+func (d *done) channel() <-chan struct{} {
+	if c := d.c.Load(); c != nil {
+		return *c
+	}
+	c := make(chan struct{})
+	if d.c.CompareAndSwap(nil, &c) {
+		return c
+	}
+	return *d.c.Load()
+}
