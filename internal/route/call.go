@@ -38,6 +38,8 @@ type Call struct {
 	// Done is called once, when there is an outcome. It must not block, nor call the router.
 	Done func(*Call)
 
+	// Trace, if not nil, is the span that every attempt belongs to. It is not changed any more.
+	Trace *Trace
 	// Watch, if set, is told of every step: "sent" to whom, "waits" for a leader, "failed" why. It must not block, nor call the router.
 	Watch func(step string, to Target, err error)
 
@@ -56,6 +58,13 @@ type Call struct {
 	finished   bool
 	inDoubt    bool // an attempt ended, and it may have happened
 	last       error
+}
+
+// Trace names a span, as W3C's trace context does.
+type Trace struct {
+	TraceID [16]byte
+	SpanID  [8]byte
+	Flags   byte
 }
 
 // repeatable reports whether asking twice does no harm.
@@ -83,7 +92,7 @@ func (c *Call) step(step string, to Target, err error) {
 // Again returns the call anew, as the caller filled it in: a router has a call once.
 func (c *Call) Again() *Call {
 	return &Call{Kind: c.Kind, Shard: c.Shard, Commands: c.Commands, MakesRoom: c.MakesRoom, Session: c.Session, Sequence: c.Sequence,
-		Acknowledged: c.Acknowledged, Mark: c.Mark, Level: c.Level, Token: c.Token, Query: c.Query, Deadline: c.Deadline, Done: c.Done, Watch: c.Watch}
+		Acknowledged: c.Acknowledged, Mark: c.Mark, Level: c.Level, Token: c.Token, Query: c.Query, Deadline: c.Deadline, Done: c.Done, Trace: c.Trace, Watch: c.Watch}
 }
 
 // Abandoned is the error of who does not wait for the outcome any more. The call goes on.
