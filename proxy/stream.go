@@ -10,12 +10,14 @@ import (
 	"sync"
 	"time"
 
+	"go.opentelemetry.io/otel/trace"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/metadata"
 
 	"github.com/decree-raft/decree/internal/codec"
 	"github.com/decree-raft/decree/internal/core"
 	"github.com/decree-raft/decree/internal/route"
+	"github.com/decree-raft/decree/internal/traced"
 	"github.com/decree-raft/decree/internal/wire"
 	"github.com/decree-raft/decree/proxy/internal/admit"
 )
@@ -207,6 +209,10 @@ func (st *stream) begin(r wire.ReceivedCall) bool {
 	if r.Timeout > 0 {
 		wait = min(r.Timeout, limits.MaxTimeout)
 	}
+	var span trace.Span
+	if st.service.tracer != nil {
+		span = st.service.begin(st.Context(), c, st.callName(r.ID))
+	}
 	began := monotonic()
 	c.Deadline = began + int64(wait)
 	var ticket admit.Ticket
@@ -225,6 +231,9 @@ func (st *stream) begin(r wire.ReceivedCall) bool {
 		}
 		if c.Err != nil && st.service.log != nil { // of a proxy: what it asks nodes for, it names itself
 			c.Err = named(c.Err, st.callName(r.ID))
+		}
+		if span != nil {
+			go traced.End(span, c.Err) // an exporter may be slow
 		}
 		st.done(r.ID, size, c)
 	}

@@ -15,6 +15,16 @@ const (
 	CloseSession
 )
 
+var kindNames = [...]string{Submit: "submit", Read: "read", OpenSession: "open_session", CloseSession: "close_session"}
+
+// String returns the kind as metrics, logs and traces name it.
+func (k Kind) String() string {
+	if int(k) < len(kindNames) {
+		return kindNames[k]
+	}
+	return "unknown"
+}
+
 // Call is a call on its way to whoever can answer it. The caller fills in the first part and does not touch it again until Done.
 type Call struct {
 	Kind  Kind

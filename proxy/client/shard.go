@@ -7,9 +7,13 @@ import (
 	"sync/atomic"
 	"time"
 
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/trace"
+
 	"github.com/decree-raft/decree/internal/core"
 	"github.com/decree-raft/decree/internal/route"
 	"github.com/decree-raft/decree/internal/session"
+	"github.com/decree-raft/decree/internal/traced"
 	"github.com/decree-raft/decree/internal/wire"
 	"github.com/decree-raft/decree/rsm"
 )
@@ -29,6 +33,7 @@ type Shard struct {
 type Pending struct {
 	shard    *Shard
 	ctx      context.Context
+	span     trace.Span // nil: there is none, or nobody looks
 	number   session.Number
 	call     *route.Call
 	done     chan struct{}
@@ -62,6 +67,7 @@ func (s *Shard) SubmitAll(ctx context.Context, commands ...[]byte) ([][]byte, er
 func (s *Shard) Go(ctx context.Context, commands ...[]byte) *Pending {
 	p := &Pending{shard: s, ctx: ctx, done: make(chan struct{}), deadline: s.deadline(ctx)}
 	p.call = &route.Call{Kind: route.Submit, Shard: s.id, Commands: commands, Deadline: p.deadline, Done: p.finish}
+	p.ctx, p.span = s.trace(ctx, p.call)
 	if err := wire.CheckCall(p.call); err != nil {
 		p.end(err)
 		return p
@@ -92,6 +98,9 @@ func (p *Pending) begin() {
 		return
 	}
 	p.number = n
+	if p.span != nil {
+		p.span.SetAttributes(traced.Number("decree.session", n.Session), traced.Number("decree.sequence", n.Sequence))
+	}
 	c := p.call
 	c.Mark = p.mark
 	c.Session, c.Sequence = n.Session, n.Sequence
@@ -128,7 +137,35 @@ func (p *Pending) mark() uint64 { return p.shard.window.Acknowledged(p.number) }
 
 func (p *Pending) end(err error) {
 	p.err = err
-	close(p.done)
+	end(p.span, err, p.done)
+}
+
+// end closes done, after the call's span has ended: not here, where nothing may block, as an exporter may.
+func end(span trace.Span, err error, done chan struct{}) {
+	if span == nil {
+		close(done)
+		return
+	}
+	go func() {
+		defer close(done)
+		traced.End(span, err)
+	}()
+}
+
+// trace starts the span of a call, if calls are traced, and notes which one the call belongs to. The span is nil if nothing of it is kept.
+func (s *Shard) trace(ctx context.Context, c *route.Call) (context.Context, trace.Span) {
+	var span trace.Span
+	if t := s.client.tracer; t != nil {
+		ctx, span = t.Start(ctx, "decree.client/"+c.Kind.String(), trace.WithSpanKind(trace.SpanKindClient),
+			trace.WithAttributes(traced.Number("decree.shard", c.Shard), attribute.Int("decree.commands", len(c.Commands))))
+		if span.IsRecording() {
+			c.Watch = traced.Watch(span)
+		} else {
+			span = nil
+		}
+	}
+	c.Trace = traced.Of(ctx)
+	return ctx, span
 }
 
 // Done is closed when the outcome is there.
@@ -216,6 +253,7 @@ func (s *Shard) call(ctx context.Context, c *route.Call) (rsm.Result, error) {
 type PendingRead struct {
 	shard *Shard
 	call  *route.Call
+	span  trace.Span // nil: there is none, or nobody looks
 	done  chan struct{}
 	res   rsm.Result
 	err   error
@@ -224,9 +262,10 @@ type PendingRead struct {
 func (s *Shard) ask(ctx context.Context, c *route.Call) *PendingRead {
 	p := &PendingRead{shard: s, call: c, done: make(chan struct{})}
 	c.Shard, c.Deadline, c.Done = s.id, s.deadline(ctx), p.finish
+	_, p.span = s.trace(ctx, c)
 	if err := wire.CheckCall(c); err != nil {
 		p.err = err
-		close(p.done)
+		end(p.span, err, p.done)
 		return p
 	}
 	s.router.Submit(monotonic(), c)
@@ -244,7 +283,7 @@ func (p *PendingRead) finish(c *route.Call) {
 	if p.err == nil {
 		p.shard.saw(p.res.Index)
 	}
-	close(p.done)
+	end(p.span, p.err, p.done)
 }
 
 // later reports whether what was refused is to be asked for again before its deadline, and when.
