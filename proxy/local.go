@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"slices"
@@ -10,6 +11,7 @@ import (
 	decreev1 "github.com/decree-raft/decree/api/decree/v1"
 	"github.com/decree-raft/decree/internal/core"
 	"github.com/decree-raft/decree/internal/route"
+	"github.com/decree-raft/decree/internal/traced"
 	"github.com/decree-raft/decree/rsm"
 )
 
@@ -64,15 +66,16 @@ func (l *local) hand(c *route.Call, then func(rsm.Result, error)) error {
 	if s == nil {
 		return &rsm.Error{Kind: rsm.ErrNotProposed, Code: core.CodeNoShard, Message: fmt.Sprintf("node %d hosts no shard %d", l.node.ID(), c.Shard)}
 	}
+	calls := s.Traced(traced.Under(context.Background(), c.Trace))
 	switch c.Kind {
 	case route.Submit:
-		return s.GoFunc(rsm.Request{Commands: c.Commands, MakesRoom: c.MakesRoom, Session: c.Session, Sequence: c.Sequence, Acknowledged: c.Acknowledged}, then)
+		return calls.GoFunc(rsm.Request{Commands: c.Commands, MakesRoom: c.MakesRoom, Session: c.Session, Sequence: c.Sequence, Acknowledged: c.Acknowledged}, then)
 	case route.Read:
-		return s.GoReadFunc(c.Level, c.Token, c.Query, then)
+		return calls.GoReadFunc(c.Level, c.Token, c.Query, then)
 	case route.OpenSession:
-		return s.OpenSessionFunc(then)
+		return calls.OpenSessionFunc(then)
 	default:
-		return s.CloseSessionFunc(c.Session, then)
+		return calls.CloseSessionFunc(c.Session, then)
 	}
 }
 

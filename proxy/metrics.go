@@ -13,20 +13,13 @@ import (
 	"github.com/decree-raft/decree/internal/core"
 	"github.com/decree-raft/decree/internal/histogram"
 	"github.com/decree-raft/decree/internal/route"
+	"github.com/decree-raft/decree/internal/traced"
 	"github.com/decree-raft/decree/rsm"
 )
 
-// kinds of call, as metrics, logs and traces name them.
-var kinds = [...]string{route.Submit: "submit", route.Read: "read", route.OpenSession: "open_session", route.CloseSession: "close_session"}
-
-// Outcomes of a call.
-const (
-	outcomeOK          = "ok"
-	outcomeRejected    = "rejected"
-	outcomeNotProposed = "not_proposed"
-	outcomeUnknown     = "unknown"
-	outcomeBroken      = "broken"
-)
+// kinds of call, as metrics name them.
+var kinds = [...]string{route.Submit: route.Submit.String(), route.Read: route.Read.String(),
+	route.OpenSession: route.OpenSession.String(), route.CloseSession: route.CloseSession.String()}
 
 // knownCodes are the library's own: the only ones that become labels. A rejection's is the machine's, and does not.
 var knownCodes = func() map[core.Code]bool {
@@ -44,25 +37,13 @@ var knownCodes = func() map[core.Code]bool {
 
 // outcomeOf says how a call ended, in one of a bounded number of words and codes.
 func outcomeOf(err error) (outcome, code string) {
-	if err == nil {
-		return outcomeOK, ""
-	}
-	e, no := core.Verdict(err) // what lies below says why, and not what became of the call
-	if no != nil {
-		return outcomeRejected, ""
-	}
-	outcome, code = outcomeUnknown, "other"
-	if e == nil {
-		return outcome, code
-	}
-	switch e.Kind {
-	case core.ErrNotProposed:
-		outcome = outcomeNotProposed
-	case core.ErrBroken:
-		outcome = outcomeBroken
-	}
-	if knownCodes[e.Code] {
-		code = string(e.Code)
+	outcome, c := traced.Outcome(err)
+	switch {
+	case outcome == traced.OK, outcome == traced.Rejected:
+	case knownCodes[c]:
+		code = string(c)
+	default:
+		code = "other"
 	}
 	return outcome, code
 }
@@ -124,9 +105,9 @@ func (m *meter) ended(kind route.Kind, shard rsm.ShardID, took time.Duration, er
 	m.took[kind].Record(took)
 	s := m.of(shard)
 	switch outcome, code := outcomeOf(err); outcome {
-	case outcomeOK:
+	case traced.OK:
 		s.ok[kind].Add(1)
-	case outcomeRejected:
+	case traced.Rejected:
 		s.rejected[kind].Add(1)
 	default:
 		s.mu.Lock()
@@ -298,7 +279,7 @@ func (m *meter) collect(out chan<- prometheus.Metric) {
 
 func (s *shardMeter) collect(out chan<- prometheus.Metric, shard string) {
 	for kind, name := range kinds {
-		for outcome, n := range map[string]uint64{outcomeOK: s.ok[kind].Load(), outcomeRejected: s.rejected[kind].Load()} {
+		for outcome, n := range map[string]uint64{traced.OK: s.ok[kind].Load(), traced.Rejected: s.rejected[kind].Load()} {
 			if n > 0 {
 				out <- prometheus.MustNewConstMetric(callsDesc, counter, float64(n), name, shard, outcome, "")
 			}

@@ -49,8 +49,9 @@ type Config struct {
 	Logger *slog.Logger
 	// Metrics, if set, gets the proxy's collector. Two proxies of one process need registries of their own, or prometheus.WrapRegistererWith.
 	Metrics prometheus.Registerer
-	// Tracer, if set, gets a span of each unary call, with its attempts and waits as events; the caller's metadata traceparent is its parent. What is sampled is for
-	// the provider to say. Calls on streams have no spans.
+	// Tracer, if set, gets a span of each call, with its attempts and waits as events, under the span that the caller names: in the metadata traceparent of a unary
+	// call, in the field trace of a call on a stream. Nodes are told of it, see rsm.Config.Tracer. What is sampled is for the provider to say. Without
+	// Tracer, nodes are told of the caller's span.
 	Tracer trace.TracerProvider
 }
 
@@ -74,7 +75,8 @@ const (
 type Proxy struct {
 	cfg    Config
 	log    *slog.Logger
-	local  *local // nil if no node is in this process
+	tracer trace.Tracer // nil: nothing is traced
+	local  *local       // nil if no node is in this process
 	wanted chan struct{}
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
@@ -127,6 +129,9 @@ func New(cfg Config) (*Proxy, error) {
 		cluster: cfg.Cluster, asking: map[*link.Link]bool{},
 		links: map[string]*link.Link{}, address: map[rsm.NodeID]string{}, shards: map[rsm.ShardID]*shard{}, meter: &meter{}, metrics: &collector{}, clock: route.NewClock(monotonic)}
 	p.routers.Store(&map[rsm.ShardID]*route.Router{})
+	if cfg.Tracer != nil {
+		p.tracer = cfg.Tracer.Tracer(tracerName)
+	}
 	p.learned.Store(monotonic())
 	p.metrics.p.Store(p)
 	if cfg.Metrics != nil {

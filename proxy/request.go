@@ -78,11 +78,7 @@ func (s *service) debugs() bool {
 // logCall logs a call's outcome.
 func (s *service) logCall(request string, c *route.Call, took time.Duration, err error) {
 	outcome, code := outcomeOf(err)
-	kind := "unknown"
-	if int(c.Kind) < len(kinds) {
-		kind = kinds[c.Kind]
-	}
-	attrs := []any{"request", request, "kind", kind, "shard", uint64(c.Shard), "took", took, "outcome", outcome}
+	attrs := []any{"request", request, "kind", c.Kind.String(), "shard", uint64(c.Shard), "took", took, "outcome", outcome}
 	if err != nil {
 		attrs = append(attrs, "code", code, "reason", err.Error())
 	}

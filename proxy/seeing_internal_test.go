@@ -1,11 +1,15 @@
 package proxy
 
 import (
+	"context"
 	"os"
 	"regexp"
 	"testing"
 
+	"go.opentelemetry.io/otel/trace"
+
 	"github.com/decree-raft/decree/internal/core"
+	"github.com/decree-raft/decree/internal/traced"
 	"github.com/decree-raft/decree/proxy/internal/admit"
 )
 
@@ -34,8 +38,13 @@ func TestParseTraceParent(t *testing.T) {
 		"00-0AF7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01": false, "00-00000000000000000000000000000000-b7ad6b7169203331-01": false,
 		"00-0af7651916cd43dd8448eb211c80319c-0000000000000000-01": false, "00-0af7651916cd43dd8448eb211c80319x-b7ad6b7169203331-01": false,
 	} {
-		sc := parseTraceParent(s)
-		if sc.IsValid() != valid || valid && (!sc.IsRemote() || sc.IsSampled() != (s[54] == '1')) {
+		got := parseTraceParent(s)
+		if (got != nil) != valid {
+			t.Errorf("%q: %+v", s, got)
+			continue
+		}
+		sc := trace.SpanContextFromContext(traced.Under(context.Background(), got))
+		if sc.IsValid() != valid || valid && (!sc.IsRemote() || sc.IsSampled() != (s[54] == '1') || sc.TraceID().String() != s[3:35] || sc.SpanID().String() != s[36:52]) {
 			t.Errorf("%q: %+v", s, sc)
 		}
 	}
@@ -62,7 +71,7 @@ func TestCountingIsFree(t *testing.T) {
 func TestOutcomeIsTheOutermost(t *testing.T) {
 	for _, below := range []error{&core.Error{Kind: core.ErrNotProposed, Code: core.CodeClosed}, &core.Rejection{Code: "no"}} {
 		err := &core.Error{Kind: core.ErrUnknown, Code: core.CodeUnreachable, Cause: below}
-		if outcome, code := outcomeOf(err); outcome != outcomeUnknown || code != string(core.CodeUnreachable) {
+		if outcome, code := outcomeOf(err); outcome != traced.Unknown || code != string(core.CodeUnreachable) {
 			t.Errorf("%v counts as %s, %s", err, outcome, code)
 		}
 		if loadOf(err) != admit.Ignored {

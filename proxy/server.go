@@ -108,10 +108,7 @@ func (p *Proxy) Serve(cfg ServerConfig) (*Server, error) {
 	door := guard.New(counted{l, p.meter}, guard.Config{Port: portName, Clients: "its clients", Answer: strangerText, TLS: config != nil,
 		MaxConns: cmp.Or(cfg.MaxConnections, 20000), Log: strangers})
 	s := &Server{listener: door, service: newService(p, cfg.Limits), health: health.NewServer(), served: make(chan struct{}), proxy: p}
-	s.service.meter, s.service.log = p.meter, p.log
-	if p.cfg.Tracer != nil {
-		s.service.tracer = p.cfg.Tracer.Tracer(tracerName)
-	}
+	s.service.meter, s.service.log, s.service.tracer = p.meter, p.log, p.tracer
 	s.service.policy, s.service.admission = policy, admission
 	s.grpc = grpc.NewServer(grpc.Creds(guard.Credentials(config, portName, strangers)), grpc.ForceServerCodecV2(codec.Codec{}),
 		grpc.MaxRecvMsgSize(cfg.FrameBytes), grpc.MaxConcurrentStreams(cfg.MaxStreams), grpc.MaxHeaderListSize(maxHeaderList),

@@ -15,6 +15,7 @@ import (
 	decreev1 "github.com/decree-raft/decree/api/decree/v1"
 	"github.com/decree-raft/decree/internal/core"
 	"github.com/decree-raft/decree/internal/route"
+	"github.com/decree-raft/decree/internal/traced"
 	"github.com/decree-raft/decree/internal/wire"
 	"github.com/decree-raft/decree/proxy/access"
 	"github.com/decree-raft/decree/proxy/internal/admit"
@@ -74,6 +75,7 @@ func (s *service) call(ctx context.Context, c *route.Call) (rsm.Result, error) {
 		request = s.names.next()
 	}
 	var span trace.Span
+	c.Trace = parentOf(ctx)
 	if s.tracer != nil {
 		span = s.begin(ctx, c, request)
 	}
@@ -82,7 +84,7 @@ func (s *service) call(ctx context.Context, c *route.Call) (rsm.Result, error) {
 	took := time.Duration(monotonic() - began)
 	s.meter.ended(c.Kind, c.Shard, took, err)
 	if span != nil {
-		endSpan(span, err)
+		traced.End(span, err)
 	}
 	if s.debugs() {
 		s.logCall(request, c, took, err)

@@ -7,12 +7,15 @@ import (
 	"time"
 
 	"github.com/decree-raft/decree/internal/route"
+	"github.com/decree-raft/decree/internal/traced"
 	"github.com/decree-raft/decree/internal/wire"
 	"github.com/decree-raft/decree/rsm"
 )
 
 // Shard calls one shard through a proxy in this process, wherever its leader is: for servers that speak a protocol of their own to their
 // clients. Its methods may be called from any goroutine.
+//
+// A call belongs to the span of its context, if that has one: see Config.Tracer.
 //
 // Calls end at their context's deadline at the latest, or after ten seconds without one. The error says whether it happened, as always.
 type Shard struct {
@@ -61,7 +64,19 @@ func (s *Shard) CloseSession(ctx context.Context, id rsm.SessionID) error {
 }
 
 func (s *Shard) call(ctx context.Context, c *route.Call) (rsm.Result, error) {
-	c.Shard = s.id
+	c.Shard, c.Trace = s.id, traced.Of(ctx)
+	if s.proxy.tracer == nil {
+		return s.run(ctx, c)
+	}
+	span := startSpan(s.proxy.tracer, ctx, c)
+	res, err := s.run(ctx, c)
+	if span != nil {
+		traced.End(span, err)
+	}
+	return res, err
+}
+
+func (s *Shard) run(ctx context.Context, c *route.Call) (rsm.Result, error) {
 	if err := wire.CheckCall(c); err != nil {
 		return rsm.Result{}, err
 	}

@@ -10,12 +10,14 @@ import (
 	"sync"
 	"time"
 
+	"go.opentelemetry.io/otel/trace"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/metadata"
 
 	"github.com/decree-raft/decree/internal/codec"
 	"github.com/decree-raft/decree/internal/core"
 	"github.com/decree-raft/decree/internal/route"
+	"github.com/decree-raft/decree/internal/traced"
 	"github.com/decree-raft/decree/internal/wire"
 	"github.com/decree-raft/decree/proxy/internal/admit"
 )
@@ -195,6 +197,7 @@ type streamCall struct {
 	size   int64
 	began  int64
 	ticket admit.Ticket
+	span   trace.Span // nil: there is none
 }
 
 // callSlab makes the calls of one frame, several at a time. They are freed together, so that they are few.
@@ -241,6 +244,9 @@ func (st *stream) begin(r wire.ReceivedCall, refused error) bool {
 	if r.Timeout > 0 {
 		wait = min(r.Timeout, limits.MaxTimeout)
 	}
+	if st.service.tracer != nil {
+		c.span = st.service.begin(st.Context(), &c.Call, st.callName(r.ID))
+	}
 	c.stream, c.id, c.size, c.began = st, r.ID, size, now
 	c.Deadline, c.Done = now+int64(wait), answered
 	if refused == nil && st.service.closes.Load() {
@@ -271,6 +277,9 @@ func (c *streamCall) answered() {
 	}
 	if c.Err != nil && s.log != nil { // of a proxy: what it asks nodes for, it names itself
 		c.Err = named(c.Err, c.stream.callName(c.id))
+	}
+	if c.span != nil {
+		go traced.End(c.span, c.Err) // an exporter may be slow
 	}
 	c.stream.done(c.id, c.size, &c.Call)
 }

@@ -13,6 +13,7 @@ import (
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/prometheus/client_golang/prometheus"
+	"go.opentelemetry.io/otel/trace"
 	"google.golang.org/grpc"
 
 	"github.com/decree-raft/decree/internal/core"
@@ -100,6 +101,10 @@ type Config struct {
 	Logger *slog.Logger
 	// Metrics, if set, gets the node's collector.
 	Metrics prometheus.Registerer
+	// Tracer, if set, gets a span of each call on this node, under that of the call's context (see Shard.Traced for those without one), or the one that a client of its port names; and under
+	// it spans of its stages: decide, commit and apply; of a read, wait and query. What is sampled is for the provider to say.
+	// Only the node that is asked has spans of a call: others are not told of it.
+	Tracer trace.TracerProvider
 	// OnStop, if set, is called once, on its own goroutine, when the node stops by itself, with the reason.
 	OnStop func(error)
 

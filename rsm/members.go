@@ -85,7 +85,7 @@ func roleOf(c *core.Configuration, id NodeID) Role {
 func (s *Shard) change(ctx context.Context, change core.Change) error {
 	c := newCall()
 	c.req.Kind, c.req.Change = core.KindChange, &change
-	_, err := s.start(c).Wait(ctx)
+	_, err := s.start(ctx, c).Wait(ctx)
 	return err
 }
 

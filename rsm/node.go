@@ -19,6 +19,7 @@ import (
 
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/vfs"
+	"go.opentelemetry.io/otel/trace"
 
 	"github.com/decree-raft/decree/internal/core"
 	"github.com/decree-raft/decree/internal/state"
@@ -54,6 +55,7 @@ type Node struct {
 	ready   chan struct{} // closed when Start has succeeded
 	done    chan struct{}
 	metrics *collector
+	tracer  trace.Tracer // nil: nothing is traced
 }
 
 // minProcs is what GOMAXPROCS is raised to, see Config.KeepGOMAXPROCS.
@@ -70,6 +72,9 @@ func Start(cfg Config) (*Node, error) {
 		runtime.GOMAXPROCS(minProcs)
 	}
 	n := &Node{cfg: cfg, shards: map[ShardID]*Shard{}, ready: make(chan struct{}), done: make(chan struct{})}
+	if cfg.Tracer != nil {
+		n.tracer = cfg.Tracer.Tracer(tracerName)
+	}
 	if err := n.start(); err != nil {
 		return nil, fmt.Errorf("node %d of cluster %q: %w", cfg.Node, cfg.Cluster, err)
 	}

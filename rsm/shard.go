@@ -73,6 +73,7 @@ type Call struct {
 	node    *Node
 	command []byte // Submit's copy, for use again
 	then    func(Result, error)
+	trace   *callTrace // nil: nobody looks
 }
 
 // keepCommand is the size above which the copy of a command is not kept for the next.
@@ -81,12 +82,13 @@ const keepCommand = 16 << 10
 var calls sync.Pool
 
 // start hands c in. A call that was not taken is done at once, with the error.
-func (s *Shard) start(c *Call) *Call {
+func (s *Shard) start(ctx context.Context, c *Call) *Call {
 	c.node = s.node
 	c.req.Shard = s.id
+	s.trace(ctx, c)
 	if err := s.w.submit(&c.req); err != nil {
 		c.req.Err = err
-		c.done <- struct{}{}
+		c.finish()
 	}
 	return c
 }
@@ -102,6 +104,30 @@ func newCall() *Call {
 }
 
 func (c *Call) finish() {
+	if c.trace != nil {
+		c.finishTraced()
+		return
+	}
+	c.tell()
+}
+
+// finishTraced ends the call's spans on another goroutine, as this one must not wait for an exporter. Who waits for the call is told after that, and finds them ended;
+// a callback is not put off, as it is to be on this one.
+func (c *Call) finishTraced() {
+	t, err, done := c.trace, c.req.Err, time.Now()
+	c.trace = nil
+	if c.then != nil {
+		go t.end(err, done)
+		c.tell()
+		return
+	}
+	go func() {
+		t.end(err, done)
+		c.tell()
+	}()
+}
+
+func (c *Call) tell() {
 	if c.then == nil {
 		c.done <- struct{}{}
 		return
@@ -116,7 +142,7 @@ func (c *Call) release() {
 	}
 	done := c.req.Done
 	c.req = core.Request{Done: done}
-	c.node, c.then = nil, nil
+	c.node, c.then, c.trace = nil, nil, nil
 	calls.Put(c)
 }
 
@@ -180,34 +206,38 @@ func closeCall(id SessionID) *Call {
 }
 
 // Go starts a request and does not wait: for callers that keep many in flight.
-// The outcome is the Call's. Commands must not be changed until it is there.
-func (s *Shard) Go(r Request) *Call { return s.start(commandCall(r)) }
+// The outcome is the Call's. Commands must not be changed until it is there. Shard.Traced has it under a span.
+func (s *Shard) Go(r Request) *Call { return s.start(context.Background(), commandCall(r)) }
 
 // GoFunc is Go for callers without a goroutine for each call: then gets the outcome, once. It is called on the goroutine that drives the shard, must
 // not block, and may use the replies only until it returns. An error says that the call was not taken: then is not called.
 func (s *Shard) GoFunc(r Request, then func(Result, error)) error {
-	return s.startFunc(commandCall(r), then)
+	return s.startFunc(context.Background(), commandCall(r), then)
 }
 
 // GoReadFunc is GoRead with a callback: see GoFunc.
 func (s *Shard) GoReadFunc(level Level, token Index, query []byte, then func(Result, error)) error {
-	return s.startFunc(readCall(level, token, query), then)
+	return s.startFunc(context.Background(), readCall(level, token, query), then)
 }
 
 // OpenSessionFunc is OpenSession with a callback: see GoFunc. The session is the result's.
 func (s *Shard) OpenSessionFunc(then func(Result, error)) error {
-	return s.startFunc(openCall(), then)
+	return s.startFunc(context.Background(), openCall(), then)
 }
 
 // CloseSessionFunc is CloseSession with a callback: see GoFunc.
 func (s *Shard) CloseSessionFunc(id SessionID, then func(Result, error)) error {
-	return s.startFunc(closeCall(id), then)
+	return s.startFunc(context.Background(), closeCall(id), then)
 }
 
-func (s *Shard) startFunc(c *Call, then func(Result, error)) error {
+func (s *Shard) startFunc(ctx context.Context, c *Call, then func(Result, error)) error {
 	c.node, c.req.Shard, c.then = s.node, s.id, then
+	s.trace(ctx, c)
 	err := s.w.submit(&c.req)
 	if err != nil {
+		if t := c.trace; t != nil {
+			go t.end(err, time.Now())
+		}
 		c.release()
 	}
 	return err
@@ -225,7 +255,7 @@ func (s *Shard) Do(ctx context.Context, r Request) (Result, error) {
 		commands[i] = bytes.Clone(c)
 	}
 	r.Commands = commands
-	return s.Go(r).Wait(ctx)
+	return s.start(ctx, commandCall(r)).Wait(ctx)
 }
 
 // Submit is Do with one command and no session.
@@ -233,7 +263,7 @@ func (s *Shard) Submit(ctx context.Context, command []byte) (reply []byte, err e
 	c := newCall()
 	c.command = append(c.command[:0], command...) // a copy: if ctx ends first, the caller has its memory back
 	c.req.Commands = append(c.req.CommandSpace(), c.command)
-	if err := s.start(c).wait(ctx); err != nil {
+	if err := s.start(ctx, c).wait(ctx); err != nil {
 		return nil, err
 	}
 	if err = c.req.Err; err == nil {
@@ -252,23 +282,23 @@ func (s *Shard) Read(ctx context.Context, level Level, query []byte) (answer []b
 // ReadAt answers a query at the given level. For AtToken the replica first applies
 // up to token, the Index of an earlier result.
 func (s *Shard) ReadAt(ctx context.Context, level Level, token Index, query []byte) (Result, error) {
-	return s.GoRead(level, token, bytes.Clone(query)).Wait(ctx)
+	return s.start(ctx, readCall(level, token, bytes.Clone(query))).Wait(ctx)
 }
 
 // GoRead starts a read and does not wait. The query must not be changed until the answer is there.
 func (s *Shard) GoRead(level Level, token Index, query []byte) *Call {
-	return s.start(readCall(level, token, query))
+	return s.start(context.Background(), readCall(level, token, query))
 }
 
 // OpenSession opens an exactly-once window on the shard. Leader only.
 func (s *Shard) OpenSession(ctx context.Context) (SessionID, error) {
-	res, err := s.start(openCall()).Wait(ctx)
+	res, err := s.start(ctx, openCall()).Wait(ctx)
 	return res.Session, err
 }
 
 // CloseSession forgets a session and the outcomes it keeps. Closing what is closed is no error.
 func (s *Shard) CloseSession(ctx context.Context, id SessionID) error {
-	_, err := s.start(closeCall(id)).Wait(ctx)
+	_, err := s.start(ctx, closeCall(id)).Wait(ctx)
 	return err
 }
 

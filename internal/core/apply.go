@@ -63,6 +63,7 @@ func (r *Replica) promote() {
 		r.countVoid(b.index, b.term, b.seq)
 		panic(broken(CodeCorruption, nil, "this leader's own entry %d is void", b.index))
 	}
+	b.observe(StepCommitted)
 	r.forget(b)
 	r.sessions.expire(b.time)
 	for i := range b.decided {
@@ -93,6 +94,7 @@ func (r *Replica) promoteChange(e *raftpb.Entry) {
 	if uint64(b.index) != e.Index || uint64(b.term) != e.Term {
 		panic(broken(CodeCorruption, nil, "entry %d of term %d was committed where this leader's change of members should be, at %d", e.Index, e.Term, b.index))
 	}
+	b.observe(StepCommitted)
 	var err error
 	if e.Type == raftpb.EntryNormal {
 		err = notProposed(CodeChangePending, "raft did not take the change: another is under way")

@@ -77,6 +77,28 @@ type batch struct {
 	nextMachine uint64 // active after it, if not 0
 
 	change *change // a change of the members: it has no sequence number, and nothing else is in the entry
+
+	size     int  // of the entry
+	observed bool // some call of it has an Observer
+}
+
+// observe tells those calls of the batch that want to know how far it is.
+func (b *batch) observe(s Step) {
+	if !b.observed {
+		return
+	}
+	at := Place{Term: b.term, Index: b.index, Requests: len(b.decided) + len(b.riders) + len(b.reads), Bytes: b.size}
+	for i := range b.decided {
+		for q := b.decided[i].req; q != nil; q = q.next {
+			q.observe(s, at)
+		}
+	}
+	for i := range b.riders {
+		b.riders[i].req.observe(s, at)
+	}
+	for _, q := range b.reads {
+		q.observe(s, at)
+	}
 }
 
 // decided is a request whose outcome stands in the entry.
@@ -200,6 +222,7 @@ func (r *Replica) entryTime() Timestamp {
 
 func (r *Replica) decideOne(q *Request) {
 	b := r.openBatch()
+	b.observed = b.observed || q.Observer != nil
 	switch q.Kind {
 	case KindRead:
 		if l := r.lead; mutated("read-joins-inflight") && len(l.inflight) > 0 {
@@ -210,9 +233,13 @@ func (r *Replica) decideOne(q *Request) {
 		}
 		b.reads = append(b.reads, q)
 	case KindOpenSession:
+		q.observe(StepDeciding, Place{})
 		r.decideOpen(b, q)
+		q.observe(StepDecided, Place{})
 	case KindCloseSession:
+		q.observe(StepDeciding, Place{})
 		r.decideClose(b, q)
+		q.observe(StepDecided, Place{})
 	case kindVersion:
 		r.decideVersion(b, q)
 	default:
@@ -284,6 +311,9 @@ func (r *Replica) admit(b *batch, q *Request) bool {
 		}
 		// One execution, one outcome, as many answers as there are askers.
 		q.next, first.next = first.next, q
+		for _, under := range r.lead.inflight { // which of them has it is not worth knowing
+			under.observed = under.observed || q.Observer != nil
+		}
 		r.stats.Duplicates++
 		return false
 	}
@@ -335,7 +365,9 @@ func (r *Replica) rideOutcome(b *batch, q *Request, o *outcome) {
 func (r *Replica) decideCommands(b *batch, q *Request) {
 	d := decided{req: q, result: Result{Index: b.index}}
 	r.w.scratch = r.w.scratch[:0]
+	q.observe(StepDeciding, Place{})
 	events, rejection := r.execute(b, q, &d.result)
+	q.observe(StepDecided, Place{})
 	var h requestHeader
 	h.events = events
 	if rejection != nil {
@@ -477,6 +509,7 @@ func (r *Replica) proposeOpen(l *leadership) {
 	b.end = r.state.Mark()
 	entry := sealEntry(b.buf, entryHeader{term: b.term, seq: b.seq, time: b.time, chain: b.chain, requests: len(b.decided)})
 	r.w.bufferUsed(len(b.buf))
+	b.size = len(entry)
 	b.buf = nil // the entry is raft's now
 	if len(b.reads) > 0 {
 		b.version = r.state.Version()
@@ -488,6 +521,7 @@ func (r *Replica) proposeOpen(l *leadership) {
 		r.refused(b, err)
 		return
 	}
+	b.observe(StepProposed)
 	l.head.index, l.head.seq, l.head.time = b.index, b.seq, b.time
 	if b.nextMachine != 0 {
 		l.head.machine = b.nextMachine
@@ -593,6 +627,7 @@ func (r *Replica) settle(index Index, term Term, void, change bool) {
 		case b.term != term || void || (b.change != nil) != change:
 			b.fail(r, notProposed(CodeOverwritten, "another leader's entry was committed at index %d", index))
 		default:
+			b.observe(StepCommitted)
 			for _, d := range b.decided {
 				r.finish(d.req, d.result, d.err)
 			}

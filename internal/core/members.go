@@ -264,6 +264,7 @@ func (r *Replica) proposeChange() {
 	b := &batch{term: l.term, index: l.head.index + 1, start: mark, end: mark, startChain: r.apply.chain, chain: r.apply.chain, change: c}
 	if c.req != nil {
 		b.decided = []decided{{req: c.req, result: Result{Index: b.index}}}
+		b.observed = c.req.Observer != nil
 	}
 	l.inflight = append(l.inflight, b)
 	l.changing = true
@@ -273,6 +274,7 @@ func (r *Replica) proposeChange() {
 		b.fail(r, notProposed(CodeTransfer, "raft did not take the change: %v", err))
 		return
 	}
+	b.observe(StepProposed)
 	l.head.index = b.index
 	r.firstFlush()
 	r.logger.Info("change of members proposed", "change", c.String(), "index", uint64(b.index))

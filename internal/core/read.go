@@ -233,6 +233,7 @@ func (r *Replica) query(v *state.Version, reqs []*Request, res Result) {
 	for _, q := range reqs {
 		r.pending.requests--
 		r.pending.bytes -= q.size
+		q.observe(StepReached, Place{Term: r.raftTerm, Index: res.Index})
 	}
 	r.running.Add(int64(len(reqs)))
 	b := &QueryBatch{machine: r.machine, version: v, reqs: reqs, result: res, replica: r}
@@ -257,6 +258,7 @@ func (b *QueryBatch) run(q *Request) {
 	defer b.replica.running.Add(-1)
 	res := b.result
 	var err error
+	q.observe(StepQuerying, Place{Index: res.Index})
 	res.Answer, err = b.answer(q)
 	if err != nil {
 		res.Answer = nil

@@ -75,6 +75,9 @@ type Request struct {
 	Query []byte
 	Token Index
 
+	// Observer, if not nil, is told how far the request has come.
+	Observer Observer
+
 	// Done is called exactly once, on the worker's goroutine or a query's; it must not block.
 	Done func(*Request)
 
@@ -88,6 +91,41 @@ type Request struct {
 	size      int
 	queuedAt  int64 // monotonic ns
 	readIndex Index
+}
+
+// Step is how far a request has come.
+type Step uint8
+
+// The steps of a request. None is certain: a request may end at any.
+const (
+	StepTaken     Step = iota // a pass has begun with it
+	StepDeciding              // it is its turn
+	StepDecided               // the head of the state has what it does
+	StepProposed              // raft has its entry
+	StepCommitted             // its entry is committed, and on this node's disk
+	StepReached               // of a read: the state that it is to see is here
+	StepQuerying              // of a read: the machine is asked
+	Steps                     // how many there are
+)
+
+// Place is where in the log a step was made: the entry of a command, or the position that a read sees; Bytes and Requests are the entry's, 0 if it has none.
+type Place struct {
+	Term     Term
+	Index    Index
+	Requests int
+	Bytes    int
+}
+
+// An Observer is told of the steps of one request: for traces, of which the core knows nothing else. It is called on the worker's goroutine, for StepQuerying on that
+// of the query, never at the same time nor after Done, and must not block.
+type Observer interface {
+	Observe(s Step, at Place)
+}
+
+func (r *Request) observe(s Step, at Place) {
+	if r.Observer != nil {
+		r.Observer.Observe(s, at)
+	}
 }
 
 // Result is what a call yields.

@@ -141,6 +141,7 @@ func (w *Worker) Pass(now Now, in *Input) {
 
 // accept gives a request to its replica, or refuses it.
 func (w *Worker) accept(q *Request) {
+	q.observe(StepTaken, Place{})
 	r := w.replicas[q.Shard]
 	if r == nil {
 		q.finish(Result{}, notProposed(CodeNoShard, "node %d hosts no shard %d", w.cfg.Node, q.Shard))

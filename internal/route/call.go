@@ -15,6 +15,16 @@ const (
 	CloseSession
 )
 
+var kindNames = [...]string{Submit: "submit", Read: "read", OpenSession: "open_session", CloseSession: "close_session"}
+
+// String returns the kind as metrics, logs and traces name it.
+func (k Kind) String() string {
+	if int(k) < len(kindNames) {
+		return kindNames[k]
+	}
+	return "unknown"
+}
+
 // Call is a call on its way to whoever can answer it. The caller fills in the first part and does not touch it again until Done.
 type Call struct {
 	Kind  Kind
@@ -40,6 +50,8 @@ type Call struct {
 	// Owner is the caller's own: with it, Done and Mark need not be closures.
 	Owner any
 
+	// Trace, if not nil, is the span that every attempt belongs to. It is not changed any more.
+	Trace *Trace
 	// Watch, if set, is told of every step: "sent" to whom, "waits" for a leader, "failed" why. It must not block, nor call the router.
 	Watch func(step string, to Target, err error)
 
@@ -70,6 +82,13 @@ func (c *Call) AddCommand(b []byte) {
 	c.Commands = append(c.Commands, b)
 }
 
+// Trace names a span, as W3C's trace context does.
+type Trace struct {
+	TraceID [16]byte
+	SpanID  [8]byte
+	Flags   byte
+}
+
 // repeatable reports whether asking twice does no harm.
 func (c *Call) repeatable() bool {
 	return c.Kind != Submit || c.Session != 0 || mutated("repeat-without-session")
@@ -95,7 +114,7 @@ func (c *Call) step(step string, to Target, err error) {
 // Again returns the call anew, as the caller filled it in: a router has a call once.
 func (c *Call) Again() *Call {
 	return &Call{Kind: c.Kind, Shard: c.Shard, Commands: c.Commands, MakesRoom: c.MakesRoom, Session: c.Session, Sequence: c.Sequence,
-		Acknowledged: c.Acknowledged, Mark: c.Mark, Level: c.Level, Token: c.Token, Query: c.Query, Deadline: c.Deadline, Done: c.Done, Owner: c.Owner, Watch: c.Watch}
+		Acknowledged: c.Acknowledged, Mark: c.Mark, Level: c.Level, Token: c.Token, Query: c.Query, Deadline: c.Deadline, Done: c.Done, Owner: c.Owner, Trace: c.Trace, Watch: c.Watch}
 }
 
 // Abandoned is the error of who does not wait for the outcome any more. The call goes on.

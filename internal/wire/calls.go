@@ -21,6 +21,7 @@ const (
 	callRead    = 4
 	callOpen    = 5
 	callClose   = 6
+	callTrace   = 7
 
 	submitShard        = 1
 	submitCommands     = 2
@@ -103,9 +104,17 @@ func AppendCall(b []byte, id uint64, timeout time.Duration, c *route.Call) []byt
 	case route.CloseSession:
 		field, n = callClose, numberSize(sessionShard, uint64(c.Shard))+numberSize(sessionID, uint64(c.Session))
 	}
-	b = header(b, fieldCalls, numberSize(callID, id)+numberSize(callTimeout, ms)+sizeOf(field, n))
+	size := numberSize(callID, id) + numberSize(callTimeout, ms) + sizeOf(field, n)
+	if c.Trace != nil {
+		size += sizeOf(callTrace, traceSize)
+	}
+	b = header(b, fieldCalls, size)
 	b = number(b, callID, id)
 	b = number(b, callTimeout, ms)
+	if t := c.Trace; t != nil { // here, where generated code has it, as what is called is one of several
+		b = append(header(b, callTrace, traceSize), t.TraceID[:]...)
+		b = append(append(b, t.SpanID[:]...), t.Flags)
+	}
 	b = header(b, field, n)
 	switch c.Kind {
 	case route.Submit:
@@ -133,6 +142,21 @@ func AppendCall(b []byte, id uint64, timeout time.Duration, c *route.Call) []byt
 	return b
 }
 
+// traceSize is that of a trace context: two ids and a byte of flags.
+const traceSize = 16 + 8 + 1
+
+// parseTrace returns the span that b names, nil if it names none: what cannot be followed up is no reason to refuse a call.
+func parseTrace(b []byte) *route.Trace {
+	if len(b) != traceSize {
+		return nil
+	}
+	t := &route.Trace{TraceID: [16]byte(b), SpanID: [8]byte(b[16:]), Flags: b[24]}
+	if t.TraceID == ([16]byte{}) || t.SpanID == ([8]byte{}) {
+		return nil
+	}
+	return t
+}
+
 // ReceivedCall is a call as it came in.
 type ReceivedCall struct {
 	ID      uint64
@@ -156,6 +180,7 @@ func ParseCalls(b []byte, alloc func() *route.Call, f func(ReceivedCall) error) 
 
 func parseCall(b []byte, alloc func() *route.Call) (ReceivedCall, error) {
 	c := ReceivedCall{}
+	var trace *route.Trace
 	err := fields(b, func(n protowire.Number, t protowire.Type, v []byte, x uint64) error {
 		switch {
 		case n == callID && t == protowire.VarintType:
@@ -168,6 +193,8 @@ func parseCall(b []byte, alloc func() *route.Call) (ReceivedCall, error) {
 				c.Call.Kind = kind
 			}
 			return parseOne(v, c.Call)
+		case n == callTrace && t == protowire.BytesType:
+			trace = parseTrace(v)
 		}
 		return nil
 	})
@@ -176,6 +203,9 @@ func parseCall(b []byte, alloc func() *route.Call) (ReceivedCall, error) {
 		return c, err
 	case c.ID == 0:
 		return c, fmt.Errorf("a call has the id 0: ids start at 1")
+	}
+	if c.Call != nil {
+		c.Call.Trace = trace
 	}
 	return c, nil
 }

@@ -13,6 +13,7 @@ import (
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 
 	decreev1 "github.com/decree-raft/decree/api/decree/v1"
@@ -32,6 +33,9 @@ func marshal(t testing.TB, m proto.Message) []byte {
 // message is a call in generated code.
 func message(id uint64, timeout time.Duration, c *route.Call) *decreev1.Call {
 	m := &decreev1.Call{Id: id, TimeoutMs: milliseconds(timeout)}
+	if t := c.Trace; t != nil {
+		m.Trace = append(append(append(m.Trace, t.TraceID[:]...), t.SpanID[:]...), t.Flags)
+	}
 	switch c.Kind {
 	case route.Submit:
 		m.Call = &decreev1.Call_Submit{Submit: &decreev1.SubmitRequest{Shard: uint64(c.Shard), Commands: c.Commands, Session: uint64(c.Session),
@@ -48,6 +52,14 @@ func message(id uint64, timeout time.Duration, c *route.Call) *decreev1.Call {
 
 // callOf is what a generated message says, as ParseCalls has to see it.
 func callOf(m *decreev1.Call) *route.Call {
+	c := callWithoutTrace(m)
+	if t := m.GetTrace(); c != nil && len(t) == 25 && !bytes.Equal(t[:16], make([]byte, 16)) && !bytes.Equal(t[16:24], make([]byte, 8)) {
+		c.Trace = &route.Trace{TraceID: [16]byte(t[:16]), SpanID: [8]byte(t[16:24]), Flags: t[24]}
+	}
+	return c
+}
+
+func callWithoutTrace(m *decreev1.Call) *route.Call {
 	switch x := m.GetCall().(type) {
 	case *decreev1.Call_Submit:
 		r := x.Submit
@@ -70,7 +82,8 @@ func sameCall(a, b *route.Call) bool {
 		return a == b
 	}
 	return a.Kind == b.Kind && a.Shard == b.Shard && a.Session == b.Session && a.Sequence == b.Sequence && a.Acknowledged == b.Acknowledged &&
-		a.MakesRoom == b.MakesRoom && a.Level == b.Level && a.Token == b.Token && bytes.Equal(a.Query, b.Query) && sameBytes(a.Commands, b.Commands)
+		a.MakesRoom == b.MakesRoom && a.Level == b.Level && a.Token == b.Token && bytes.Equal(a.Query, b.Query) && sameBytes(a.Commands, b.Commands) &&
+		(a.Trace == nil) == (b.Trace == nil) && (a.Trace == nil || *a.Trace == *b.Trace)
 }
 
 func sameBytes(a, b [][]byte) bool {
@@ -95,6 +108,8 @@ func sampleCalls() []*route.Call {
 		{Kind: route.OpenSession, Shard: 4},
 		{Kind: route.CloseSession, Shard: 5, Session: 6},
 		{Kind: route.CloseSession},
+		{Kind: route.Submit, Shard: 1, Commands: [][]byte{[]byte("a")}, Trace: &route.Trace{TraceID: [16]byte{15: 1}, SpanID: [8]byte{2}, Flags: 3}},
+		{Kind: route.Read, Shard: 2, Trace: &route.Trace{TraceID: [16]byte{1}, SpanID: [8]byte{7: 2}}},
 	}
 }
 
@@ -106,6 +121,12 @@ func FuzzCalls(f *testing.F) {
 	f.Add([]byte{0x0a, 0x08, 0x08, 0x01, 0x1a, 0x00, 0x1a, 0x02, 0x08, 0x01})       // the same twice
 	f.Add([]byte{0x0a, 0x06, 0x08, 0x01, 0x1a, 0x00, 0x22, 0x00})                   // two kinds
 	f.Add([]byte{0x0a, 0x05, 0x08, 0x01, 0x7a, 0x01, 0x00, 0x12, 0x00, 0x99, 0x06}) // fields that are not known
+	for _, trace := range [][]byte{{}, bytes.Repeat([]byte{1}, 24), bytes.Repeat([]byte{1}, 26), make([]byte, 25), append(make([]byte, 16), bytes.Repeat([]byte{1}, 9)...),
+		append(bytes.Repeat([]byte{1}, 16), make([]byte, 9)...)} { // that name no span
+		f.Add(marshal(f, &decreev1.ConnectRequest{Calls: []*decreev1.Call{{Id: 1, Trace: trace, Call: &decreev1.Call_Read{Read: &decreev1.ReadRequest{Shard: 1}}}}}))
+	}
+	named := marshal(f, &decreev1.Call{Id: 1, Trace: bytes.Repeat([]byte{1}, 25)}) // before what is called, and what is called is changed after it
+	f.Add(protowire.AppendBytes(protowire.AppendTag(nil, fieldCalls, protowire.BytesType), append(named, 0x1a, 0x00, 0x22, 0x00)))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		var got []ReceivedCall
 		err := ParseCalls(b, newCall, func(c ReceivedCall) error { got = append(got, c); return nil })
@@ -289,3 +310,47 @@ func TestManyCommands(t *testing.T) {
 }
 
 func newCall() *route.Call { return &route.Call{} }
+
+// Sides that know nothing of traces and those that do understand each other: it is one more field, and one that need not be there.
+func TestTraceIsOptional(t *testing.T) {
+	traced := &route.Call{Kind: route.Submit, Shard: 1, Commands: [][]byte{[]byte("a")}, Session: 2, Sequence: 3, Trace: &route.Trace{TraceID: [16]byte{1}, SpanID: [8]byte{2}, Flags: 1}}
+	plain := traced.Again()
+	plain.Trace = nil
+	inner := func(b []byte) []byte { // of the only call
+		_, _, n := protowire.ConsumeTag(b)
+		v, _ := protowire.ConsumeBytes(b[n:])
+		return v
+	}
+	before, now := inner(AppendCall(nil, 9, time.Second, plain)), inner(AppendCall(nil, 9, time.Second, traced))
+	var without []byte
+	for rest := now; len(rest) > 0; {
+		n, kind, tag := protowire.ConsumeTag(rest)
+		size := tag + protowire.ConsumeFieldValue(n, kind, rest[tag:])
+		if n != 7 {
+			without = append(without, rest[:size]...)
+		}
+		rest = rest[size:]
+	}
+	if !bytes.Equal(without, before) || len(now) == len(before) {
+		t.Fatalf("%x became %x", before, now)
+	}
+	for _, want := range []*route.Call{plain, traced} {
+		if err := ParseCalls(AppendCall(nil, 9, time.Second, want), newCall, func(c ReceivedCall) error {
+			if !sameCall(c.Call, want) || c.ID != 9 {
+				t.Errorf("%+v came as %+v", want, c.Call)
+			}
+			return nil
+		}); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// A call that is not traced costs what it did.
+func TestNoTraceIsFree(t *testing.T) {
+	c := &route.Call{Kind: route.Submit, Shard: 1, Commands: [][]byte{[]byte("a")}}
+	buf := make([]byte, 0, 256)
+	if n := testing.AllocsPerRun(1000, func() { _ = AppendCall(buf, 1, time.Second, c) }); n != 0 {
+		t.Errorf("%g allocations to write a call", n)
+	}
+}

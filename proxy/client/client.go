@@ -18,6 +18,7 @@ import (
 	"sync"
 	"time"
 
+	"go.opentelemetry.io/otel/trace"
 	"google.golang.org/grpc/credentials"
 
 	"github.com/decree-raft/decree/internal/core"
@@ -39,6 +40,9 @@ type Options struct {
 	Silence time.Duration
 	// Logger gets what happens to connections. Default: none.
 	Logger *slog.Logger
+	// Tracer, if set, gets a span of each call, under that of its context, with its attempts and waits as events; proxies and nodes go on under it. What is sampled is
+	// for the provider to say. Without Tracer they go on under the span of the call's context, if that has one.
+	Tracer trace.TracerProvider
 }
 
 const (
@@ -60,6 +64,7 @@ type Client struct {
 	options   Options
 	addresses []string
 	log       *slog.Logger
+	tracer    trace.Tracer // nil: nothing is traced here
 	cancel    context.CancelFunc
 	wg        sync.WaitGroup
 	clock     *route.Clock
@@ -88,6 +93,9 @@ func Dial(addresses []string, o Options) (*Client, error) {
 	ctx, cancel := context.WithCancel(context.Background())
 	c := &Client{options: o, addresses: slices.Clone(addresses), log: o.Logger, cancel: cancel, clock: route.NewClock(monotonic), broken: make(chan *link.Link, 1), leaving: make(chan *link.Link, 1),
 		at: rand.IntN(len(addresses)), hinted: map[string]*link.Link{}, shards: map[rsm.ShardID]*Shard{}}
+	if o.Tracer != nil {
+		c.tracer = o.Tracer.Tracer("github.com/decree-raft/decree/proxy/client")
+	}
 	l, err := c.dial(c.addresses[c.at])
 	if err != nil {
 		cancel()

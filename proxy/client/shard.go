@@ -7,9 +7,13 @@ import (
 	"sync/atomic"
 	"time"
 
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/trace"
+
 	"github.com/decree-raft/decree/internal/core"
 	"github.com/decree-raft/decree/internal/route"
 	"github.com/decree-raft/decree/internal/session"
+	"github.com/decree-raft/decree/internal/traced"
 	"github.com/decree-raft/decree/internal/wire"
 	"github.com/decree-raft/decree/rsm"
 )
@@ -29,6 +33,7 @@ type Shard struct {
 type Pending struct {
 	shard    *Shard
 	ctx      context.Context
+	span     trace.Span // nil: there is none, or nobody looks
 	number   session.Number
 	first    route.Call
 	call     *route.Call
@@ -65,6 +70,7 @@ func (s *Shard) Go(ctx context.Context, commands ...[]byte) *Pending {
 	p := &Pending{shard: s, ctx: ctx, deadline: s.deadline(ctx, now)}
 	p.call = &p.first
 	p.first = route.Call{Kind: route.Submit, Shard: s.id, Commands: commands, Deadline: p.deadline, Done: finish, Mark: mark, Owner: p}
+	p.ctx, p.span = s.trace(ctx, p.call)
 	if err := wire.CheckCall(p.call); err != nil {
 		p.end(err)
 		return p
@@ -99,6 +105,9 @@ func (p *Pending) begin(now int64) {
 		now = monotonic()
 	}
 	p.number = n
+	if p.span != nil {
+		p.span.SetAttributes(traced.Number("decree.session", n.Session), traced.Number("decree.sequence", n.Sequence))
+	}
 	p.call.Session, p.call.Sequence = n.Session, n.Sequence
 	p.shard.router.Submit(now, p.call)
 }
@@ -138,7 +147,35 @@ var errSessionExpired = &rsm.Rejection{Code: core.CodeSessionExpired}
 
 func (p *Pending) end(err error) {
 	p.err = err
-	p.done.close()
+	end(p.span, err, &p.done)
+}
+
+// end closes d, after the call's span has ended: not here, where nothing may block, as an exporter may.
+func end(span trace.Span, err error, d *done) {
+	if span == nil {
+		d.close()
+		return
+	}
+	go func() {
+		defer d.close()
+		traced.End(span, err)
+	}()
+}
+
+// trace starts the span of a call, if calls are traced, and notes which one the call belongs to. The span is nil if nothing of it is kept.
+func (s *Shard) trace(ctx context.Context, c *route.Call) (context.Context, trace.Span) {
+	var span trace.Span
+	if t := s.client.tracer; t != nil {
+		ctx, span = t.Start(ctx, "decree.client/"+c.Kind.String(), trace.WithSpanKind(trace.SpanKindClient),
+			trace.WithAttributes(traced.Number("decree.shard", c.Shard), attribute.Int("decree.commands", len(c.Commands))))
+		if span.IsRecording() {
+			c.Watch = traced.Watch(span)
+		} else {
+			span = nil
+		}
+	}
+	c.Trace = traced.Of(ctx)
+	return ctx, span
 }
 
 // Done is closed when the outcome is there.
@@ -224,6 +261,7 @@ func (s *Shard) call(ctx context.Context, c route.Call) (rsm.Result, error) {
 type PendingRead struct {
 	shard *Shard
 	call  route.Call
+	span  trace.Span // nil: there is none, or nobody looks
 	done  done
 	res   rsm.Result
 	err   error
@@ -233,9 +271,10 @@ func (s *Shard) ask(ctx context.Context, c route.Call) *PendingRead {
 	now := monotonic()
 	p := &PendingRead{shard: s, call: c}
 	p.call.Shard, p.call.Deadline, p.call.Done, p.call.Owner = s.id, s.deadline(ctx, now), finishRead, p
+	_, p.span = s.trace(ctx, &p.call)
 	if err := wire.CheckCall(&p.call); err != nil {
 		p.err = err
-		p.done.close()
+		end(p.span, err, &p.done)
 		return p
 	}
 	s.router.Submit(now, &p.call)
@@ -256,7 +295,7 @@ func (p *PendingRead) finish(c *route.Call) {
 	if p.err == nil {
 		p.shard.saw(p.res.Index)
 	}
-	p.done.close()
+	end(p.span, p.err, &p.done)
 }
 
 // later reports whether what was refused is to be asked for again before its deadline, and when.

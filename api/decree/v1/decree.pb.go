@@ -665,7 +665,10 @@ type Call struct {
 	//	*Call_Read
 	//	*Call_OpenSession
 	//	*Call_CloseSession
-	Call          isCall_Call `protobuf_oneof:"call"`
+	Call isCall_Call `protobuf_oneof:"call"`
+	// Trace, if given, is the span that the call belongs to, in 25 bytes: 16 of the trace's id, 8 of the span's, and the flags (1: sampled) of W3C's trace
+	// context. Anything else, and ids of zeros, are as if it were not given. Unary calls have it in their metadata, as W3C's traceparent.
+	Trace         []byte `protobuf:"bytes,7,opt,name=trace,proto3" json:"trace,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -753,6 +756,13 @@ func (x *Call) GetCloseSession() *CloseSessionRequest {
 		if x, ok := x.Call.(*Call_CloseSession); ok {
 			return x.CloseSession
 		}
+	}
+	return nil
+}
+
+func (x *Call) GetTrace() []byte {
+	if x != nil {
+		return x.Trace
 	}
 	return nil
 }
@@ -1320,7 +1330,7 @@ const file_decree_v1_decree_proto_rawDesc = "" +
 	"\asession\x18\x02 \x01(\x04R\asession\"\x16\n" +
 	"\x14CloseSessionResponse\"7\n" +
 	"\x0eConnectRequest\x12%\n" +
-	"\x05calls\x18\x01 \x03(\v2\x0f.decree.v1.CallR\x05calls\"\xaa\x02\n" +
+	"\x05calls\x18\x01 \x03(\v2\x0f.decree.v1.CallR\x05calls\"\xc0\x02\n" +
 	"\x04Call\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x1d\n" +
 	"\n" +
@@ -1328,7 +1338,8 @@ const file_decree_v1_decree_proto_rawDesc = "" +
 	"\x06submit\x18\x03 \x01(\v2\x18.decree.v1.SubmitRequestH\x00R\x06submit\x12,\n" +
 	"\x04read\x18\x04 \x01(\v2\x16.decree.v1.ReadRequestH\x00R\x04read\x12B\n" +
 	"\fopen_session\x18\x05 \x01(\v2\x1d.decree.v1.OpenSessionRequestH\x00R\vopenSession\x12E\n" +
-	"\rclose_session\x18\x06 \x01(\v2\x1e.decree.v1.CloseSessionRequestH\x00R\fcloseSessionB\x06\n" +
+	"\rclose_session\x18\x06 \x01(\v2\x1e.decree.v1.CloseSessionRequestH\x00R\fcloseSession\x12\x14\n" +
+	"\x05trace\x18\a \x01(\fR\x05traceB\x06\n" +
 	"\x04call\">\n" +
 	"\x0fConnectResponse\x12+\n" +
 	"\aanswers\x18\x01 \x03(\v2\x11.decree.v1.AnswerR\aanswers\"\xbd\x02\n" +
