@@ -233,7 +233,7 @@ func (st *stream) begin(r wire.ReceivedCall) bool {
 			c.Err = named(c.Err, st.callName(r.ID))
 		}
 		if span != nil {
-			go traced.End(span, c.Err) // an exporter may be slow
+			go traced.End(span, c.Err, trace.WithTimestamp(time.Now())) // an exporter may be slow
 		}
 		st.done(r.ID, size, c)
 	}

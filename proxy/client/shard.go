@@ -146,9 +146,10 @@ func end(span trace.Span, err error, done chan struct{}) {
 		close(done)
 		return
 	}
+	now := time.Now()
 	go func() {
 		defer close(done)
-		traced.End(span, err)
+		traced.End(span, err, trace.WithTimestamp(now))
 	}()
 }
 
