@@ -18,10 +18,26 @@ import (
 	"github.com/decree-raft/decree/rsm"
 )
 
+// calm keeps leaders in office on a busy machine: an election would be in the trace.
+func calm(cfg *rsm.Config) {
+	cfg.HeartbeatInterval, cfg.ElectionTimeout = 100*time.Millisecond, 10*time.Second
+}
+
+func startCalm(t *testing.T, options ...func(*rsm.Config)) *rsm.Cluster {
+	t.Helper()
+	c := startCluster(t, append(options, calm)...)
+	for _, shard := range []rsm.ShardID{1, 2} {
+		if _, err := c.Leader(within(t), shard); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return c
+}
+
 // tracedCluster is nodes, a proxy and a client that all keep their spans in one place.
 func tracedCluster(t *testing.T, in *testkit.Spans) (*rsm.Cluster, *proxy.Server, *client.Shard) {
 	t.Helper()
-	c := startCluster(t, func(cfg *rsm.Config) { cfg.Tracer = in })
+	c := startCalm(t, func(cfg *rsm.Config) { cfg.Tracer = in })
 	// The proxy asks who leads only when it has to: so a call finds out that a leader has changed.
 	p, s := startProxy(t, proxy.Config{Nodes: anyNode(c), Tracer: in, Refresh: time.Hour})
 	awaitReady(t, p)
@@ -223,7 +239,7 @@ test
 // Who has no tracer of its own passes on what it was told; what is not sampled is not sampled further down.
 func TestTracePassesThrough(t *testing.T) {
 	in, nothing := &testkit.Spans{}, &testkit.Spans{None: true}
-	c := startCluster(t, func(cfg *rsm.Config) { cfg.Tracer = in })
+	c := startCalm(t, func(cfg *rsm.Config) { cfg.Tracer = in })
 	p, s := startProxy(t, proxy.Config{Nodes: anyNode(c)})
 	awaitReady(t, p)
 	sh := dial(t, s.Addr()).Shard(1)
@@ -281,7 +297,7 @@ test
 // An in-process handle of a proxy has a span, too.
 func TestTraceOfShard(t *testing.T) {
 	in := &testkit.Spans{}
-	c := startCluster(t)
+	c := startCalm(t)
 	p, _ := startProxy(t, proxy.Config{Node: c.Nodes()[0], Nodes: anyNode(c), Tracer: in})
 	awaitReady(t, p)
 	want(t, under(t, in, 3, func(ctx context.Context, _ trace.SpanContext) {
