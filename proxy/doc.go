@@ -9,5 +9,7 @@
 // directly.
 //
 // [Register] offers the protocol (api/decree/v1) on a node's own port, for proxies; it answers for that node's replicas only.
+// With [Config].Tracer, and those of clients and nodes, a call is one OpenTelemetry trace from its caller to the leader's log.
+//
 // Package [github.com/decree-raft/decree/proxy/client] has the client.
 package proxy

@@ -9,6 +9,7 @@ import (
 	"go.opentelemetry.io/otel/trace"
 
 	"github.com/decree-raft/decree/internal/core"
+	"github.com/decree-raft/decree/internal/route"
 	"github.com/decree-raft/decree/internal/traced"
 	"github.com/decree-raft/decree/proxy/internal/admit"
 )
@@ -85,5 +86,19 @@ func BenchmarkCount(b *testing.B) {
 	m.met(1)
 	for b.Loop() {
 		m.ended(0, 1, 1000, nil)
+	}
+}
+
+// A call of which nobody makes a span costs no memory more, with a tracer or without.
+func TestNoTraceIsFree(t *testing.T) {
+	s := newService(nil, Limits{})
+	c, ctx := &route.Call{Kind: route.Submit, Shard: 1}, context.Background()
+	if n := testing.AllocsPerRun(1000, func() {
+		c.Trace = parentOf(ctx)
+		if s.tracer != nil || c.Trace != nil || traced.Of(ctx) != nil || traced.Under(ctx, nil) != ctx {
+			t.Fatal("traced")
+		}
+	}); n != 0 {
+		t.Errorf("%g allocations", n)
 	}
 }

@@ -2,7 +2,6 @@ package proxy_test
 
 import (
 	"bytes"
-	"context"
 	"encoding/json"
 	"errors"
 	"flag"
@@ -18,10 +17,6 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"go.opentelemetry.io/otel/attribute"
-	"go.opentelemetry.io/otel/codes"
-	"go.opentelemetry.io/otel/trace"
-	"go.opentelemetry.io/otel/trace/noop"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
@@ -62,6 +57,7 @@ func page(families map[string]prometheusFamily) string {
 
 Written by a test (` + "`go test ./proxy -run TestMetricsPage -update`" + `) from what running nodes and proxies register. [Operations](operations.md#watching-it) says how to get at them, and
 [grafana/decree.json](grafana/decree.json) is a dashboard over them. Histograms have the usual ` + "`_bucket`, `_sum` and `_count`" + `; their buckets double from 33 µs to 34 s.
+Spans of single calls are another thing: see [traces](decisions/0014-traces.md).
 `)
 	for _, group := range []struct{ prefix, title string }{{"decree_proxy_", "Proxies"}, {"decree_node_", "Nodes: peers, log, state, disk"}, {"decree_shard_", "Replicas of shards"}} {
 		fmt.Fprintf(&b, "\n## %s\n\n| metric | kind | labels | meaning |\n| --- | --- | --- | --- |\n", group.title)
@@ -352,92 +348,5 @@ func TestRequestID(t *testing.T) {
 	}
 	if _, err := dial(t, s.Addr()).Shard(1).Submit(within(t), []byte("a")); err != nil || !strings.Contains(log.String(), "outcome=ok") {
 		t.Errorf("%v: %s", err, log)
-	}
-}
-
-// recorder keeps spans.
-type recorder struct {
-	mu    sync.Mutex
-	spans []*recorded
-}
-
-type recorded struct {
-	noop.Span
-	r      *recorder
-	name   string
-	parent trace.SpanContext
-	attrs  map[string]string
-	events []string
-	failed bool
-	ended  bool
-}
-
-func (r *recorder) tracer() trace.TracerProvider { return provider{r: r} }
-
-type provider struct {
-	noop.TracerProvider
-	r *recorder
-}
-
-func (p provider) Tracer(string, ...trace.TracerOption) trace.Tracer { return tracer{r: p.r} }
-
-type tracer struct {
-	noop.Tracer
-	r *recorder
-}
-
-func (t tracer) Start(ctx context.Context, name string, o ...trace.SpanStartOption) (context.Context, trace.Span) {
-	s := &recorded{r: t.r, name: name, parent: trace.SpanContextFromContext(ctx), attrs: map[string]string{}}
-	cfg := trace.NewSpanStartConfig(o...)
-	s.SetAttributes(cfg.Attributes()...)
-	t.r.mu.Lock()
-	t.r.spans = append(t.r.spans, s)
-	t.r.mu.Unlock()
-	return trace.ContextWithSpan(ctx, s), s
-}
-
-func (s *recorded) IsRecording() bool { return true }
-func (s *recorded) SetAttributes(attrs ...attribute.KeyValue) {
-	s.r.mu.Lock()
-	defer s.r.mu.Unlock()
-	for _, a := range attrs {
-		s.attrs[string(a.Key)] = a.Value.String()
-	}
-}
-func (s *recorded) AddEvent(name string, _ ...trace.EventOption) {
-	s.r.mu.Lock()
-	defer s.r.mu.Unlock()
-	s.events = append(s.events, name)
-}
-func (s *recorded) SetStatus(c codes.Code, _ string) { s.failed = c == codes.Error }
-func (s *recorded) End(...trace.SpanEndOption)       { s.ended = true }
-
-// A unary call is a span of its caller's trace, and tells of its attempts.
-func TestTrace(t *testing.T) {
-	r := &recorder{}
-	c := startCluster(t)
-	p, s := startProxy(t, proxy.Config{Nodes: anyNode(c), Tracer: r.tracer()})
-	awaitReady(t, p)
-	unary := decreev1.NewDecreeServiceClient(plain(t, s.Addr()))
-	const parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
-	ctx := metadata.AppendToOutgoingContext(within(t), "traceparent", parent, proxy.RequestIDKey, "mine")
-	if _, err := unary.Submit(ctx, &decreev1.SubmitRequest{Shard: 1, Commands: [][]byte{[]byte("a")}}); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := unary.Read(within(t), &decreev1.ReadRequest{Shard: 9}); err == nil {
-		t.Fatal("there is no such shard")
-	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if len(r.spans) != 2 {
-		t.Fatalf("%d spans", len(r.spans))
-	}
-	ok, bad := r.spans[0], r.spans[1]
-	if ok.name != "decree.proxy/submit" || !ok.ended || ok.failed || ok.parent.TraceID().String() != parent[3:35] || ok.parent.SpanID().String() != parent[36:52] || !ok.parent.IsSampled() ||
-		ok.attrs["decree.request_id"] != "mine" || ok.attrs["decree.outcome"] != "ok" || !slices.Contains(ok.events, "sent") {
-		t.Errorf("%+v", ok)
-	}
-	if !bad.ended || !bad.failed || bad.parent.IsValid() || bad.attrs["decree.code"] != "no_shard" {
-		t.Errorf("%+v", bad)
 	}
 }

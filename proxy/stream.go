@@ -279,7 +279,7 @@ func (c *streamCall) answered() {
 		c.Err = named(c.Err, c.stream.callName(c.id))
 	}
 	if c.span != nil {
-		go traced.End(c.span, c.Err) // an exporter may be slow
+		go traced.End(c.span, c.Err, trace.WithTimestamp(time.Now())) // an exporter may be slow
 	}
 	c.stream.done(c.id, c.size, &c.Call)
 }

@@ -316,7 +316,7 @@ func TestBurstOfSessions(t *testing.T) {
 	for range 20000 {
 		call := newCall()
 		call.req.Kind = core.KindOpenSession
-		calls = append(calls, s.start(within(t), call))
+		calls = append(calls, s.start(t.Context(), call))
 	}
 	opened := 0
 	for _, call := range calls {

@@ -133,7 +133,7 @@ func (t *callTrace) stage(name string, from, to, done time.Time, why error) {
 	if from.IsZero() {
 		return
 	}
-	_, span := t.tracer.Start(t.ctx, "decree.node/"+name, trace.WithTimestamp(from), trace.WithAttributes(t.where()...))
+	_, span := t.tracer.Start(t.ctx, "decree.node/"+name, trace.WithSpanKind(trace.SpanKindInternal), trace.WithTimestamp(from), trace.WithAttributes(t.where()...))
 	if to.IsZero() {
 		to = done
 		if why != nil {

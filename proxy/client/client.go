@@ -4,6 +4,8 @@
 // number of a session, and is sent again under that number until its outcome is known: a change of leader, a lost reply or the end of a proxy is
 // nothing but latency [G12]. Any number of calls may be under way at once, from any number of goroutines, or from one that does not wait for each (Shard.Go):
 // they share one stream, and whatever is ready when the connection is free travels in one message.
+//
+// A call belongs to the OpenTelemetry span of its context, if that has one: see Options.Tracer.
 package client
 
 import (

@@ -156,9 +156,10 @@ func end(span trace.Span, err error, d *done) {
 		d.close()
 		return
 	}
+	now := time.Now()
 	go func() {
 		defer d.close()
-		traced.End(span, err)
+		traced.End(span, err, trace.WithTimestamp(now))
 	}()
 }
 
