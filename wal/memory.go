@@ -15,6 +15,9 @@ import (
 // as it does on disk.
 const memorySegmentBytes = 256 << 10
 
+// memoryStartBytes is what a segment begins with.
+const memoryStartBytes = 4 << 10
+
 // Memory is a Log in memory, for clusters in one process and for simulation. It
 // holds the very bytes that *WAL has on disk, and a Reopen reads and repairs them with the same code. It
 // does no I/O, reads no clock and starts no goroutine.
@@ -62,9 +65,10 @@ func (m *Memory) Reopen() (*Memory, *Recovered, error) {
 	defer m.mu.Unlock()
 	m.failed = ErrClosed
 	n := &Memory{buf: make([]byte, headSpace)}
-	for _, s := range m.segments {
-		s.b = s.b[:len(s.b):len(s.b)] // what n appends, m does not see
-		n.segments = append(n.segments, s)
+	n.segments = slices.Clone(m.segments)
+	for i := range m.segments {
+		s := &m.segments[i]
+		s.b = s.b[:len(s.b):len(s.b)] // what is behind belongs to n now, which may append there: m cannot
 	}
 	found, rec, err := recoverLog((*memoryFiles)(n), slog.New(slog.DiscardHandler))
 	if err != nil {
@@ -72,7 +76,9 @@ func (m *Memory) Reopen() (*Memory, *Recovered, error) {
 	}
 	n.next, n.based, n.tracker, n.enc.crc = found.last+1, found.base, found.tracker, found.tail.crc
 	tail := n.tail()
-	tail.b = tail.b[:found.tail.end:found.tail.end] // behind it are zeros of a write that never began
+	if end := found.tail.end; end < int64(len(tail.b)) { // behind it are zeros of a write that never began
+		tail.b = tail.b[:end:end]
+	}
 	tail.begun = found.tail.entries > 0
 	if !found.tail.marked { // the crash came between the cut and its mark
 		tail.b = n.enc.mark(tail.b, tail.first)
@@ -120,6 +126,9 @@ func (m *Memory) seal(b []byte) int64 {
 	t := m.tail()
 	var frame []byte
 	m.buf, frame = m.enc.seal(b, m.next)
+	if n := len(t.b) + len(frame); n > cap(t.b) {
+		t.b = append(make([]byte, 0, max(n, min(2*cap(t.b), memorySegmentBytes), memoryStartBytes)), t.b...)
+	}
 	t.b, t.begun = append(t.b, frame...), true
 	return int64(len(frame))
 }

@@ -56,6 +56,15 @@ type Write struct {
 	Records  []wal.Record
 	replicas []*Replica // whose outstanding Ready this is
 	then     []func()   // on the worker's goroutine
+
+	record  [1]wal.Record // room for what most writes are
+	replica [1]*Replica
+}
+
+func newWrite() *Write {
+	w := &Write{}
+	w.Records, w.replicas = w.record[:0], w.replica[:0]
+	return w
 }
 
 // FlushDone is a flush under way.

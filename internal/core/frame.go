@@ -42,7 +42,7 @@ func AppendMessage(b []byte, shard ShardID, m *raftpb.Message) []byte {
 		b = grown
 	}
 	b = b[:at+n]
-	if _, err := m.MarshalTo(b[at:]); err != nil {
+	if _, err := m.MarshalToSizedBuffer(b[at:]); err != nil {
 		panic(fmt.Sprintf("raft message cannot be encoded: %v", err)) // no type of it has a way to fail
 	}
 	return b
@@ -145,8 +145,8 @@ const shareOf = 8
 
 // decodeMessage decodes a message, of which entries with at least share bytes of data share memory with b.
 func decodeMessage(m *raftpb.Message, b []byte, share int) error {
-	if len(b) < share {
-		return m.Unmarshal(b)
+	if len(b) < share || len(b) > 1 && b[0] == tagType && b[1] != byte(raftpb.MsgApp) {
+		return m.Unmarshal(b) // nothing else has large entries, and most messages are something else
 	}
 	var small [256]byte
 	rest := small[:0] // everything but the entries
@@ -202,6 +202,7 @@ func decodeEntry(e *raftpb.Entry, b []byte, share int) error {
 
 // Protobuf tags of raftpb: field number and wire type.
 const (
+	tagType       = 1<<3 | wireVarint // comes first
 	tagEntries    = 7<<3 | wireBytes
 	tagEntryType  = 1<<3 | wireVarint
 	tagEntryTerm  = 2<<3 | wireVarint

@@ -262,7 +262,7 @@ func (r *Replica) touch() {
 // write adds a record to what this pass makes durable; r, if not nil, is told when it is.
 func (w *Worker) write(r *Replica, rec wal.Record) {
 	if w.out == nil {
-		w.out = &Write{}
+		w.out = newWrite()
 	}
 	w.out.Records = append(w.out.Records, rec)
 	if r != nil {
@@ -334,20 +334,28 @@ type Status struct {
 }
 
 // Status returns the status of a shard, or false if the worker has no such shard.
-func (w *Worker) Status(id ShardID) (Status, bool) {
+func (w *Worker) Status(id ShardID) (s Status, ok bool) {
+	if ok = w.Look(id, &s); ok {
+		s.JournalBytes = w.replicas[id].journalBytes()
+	}
+	return s, ok
+}
+
+// Look is Status but for JournalBytes, which has to be read from tables, into a Status that is used again: for who looks after every pass.
+func (w *Worker) Look(id ShardID, s *Status) bool {
 	r := w.replicas[id]
 	if r == nil {
-		return Status{}, false
+		return false
 	}
-	s := Status{
-		Shard: id, Role: roleNames[r.role], Term: r.raftTerm, Leader: r.leader, Voters: r.conf.Voters, Learners: r.conf.Learners, Members: r.conf, Version: r.meta.machine, MaxVersion: r.maxVersion(), JournalBytes: r.journalBytes(), JournalShort: r.cutShort,
+	*s = Status{
+		Shard: id, Role: roleNames[r.role], Term: r.raftTerm, Leader: r.leader, Voters: r.conf.Voters, Learners: r.conf.Learners, Members: r.conf, Version: r.meta.machine, MaxVersion: r.maxVersion(), JournalShort: r.cutShort,
 		Applied: r.applied, Last: Index(r.log.last()), Flushed: Index(r.log.flushed),
 		Sequence: r.seq, Time: r.time, Hash: r.chain, Sessions: len(r.sessions.byID), Queued: r.pending.requests,
 		Quiet: r.quiet, Err: r.broken, Stats: r.stats, Memory: r.state.LayerBytes() + r.log.bytes,
 	}
 	if r.broken != nil {
 		s.Role = "stopped"
-		return s, true
+		return true
 	}
 	if r.leaving && r.lead == nil {
 		s.Err = r.removedError(r.conf.Index) // it serves nobody, and votes as long as somebody counts on that
@@ -356,7 +364,7 @@ func (w *Worker) Status(id ShardID) (Status, bool) {
 	if r.lead != nil {
 		s.Inflight = len(r.lead.inflight)
 	}
-	return s, true
+	return true
 }
 
 // Version returns the state of a shard at its applied index, with that index and

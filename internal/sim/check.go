@@ -22,6 +22,7 @@ type checker struct {
 	ops     []*operation            // ops[i] has number i+1
 	leaders map[leaderKey]core.NodeID
 	latest  [shardCount + 1]core.NodeID // who was last seen to lead
+	status  core.Status                 // of observe
 
 	changes    map[changeKey]*memberChange // of the members
 	changeList []*memberChange             // the same, in order
@@ -102,20 +103,21 @@ func (c *checker) restarted(w *worker) {
 
 // observe checks a worker's shards after a pass.
 func (c *checker) observe(w *worker) {
+	st := &c.status
 	for _, id := range w.shards {
-		st, _ := w.core.Status(id)
+		w.core.Look(id, st)
 		if st.Err != nil {
 			if st.Err.Code == core.CodeRemoved || w.n.rotten != "" {
-				c.observeApplied(w.n, &st) // it may have answered before it went
+				c.observeApplied(w.n, st) // it may have answered before it went
 			}
 			continue // see stopped
 		}
-		c.observeLeader(w.n, &st)
-		c.observeApplied(w.n, &st)
+		c.observeLeader(w.n, st)
+		c.observeApplied(w.n, st)
 		if c.s.failure != nil {
 			return
 		}
-		c.observeMembers(w.n, &st)
+		c.observeMembers(w.n, st)
 		before := &w.n.counted[id]
 		if st.Stats.JournalShort > 0 || st.Stats.SnapshotsInstalled > 0 {
 			w.n.cutShort[id] = true
@@ -264,33 +266,38 @@ func (c *checker) compareJournal(n *node, id core.ShardID) {
 			return
 		}
 	}
-	entries, err := st.Journal(first, last+1, 1<<62)
-	if err != nil {
+	bytes := int64(0) // without the first entry, which is there for its term
+	err := st.WholeJournal(func(e state.JournalEntry) error {
+		if known := c.shards[id].after(core.Index(e.Index)); uint64(known.term) != e.Term || known.hash != xxhash.Sum64(e.Data) {
+			c.s.fail("journal", "shard %d on node %d has another entry %d of term %d than was committed, of term %d", id, n.id, e.Index, e.Term, known.term)
+			return errOther
+		}
+		if e.Index > first {
+			bytes += int64(len(e.Data)) + 64
+		}
+		return nil
+	})
+	switch {
+	case err == errOther:
+		return
+	case err != nil:
 		if n.rotten == "" {
 			c.s.fail("journal", "shard %d on node %d: %v", id, n.id, err)
 		}
 		return
 	}
-	for _, e := range entries {
-		if known := c.shards[id].after(core.Index(e.Index)); uint64(known.term) != e.Term || known.hash != xxhash.Sum64(e.Data) {
-			c.s.fail("journal", "shard %d on node %d has another entry %d of term %d than was committed, of term %d", id, n.id, e.Index, e.Term, known.term)
-			return
-		}
-	}
-	c.journalBounded(n, id, entries)
+	c.journalBounded(n, id, core.Index(first), bytes)
 	if flushed := st.FlushedIndex(); last != flushed {
 		c.s.fail("journal", "shard %d on node %d ends with entry %d, and is flushed to %d", id, n.id, last, flushed)
 	}
 }
 
+var errOther = errors.New("another entry")
+
 // journalBounded: of more than the cap nothing is kept but what the last flush has added. (Of what an incarnation began with it only knows about how much it is.)
-func (c *checker) journalBounded(n *node, id core.ShardID, entries []state.JournalEntry) {
-	bytes, limit := int64(0), c.s.swarm.core.JournalMaxBytes
-	for _, e := range entries[1:] { // the first is there for its term
-		bytes += int64(len(e.Data)) + 64
-	}
-	j := &n.journal[id]
-	if first := core.Index(entries[0].Index); !c.s.swarm.core.KeepJournal && limit > 0 && bytes > limit && first > j.start && first < j.before {
+func (c *checker) journalBounded(n *node, id core.ShardID, first core.Index, bytes int64) {
+	j, limit := &n.journal[id], c.s.swarm.core.JournalMaxBytes
+	if !c.s.swarm.core.KeepJournal && limit > 0 && bytes > limit && first > j.start && first < j.before {
 		c.s.fail("journal", "shard %d on node %d has %d bytes of journal from %d on, %d are allowed; the last flushes were at %d and %d", id, n.id, bytes, first, limit, j.before, j.last)
 	}
 }

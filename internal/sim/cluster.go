@@ -41,7 +41,7 @@ type node struct {
 	journal   [shardCount + 1]flushedAt
 	cutShort  [shardCount + 1]bool               // the journal has lost what others may need
 	confs     [shardCount + 1]core.Configuration // as the core last said
-	dial      map[core.NodeID]string             // the transport's: where peers were last found, by this incarnation
+	dial      []string                           // the transport's: where peers were last found, by this incarnation
 	left      [shardCount + 1]bool               // the replica knows that it was removed
 	program   uint64                             // the highest version of the machine that it can run
 	running   uint64                             // the same, of this incarnation
@@ -163,7 +163,7 @@ func (n *node) start() {
 	n.paused, n.crashAfterPass, n.diskLow, n.ticks = 0, false, false, 0
 	n.unfit = nil
 	n.heard = make([]int64, len(n.s.nodes)+1)
-	n.confs, n.dial = [shardCount + 1]core.Configuration{}, map[core.NodeID]string{}
+	n.confs, n.dial = [shardCount + 1]core.Configuration{}, make([]string, len(n.s.nodes)+1)
 	n.locate()
 	n.running, n.ran = n.program, max(n.ran, n.program)
 	n.frames = make([][]byte, len(n.s.nodes)+1)
@@ -329,7 +329,7 @@ func (n *node) tick() {
 	n.ticks++
 	if n.ticks%2 == 0 {
 		for p := range n.frames {
-			if p != 0 && core.NodeID(p) != n.id && n.dial[core.NodeID(p)] != "" {
+			if p != 0 && core.NodeID(p) != n.id && n.dial[p] != "" {
 				n.frames[p] = core.AppendBeat(n.frame(core.NodeID(p)))
 			}
 		}
@@ -412,7 +412,7 @@ func (n *node) sendFrames(upTo int) {
 		if len(frame) > 0 {
 			n.frames[p] = nil
 			switch {
-			case n.dial[core.NodeID(p)] == "": // nobody has said where it is
+			case n.dial[p] == "": // nobody has said where it is
 				n.s.net.spare = append(n.s.net.spare, frame[:0])
 			case p < upTo:
 				n.s.net.send(n.id, core.NodeID(p), frame)

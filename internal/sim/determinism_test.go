@@ -65,6 +65,7 @@ func TestTraceChangesNothing(t *testing.T) {
 
 // TestNondeterminismIsFound: replicas whose machine errs stop, and nobody gets a wrong answer.
 func TestNondeterminismIsFound(t *testing.T) {
+	skipUnderRace(t)
 	stopped := 0
 	for seed := uint64(1); seed <= 30; seed++ {
 		r := runJudged(seed, Options{Nondeterministic: true})

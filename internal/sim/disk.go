@@ -24,7 +24,7 @@ type disk struct {
 	faultyDisk
 
 	// shadow is what was made durable, kept apart from what wal.Memory says: one per shard.
-	shadow map[core.ShardID]*shadowLog
+	shadow [shardCount + 1]*shadowLog
 }
 
 type logWrite struct {
@@ -47,8 +47,8 @@ type shadowEntry struct {
 }
 
 func newDisk(n *node) *disk {
-	d := &disk{n: n, faultyDisk: faultyDisk{r: stream(n.s.seed, 400+uint64(n.id))}, log: wal.NewMemory(), fs: vfs.NewCrashableMem(), shadow: map[core.ShardID]*shadowLog{}}
-	for id := core.ShardID(1); id <= shardCount; id++ {
+	d := &disk{n: n, faultyDisk: faultyDisk{r: stream(n.s.seed, 400+uint64(n.id))}, log: wal.NewMemory(), fs: vfs.NewCrashableMem()}
+	for id := range d.shadow {
 		d.shadow[id] = &shadowLog{}
 	}
 	return d

@@ -34,13 +34,12 @@ func judge(h *History) error {
 // legal order, and goes against nobody's clock, it proves the history linearizable. If not, the judge gets the
 // history as the clients saw it, and has the last word.
 func judgeOne(m porcupine.Model, ops []HistoryOp) error {
-	var narrow, wide []porcupine.Operation
+	narrow, wide := make([]porcupine.Operation, len(ops)), make([]porcupine.Operation, len(ops))
 	for i := range ops {
 		o := &ops[i]
-		op := porcupine.Operation{ClientId: o.Client, Input: o, Output: o, Call: o.Call, Return: o.Return}
-		wide = append(wide, op)
-		op.Call, op.Return = place(o)
-		narrow = append(narrow, op)
+		wide[i] = porcupine.Operation{ClientId: o.Client, Input: o, Output: o, Call: o.Call, Return: o.Return}
+		narrow[i] = wide[i]
+		narrow[i].Call, narrow[i].Return = place(o)
 	}
 	if inRealTime(ops) && porcupine.CheckOperationsTimeout(m, narrow, judgePatience) == porcupine.Ok {
 		return nil
@@ -70,20 +69,24 @@ func place(o *HistoryOp) (from, to int64) {
 
 // inRealTime reports whether the order of the log is that of time, for operations of which one ended before the other began.
 func inRealTime(ops []HistoryOp) bool {
-	byReturn, byCall := slices.Clone(ops), slices.Clone(ops)
-	slices.SortFunc(byReturn, func(a, b HistoryOp) int { return cmp.Compare(a.Return, b.Return) })
-	slices.SortFunc(byCall, func(a, b HistoryOp) int { return cmp.Compare(a.Call, b.Call) })
+	byReturn := make([]*HistoryOp, len(ops))
+	for i := range ops {
+		byReturn[i] = &ops[i]
+	}
+	byCall := slices.Clone(byReturn)
+	slices.SortFunc(byReturn, func(a, b *HistoryOp) int { return cmp.Compare(a.Return, b.Return) })
+	slices.SortFunc(byCall, func(a, b *HistoryOp) int { return cmp.Compare(a.Call, b.Call) })
 	ended, highest := 0, int64(0) // the earliest place that an operation may have after those that ended
 	for i := range byCall {
 		for ended < len(byReturn) && byReturn[ended].Return < byCall[i].Call {
-			from, _ := place(&byReturn[ended])
+			from, _ := place(byReturn[ended])
 			highest = max(highest, from)
 			ended++
 		}
-		if _, to := place(&byCall[i]); to < highest {
+		if _, to := place(byCall[i]); to < highest {
 			return false
 		}
-		if from, to := place(&byCall[i]); to-from > 1 && from < highest {
+		if from, to := place(byCall[i]); to-from > 1 && from < highest {
 			return false // two rejections of one entry could stand the wrong way round: let the judge see
 		}
 	}

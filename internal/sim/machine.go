@@ -71,7 +71,8 @@ func (c command) String() string {
 
 // An event is the command's bytes and, behind them, the decided value and the version of the machine that decided.
 func encodeEvent(command []byte, value int64, version uint64) []byte {
-	return append(binary.BigEndian.AppendUint64(append([]byte(nil), command...), uint64(value)), byte(version))
+	b := append(make([]byte, 0, len(command)+9), command...)
+	return append(binary.BigEndian.AppendUint64(b, uint64(value)), byte(version))
 }
 
 func decodeEvent(b []byte) (c command, value int64, version uint64) {
@@ -81,7 +82,7 @@ func decodeEvent(b []byte) (c command, value int64, version uint64) {
 
 // stored is what is written for a value.
 func stored(v int64, pad []byte, version uint64) []byte {
-	b := append(encodeValue(v), pad...)
+	b := append(binary.BigEndian.AppendUint64(make([]byte, 0, 8+len(pad)+1), uint64(v)), pad...)
 	if version > 0 {
 		b = append(b, byte(version))
 	}
@@ -92,7 +93,7 @@ func encodeValue(v int64) []byte { return binary.BigEndian.AppendUint64(nil, uin
 
 func decodeValue(b []byte) int64 { return int64(binary.BigEndian.Uint64(b)) }
 
-func keyName(k uint16) []byte { return binary.BigEndian.AppendUint16([]byte{'k'}, k) }
+func keyName(k uint16) []byte { return []byte{'k', byte(k >> 8), byte(k)} }
 
 // queryAll asks for everything instead of one key.
 const queryAll = uint16(0xffff)

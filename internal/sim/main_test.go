@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"flag"
 	"os"
 	"runtime"
 	"runtime/debug"
@@ -17,6 +18,9 @@ func TestMain(m *testing.M) {
 	}
 	if os.Getenv("GOMAXPROCS") == "" {
 		runtime.GOMAXPROCS(1)
+	}
+	if flag.Parse(); flag.Lookup("test.memprofile").Value.String() == "" {
+		runtime.MemProfileRate = 0 // nobody looks at the stacks that are taken of every 512 KiB
 	}
 	os.Exit(m.Run())
 }

@@ -16,6 +16,35 @@ type network struct {
 	due [][]int64 // when the latest frame of the link arrives, for links that keep order
 
 	spare [][]byte // memory of frames that have been read
+	idle  []*flight
+}
+
+// flight is a frame on its way. It is used again: frames are most of what happens.
+type flight struct {
+	frame
+	n   *network
+	run func() // land, made once
+}
+
+// fly has a frame arrive at a time.
+func (n *network) fly(f frame, at int64) {
+	if len(n.idle) == 0 {
+		fl := &flight{n: n}
+		fl.run = fl.land
+		n.idle = append(n.idle, fl)
+	}
+	last := len(n.idle) - 1
+	fl := n.idle[last]
+	n.idle = n.idle[:last]
+	fl.frame = f
+	n.s.at(at, fl.run)
+}
+
+func (fl *flight) land() {
+	f, n := fl.frame, fl.n
+	fl.frame = frame{}
+	n.idle = append(n.idle, fl)
+	n.s.node(f.to).arrive(f)
 }
 
 // frame is what a node has sent to another.
@@ -78,7 +107,7 @@ func (n *network) send(from, to core.NodeID, b []byte) {
 		}
 		n.s.trace.event(evFrameSent, from, uint64(to), f.hash, uint64(len(b)), uint64(delay/microsecond))
 		n.s.trace.frame(&f)
-		n.s.at(at, func() { n.s.node(to).arrive(f) })
+		n.fly(f, at)
 	}
 }
 

@@ -177,7 +177,9 @@ func (a *attempt) give() {
 	}
 	s.trace.event(evSubmit, n.id, uint64(o.shard), o.num, uint64(a.num), uint64(o.kind))
 	s.tellAsked(a)
-	s.trace.note("client %d: %v (acknowledges %d)", o.client.num, o, q.Acknowledged)
+	if s.trace.out != nil { // the arguments alone are worth not being made
+		s.trace.note("client %d: %v (acknowledges %d)", o.client.num, o, q.Acknowledged)
+	}
 	n.workerOf(o.shard).post(func(in *core.Input) { in.Requests = append(in.Requests, q) })
 }
 
@@ -193,8 +195,10 @@ func (s *sim) takeAnswers() {
 		s.answers = s.answers[1:]
 		a.at = s.now
 		s.trace.event(evAnswer, a.node.id, uint64(a.op.shard), a.op.num, uint64(a.num), uint64(a.verdict()))
-		s.trace.note("client %d: %s at index %d, replies %x, answer %x, error %v", a.op.client.num, verdictNames[a.verdict()],
-			a.req.Result.Index, a.req.Result.Replies, a.req.Result.Answer, a.req.Err)
+		if s.trace.out != nil {
+			s.trace.note("client %d: %s at index %d, replies %x, answer %x, error %v", a.op.client.num, verdictNames[a.verdict()],
+				a.req.Result.Index, a.req.Result.Replies, a.req.Result.Answer, a.req.Err)
+		}
 		s.tellAnswer(a)
 		s.check.answer(a)
 		if a.reply != nil {

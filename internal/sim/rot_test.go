@@ -22,6 +22,7 @@ func membersStay(s *swarm) {
 // TestRot damages a disk in every run, when there is much on it: clusters of which a minority cannot read all that it has
 // must go on, and serve nothing of it.
 func TestRot(t *testing.T) {
+	skipUnderRace(t)
 	seeds := uint64(60)
 	if testing.Short() {
 		seeds = 15

@@ -119,6 +119,10 @@ type sim struct {
 	changeAnswers []func() // to be checked, as answers
 }
 
+// cacheBytes of tables is more than a run reads, so that each block is read once in each incarnation: damage is done to disks of which
+// nothing is open.
+const cacheBytes = 16 << 20
+
 // oneRun: what raft draws is drawn from one source per process.
 var oneRun sync.Mutex
 
@@ -152,7 +156,7 @@ func Run(seed uint64, opts Options) *Result {
 	}
 	s.trace.note("seed %d: %+v", seed, s.swarm)
 	s.stats.Nodes, s.stats.Codes = s.swarm.nodes, map[core.Code]int{}
-	s.cache = state.NewCache(256 << 10)
+	s.cache = state.NewCache(cacheBytes)
 	defer s.cache.Close()
 	s.check = newChecker(s)
 	s.run()

@@ -99,7 +99,7 @@ func (c *Cut) Journal(lo, hi uint64, yield func(JournalEntry) error) error {
 	if lo < first {
 		return fmt.Errorf("%w: %d, the first is %d", ErrCompacted, lo, first)
 	}
-	return readJournal(c.base.snap, c.shard, lo, hi, yield)
+	return readJournal(c.base.snap, c.shard, lo, hi, func(e JournalEntry) error { return yield(e.clone()) })
 }
 
 // Close lets go of what the cut holds. A second call panics; a Write that is under way must have ended.

@@ -109,7 +109,7 @@ func encodeJournal(dst []byte, e *JournalEntry) []byte {
 	return append(dst, e.Data...)
 }
 
-// decodeJournal copies what it keeps of b.
+// decodeJournal returns an entry whose data are in b.
 func decodeJournal(index uint64, b []byte) (JournalEntry, error) {
 	if len(b) > 0 && b[0] > journalVersion {
 		return JournalEntry{}, fmt.Errorf("%w: journal entry %d has version %d, this program knows up to %d",
@@ -122,7 +122,7 @@ func decodeJournal(index uint64, b []byte) (JournalEntry, error) {
 	if n <= 0 {
 		return JournalEntry{}, fmt.Errorf("%w: journal entry %d has no term", ErrCorrupt, index)
 	}
-	return JournalEntry{Index: index, Term: term, Type: b[1], Data: append([]byte(nil), b[2+n:]...)}, nil
+	return JournalEntry{Index: index, Term: term, Type: b[1], Data: b[2+n:]}, nil
 }
 
 func encodeMarker() []byte {

@@ -152,6 +152,10 @@ func sameJournal(h *Shard, want []JournalEntry) error {
 	if !slices.EqualFunc(got, want, sameEntry) {
 		return fmt.Errorf("journal %v, want %v", got, want)
 	}
+	var whole []JournalEntry
+	if err := h.WholeJournal(func(e JournalEntry) error { whole = append(whole, e.clone()); return nil }); err != nil || !slices.EqualFunc(whole, want, sameEntry) {
+		return fmt.Errorf("the whole journal is %v (%v), want %v", whole, err, want)
+	}
 	if _, err := h.Journal(first-1, last+1, 1<<30); !errors.Is(err, ErrCompacted) {
 		return fmt.Errorf("journal below the first: %v", err)
 	}

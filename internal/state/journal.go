@@ -49,7 +49,7 @@ func (h *Shard) Journal(lo, hi, maxBytes uint64) (entries []JournalEntry, err er
 		if size += uint64(len(e.Data)); size > maxBytes && len(entries) > 0 {
 			return errEnough
 		}
-		entries = append(entries, e)
+		entries = append(entries, e.clone())
 		return nil
 	})
 	if err != nil && !errors.Is(err, errEnough) {
@@ -60,7 +60,23 @@ func (h *Shard) Journal(lo, hi, maxBytes uint64) (entries []JournalEntry, err er
 
 var errEnough = errors.New("state: enough")
 
-// readJournal yields the entries lo <= index < hi, all of which must be there. An error of yield ends it and is returned.
+func (e JournalEntry) clone() JournalEntry {
+	e.Data = append([]byte(nil), e.Data...)
+	return e
+}
+
+// WholeJournal yields all durable entries, ascending. Their data are valid during the call only. An error of yield ends it and
+// is returned. For audits.
+func (h *Shard) WholeJournal(yield func(JournalEntry) error) error {
+	first, last := h.JournalBounds()
+	if last == 0 {
+		return nil
+	}
+	return readJournal(h.reader(), h.id, first, last+1, yield)
+}
+
+// readJournal yields the entries lo <= index < hi, all of which must be there. Their data are valid during the call only. An error of
+// yield ends it and is returned.
 func readJournal(r pebble.Reader, shard, lo, hi uint64, yield func(JournalEntry) error) (err error) {
 	it, err := r.NewIter(&pebble.IterOptions{
 		LowerBound: journalKey(nil, shard, lo), UpperBound: journalKey(nil, shard, hi)})

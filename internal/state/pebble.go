@@ -1,6 +1,7 @@
 package state
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -101,7 +102,11 @@ func (f *fatal) get() error {
 	return f.err
 }
 
-func (f *fatal) Infof(format string, args ...any) { f.log.Debug(fmt.Sprintf(format, args...)) }
+func (f *fatal) Infof(format string, args ...any) {
+	if f.log.Enabled(context.Background(), slog.LevelDebug) { // pebble says much that nobody reads
+		f.log.Debug(fmt.Sprintf(format, args...))
+	}
+}
 
 func (f *fatal) Errorf(format string, args ...any) { f.log.Warn(fmt.Sprintf(format, args...)) }
 

@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/decree-raft/decree/internal/testkit"
 	"github.com/decree-raft/decree/rsm"
 	"github.com/decree-raft/decree/rsm/rsmtest"
 )
@@ -74,9 +75,17 @@ func tallyQuery(r *rand.Rand) []byte {
 	return []byte(names[r.IntN(len(names))])
 }
 
+// seeds is how many clusters a test simulates. Each is one goroutine: the race detector takes its time, and sees no more in many.
+func seeds(n int) int {
+	if testkit.Race {
+		return min(n, 4)
+	}
+	return n
+}
+
 // tallyConfig tests a machine that embeds tally and breaks something.
 func tallyConfig(newMachine func() rsm.Machine) rsmtest.Config {
-	return rsmtest.Config{New: newMachine, Command: tallyCommand, Query: tallyQuery, Seeds: 20}
+	return rsmtest.Config{New: newMachine, Command: tallyCommand, Query: tallyQuery, Seeds: seeds(20)}
 }
 
 // tallyModel is the machine once more. Its values are never changed: each step makes a copy.

@@ -336,7 +336,7 @@ func TestAnotherDate(t *testing.T) {
 func TestImpureDecide(t *testing.T) {
 	config := tallyConfig(func() rsm.Machine { return clockInDecide{} })
 	config.ImpureDecide = true
-	config.Seeds = 5
+	config.Seeds = seeds(5)
 	rsmtest.Run(t, config)
 }
 
@@ -379,7 +379,7 @@ func (m plainError) Decide(v rsm.View, c rsm.Command) ([][]byte, []byte, error) 
 
 func TestRandomnessThatIsGivenIsPure(t *testing.T) {
 	config := tallyConfig(func() rsm.Machine { return plainError{} })
-	config.Seeds = 5
+	config.Seeds = seeds(5)
 	rsmtest.Run(t, config)
 }
 
@@ -415,7 +415,7 @@ func (m doubled) Apply(s rsm.State, e rsm.Event) {
 func TestVersions(t *testing.T) {
 	config := func(bad string) rsmtest.Config {
 		c := tallyConfig(func() rsm.Machine { return &doubled{bad: bad} })
-		c.Seeds = 12
+		c.Seeds = seeds(12)
 		return c
 	}
 	rsmtest.Run(t, config("goes back"))

@@ -89,7 +89,7 @@ func (m registerModel) Query([]byte) rsmtest.Outcome {
 
 func TestTyped(t *testing.T) {
 	c := registerConfig(register{})
-	c.Model, c.Seeds = registerModel{}, 10
+	c.Model, c.Seeds = registerModel{}, seeds(10)
 	rsmtest.Run(t, c)
 }
 
