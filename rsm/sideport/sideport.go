@@ -11,7 +11,6 @@ package sideport
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -22,6 +21,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/decree-raft/decree/internal/bind"
 )
 
 // Config configures a side port.
@@ -99,14 +100,14 @@ type Server struct {
 
 // Listen serves the endpoints at host:port until Close.
 func Listen(address string, cfg Config) (*Server, error) {
-	host, _, err := net.SplitHostPort(address)
-	if err != nil {
+	if _, _, err := net.SplitHostPort(address); err != nil {
 		return nil, fmt.Errorf("sideport: the address is %q: host:port is needed", address)
 	}
-	if ip := net.ParseIP(host); !cfg.Open && host != "localhost" && (ip == nil || !ip.IsLoopback()) {
-		return nil, fmt.Errorf("sideport: %s is reached by other machines, without TLS or a password: %w", address, ErrOpen)
+	missing := "it has neither TLS nor a password: set Open if that is meant"
+	if cfg.Open {
+		missing = ""
 	}
-	l, err := net.Listen("tcp", address)
+	l, err := bind.TCP(address, missing)
 	if err != nil {
 		return nil, fmt.Errorf("sideport: %w", err)
 	}
@@ -120,7 +121,7 @@ func Listen(address string, cfg Config) (*Server, error) {
 }
 
 // ErrOpen: the address needs Config.Open.
-var ErrOpen = errors.New("set Open if that is meant")
+var ErrOpen = bind.ErrInsecure
 
 // Addr returns the host:port that is listened on.
 func (s *Server) Addr() string { return s.listener.Addr().String() }

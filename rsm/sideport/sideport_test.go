@@ -99,7 +99,7 @@ func TestSideport(t *testing.T) {
 
 func TestListen(t *testing.T) {
 	ready := func() []string { return nil }
-	for _, address := range []string{":0", "0.0.0.0:0", "[::]:0", "example.org:0"} {
+	for _, address := range []string{":0", "0.0.0.0:0", "[::]:0", "192.0.2.1:0"} {
 		if _, err := sideport.Listen(address, sideport.Config{Ready: ready}); !errors.Is(err, sideport.ErrOpen) {
 			t.Errorf("%s: %v", address, err)
 		}
