@@ -209,3 +209,28 @@ func TestListensSafely(t *testing.T) {
 		}
 	}
 }
+
+// A stream between nodes does not outlive the certificates that it was opened with, and is opened again with new ones.
+func TestStreamEndsWithItsCertificate(t *testing.T) {
+	ca, dir := testkit.NewAuthority(t), t.TempDir()
+	files := ca.Write(t, dir, testkit.Subject{Ends: time.Now().Add(4 * time.Second)})
+	short, err := TLSFiles(files.Cert, files.Key, files.CA, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	long := tlsFor(t, t.TempDir(), ca, nil)
+	a, b := startPair(t, func(c *Config) {
+		if c.TLS = long; c.Node == 1 {
+			c.TLS = short
+		}
+	})
+	a.expectUp(t, b)
+	a.send(t, 2, "with the old one")
+	b.expect(t, 1, "with the old one")
+	b.log.await(t, "closed a connection to the peer port: the certificate that it was made with has expired")
+	b.log.await(t, "the TLS handshake failed", "expired")
+	ca.Write(t, dir, testkit.Subject{})
+	a.expectUp(t, b)
+	a.send(t, 2, "with the new one")
+	b.expect(t, 1, "with the new one")
+}
