@@ -12,6 +12,7 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/status"
 
 	decreev1 "github.com/decree-raft/decree/api/decree/v1"
@@ -128,6 +129,51 @@ func TestHalfClosedAndNotRead(t *testing.T) {
 			time.Sleep(5 * time.Millisecond)
 		}
 	})
+}
+
+// Who watches the health of a server does not hold up its draining, and is told.
+func TestDrainWithWatchers(t *testing.T) {
+	_, s := lonely(t)
+	conn, err := grpc.NewClient(s.Addr(), access.DialOptions(nil, nil)...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	w, err := healthv1.NewHealthClient(conn).Watch(within(t), &healthv1.HealthCheckRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.Recv(); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	soon(t, "draining", func() { s.Drain(ctx) })
+	if ctx.Err() != nil {
+		t.Error("it took all the time that there was")
+	}
+}
+
+// One host does not take all connections.
+func TestConnectionsOfOneHost(t *testing.T) {
+	p, _ := lonely(t)
+	s, err := p.Serve(proxy.ServerConfig{Listen: "127.0.0.1:0", MaxConnections: 8})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	for range 6 {
+		defer idle(t, s.Addr()).Close()
+	}
+	c, err := net.Dial("tcp", s.Addr())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	_ = c.SetReadDeadline(time.Now().Add(10 * time.Second)) // it is open
+	if _, err := c.Read(make([]byte, 1)); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("the seventh connection of eight: %v", err)
+	}
 }
 
 // What waits for a leader counts for its client: one alone does not fill the room for all.

@@ -115,7 +115,7 @@ func TestShardBounds(t *testing.T) {
 			}
 		default:
 			if shard != 1 {
-				t.Errorf("the call to shard %d waits on", shard)
+				t.Fatalf("the call to shard %d waits on", shard)
 			}
 		}
 	}

@@ -23,6 +23,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"github.com/decree-raft/decree/internal/bind"
+	"github.com/decree-raft/decree/internal/guard"
+	"github.com/decree-raft/decree/internal/limitlog"
 )
 
 // Config configures a side port.
@@ -75,8 +77,13 @@ func Handler(cfg Config) http.Handler {
 	return mux
 }
 
-// maxScrapes at once: each asks every shard.
-const maxScrapes = 4
+const (
+	// maxScrapes at once: each asks every shard.
+	maxScrapes = 4
+	// maxConns open, in all and of one host: a file each, which the process needs for other things.
+	maxConns        = 256
+	maxConnsPerHost = 128
+)
 
 // Readiness is the body of /readyz.
 type Readiness struct {
@@ -111,11 +118,13 @@ func Listen(address string, cfg Config) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("sideport: %w", err)
 	}
-	s := &Server{listener: l, served: make(chan struct{}), http: &http.Server{Handler: Handler(cfg), ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second,
+	door := guard.New(l, guard.Config{Port: "the side port", Clients: "its clients", Answer: "this is a Decree side port: it speaks HTTP\n", HTTP1: true,
+		MaxConns: maxConns, MaxPerHost: maxConnsPerHost, Log: limitlog.New(cfg.Logger)})
+	s := &Server{listener: door, served: make(chan struct{}), http: &http.Server{Handler: Handler(cfg), ConnState: guard.ConnState, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second,
 		WriteTimeout: 2 * time.Minute, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 16 << 10}} // a profile takes its time
 	go func() {
 		defer close(s.served)
-		_ = s.http.Serve(l) // ends with Close
+		_ = s.http.Serve(door) // ends with Close
 	}()
 	return s, nil
 }
