@@ -83,6 +83,8 @@ const (
 	// maxConns open, in all and of one host: a file each, which the process needs for other things.
 	maxConns        = 256
 	maxConnsPerHost = 128
+	// maxSilent have asked nothing yet: the oldest makes room.
+	maxSilent = 64
 )
 
 // Readiness is the body of /readyz.
@@ -119,7 +121,7 @@ func Listen(address string, cfg Config) (*Server, error) {
 		return nil, fmt.Errorf("sideport: %w", err)
 	}
 	door := guard.New(l, guard.Config{Port: "the side port", Clients: "its clients", Answer: "this is a Decree side port: it speaks HTTP\n", HTTP1: true,
-		MaxConns: maxConns, MaxPerHost: maxConnsPerHost, Log: limitlog.New(cfg.Logger)})
+		MaxConns: maxConns, MaxPerHost: maxConnsPerHost, MaxUnshaken: maxSilent, Log: limitlog.New(cfg.Logger)})
 	s := &Server{listener: door, served: make(chan struct{}), http: &http.Server{Handler: Handler(cfg), ConnState: guard.ConnState, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second,
 		WriteTimeout: 2 * time.Minute, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 16 << 10}} // a profile takes its time
 	go func() {
