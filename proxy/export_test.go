@@ -1,8 +1,20 @@
 package proxy
 
 import (
+	"time"
+
 	"github.com/decree-raft/decree/rsm"
 )
+
+// Patience replaces how long a client may read nothing.
+func (s *Server) Patience(d time.Duration) { s.service.patience = d }
+
+// Streams returns how many streams are open.
+func (s *Server) Streams() int {
+	s.service.mu.Lock()
+	defer s.service.mu.Unlock()
+	return len(s.service.streams)
+}
 
 // Waiting returns how many calls of a shard wait for a leader.
 func (p *Proxy) Waiting(id rsm.ShardID) int {

@@ -38,7 +38,7 @@ func roleOf(c *route.Call) access.Role {
 // the policy asks. Proxies show proxy.Config.Credentials.
 func Checked(p *access.Policy) func(n *rsm.Node, r grpc.ServiceRegistrar) {
 	return func(n *rsm.Node, r grpc.ServiceRegistrar) {
-		s := newService(&local{node: n}, Limits{}.withDefaults())
+		s := newService(newLocal(n), Limits{}.withDefaults())
 		s.policy = p
 		decreev1.RegisterDecreeServiceServer(p.Registrar(r, RoleOf), s)
 	}
@@ -73,22 +73,26 @@ func (s *service) caller(ctx context.Context) (c caller, release func()) {
 var errForbidden = &core.Error{Kind: core.ErrNotProposed, Code: core.CodeForbidden,
 	Message: "the role read may not submit commands nor open sessions: use a token or a certificate with the role write"}
 
-// admit takes a call in if its caller may send it and there is room for it. While nobody leads the shard, calls wait by the router's own bounds: what
-// an election holds up says nothing about load.
+// admit takes a call in if its caller may send it and there is room for it. While nobody leads the shard, calls wait by the router's own bounds and by
+// those of their client: what an election holds up says nothing about load.
 func (s *service) admit(who caller, c *route.Call, now int64) (admit.Ticket, error) {
 	if roleOf(c) > who.role {
 		return admit.Ticket{}, errForbidden
 	}
-	if who.client == nil || !s.backend.leads(c.Shard) {
+	if who.client == nil {
 		return admit.Ticket{}, nil
 	}
-	return who.client.Admit(uint64(c.Shard), c.Size(), c.MakesRoom || c.Kind == route.CloseSession, unix(now))
+	take := who.client.Admit
+	if !s.backend.leads(c.Shard) {
+		take = who.client.Wait
+	}
+	return take(uint64(c.Shard), c.Size(), c.MakesRoom || c.Kind == route.CloseSession, unix(now))
 }
 
-// loadOf says what the outcome of a call says about load.
-func loadOf(err error) admit.Outcome {
-	switch e, no := core.Verdict(err); {
-	case err == nil, no != nil:
+// loadOf says what the outcome of a call says about load. A leader that had a call to the end of its time is slow: if all calls end so, that must count.
+func loadOf(c *route.Call) admit.Outcome {
+	switch e, no := core.Verdict(c.Err); {
+	case c.Err == nil, no != nil, e != nil && e.Code == core.CodeCancelled && c.Held:
 		return admit.Answered
 	case e != nil && e.Code == core.CodeOverloaded:
 		return admit.Dropped

@@ -22,7 +22,12 @@ func Register(n *rsm.Node, r grpc.ServiceRegistrar) {
 }
 
 // local answers for the replicas of a node in this process.
-type local struct{ node *rsm.Node }
+type local struct {
+	node *rsm.Node
+	ends *deadlines
+}
+
+func newLocal(n *rsm.Node) *local { return &local{node: n, ends: newDeadlines()} }
 
 // Send implements route.Target.
 func (l *local) Send(c *route.Call, attempt uint32) bool {
@@ -33,16 +38,25 @@ func (l *local) Send(c *route.Call, attempt uint32) bool {
 	return true
 }
 
-func (l *local) start(_ int64, c *route.Call) {
-	err := l.hand(c, func(res rsm.Result, err error) {
-		c.Result, c.Err = res, l.hint(err)
+func (l *local) start(now int64, c *route.Call) {
+	if c.Deadline <= now {
+		c.Err = &rsm.Error{Kind: rsm.ErrNotProposed, Code: core.CodeCancelled, Message: "the deadline of the call was over before it began"}
 		c.Done(c)
-	})
-	if err != nil {
-		c.Err = l.hint(err)
-		c.Done(c)
+		return
+	}
+	t := l.ends.add(c)
+	end := func(res rsm.Result, err error) {
+		if l.ends.take(t) {
+			c.Result, c.Err = res, l.hint(err)
+			c.Done(c)
+		}
+	}
+	if err := l.hand(c, end); err != nil {
+		end(rsm.Result{}, err)
 	}
 }
+
+func (l *local) cluster() string { return l.node.Cluster() }
 
 func (l *local) leads(rsm.ShardID) bool { return true } // it answers at once in any case
 

@@ -3,6 +3,7 @@ package proxy
 import (
 	"maps"
 	"net"
+	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -71,9 +72,9 @@ type failure struct {
 	outcome, code string
 }
 
-// met makes a shard that exists one that is counted for itself.
-func (m *meter) met(id rsm.ShardID) {
-	if m.of(id) != &m.noShard {
+// met makes shards that exist ones that are counted for themselves: all at once, as that copies what there is.
+func (m *meter) met(ids ...rsm.ShardID) {
+	if !slices.ContainsFunc(ids, func(id rsm.ShardID) bool { return m.of(id) == &m.noShard }) {
 		return // each time that a node says what it knows
 	}
 	m.mu.Lock()
@@ -82,10 +83,12 @@ func (m *meter) met(id rsm.ShardID) {
 	if old := m.shards.Load(); old != nil {
 		maps.Copy(all, *old)
 	}
-	if all[id] == nil {
-		all[id] = &shardMeter{}
-		m.shards.Store(&all)
+	for _, id := range ids {
+		if all[id] == nil {
+			all[id] = &shardMeter{}
+		}
 	}
+	m.shards.Store(&all)
 }
 
 func (m *meter) of(id rsm.ShardID) *shardMeter {

@@ -67,6 +67,10 @@ const (
 	// maxShards bounds what nodes can make a proxy remember, maxGuessed what clients can, before it knows the shards.
 	maxShards  = 1 << 16
 	maxGuessed = 256
+	// guessPatience is how long after the first answer of a node the others may name a shard that a client has asked for.
+	guessPatience = 5 * time.Second
+	// forgetAfter so many refreshes, a node that nobody speaks of is not looked for any more.
+	forgetAfter = 60
 	// maxNodes bounds what a node that lies can make a proxy dial.
 	maxNodes = 1024
 )
@@ -83,12 +87,14 @@ type Proxy struct {
 
 	mu      sync.Mutex
 	closed  bool
-	cluster string
+	name    string                // of the cluster
 	links   map[string]*link.Link // by address
 	address map[rsm.NodeID]string
 	shards  map[rsm.ShardID]*shard
-	known   bool                // something of the topology is
-	asking  map[*link.Link]bool // who has not answered the last question yet
+	guessed map[rsm.ShardID]int64 // shards that a client named before anything was known, and when
+	seen    map[rsm.NodeID]int64  // when a node was last spoken of
+	known   bool                  // something of the topology is
+	asking  map[*link.Link]bool   // who has not answered the last question yet
 
 	meter   *meter
 	metrics *collector
@@ -126,8 +132,8 @@ func New(cfg Config) (*Proxy, error) {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	p := &Proxy{cfg: cfg, log: cfg.Logger, wanted: make(chan struct{}, 1), cancel: cancel,
-		cluster: cfg.Cluster, asking: map[*link.Link]bool{},
-		links: map[string]*link.Link{}, address: map[rsm.NodeID]string{}, shards: map[rsm.ShardID]*shard{}, meter: &meter{}, metrics: &collector{}, clock: route.NewClock(monotonic)}
+		name: cfg.Cluster, asking: map[*link.Link]bool{},
+		links: map[string]*link.Link{}, address: map[rsm.NodeID]string{}, shards: map[rsm.ShardID]*shard{}, guessed: map[rsm.ShardID]int64{}, seen: map[rsm.NodeID]int64{}, meter: &meter{}, metrics: &collector{}, clock: route.NewClock(monotonic)}
 	p.routers.Store(&map[rsm.ShardID]*route.Router{})
 	if cfg.Tracer != nil {
 		p.tracer = cfg.Tracer.Tracer(tracerName)
@@ -141,7 +147,7 @@ func New(cfg Config) (*Proxy, error) {
 		}
 	}
 	if cfg.Node != nil {
-		p.local = &local{cfg.Node}
+		p.local = newLocal(cfg.Node)
 		p.learn(p.local.topology())
 	}
 	for _, a := range cfg.Nodes {
@@ -194,12 +200,35 @@ func (p *Proxy) linkLocked(address string) (*link.Link, error) {
 		creds = link.TLS(p.cfg.TLS)
 	}
 	options := access.DialOptions(creds, p.cfg.Credentials)
-	l, err := link.New(address, link.Config{Options: options, Now: monotonic, Silence: p.cfg.Silence, Up: p.up, Down: p.down})
+	l, err := link.New(address, link.Config{Options: options, Now: monotonic, Silence: p.cfg.Silence, Up: p.up, Down: p.down, Check: p.check})
 	if err != nil {
 		return nil, err
 	}
 	p.links[address] = l
 	return l, nil
+}
+
+// errForeign: a node of another cluster is found where one of ours was, or was said to be. It may have a shard of the same id.
+var errForeign = &core.Error{Kind: core.ErrNotProposed, Code: core.CodeUnreachable, Message: "the node that is found there is of another cluster"}
+
+// check refuses nodes of other clusters.
+func (p *Proxy) check(cluster string) error {
+	if ours := p.cluster(); cluster != "" && ours != "" && cluster != ours {
+		return errForeign
+	}
+	return nil
+}
+
+// foreign reports whether a link leads to another cluster: it was opened before it was known which is ours. p.mu is held.
+func (p *Proxy) foreign(l *link.Link) bool {
+	c := l.Cluster()
+	return c != "" && p.name != "" && c != p.name
+}
+
+func (p *Proxy) cluster() string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.name
 }
 
 func (p *Proxy) up(l *link.Link) {
@@ -213,7 +242,7 @@ func (p *Proxy) down(l *link.Link, why error) {
 		return
 	}
 	level := slog.LevelDebug // it is tried again, every half second
-	if e, _ := core.Verdict(why); e != nil && (e.Code == core.CodeUnauthenticated || e.Code == core.CodeForbidden) {
+	if e, _ := core.Verdict(why); e != nil && (e.Code == core.CodeUnauthenticated || e.Code == core.CodeForbidden || e == errForeign) {
 		level = slog.LevelWarn // and that will not help
 	}
 	p.log.Log(context.Background(), level, "a node cannot be reached", "address", l.Address(), "reason", why.Error())
@@ -228,8 +257,11 @@ func (p *Proxy) each(f func(*route.Router)) {
 	}
 }
 
-// publish lets calls find the shards. p.mu is held.
+// publish lets calls find the shards that there are now. p.mu is held.
 func (p *Proxy) publish() {
+	if maps.EqualFunc(p.shards, *p.routers.Load(), func(s *shard, r *route.Router) bool { return s.router == r }) {
+		return
+	}
 	m := make(map[rsm.ShardID]*route.Router, len(p.shards))
 	for id, s := range p.shards {
 		m[id] = s.router
@@ -342,36 +374,76 @@ func (p *Proxy) learn(t *decreev1.GetTopologyResponse) {
 	if p.closed {
 		return
 	}
-	if p.cluster == "" {
-		p.cluster = t.GetCluster()
+	if p.name == "" {
+		p.name = t.GetCluster()
 	}
-	if t.GetCluster() != p.cluster {
-		p.log.Error("a node belongs to another cluster, and is not listened to", "cluster", t.GetCluster(), "ours", p.cluster)
+	if t.GetCluster() != p.name {
+		p.log.Error("a node belongs to another cluster, and is not listened to", "cluster", t.GetCluster(), "ours", p.name)
 		return
 	}
+	now := monotonic()
 	for _, n := range t.GetNodes() {
 		id := rsm.NodeID(n.GetNode())
 		if n.GetAddress() == "" || id == 0 || p.local != nil && id == p.local.node.ID() {
 			continue
 		}
+		p.seen[id] = now
 		if _, err := p.linkLocked(n.GetAddress()); err != nil {
 			p.log.Warn("a node cannot be dialled", "node", uint64(id), "reason", err.Error())
 			continue
 		}
-		if now := p.links[p.address[id]]; now != nil && now.Connected() && !p.links[n.GetAddress()].Connected() {
+		if is := p.links[p.address[id]]; is != nil && is.Connected() && !p.foreign(is) && !p.links[n.GetAddress()].Connected() {
 			continue // it is where it was; who says otherwise is behind, or too early
 		}
 		p.address[id] = n.GetAddress()
 	}
+	p.forget(now)
 	p.settle()
+	var known []rsm.ShardID
 	for _, s := range t.GetShards() {
-		p.learnShard(s)
+		if p.learnShard(s); p.shards[rsm.ShardID(s.GetShard())] != nil {
+			known = append(known, rsm.ShardID(s.GetShard()))
+		}
 	}
-	if len(p.shards) != len(*p.routers.Load()) {
-		p.publish()
-	}
+	p.meter.met(known...)
 	p.known = true
-	p.learned.Store(monotonic())
+	p.learned.Store(now)
+	for id, since := range p.guessed {
+		switch s := p.shards[id]; {
+		case len(s.nodes) > 0 || s.term > 0:
+			delete(p.guessed, id) // there is one
+		case now-since > int64(guessPatience):
+			delete(p.guessed, id)
+			delete(p.shards, id)
+			s.router.Close(noShard(id))
+		}
+	}
+	p.publish()
+}
+
+// forget takes out the nodes that nobody speaks of any more and that are members of nothing: they were removed. p.mu is held.
+func (p *Proxy) forget(now int64) {
+	var gone []rsm.NodeID
+	for id := range p.address {
+		if now-p.seen[id] > int64(forgetAfter*p.cfg.Refresh) {
+			gone = append(gone, id)
+		}
+	}
+	for _, s := range p.shards {
+		if len(gone) == 0 {
+			return
+		}
+		gone = slices.DeleteFunc(gone, func(id rsm.NodeID) bool { return slices.Contains(s.nodes, id) })
+	}
+	for _, id := range gone {
+		p.log.Info("a node is not spoken of any more", "node", uint64(id), "address", p.address[id])
+		delete(p.address, id)
+		delete(p.seen, id)
+	}
+}
+
+func noShard(id rsm.ShardID) *core.Error {
+	return &core.Error{Kind: core.ErrNotProposed, Code: core.CodeNoShard, Message: fmt.Sprintf("no node knows a shard %d", id)}
 }
 
 // settle makes of addresses who can be asked, and forgets links that lead to nobody. p.mu is held.
@@ -382,7 +454,7 @@ func (p *Proxy) settle() {
 		used[a] = true
 	}
 	for id, a := range p.address {
-		if l := p.links[a]; l != nil {
+		if l := p.links[a]; l != nil && !p.foreign(l) {
 			byNode[id] = l
 		}
 		used[a] = true
@@ -410,7 +482,6 @@ func (p *Proxy) learnShard(t *decreev1.GetTopologyResponse_Shard) {
 		s = &shard{router: p.newRouter(id), reached: monotonic()}
 		p.shards[id] = s
 	}
-	p.meter.met(id)
 	now, term := monotonic(), rsm.Term(t.GetTerm())
 	if leader := rsm.NodeID(t.GetLeader()); leader != 0 {
 		if !s.router.Learn(now, p.target(leader), term) {
@@ -482,10 +553,10 @@ func (p *Proxy) guess(id rsm.ShardID) (*route.Router, error) {
 	case p.closed:
 		return nil, errClosing
 	case p.known || len(p.shards) >= maxGuessed:
-		return nil, &core.Error{Kind: core.ErrNotProposed, Code: core.CodeNoShard, Message: fmt.Sprintf("no node knows a shard %d", id)}
+		return nil, noShard(id)
 	default:
 		s = &shard{router: p.newRouter(id)}
-		p.shards[id] = s
+		p.shards[id], p.guessed[id] = s, monotonic()
 		p.publish()
 	}
 	return s.router, nil
@@ -494,7 +565,7 @@ func (p *Proxy) guess(id rsm.ShardID) (*route.Router, error) {
 func (p *Proxy) topology() *decreev1.GetTopologyResponse {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	t := &decreev1.GetTopologyResponse{Cluster: p.cluster}
+	t := &decreev1.GetTopologyResponse{Cluster: p.name}
 	for _, id := range slices.Sorted(maps.Keys(p.address)) {
 		t.Nodes = append(t.Nodes, &decreev1.GetTopologyResponse_Node{Node: uint64(id), Address: p.address[id]})
 	}

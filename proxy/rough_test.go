@@ -28,7 +28,7 @@ import (
 // openStream opens a stream of calls as a client of another making would.
 func openStream(t testing.TB, address string, options ...grpc.DialOption) (*grpc.ClientConn, grpc.ClientStream) {
 	t.Helper()
-	conn, err := grpc.NewClient(address, append(options, grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithDefaultCallOptions(grpc.ForceCodecV2(codec.Codec{})))...)
+	conn, err := grpc.NewClient(address, append([]grpc.DialOption{grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithDefaultCallOptions(grpc.ForceCodecV2(codec.Codec{}))}, options...)...)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -75,9 +75,24 @@ func TestOutcomeIsTheOutermost(t *testing.T) {
 		if outcome, code := outcomeOf(err); outcome != traced.Unknown || code != string(core.CodeUnreachable) {
 			t.Errorf("%v counts as %s, %s", err, outcome, code)
 		}
-		if loadOf(err) != admit.Ignored {
+		if loadOf(&route.Call{Err: err}) != admit.Ignored {
 			t.Errorf("%v counts as load", err)
 		}
+	}
+}
+
+// A call that a leader had to the end of its time says that the leader is slow; one that waited for a leader says nothing.
+func TestLoadOfWhatIsLate(t *testing.T) {
+	late := &core.Error{Kind: core.ErrUnknown, Code: core.CodeCancelled}
+	for want, c := range map[admit.Outcome]*route.Call{
+		admit.Answered: {Err: late, Held: true}, admit.Ignored: {Err: late}, admit.Dropped: {Err: &core.Error{Kind: core.ErrNotProposed, Code: core.CodeOverloaded}, Held: true},
+	} {
+		if got := loadOf(c); got != want {
+			t.Errorf("%v, held %v: %d, not %d", c.Err, c.Held, got, want)
+		}
+	}
+	if got := loadOf(&route.Call{Held: true}); got != admit.Answered {
+		t.Error(got)
 	}
 }
 

@@ -35,7 +35,7 @@ type ServerConfig struct {
 	// Services, if set, registers further gRPC services on the same port. Role says what role their methods take; default admin for all of them.
 	Services func(grpc.ServiceRegistrar)
 	Role     func(method string) access.Role
-	// MaxConnections at the same time. Default 20000.
+	// MaxConnections at the same time; three quarters of them of one host. Default 20000.
 	MaxConnections int
 	// MaxStreams at work on one connection: unary calls, and streams of calls. Default 1024.
 	MaxStreams uint32
@@ -83,6 +83,7 @@ type Server struct {
 	served   chan struct{}
 	proxy    *Proxy
 	cancel   context.CancelFunc // of what keeps health up to date
+	unwatch  context.CancelFunc // ends the streams of those who watch it
 }
 
 // Serve serves p to clients until Close.
@@ -105,8 +106,9 @@ func (p *Proxy) Serve(cfg ServerConfig) (*Server, error) {
 	if cfg.Access.TLS != nil {
 		config = func() (*tls.Config, error) { return cfg.Access.TLS, nil }
 	}
+	conns := cmp.Or(cfg.MaxConnections, 20000)
 	door := guard.New(counted{l, p.meter}, guard.Config{Port: portName, Clients: "its clients", Answer: strangerText, TLS: config != nil,
-		MaxConns: cmp.Or(cfg.MaxConnections, 20000), Log: strangers})
+		MaxConns: conns, MaxPerHost: max(1, conns-conns/4), Log: strangers})
 	s := &Server{listener: door, service: newService(p, cfg.Limits), health: health.NewServer(), served: make(chan struct{}), proxy: p}
 	s.service.meter, s.service.log, s.service.tracer = p.meter, p.log, p.tracer
 	s.service.policy, s.service.admission = policy, admission
@@ -118,7 +120,9 @@ func (p *Proxy) Serve(cfg ServerConfig) (*Server, error) {
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: time.Minute, Timeout: 10 * time.Second}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: link.KeepaliveTime / 2, PermitWithoutStream: true}))
 	decreev1.RegisterDecreeServiceServer(policy.Registrar(s.grpc, RoleOf), s.service)
-	healthv1.RegisterHealthServer(s.grpc, s.health) // for everybody: whoever balances load has no token
+	watching, unwatch := context.WithCancel(context.Background())
+	s.unwatch = unwatch
+	healthv1.RegisterHealthServer(s.grpc, &watched{s.health, watching}) // for everybody: whoever balances load has no token
 	if cfg.Services != nil {
 		role := cfg.Role
 		if role == nil {
@@ -137,6 +141,27 @@ func (p *Proxy) Serve(cfg ServerConfig) (*Server, error) {
 	}()
 	return s, nil
 }
+
+// watched is the health service, whose watchers never go by themselves and must not hold up a server that drains.
+type watched struct {
+	*health.Server
+	open context.Context
+}
+
+// Watch implements the health service.
+func (w *watched) Watch(in *healthv1.HealthCheckRequest, stream healthv1.Health_WatchServer) error {
+	ctx, cancel := context.WithCancel(stream.Context())
+	defer cancel()
+	defer context.AfterFunc(w.open, cancel)()
+	return w.Server.Watch(in, &watcher{stream, ctx})
+}
+
+type watcher struct {
+	healthv1.Health_WatchServer
+	ctx context.Context
+}
+
+func (w *watcher) Context() context.Context { return w.ctx }
 
 // reflected is what reflection needs of a server.
 type reflected struct {
@@ -160,6 +185,7 @@ func (s *Server) Drain(ctx context.Context) {
 	go func() {
 		defer close(done)
 		s.service.close(patience)
+		s.unwatch()
 		s.grpc.GracefulStop()
 	}()
 	select {
@@ -173,6 +199,7 @@ func (s *Server) Drain(ctx context.Context) {
 func (s *Server) Close() {
 	s.service.closes.Store(true)
 	s.cancel()
+	s.unwatch()
 	s.health.Shutdown()
 	_ = s.listener.Close() // first: Stop waits for handshakes
 	s.grpc.Stop()

@@ -51,6 +51,8 @@ type service struct {
 	log     *slog.Logger // nil: nothing is logged
 	tracer  trace.Tracer // nil: nothing is traced
 	names   *names
+	// patience is sendPatience; tests have less.
+	patience time.Duration
 	// What callers have to show, nil for nothing; and what they may have at work, nil for no bound but those of limits.
 	policy    *access.Policy
 	admission *admit.Controller
@@ -62,7 +64,7 @@ type service struct {
 }
 
 func newService(b backend, limits Limits) *service {
-	return &service{backend: b, limits: limits, names: newNames(), streams: map[*stream]bool{}}
+	return &service{backend: b, limits: limits, names: newNames(), patience: sendPatience, streams: map[*stream]bool{}}
 }
 
 // margin is how long before its deadline a unary call is answered at the latest, so that the answer arrives.
@@ -117,7 +119,7 @@ func (s *service) run(ctx context.Context, c *route.Call) (rsm.Result, error) {
 	c.Deadline = now + int64(wait)
 	done := make(chan struct{})
 	c.Done = func(c *route.Call) {
-		ticket.Done(unix(monotonic()), loadOf(c.Err))
+		ticket.Done(unix(monotonic()), loadOf(c))
 		c.Result.Replies = slices.Clone(c.Result.Replies)
 		close(done)
 	}

@@ -12,10 +12,10 @@ import (
 
 	"go.opentelemetry.io/otel/trace"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/metadata"
 
 	"github.com/decree-raft/decree/internal/codec"
 	"github.com/decree-raft/decree/internal/core"
+	"github.com/decree-raft/decree/internal/link"
 	"github.com/decree-raft/decree/internal/route"
 	"github.com/decree-raft/decree/internal/traced"
 	"github.com/decree-raft/decree/internal/wire"
@@ -41,6 +41,7 @@ type stream struct {
 	name    string     // in logs and errors
 	kicked  chan error // why it is ended; has room for one
 	who     caller     // the reader's
+	checked time.Time  // when it was looked up
 
 	mu      sync.Mutex
 	room    sync.Cond
@@ -59,7 +60,7 @@ func (s *service) serveStream(g grpc.ServerStream) error {
 		return wire.Status(err)
 	}
 	defer s.leave(st)
-	if err := g.SendHeader(metadata.MD{}); err != nil { // it is taken
+	if err := g.SendHeader(link.Greeting(s.backend.cluster())); err != nil { // it is taken
 		return err
 	}
 	read := make(chan error, 1)
@@ -67,6 +68,7 @@ func (s *service) serveStream(g grpc.ServerStream) error {
 		// The reader's, and not this call's: it may be about to begin a call when the stream is ended.
 		var release func()
 		st.who, release = s.caller(g.Context())
+		st.checked = time.Now()
 		defer release()
 		read <- st.read()
 	}()
@@ -77,13 +79,16 @@ func (s *service) serveStream(g grpc.ServerStream) error {
 		}
 		return err
 	case err := <-st.kicked:
-		return wire.Status(err)
+		return err
 	case <-g.Context().Done(): // the reader may wait for room, and not see it
 		return g.Context().Err()
 	}
 }
 
 var errClosing = &core.Error{Kind: core.ErrNotProposed, Code: core.CodeClosed, Message: "this server closes: go on with another, under the same session"}
+
+// errCut ends a stream with calls whose outcome it has not said.
+var errCut = &core.Error{Kind: core.ErrUnknown, Code: core.CodeClosed, Message: "this server closes, with calls under way: ask another, under the same session, what became of them"}
 
 func (s *service) enter(st *stream) error {
 	s.mu.Lock()
@@ -137,8 +142,8 @@ func (s *service) beats(quiet chan struct{}) {
 			st.mu.Lock()
 			switch silent := now - st.said; {
 			case st.ended:
-			case st.sending && silent > int64(sendPatience):
-				st.kick(&core.Error{Kind: core.ErrUnknown, Code: core.CodeOverloaded, Message: "the answers have not been read for too long"})
+			case st.sending && silent > int64(s.patience):
+				st.kick(wire.Status(&core.Error{Kind: core.ErrUnknown, Code: core.CodeOverloaded, Message: "the answers have not been read for too long"}))
 			case st.calls > 0 && !st.sending && silent > int64(beat/2):
 				st.send()
 			}
@@ -147,40 +152,39 @@ func (s *service) beats(quiet chan struct{}) {
 	}
 }
 
-// kick ends a stream.
+// kick ends a stream with a gRPC error. st.mu is held.
 func (st *stream) kick(why error) {
 	select {
 	case st.kicked <- why:
 	default:
 	}
+	st.room.Broadcast() // drain looks
 }
 
 // read takes calls in until the client says no more.
 func (st *stream) read() error {
-	checked := time.Now()
 	for {
 		var f codec.Frame
 		if err := st.RecvMsg(&f); err != nil {
 			return err
 		}
-		if err := st.service.recheck(st.Context(), &st.who, &checked); err != nil {
-			return err
-		}
 		// Each begins as soon as it is read: of a frame of very small ones no more are in memory than may be under way.
 		var calls callSlab
+		var refused error
 		err := wire.ParseCalls(f.Data, func() *route.Call { return &calls.next().Call }, func(r wire.ReceivedCall) error {
-			refused := wire.CheckCall(r.Call)
+			bad := wire.CheckCall(r.Call)
 			if r.Call == nil {
 				r.Call = &calls.next().Call
 			}
-			if !st.begin(r, refused) {
+			// Again for each: a frame may have very many, which wait for room.
+			if refused = st.service.recheck(st.Context(), &st.who, &st.checked); refused != nil || !st.begin(r, bad) {
 				return errEnded
 			}
 			return nil
 		})
 		switch {
 		case err == errEnded:
-			return nil
+			return refused
 		case err != nil:
 			return wire.Status(&core.Error{Kind: core.ErrUnknown, Code: core.CodeBadRequest, Message: err.Error()})
 		}
@@ -269,7 +273,7 @@ func answered(c *route.Call) { c.Owner.(*streamCall).answered() }
 // answered gives a call's outcome to its stream.
 func (c *streamCall) answered() {
 	now, s := monotonic(), c.stream.service
-	c.ticket.Done(unix(now), loadOf(c.Err))
+	c.ticket.Done(unix(now), loadOf(&c.Call))
 	took := time.Duration(now - c.began)
 	s.meter.ended(c.Kind, c.Shard, took, c.Err)
 	if s.debugs() {
@@ -296,7 +300,7 @@ func (st *stream) done(id uint64, size int64, c *route.Call) {
 	}
 	st.out = wire.AppendAnswer(st.out, id, c.Kind, &c.Result, c.Err)
 	if len(st.out) > maxUnread {
-		st.kick(&core.Error{Kind: core.ErrUnknown, Code: core.CodeOverloaded, Message: fmt.Sprintf("%d bytes of answers have not been read", len(st.out))})
+		st.kick(wire.Status(&core.Error{Kind: core.ErrUnknown, Code: core.CodeOverloaded, Message: fmt.Sprintf("%d bytes of answers have not been read", len(st.out))}))
 	}
 	if !st.sending {
 		st.send()
@@ -322,6 +326,9 @@ func (st *stream) flush() {
 		st.mu.Unlock()
 		err := st.SendMsg(&codec.Frame{Data: frame})
 		st.mu.Lock()
+		if err != nil { // who may not go on, it is said: what was to be sent is lost
+			st.kick(err)
+		}
 		if st.room.Broadcast(); err != nil || len(st.out) == 0 || st.ended {
 			st.sending = false
 			st.mu.Unlock()
@@ -346,7 +353,7 @@ func (st *stream) drain() error {
 		case <-st.Context().Done():
 			return st.Context().Err()
 		case err := <-st.kicked:
-			return wire.Status(err)
+			return err
 		default:
 		}
 		st.room.Wait()
@@ -373,8 +380,11 @@ func (s *service) close(patience time.Duration) {
 			if idle := st.calls == 0 && !st.sending; !idle && !late {
 				return false
 			}
-			st.kick(errClosing)
-			st.room.Broadcast()
+			if st.calls == 0 {
+				st.kick(wire.Status(errClosing))
+			} else {
+				st.kick(wire.Status(errCut))
+			}
 			return true
 		})
 		if len(all) > 0 {

@@ -16,6 +16,7 @@ import (
 	"go.opentelemetry.io/otel/trace"
 	"google.golang.org/grpc"
 
+	"github.com/decree-raft/decree/internal/bind"
 	"github.com/decree-raft/decree/internal/core"
 	"github.com/decree-raft/decree/internal/transport"
 	"github.com/decree-raft/decree/wal"
@@ -29,6 +30,9 @@ type SessionOptions = core.SessionOptions
 
 // TLS configures mutual TLS between nodes.
 type TLS = transport.TLS
+
+// ErrInsecure is wrapped by the error of a node whose port would be open to everybody, see Config.Insecure.
+var ErrInsecure = bind.ErrInsecure
 
 // TLSFiles reads a node's certificate, key and authorities from PEM files, and again when they change.
 func TLSFiles(certFile, keyFile, caFile string, log *slog.Logger) (*TLS, error) {
@@ -50,6 +54,9 @@ type Config struct {
 	Peers map[NodeID]string
 	// TLS, if set, is asked of every peer and shown to every peer.
 	TLS *TLS
+	// Insecure allows Listen to be an address that other machines reach although there is no TLS: whoever reaches the port and knows the cluster's name is
+	// believed to be a node, and everything is read by whoever listens in. Without it, Start refuses such an address with an error that wraps ErrInsecure.
+	Insecure bool
 	// Services, if set, registers further gRPC services on the node's own port, with its TLS, before it is served: admin.Register is one.
 	// Their calls wait until Start has returned, and are ended by Close. Whoever reaches the port may call them; with TLS that is everyone
 	// with a certificate of the authorities; admin.Checked asks for tokens besides. A node in memory has no port and does not call it.

@@ -423,6 +423,10 @@ func TestFailedStartChangesNothing(t *testing.T) {
 	if _, err := Start(cfg); err == nil {
 		t.Fatal("started on a port that is in use")
 	}
+	cfg.Listen = ":0"
+	if _, err := Start(cfg); !errors.Is(err, ErrInsecure) {
+		t.Fatalf("a port for everybody: %v", err)
+	}
 	cfg.Listen, cfg.Shards[0].ID = "127.0.0.1:0", 2
 	n, err := Start(cfg)
 	if err != nil {

@@ -3,7 +3,6 @@ package main
 import (
 	"bytes"
 	"context"
-	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"flag"
@@ -17,11 +16,9 @@ import (
 	"syscall"
 	"time"
 
-	"google.golang.org/grpc/credentials"
-
 	"github.com/decree-raft/decree/proxy"
 	"github.com/decree-raft/decree/proxy/access"
-	"github.com/decree-raft/decree/rsm"
+	"github.com/decree-raft/decree/proxy/flags"
 	"github.com/decree-raft/decree/rsm/sideport"
 )
 
@@ -80,15 +77,11 @@ type proxyOptions struct {
 	http     string
 	httpOpen bool
 	pprof    bool
-	insecure bool
 	drain    time.Duration
+	port     flags.Port
+	node     flags.Nodes
 
-	nodeCert, nodeKey, nodeCA string
-	nodeToken, tokens         string
-	certRole                  string
-	admission                 proxy.Admission
-	tlsCert, tlsKey, clientCA string
-
+	admission             proxy.Admission
 	limits                proxy.Limits
 	maxStreams            uint
 	waiting               int
@@ -104,23 +97,13 @@ func (o *proxyOptions) bind(f *flag.FlagSet) {
 	f.StringVar(&o.http, "http", "", "`address` (host:port) for /metrics, /healthz and /readyz, as in 127.0.0.1:7480; there is none otherwise")
 	f.BoolVar(&o.httpOpen, "http-open", false, "-http may be an address that other machines reach, in plain text")
 	f.BoolVar(&o.pprof, "pprof", false, "offer profiles at -http, under /debug/pprof/")
-	f.BoolVar(&o.insecure, "insecure", false, "listen to other machines in plain text, to everybody who reaches the port")
 	f.DurationVar(&o.drain, "drain", 10*time.Second, "how long calls under way may take when the proxy is told to end")
-	f.StringVar(&o.nodeCert, "node-cert", "", "PEM `file` with the certificate to show to nodes; with -node-key and -node-ca, they are spoken to over mutual TLS")
-	f.StringVar(&o.nodeKey, "node-key", "", "PEM `file` with that certificate's key")
-	f.StringVar(&o.nodeCA, "node-ca", "", "PEM `file` with the authorities that sign the nodes' certificates")
-	f.StringVar(&o.tlsCert, "tls-cert", "", "PEM `file` with the certificate to show to clients; with -tls-key, they are spoken to over TLS")
-	f.StringVar(&o.tlsKey, "tls-key", "", "PEM `file` with that certificate's key")
-	f.StringVar(&o.nodeToken, "node-token-file", "", "`file` with the token to show to nodes")
-	f.StringVar(&o.tokens, "tokens", "", "`file` of clients' tokens and their roles, as decree token new writes it; who has none is refused")
-	f.StringVar(&o.certRole, "cert-role", "", "`role` (read, write or admin) of everyone with a certificate of -client-ca")
 	f.IntVar(&o.admission.ClientCalls, "client-calls", 8192, "calls at work of one client, at `most`")
 	f.Int64Var(&o.admission.ClientBytes, "client-bytes", 64<<20, "`bytes` that they hold, at most")
 	f.IntVar(&o.admission.ShardCalls, "shard-calls", 49152, "calls at work on one shard, at `most`")
 	f.Int64Var(&o.admission.ShardBytes, "shard-bytes", 256<<20, "`bytes` that they hold, at most")
 	f.IntVar(&o.admission.MinCalls, "min-calls", 1024, "calls at work on one shard below which its latency is not looked at; fewer for latency, more for throughput")
 	f.Float64Var(&o.admission.Target, "latency-target", 2.5, "above -min-calls, hold a shard's latency at this many `times` that without a queue")
-	f.StringVar(&o.clientCA, "client-ca", "", "PEM `file` with the authorities that sign clients' certificates; others are not listened to")
 	f.UintVar(&o.maxStreams, "max-streams", 1024, "calls and streams at work on one connection, at `most`")
 	f.IntVar(&o.limits.StreamCalls, "stream-calls", 8192, "calls under way on one stream, at `most`")
 	f.Int64Var(&o.limits.StreamBytes, "stream-bytes", 32<<20, "`bytes` that they hold, at most")
@@ -130,6 +113,8 @@ func (o *proxyOptions) bind(f *flag.FlagSet) {
 	f.IntVar(&o.waiting, "waiting", 65536, "calls that wait for a leader, for each shard, at `most`")
 	f.Int64Var(&o.waitingBytes, "waiting-bytes", 256<<20, "`bytes` that they hold, at most")
 	f.DurationVar(&o.refresh, "refresh", time.Second, "how often the topology is asked for when nothing is amiss")
+	o.port.Bind(f)
+	o.node.Bind(f)
 	f.StringVar(&o.logFormat, "log", "text", "`format` of the log on standard error: text or json")
 	f.StringVar(&o.logMinimum, "log-level", "info", "`level` from which on the log is written: debug, info, warn or error; at debug, every call is")
 }
@@ -223,54 +208,10 @@ func (o *proxyOptions) validate() error {
 	if o.drain < 0 {
 		return badUsage("-drain is %v: 0 or more", o.drain)
 	}
-	if (o.tlsCert == "") != (o.tlsKey == "") {
-		return badUsage("-tls-cert and -tls-key go together")
-	}
-	if o.certRole != "" && o.clientCA == "" {
-		return badUsage("-cert-role means nothing without -client-ca")
-	}
-	if o.clientCA != "" && o.tlsCert == "" {
-		return badUsage("-client-ca means nothing without -tls-cert and -tls-key")
-	}
-	if node := o.nodeCert != ""; node != (o.nodeKey != "") || node != (o.nodeCA != "") {
-		return badUsage("-node-cert, -node-key and -node-ca go together: nodes and proxies show each other their certificates")
+	if err := errors.Join(o.port.Validate(), o.node.Validate()); err != nil {
+		return &usageError{err}
 	}
 	return nil
-}
-
-// nodeTLS returns what the nodes are spoken to with, nil for plain text.
-func (o *proxyOptions) nodeTLS(log *slog.Logger) (func() (*tls.Config, error), error) {
-	if o.nodeCert == "" {
-		return nil, nil
-	}
-	files, err := rsm.TLSFiles(o.nodeCert, o.nodeKey, o.nodeCA, log)
-	if err != nil {
-		return nil, err
-	}
-	return files.Client, nil
-}
-
-// access returns what protects the port for clients.
-func (o *proxyOptions) access(log *slog.Logger) (port access.Port, err error) {
-	port.Insecure = o.insecure
-	policy := &access.Policy{Log: log}
-	if o.tlsCert != "" {
-		if port.TLS, err = access.ServerTLS(o.tlsCert, o.tlsKey, o.clientCA, log); err != nil {
-			return port, err
-		}
-	}
-	if o.tokens != "" {
-		if policy.Tokens, err = access.OpenTokens(o.tokens, log); err != nil {
-			return port, err
-		}
-	}
-	if o.certRole != "" {
-		if policy.CertRole, err = access.ParseRole(o.certRole); err != nil {
-			return port, badUsage("-cert-role: %v", err)
-		}
-	}
-	port.Policy = policy
-	return port, nil
 }
 
 // runningProxy is a proxy with its ports.
@@ -287,19 +228,13 @@ func startProxy(o *proxyOptions, log *slog.Logger) (_ *runningProxy, err error) 
 	if err := o.validate(); err != nil {
 		return nil, err
 	}
-	nodes, err := o.nodeTLS(log)
+	nodes, token, err := o.node.Proxy(log)
 	if err != nil {
 		return nil, &usageError{err}
 	}
-	port, err := o.access(log)
+	port, err := o.port.Access(log)
 	if err != nil {
 		return nil, &usageError{err}
-	}
-	var token credentials.PerRPCCredentials
-	if o.nodeToken != "" {
-		if token, err = access.TokenFile(o.nodeToken, log); err != nil {
-			return nil, &usageError{err}
-		}
 	}
 	r := &runningProxy{o: o, log: log}
 	metrics := sideport.NewRegistry()
@@ -333,8 +268,8 @@ func (r *runningProxy) run(ctx context.Context) error {
 	if r.side != nil {
 		http = r.side.Addr()
 	}
-	r.log.Info("proxy started", "listen", r.server.Addr(), "http", http, "nodes", r.o.nodes.String(), "tls", r.o.tlsCert != "", "client_certificates", r.o.clientCA != "")
-	if r.o.insecure && r.o.tlsCert == "" && !loopback(r.o.listen) {
+	r.log.Info("proxy started", "listen", r.server.Addr(), "http", http, "nodes", r.o.nodes.String(), "tls", r.o.port.Cert != "", "client_certificates", r.o.port.ClientCA != "")
+	if r.o.port.Insecure && r.o.port.Cert == "" && !loopback(r.o.listen) {
 		r.log.Warn("other machines are served in plain text: everybody who reaches the port may read and write everything", "listen", r.server.Addr())
 	}
 	<-ctx.Done()

@@ -17,6 +17,7 @@ import (
 
 	"github.com/decree-raft/decree/proxy/access"
 	"github.com/decree-raft/decree/proxy/client"
+	"github.com/decree-raft/decree/proxy/flags"
 	"github.com/decree-raft/decree/rsm"
 )
 
@@ -272,16 +273,16 @@ func TestProxyTLS(t *testing.T) {
 	cert, key := selfSigned(t, "ours")
 	strange, strangeKey := selfSigned(t, "theirs")
 	for _, mutual := range []bool{false, true} {
-		o := &proxyOptions{listen: "127.0.0.1:0", nodes: addressList{c.Node(1).Addr()}, tlsCert: cert, tlsKey: key, refresh: time.Second, drain: time.Second}
+		o := &proxyOptions{listen: "127.0.0.1:0", nodes: addressList{c.Node(1).Addr()}, port: flags.Port{Cert: cert, Key: key}, refresh: time.Second, drain: time.Second}
 		if mutual {
-			o.clientCA = cert
+			o.port.ClientCA = cert
 		}
 		r, err := startProxy(o, slog.New(slog.DiscardHandler))
 		if err != nil {
 			t.Fatal(err)
 		}
 		try := func(cert, key string) error {
-			creds, err := access.ClientTLS(o.tlsCert, cert, key, "", nil)
+			creds, err := access.ClientTLS(o.port.Cert, cert, key, "", nil)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -291,7 +292,7 @@ func TestProxyTLS(t *testing.T) {
 			}
 			defer cl.Close()
 			ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
-			if mutual && cert != o.tlsCert {
+			if mutual && cert != o.port.Cert {
 				ctx, cancel = context.WithTimeout(context.Background(), time.Second)
 			}
 			defer cancel()

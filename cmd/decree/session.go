@@ -13,9 +13,9 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials"
 
 	"github.com/decree-raft/decree/proxy/access"
+	"github.com/decree-raft/decree/proxy/flags"
 )
 
 // nodesVariable of the environment has the addresses if -node does not.
@@ -26,12 +26,11 @@ const defaultTimeout = 30 * time.Second
 
 // options are the flags that commands have in common.
 type options struct {
-	nodes         addressList
-	shard         uint64
-	output        string
-	timeout       time.Duration
-	cert, key, ca string
-	tokenFile     string
+	nodes   addressList
+	shard   uint64
+	output  string
+	timeout time.Duration
+	client  flags.Client
 }
 
 // addressList is a flag that may be repeated, and takes lists.
@@ -76,10 +75,7 @@ func (s *session) flags() (*flag.FlagSet, action) {
 			limit, def = "for all of it; 0: none", defaultTimeout
 		}
 		f.DurationVar(&s.opts.timeout, "timeout", def, "time `limit`, "+limit)
-		f.StringVar(&s.opts.cert, "cert", "", "PEM `file` with the certificate to show, with -key and -ca: mutual TLS")
-		f.StringVar(&s.opts.key, "key", "", "PEM `file` with the certificate's key")
-		f.StringVar(&s.opts.ca, "ca", "", "PEM `file` with the authorities that sign the nodes' certificates; with it, the nodes are spoken to over TLS")
-		f.StringVar(&s.opts.tokenFile, "token-file", "", "`file` with the token to send; in plain text it is sent to this machine only")
+		s.opts.client.Bind(f)
 	}
 	do := s.cmd.bind(f)
 	f.Usage = func() {
@@ -161,21 +157,7 @@ func (s *session) parse(f *flag.FlagSet, args []string) (rest []string, err erro
 
 // credentials say how to connect, and with which token.
 func (s *session) credentials() ([]grpc.DialOption, error) {
-	o := &s.opts
-	var creds credentials.TransportCredentials
-	if o.cert != "" || o.key != "" || o.ca != "" {
-		if o.ca == "" || (o.cert == "") != (o.key == "") {
-			return nil, badUsage("TLS needs -ca; -cert and -key go together, for nodes that want a certificate")
-		}
-		var err error
-		if creds, err = access.ClientTLS(o.ca, o.cert, o.key, "", nil); err != nil {
-			return nil, &usageError{err}
-		}
-	}
-	if o.tokenFile == "" {
-		return access.DialOptions(creds, nil), nil
-	}
-	token, err := access.TokenFile(o.tokenFile, nil)
+	creds, token, err := s.opts.client.Credentials()
 	if err != nil {
 		return nil, &usageError{err}
 	}

@@ -8,13 +8,12 @@ import (
 	"time"
 
 	"github.com/decree-raft/decree/examples/ledger/book"
-	"github.com/decree-raft/decree/examples/ledger/client"
 	"github.com/decree-raft/decree/examples/ledger/hledger"
 )
 
 func runBalances(ctx context.Context, c console, args []string) error {
 	f := newFlags(c, "balances", "")
-	api := apiFlag(f)
+	servers := bindServers(f)
 	prefix := f.String("prefix", "", "only accounts whose name begins with this")
 	format := f.String("O", "table", "`format`: table, or csv as `hledger balance --flat -N --layout=bare -O csv` writes it")
 	all := f.Bool("all", false, "in the table, show accounts with nothing on them too")
@@ -26,7 +25,7 @@ func runBalances(ctx context.Context, c console, args []string) error {
 		fmt.Fprintf(c.err, "-O is %q, not table or csv\n", *format)
 		return errUsage
 	}
-	from, err := client.Dial(splitAddresses(*api)...)
+	from, err := servers.dial()
 	if err != nil {
 		return err
 	}

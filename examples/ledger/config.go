@@ -14,6 +14,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/decree-raft/decree/proxy/flags"
 	"github.com/decree-raft/decree/rsm"
 )
 
@@ -37,6 +38,9 @@ type serveConfig struct {
 	Pprof bool `json:"pprof"`
 	// OldProgram keeps this node, and with it the cluster, at the first version of the ledger's rules: see book.Machine.
 	OldProgram bool `json:"old_program"`
+	// Port protects API and HTTP, and Nodes the nodes' own ports, between each other.
+	flags.Port
+	flags.Nodes
 }
 
 // defaultServeConfig is a cluster of three on this machine, reachable from this machine alone.
@@ -105,6 +109,8 @@ func (c *serveConfig) bind(f *flag.FlagSet) {
 	f.Var(&c.HTTP, "http", "`addresses` of the nodes for HTTP/JSON")
 	f.DurationVar((*time.Duration)(&c.ElectionTimeout), "election-timeout", time.Duration(c.ElectionTimeout), "without a leader for this long, a node campaigns")
 	f.BoolVar(&c.Pprof, "pprof", c.Pprof, "offer profiles over HTTP, under /debug/pprof/, to whoever reaches it")
+	c.Port.Bind(f)
+	c.Nodes.Bind(f)
 	f.BoolVar(&c.OldProgram, "old-program", c.OldProgram, "run the first version of the ledger's rules and no later one, as the program before did: entries\nhave no references while one node has this. Once a later version is active, the replica of a node with this is refused")
 }
 
@@ -173,5 +179,8 @@ func (c *serveConfig) validate() error {
 			}
 		}
 	}
-	return nil
+	if c.Tokens != "" && c.Token == "" {
+		return errors.New("-tokens needs -node-token-file: the nodes' own ports ask for tokens as well, and the proxies in the other nodes show that one")
+	}
+	return errors.Join(c.Port.Validate(), c.Nodes.Validate())
 }

@@ -3,14 +3,17 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"net/http"
+	"strings"
 	"time"
 
 	"google.golang.org/grpc"
 
 	"github.com/decree-raft/decree/examples/ledger/server"
 	"github.com/decree-raft/decree/proxy"
+	"github.com/decree-raft/decree/proxy/access"
 	"github.com/decree-raft/decree/proxy/client"
 	"github.com/decree-raft/decree/rsm/sideport"
 )
@@ -29,14 +32,16 @@ type front struct {
 	proxy    *proxy.Proxy
 	service  *server.Server
 	server   *proxy.Server
-	client   *client.Client // of server: for requests without a session
+	own      *proxy.Server  // for this process alone
+	client   *client.Client // of own: for requests without a session
 	http     *http.Server
 	listener net.Listener // of http
 }
 
 // frontConfig is a front's. The front adds its own parts to service and side.
 type frontConfig struct {
-	api, http string // host:port
+	api, http string      // host:port
+	access    access.Port // of both
 	proxy     proxy.Config
 	service   server.Config
 	side      sideport.Config
@@ -50,8 +55,8 @@ func openFront(cfg frontConfig) (_ *front, err error) {
 			err = errors.Join(err, f.stop())
 		}
 	}()
-	if f.listener, err = net.Listen("tcp", cfg.http); err != nil {
-		return nil, err
+	if f.listener, err = access.Listen(cfg.http, cfg.access); err != nil {
+		return nil, explained(err)
 	}
 	if f.proxy, err = proxy.New(cfg.proxy); err != nil {
 		return nil, err
@@ -59,13 +64,12 @@ func openFront(cfg frontConfig) (_ *front, err error) {
 	o := &once{known: make(chan struct{})}
 	cfg.service.Shard, cfg.service.Once = f.proxy.Shard(shardID), o
 	f.service = server.New(cfg.service)
-	f.server, err = f.proxy.Serve(proxy.ServerConfig{Listen: cfg.api, MaxStreams: maxStreams,
-		Services: func(r grpc.ServiceRegistrar) { f.service.Register(r) }})
+	f.server, err = f.proxy.Serve(proxy.ServerConfig{Listen: cfg.api, Access: cfg.access, MaxStreams: maxStreams,
+		Services: func(r grpc.ServiceRegistrar) { f.service.Register(r) }, Role: server.RoleOf})
 	if err != nil {
-		return nil, err
+		return nil, explained(err)
 	}
-	f.client, err = client.Dial([]string{f.server.Addr()}, client.Options{Patience: callPatience})
-	if err != nil {
+	if err := f.openOwn(); err != nil {
 		return nil, err
 	}
 	o.shard = f.client.Shard(shardID)
@@ -81,9 +85,48 @@ func openFront(cfg frontConfig) (_ *front, err error) {
 	mux := http.NewServeMux()
 	mux.Handle("/v1/", f.service.HTTP())
 	mux.Handle("/", sideport.Handler(cfg.side))
-	f.http = &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second,
+	// Other sites' pages may not have browsers post here.
+	handler := cfg.access.Policy.HTTP(roleOf, http.NewCrossOriginProtection().Handler(mux))
+	f.http = &http.Server{Handler: handler, TLSConfig: cfg.access.TLS, ReadHeaderTimeout: 10 * time.Second,
 		ReadTimeout: 30 * time.Second, WriteTimeout: 2 * time.Minute, IdleTimeout: 2 * time.Minute} // an audit takes its time
 	return f, nil
+}
+
+// openOwn opens the port for this process alone, whatever the others ask for, and a client of it.
+func (f *front) openOwn() error {
+	secret, tokens, err := access.OwnToken("ledger", access.Write)
+	if err != nil {
+		return err
+	}
+	f.own, err = f.proxy.Serve(proxy.ServerConfig{Listen: "127.0.0.1:0", Access: access.Port{Policy: &access.Policy{Tokens: tokens}}})
+	if err != nil {
+		return err
+	}
+	f.client, err = client.Dial([]string{f.own.Addr()}, client.Options{Credentials: access.Token(secret), Patience: callPatience})
+	return err
+}
+
+// explained adds to the error of a port that would not be safe which flags make it so.
+func explained(err error) error {
+	if errors.Is(err, access.ErrInsecure) {
+		return fmt.Errorf("%w: -tls-cert and -tls-key, -tokens or -client-ca with -cert-role; for the nodes' own ports -node-cert, -node-key and -node-ca; or -insecure", err)
+	}
+	return err
+}
+
+// roleOf is what a request over HTTP takes.
+func roleOf(r *http.Request) access.Role {
+	switch path := r.URL.Path; {
+	case path == "/healthz", path == "/readyz":
+		return access.None // whoever balances load has no token
+	case path == "/metrics":
+		return access.Read
+	case !strings.HasPrefix(path, "/v1/"):
+		return access.Admin // profiles
+	case r.Method == http.MethodGet, r.Method == http.MethodHead:
+		return access.Read
+	}
+	return access.Write
 }
 
 // once has the commands of requests without a session decided in one, by way of the server's own port: from the moment on that this is known.
@@ -98,7 +141,12 @@ func (o *once) Submit(ctx context.Context, command []byte) ([]byte, error) {
 }
 
 // serve serves HTTP until stop. What gRPC gets is answered already.
-func (f *front) serve() error { return f.http.Serve(f.listener) }
+func (f *front) serve() error {
+	if f.http.TLSConfig != nil {
+		return f.http.ServeTLS(f.listener, "", "")
+	}
+	return f.http.Serve(f.listener)
+}
 
 // stop takes no new calls, waits for those under way, but not for long, and closes everything.
 func (f *front) stop() error {
@@ -119,6 +167,9 @@ func (f *front) stop() error {
 	}
 	if f.client != nil {
 		f.client.Close()
+	}
+	if f.own != nil {
+		f.own.Close()
 	}
 	if f.proxy != nil {
 		f.proxy.Close()

@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"github.com/decree-raft/decree/examples/ledger/book"
-	"github.com/decree-raft/decree/examples/ledger/client"
 	"github.com/decree-raft/decree/examples/ledger/hledger"
 )
 
@@ -34,7 +33,7 @@ func runImport(ctx context.Context, c console, args []string) error {
 	f := newFlags(c, "import", " FILE\n\nFILE is what `hledger print -O csv` writes; - reads it from standard input.\n"+
 		"Transactions with a malformed line are named and left out, all others are booked.\n"+
 		"Importing a file again changes nothing.")
-	api := apiFlag(f)
+	servers := bindServers(f)
 	mark := f.String("decimal-mark", "", "`mark` of all amounts, . or , (default: found out for each commodity)")
 	scale := f.String("scale", "", "`decimals` of commodities that the ledger does not have yet, as EUR=2,BTC=8 (default: as many as the file has).\nThey stay as they are: a later file cannot have more")
 	timeout := f.Duration("timeout", 5*time.Minute, "for the whole import")
@@ -60,7 +59,7 @@ func runImport(ctx context.Context, c console, args []string) error {
 		return err
 	}
 	defer in.Close()
-	to, err := client.Dial(splitAddresses(*api)...)
+	to, err := servers.dial()
 	if err != nil {
 		return err
 	}

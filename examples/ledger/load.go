@@ -5,14 +5,12 @@ import (
 	"fmt"
 	"text/tabwriter"
 	"time"
-
-	"github.com/decree-raft/decree/examples/ledger/client"
 )
 
 func runLoad(ctx context.Context, c console, args []string) error {
 	f := newFlags(c, "load", "\n\nPosts random entries between accounts of its own, named Load:*, in the asset LOAD: single ones,\n"+
 		"two-phase ones, entries of three legs, and linked chains. Accounts must not be overdrawn, so some are refused.")
-	api := apiFlag(f)
+	servers := bindServers(f)
 	clients := f.Int("clients", 64, "how many post at the same time, each waiting for its answer")
 	accounts := f.Int("accounts", 1000, "how many accounts take part, 2 to 100000")
 	batch := f.Int("batch", 1, "entries in one command, 1 to 1000")
@@ -24,7 +22,7 @@ func runLoad(ctx context.Context, c console, args []string) error {
 		fmt.Fprintln(c.err, "-clients, -accounts or -batch is out of range")
 		return errUsage
 	}
-	to, err := client.Dial(splitAddresses(*api)...)
+	to, err := servers.dial()
 	if err != nil {
 		return err
 	}

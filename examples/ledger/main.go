@@ -15,6 +15,8 @@ import (
 
 	"github.com/decree-raft/decree/examples/ledger/book"
 	"github.com/decree-raft/decree/examples/ledger/client"
+	proxyclient "github.com/decree-raft/decree/proxy/client"
+	"github.com/decree-raft/decree/proxy/flags"
 )
 
 // shardID is the one shard that the ledger runs on.
@@ -129,8 +131,30 @@ const (
 	defaultPeers = "127.0.0.1:7101,127.0.0.1:7102,127.0.0.1:7103"
 )
 
-func apiFlag(f *flag.FlagSet) *string {
-	return f.String("api", defaultAPI, "`addresses` for gRPC of nodes or proxies, separated by commas: any of them")
+// servers are where a client's command connects, and how.
+type servers struct {
+	api string
+	flags.Client
+}
+
+func bindServers(f *flag.FlagSet) *servers {
+	s := &servers{}
+	f.StringVar(&s.api, "api", defaultAPI, "`addresses` for gRPC of nodes or proxies, separated by commas: any of them")
+	s.Bind(f)
+	return s
+}
+
+func (s *servers) options() (o proxyclient.Options, err error) {
+	o.TLS, o.Credentials, err = s.Credentials()
+	return o, err
+}
+
+func (s *servers) dial() (*client.Remote, error) {
+	o, err := s.options()
+	if err != nil {
+		return nil, err
+	}
+	return client.DialWith(o, splitAddresses(s.api)...)
 }
 
 func splitAddresses(s string) []string {

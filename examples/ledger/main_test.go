@@ -355,7 +355,7 @@ func TestServeConfig(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got := fmt.Sprint(cfg); got != "{other 2 ledger-data/2 2=h:1 2=h:2 2=h:3 2000000000 false true}" {
+	if got := fmt.Sprint(cfg); got != "{other 2 ledger-data/2 2=h:1 2=h:2 2=h:3 2000000000 false true {     false} {   }}" {
 		t.Errorf("got %s", got)
 	}
 	for _, text := range []string{"{", `{"nodes": 3}`, `{"node": 1, "election_timeout": "soon"}`} {

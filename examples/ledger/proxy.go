@@ -7,6 +7,7 @@ import (
 
 	"github.com/decree-raft/decree/examples/ledger/server"
 	"github.com/decree-raft/decree/proxy"
+	"github.com/decree-raft/decree/proxy/flags"
 	"github.com/decree-raft/decree/rsm/sideport"
 )
 
@@ -15,6 +16,8 @@ type proxyConfig struct {
 	nodes     []string
 	api, http string
 	pprof     bool
+	flags.Port
+	flags.Nodes
 }
 
 func runProxy(ctx context.Context, c console, args []string) error {
@@ -35,6 +38,8 @@ An audit and a status are those of one node, so ask the nodes themselves; "ledge
 	f.StringVar(&cfg.api, "api", "127.0.0.1:7200", "`address` (host:port) for gRPC, of the ledger and of decree.v1")
 	f.StringVar(&cfg.http, "http", "127.0.0.1:7300", "`address` (host:port) for HTTP/JSON, and for /metrics, /healthz and /readyz")
 	f.BoolVar(&cfg.pprof, "pprof", false, "offer profiles over HTTP, under /debug/pprof/, to whoever reaches it")
+	cfg.Port.Bind(f)
+	cfg.Nodes.Bind(f)
 	if err := parse(f, args, 0); err != nil {
 		return err
 	}
@@ -55,9 +60,17 @@ type servedProxy struct {
 // startProxy takes both ports, or leaves nothing behind. It need not find a node yet.
 func startProxy(cfg proxyConfig, log *slog.Logger) (*servedProxy, error) {
 	metrics := sideport.NewRegistry()
+	port, err := cfg.Port.Access(log)
+	if err != nil {
+		return nil, err
+	}
+	nodes, token, err := cfg.Nodes.Proxy(log)
+	if err != nil {
+		return nil, err
+	}
 	f, err := openFront(frontConfig{
-		api: cfg.api, http: cfg.http,
-		proxy:   proxy.Config{Nodes: cfg.nodes, Logger: log, Metrics: metrics},
+		api: cfg.api, http: cfg.http, access: port,
+		proxy:   proxy.Config{Nodes: cfg.nodes, TLS: nodes, Credentials: token, Logger: log, Metrics: metrics},
 		service: server.Config{Logger: log},
 		side:    sideport.Config{Metrics: metrics, Pprof: cfg.pprof, Logger: log},
 	})

@@ -22,6 +22,7 @@ import (
 	ledgerv1 "github.com/decree-raft/decree/api/ledger/v1"
 	"github.com/decree-raft/decree/examples/ledger/client"
 	"github.com/decree-raft/decree/examples/ledger/server"
+	proxyclient "github.com/decree-raft/decree/proxy/client"
 	"github.com/decree-raft/decree/rsm"
 )
 
@@ -142,7 +143,7 @@ func (l *apiLoad) audit(c *testCluster) {
 	l.end()
 	nodes := slices.Collect(maps.Values(c.nodes))
 	reports, err := auditTogether(l.t.Context(), len(nodes), func(ctx context.Context, i int) (*ledgerv1.AuditResponse, error) {
-		return client.Audit(ctx, nodes[i].front.server.Addr())
+		return client.Audit(ctx, nodes[i].front.server.Addr(), proxyclient.Options{})
 	})
 	if err != nil {
 		l.t.Fatal(err)

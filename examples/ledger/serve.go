@@ -43,18 +43,30 @@ type servedNode struct {
 // startNode opens the data and takes all ports, or leaves nothing behind.
 func startNode(cfg serveConfig, log *slog.Logger) (*servedNode, error) {
 	metrics := sideport.NewRegistry()
+	port, err := cfg.Port.Access(log)
+	if err != nil {
+		return nil, err
+	}
+	peers, err := cfg.Nodes.TLS(log)
+	if err != nil {
+		return nil, err
+	}
+	nodeTLS, token, err := cfg.Nodes.Proxy(log)
+	if err != nil {
+		return nil, err
+	}
 	node, err := rsm.Start(rsm.Config{
-		Cluster: cfg.Cluster, Node: cfg.Node, Dir: cfg.Dir, Peers: cfg.Peers,
+		Cluster: cfg.Cluster, Node: cfg.Node, Dir: cfg.Dir, Peers: cfg.Peers, TLS: peers, Insecure: cfg.Insecure,
 		Shards:          []rsm.ShardConfig{{ID: shardID, Machine: book.Machine{OldProgram: cfg.OldProgram}}},
 		ElectionTimeout: time.Duration(cfg.ElectionTimeout),
 		Services: func(n *rsm.Node, r grpc.ServiceRegistrar) {
-			admin.Register(n, r) // for the command decree
-			proxy.Register(n, r) // for the other nodes' proxies
+			admin.Checked(port.Policy)(n, r) // for the command decree
+			proxy.Checked(port.Policy)(n, r) // for the other nodes' proxies
 		},
 		Logger: log, Metrics: metrics,
 	})
 	if err != nil {
-		return nil, err
+		return nil, explained(err)
 	}
 	var others []string
 	for id, address := range cfg.Peers {
@@ -63,8 +75,8 @@ func startNode(cfg serveConfig, log *slog.Logger) (*servedNode, error) {
 		}
 	}
 	f, err := openFront(frontConfig{
-		api: cfg.API[cfg.Node], http: cfg.HTTP[cfg.Node],
-		proxy:   proxy.Config{Node: node, Nodes: others, Logger: log, Metrics: metrics},
+		api: cfg.API[cfg.Node], http: cfg.HTTP[cfg.Node], access: port,
+		proxy:   proxy.Config{Node: node, Nodes: others, TLS: nodeTLS, Credentials: token, Logger: log, Metrics: metrics},
 		service: server.Config{Node: cfg.Node, Replica: node.Shard(shardID), API: cfg.API, Logger: log},
 		side:    sideport.Config{Ready: node.Ready, Metrics: metrics, Pprof: cfg.Pprof, Logger: log},
 	})

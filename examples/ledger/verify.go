@@ -17,13 +17,17 @@ var errNotAll = errors.New("not everything holds")
 
 func runVerify(ctx context.Context, c console, args []string) error {
 	f := newFlags(c, "verify", "\n\nAsks every node for an audit of its own replica. Nodes that are at different positions of\n"+
-		"the log are asked again, until they have the same or the time is over.")
-	api := f.String("api", defaultAPI, "`addresses` for gRPC of the nodes, separated by commas: all of them, and no proxies")
+		"the log are asked again, until they have the same or the time is over. -api names all nodes, and no proxies.")
+	servers := bindServers(f)
 	timeout := f.Duration("timeout", 2*time.Minute, "for the whole command")
 	if err := parse(f, args, 0); err != nil {
 		return err
 	}
-	addresses := splitAddresses(*api)
+	addresses := splitAddresses(servers.api)
+	options, err := servers.options()
+	if err != nil {
+		return err
+	}
 	if i := duplicate(addresses); i >= 0 {
 		fmt.Fprintf(c.err, "-api names %s twice\n", addresses[i])
 		return errUsage
@@ -34,7 +38,7 @@ func runVerify(ctx context.Context, c console, args []string) error {
 	ctx, cancel := context.WithTimeout(ctx, *timeout)
 	defer cancel()
 	reports, err := auditTogether(ctx, len(addresses), func(ctx context.Context, i int) (*ledgerv1.AuditResponse, error) {
-		r, err := client.Audit(ctx, addresses[i])
+		r, err := client.Audit(ctx, addresses[i], options)
 		if err != nil {
 			return nil, fmt.Errorf("node at %s: %w", addresses[i], err)
 		}

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"time"
 
 	"google.golang.org/grpc/credentials"
 
@@ -21,7 +22,11 @@ func Credentials(config func() (*tls.Config, error), port string, log *limitlog.
 	if log == nil {
 		log = limitlog.New(nil)
 	}
-	return &serverCredentials{tlsfiles.Credentials{Config: config}, port, log}
+	expired := func(conn net.Conn, end time.Time) {
+		log.Warn(limitlog.Key{Reason: HostOf(conn.RemoteAddr()) + " expired"}, "closed a connection to "+port+": the certificate that it was made with has expired",
+			"remote", conn.RemoteAddr().String(), "expired", end)
+	}
+	return &serverCredentials{tlsfiles.Credentials{Config: config, Expired: expired}, port, log}
 }
 
 type serverCredentials struct {

@@ -34,6 +34,8 @@ type Config struct {
 	// Up and Down are called, from the link's goroutine, when the stream is there and when it is gone. Why is nil when the link is closed.
 	Up   func(*Link)
 	Down func(l *Link, why error)
+	// Check, if set, is told which cluster the other side says that it is of, "" if it does not say: an error keeps the stream from being used.
+	Check func(cluster string) error
 	// Leaving, if set, is called when the other side refuses a call because it closes: what it has taken it still answers.
 	Leaving func(*Link)
 	// Silence after which a stream is given up although calls wait: whoever serves one says something every second then. Default 3 s.
@@ -70,6 +72,7 @@ type Link struct {
 
 	mu      sync.Mutex
 	up      bool
+	cluster string // that the other side says it is of
 	out     []byte // calls that are not sent yet
 	pending pending
 	sent    uint64 // up to this id they may have arrived
@@ -110,6 +113,24 @@ func (l *Link) Connected() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.up
+}
+
+// Cluster returns the name of the cluster that the other side said it is of when the stream was opened; "" if it has not.
+func (l *Link) Cluster() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.cluster
+}
+
+// clusterKey is the header that names the cluster. -bin: the name is any bytes.
+const clusterKey = "decree-cluster-bin"
+
+// Greeting is the header with which a stream is taken: it says of which cluster the server is, if it knows.
+func Greeting(cluster string) metadata.MD {
+	if cluster == "" {
+		return metadata.MD{}
+	}
+	return metadata.Pairs(clusterKey, cluster)
 }
 
 // Quiet returns for how long nothing has been heard, 0 if no call waits.
@@ -201,10 +222,14 @@ func (l *Link) serve(ctx context.Context) (opened bool, err error) {
 	defer cancel()
 	stuck := time.AfterFunc(openPatience, cancel)
 	stream, err := l.conn.NewStream(ctx, &decreev1.DecreeService_ServiceDesc.Streams[0], decreev1.DecreeService_Connect_FullMethodName)
+	cluster := ""
 	if err == nil {
 		var header metadata.MD
 		if header, err = stream.Header(); err == nil && header == nil { // it was refused before it was taken
 			err = stream.RecvMsg(&codec.Frame{})
+		}
+		if v := header.Get(clusterKey); len(v) == 1 {
+			cluster = v[0]
 		}
 	}
 	if !stuck.Stop() && err == nil {
@@ -213,8 +238,13 @@ func (l *Link) serve(ctx context.Context) (opened bool, err error) {
 	if err != nil {
 		return false, wire.FromStatus(err)
 	}
+	if l.cfg.Check != nil {
+		if err := l.cfg.Check(cluster); err != nil {
+			return false, err
+		}
+	}
 	l.mu.Lock()
-	l.up, l.heard = true, l.cfg.Now()
+	l.up, l.heard, l.cluster = true, l.cfg.Now(), cluster
 	l.mu.Unlock()
 	if l.cfg.Up != nil {
 		l.cfg.Up(l)

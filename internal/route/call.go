@@ -57,6 +57,8 @@ type Call struct {
 
 	Result core.Result
 	Err    error
+	// Held: at its end the call was at who is believed to lead, or at any replica if that will do.
+	Held bool
 
 	one [1][]byte // room for a command
 

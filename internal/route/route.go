@@ -398,6 +398,7 @@ func (r *Router) expire(c *Call) {
 // finish takes the call out, but for waiting, and gives it its outcome.
 func (r *Router) finish(c *Call, res core.Result, err error) {
 	c.prev.next, c.next.prev = c.next, c.prev
+	c.Held = c.target != nil && !c.parked && (c.target == r.leader || c.anywhere())
 	c.prev, c.next, c.target, c.finished = nil, nil, nil, true
 	c.attempt++ // what still comes in counts for nothing
 	r.stats.Calls--

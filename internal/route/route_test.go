@@ -692,3 +692,29 @@ func TestWords(t *testing.T) {
 		t.Error(c.Err)
 	}
 }
+
+// A call whose time is over says if a leader had it to the end: not if that one does not lead any more, nor if the call waited.
+func TestHeld(t *testing.T) {
+	r, a, b := newPair(Config{})
+	r.Learn(0, a, 1)
+	had, _ := call(100*ms, 0)
+	r.Submit(0, had)
+	r.Tick(100 * ms)
+	if !had.Held || !errors.Is(had.Err, core.ErrUnknown) {
+		t.Errorf("the leader had it: %v, %v", had.Held, had.Err)
+	}
+	overtaken, _ := call(200*ms, 0)
+	r.Submit(100*ms, overtaken)
+	r.Learn(110*ms, b, 2)
+	r.Tick(200 * ms)
+	if overtaken.Held || !errors.Is(overtaken.Err, core.ErrUnknown) {
+		t.Errorf("another leads: %v, %v", overtaken.Held, overtaken.Err)
+	}
+	r.Down(b)
+	waited, _ := call(300*ms, 0)
+	r.Submit(200*ms, waited)
+	r.Tick(300 * ms)
+	if waited.Held || !errors.Is(waited.Err, core.ErrNotProposed) {
+		t.Errorf("it waited: %v, %v", waited.Held, waited.Err)
+	}
+}

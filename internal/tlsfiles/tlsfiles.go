@@ -12,6 +12,7 @@ import (
 	"net"
 	"os"
 	"slices"
+	"time"
 
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
@@ -71,7 +72,8 @@ func (p Paths) read() (m Material, err error) {
 
 // Server returns the configuration of a port: it asks its clients for certificates if authorities are known.
 func (m Material) Server() *tls.Config {
-	c := &tls.Config{Certificates: m.Certificates, MinVersion: tls.VersionTLS13}
+	// No tickets: who comes back with one is let in by what was verified then, whatever the authorities are by now. Connections live long.
+	c := &tls.Config{Certificates: m.Certificates, MinVersion: tls.VersionTLS13, SessionTicketsDisabled: true}
 	if m.Authorities != nil {
 		c.ClientCAs, c.ClientAuth = m.Authorities, tls.RequireAndVerifyClientCert
 	}
@@ -83,10 +85,13 @@ func (m Material) Client() *tls.Config {
 	return &tls.Config{Certificates: m.Certificates, RootCAs: m.Authorities, MinVersion: tls.VersionTLS13}
 }
 
-// Credentials do the handshakes of connections, each with the configuration of the moment. Embed it to see them.
+// Credentials do the handshakes of connections, each with the configuration of the moment, and close a connection when the certificates end that the other
+// side has shown: it would be refused anew. Embed it to see the handshakes.
 type Credentials struct {
 	// Config is asked for every connection. Nil: plain text.
 	Config func() (*tls.Config, error)
+	// Expired, if set, is told of a connection before it is closed because of its certificates, and when they ended.
+	Expired func(conn net.Conn, end time.Time)
 }
 
 func (c *Credentials) now() (credentials.TransportCredentials, error) {
@@ -106,7 +111,11 @@ func (c *Credentials) ClientHandshake(ctx context.Context, authority string, raw
 	if err != nil {
 		return nil, nil, err
 	}
-	return creds.ClientHandshake(ctx, authority, raw)
+	conn, info, err := creds.ClientHandshake(ctx, authority, raw)
+	if err != nil {
+		return nil, nil, err
+	}
+	return c.limited(conn, info), info, nil
 }
 
 // ServerHandshake implements credentials.TransportCredentials.
@@ -115,7 +124,11 @@ func (c *Credentials) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthI
 	if err != nil {
 		return nil, nil, err
 	}
-	return creds.ServerHandshake(raw)
+	conn, info, err := creds.ServerHandshake(raw)
+	if err != nil {
+		return nil, nil, err
+	}
+	return c.limited(conn, info), info, nil
 }
 
 // Info implements credentials.TransportCredentials.

@@ -67,8 +67,10 @@ type Config struct {
 	// Met is told, when a stream begins, where its sender says that it is found, if it does. In memory: when a frame comes from
 	// one that is no peer. It may call SetPeer. Optional.
 	Met func(id uint64, address string)
-	// TLS makes both directions mutual TLS. Zero: plain text.
+	// TLS makes both directions mutual TLS. Zero: plain text, and a port that other machines cannot reach, unless Insecure is set.
 	TLS *TLS
+	// Insecure allows plain text at an address that other machines reach.
+	Insecure bool
 
 	// MaxQueueBytes limits the payload that waits for one peer. Zero: 64 MiB.
 	MaxQueueBytes int

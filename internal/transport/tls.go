@@ -17,7 +17,7 @@ import (
 
 // TLS provides the configurations of mutual TLS. Both functions are called for
 // every new connection, at once on several goroutines, so that certificates can
-// be replaced while the node runs; connections that exist keep theirs. The
+// be replaced while the node runs; connections that exist keep theirs, until these expire. The
 // results are not changed. The server's must require and verify the client's
 // certificate: anything less is refused by Start, and later per connection.
 type TLS struct {

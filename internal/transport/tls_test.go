@@ -14,6 +14,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
 
+	"github.com/decree-raft/decree/internal/bind"
 	"github.com/decree-raft/decree/internal/guard"
 	"github.com/decree-raft/decree/internal/testkit"
 )
@@ -172,4 +173,64 @@ func TestTLSConfigRefused(t *testing.T) {
 	if _, err := TLSFiles(filepath.Join(dir, "none"), p.Key, p.CA, nil); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("got %v", err)
 	}
+}
+
+// In plain text a node listens where other machines do not reach it, unless it is told otherwise; with TLS anywhere.
+func TestListensSafely(t *testing.T) {
+	ca := testkit.NewAuthority(t)
+	everywhere := func() net.Listener {
+		l, err := net.Listen("tcp", ":0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return l
+	}
+	for name, c := range map[string]struct {
+		change  func(*Config)
+		refused bool
+	}{
+		"loopback":                     {func(c *Config) { c.Listen = "127.0.0.1:0" }, false},
+		"everywhere":                   {func(c *Config) { c.Listen = ":0" }, true},
+		"everywhere, a given listener": {func(c *Config) { c.Listener = everywhere() }, true},
+		"everywhere, told so":          {func(c *Config) { c.Listen, c.Insecure = ":0", true }, false},
+		"everywhere, with TLS":         {func(c *Config) { c.Listen, c.TLS = ":0", tlsFor(t, t.TempDir(), ca, nil) }, false},
+	} {
+		cfg := Config{Cluster: "c", Node: 1, Receive: func(uint64, []byte) {}}
+		c.change(&cfg)
+		n, err := Start(cfg)
+		switch {
+		case err == nil:
+			_ = n.Close() // it is done with
+		case cfg.Listener != nil:
+			_ = cfg.Listener.Close() // Start did not take it over
+		}
+		if errors.Is(err, bind.ErrInsecure) != c.refused || (err == nil) == c.refused {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// A stream between nodes does not outlive the certificates that it was opened with, and is opened again with new ones.
+func TestStreamEndsWithItsCertificate(t *testing.T) {
+	ca, dir := testkit.NewAuthority(t), t.TempDir()
+	files := ca.Write(t, dir, testkit.Subject{Ends: time.Now().Add(4 * time.Second)})
+	short, err := TLSFiles(files.Cert, files.Key, files.CA, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	long := tlsFor(t, t.TempDir(), ca, nil)
+	a, b := startPair(t, func(c *Config) {
+		if c.TLS = long; c.Node == 1 {
+			c.TLS = short
+		}
+	})
+	a.expectUp(t, b)
+	a.send(t, 2, "with the old one")
+	b.expect(t, 1, "with the old one")
+	b.log.await(t, "closed a connection to the peer port: the certificate that it was made with has expired")
+	b.log.await(t, "the TLS handshake failed", "expired")
+	ca.Write(t, dir, testkit.Subject{})
+	a.expectUp(t, b)
+	a.send(t, 2, "with the new one")
+	b.expect(t, 1, "with the new one")
 }

@@ -14,6 +14,7 @@ import (
 
 	"google.golang.org/grpc"
 
+	"github.com/decree-raft/decree/internal/bind"
 	"github.com/decree-raft/decree/internal/guard"
 	"github.com/decree-raft/decree/internal/limitlog"
 )
@@ -64,11 +65,9 @@ func Start(cfg Config) (*Transport, error) {
 	if err := cfg.TLS.check(); err != nil {
 		return nil, err
 	}
-	listener := cfg.Listener
-	if listener == nil {
-		if listener, err = net.Listen("tcp", cfg.Listen); err != nil {
-			return nil, fmt.Errorf("transport: cannot listen for peers: %w", err)
-		}
+	listener, err := cfg.listen()
+	if err != nil {
+		return nil, fmt.Errorf("transport: cannot listen for peers: %w", err)
 	}
 	t := &Transport{cfg: cfg, log: limitlog.New(cfg.Logger), notify: newNotifier(cfg.Unreachable), inbound: map[uint64]*inbound{}, turns: map[uint64]*turn{}}
 	t.incarnation = newIncarnation()
@@ -88,6 +87,18 @@ func Start(cfg Config) (*Transport, error) {
 	t.spawn(t.serve)
 	t.UpdatePeers(cfg.Peers)
 	return t, nil
+}
+
+// listen opens the peer port. In plain text whoever reaches it is believed to be a node.
+func (c Config) listen() (net.Listener, error) {
+	missing := ""
+	if c.TLS == nil && !c.Insecure {
+		missing = "it has no TLS, so whoever does reach it may pose as a node: set TLS; or set Insecure, if everybody in that network is trusted"
+	}
+	if c.Listener == nil {
+		return bind.TCP(c.Listen, missing)
+	}
+	return c.Listener, bind.Check(c.Listener.Addr(), missing)
 }
 
 func newIncarnation() uint64 {

@@ -80,7 +80,7 @@ func FromError(d *decreev1.Error) error {
 // Status is the gRPC error of a unary call, with the Error among its details.
 func Status(err error) error {
 	d := ErrorOf(err)
-	st, e := status.New(grpcCode(d, err), err.Error()).WithDetails(d)
+	st, e := status.New(grpcCode(d, err), strings.ToValidUTF8(err.Error(), "\uFFFD")).WithDetails(d)
 	if e != nil {
 		return status.Error(codes.Internal, e.Error())
 	}

@@ -274,6 +274,9 @@ func TestErrorsTravel(t *testing.T) {
 	if b := AppendAnswer(nil, 1, route.Submit, &core.Result{}, odd); ParseAnswers(b, func(*ReceivedAnswer) {}) != nil {
 		t.Error("it does not arrive on a stream")
 	}
+	if _, err := proto.Marshal(status.Convert(Status(odd)).Proto()); err != nil {
+		t.Errorf("gRPC could not send it, and who asked would not learn that it was decided: %v", err)
+	}
 	if st := status.Convert(Status(odd)); st.Code() != codes.FailedPrecondition || len(st.Details()) != 1 {
 		t.Errorf("unary: %v", st)
 	}

@@ -50,7 +50,8 @@
 // Policy.CertRole to everyone who has one. A call that carries a token has the token's role, whatever the certificate.
 //
 // TLS is version 1.3. Certificates that have expired are refused by both sides when a connection is made; a connection that
-// stands is not ended by that.
+// stands is closed when the certificates end that the other side has shown, where its credentials are ClientTLS's, or its server is
+// one of Decree's; with other servers, Policy refuses its calls from then on. Sessions are not resumed with tickets.
 //
 // # Goroutines
 //

@@ -21,6 +21,7 @@ import (
 
 	"github.com/decree-raft/decree/internal/gate"
 	"github.com/decree-raft/decree/internal/limitlog"
+	"github.com/decree-raft/decree/internal/tlsfiles"
 )
 
 // Policy is what a port asks of its callers. It is not changed once it is in use. A nil or empty one asks nothing: whoever
@@ -79,6 +80,10 @@ func (p *Policy) check(authorization []string, state *tls.ConnectionState, remot
 		return Identity{}, nil // everybody's; who it is does not matter
 	}
 	who, err := p.identify(authorization, state)
+	if end := tlsfiles.Expiry(state); err == nil && !end.IsZero() && time.Now().After(end) {
+		// The connection was made before, and would be refused now.
+		err = status.Errorf(codes.Unauthenticated, "the client certificate of this connection expired at %s: connect with a new one", end.UTC().Format(time.RFC3339))
+	}
 	if err == nil && who.Role < need {
 		err = status.Errorf(codes.PermissionDenied, "%s of %q has the role %v, and this call needs %v: use one with that role, or have an administrator give it",
 			who.Source, who.Name, who.Role, need)

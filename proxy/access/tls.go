@@ -11,6 +11,7 @@ import (
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 
+	"github.com/decree-raft/decree/internal/bind"
 	"github.com/decree-raft/decree/internal/tlsfiles"
 )
 
@@ -71,21 +72,10 @@ func (plainInfo) AuthType() string { return "insecure" }
 
 // ClientHandshake implements credentials.TransportCredentials.
 func (plain) ClientHandshake(_ context.Context, _ string, raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
-	return raw, plainInfo{credentials.CommonAuthInfo{SecurityLevel: credentials.NoSecurity}, isLocal(raw.RemoteAddr())}, nil
+	return raw, plainInfo{credentials.CommonAuthInfo{SecurityLevel: credentials.NoSecurity}, bind.Local(raw.RemoteAddr())}, nil
 }
 
 // Clone implements credentials.TransportCredentials.
 func (p plain) Clone() credentials.TransportCredentials {
 	return plain{p.TransportCredentials.Clone()}
-}
-
-// isLocal: what is sent there does not leave the machine.
-func isLocal(a net.Addr) bool {
-	switch a := a.(type) {
-	case *net.TCPAddr:
-		return a.IP.IsLoopback()
-	case *net.UnixAddr:
-		return true
-	}
-	return false
 }

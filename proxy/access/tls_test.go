@@ -2,7 +2,9 @@ package access
 
 import (
 	"crypto/tls"
+	"crypto/x509"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"strings"
 	"sync"
@@ -245,5 +247,73 @@ func TestHTTPOverTLS(t *testing.T) {
 	r.Body.Close()
 	if r.StatusCode != 200 || r.Header.Get("Who") != "server HTTP/2.0" {
 		t.Errorf("%d %q", r.StatusCode, r.Header.Get("Who"))
+	}
+}
+
+// Who comes back is verified again: what was verified once says nothing of authorities that have been replaced.
+func TestNoResumption(t *testing.T) {
+	files := testkit.NewAuthority(t).Write(t, t.TempDir(), testkit.Subject{Name: "one"})
+	l, err := tls.Listen("tcp", "127.0.0.1:0", serverTLS(t, files, true))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			_, _ = c.Write([]byte("x")) // with it would come a ticket
+			_ = c.Close()
+		}
+	}()
+	pair, err := tls.LoadX509KeyPair(files.Cert, files.Key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pool := x509.NewCertPool()
+	pem, err := os.ReadFile(files.CA)
+	if err != nil || !pool.AppendCertsFromPEM(pem) {
+		t.Fatal(err)
+	}
+	cfg := &tls.Config{Certificates: []tls.Certificate{pair}, RootCAs: pool, ClientSessionCache: tls.NewLRUClientSessionCache(4)}
+	for range 3 {
+		c, err := tls.Dial("tcp", l.Addr().String(), cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := c.Read(make([]byte, 1)); err != nil {
+			t.Fatal(err)
+		}
+		if c.ConnectionState().DidResume {
+			t.Error("nobody verified who this is")
+		}
+		_ = c.Close() // it is done with
+	}
+}
+
+// A request over a connection whose certificate has expired is refused, whatever token it has: HTTP servers keep their connections.
+func TestExpiredCertificateOfAConnection(t *testing.T) {
+	b := newBook(t)
+	secret := b.add(t, "rita", Write, time.Time{})
+	for name, c := range map[string]struct {
+		policy *Policy
+		end    time.Time
+		code   int
+	}{
+		"good, a token":            {&Policy{Tokens: b.open(t)}, time.Now().Add(time.Hour), 200},
+		"expired, a token":         {&Policy{Tokens: b.open(t)}, time.Now().Add(-time.Second), 401},
+		"good, the certificate":    {&Policy{CertRole: Write}, time.Now().Add(time.Hour), 200},
+		"expired, the certificate": {&Policy{CertRole: Write}, time.Now().Add(-time.Second), 401},
+	} {
+		r := httptest.NewRequest("POST", "/", nil)
+		r.Header.Set("Authorization", "Bearer "+secret)
+		r.TLS = &tls.ConnectionState{VerifiedChains: [][]*x509.Certificate{{{NotAfter: c.end}}}}
+		w := httptest.NewRecorder()
+		c.policy.HTTP(func(*http.Request) Role { return Write }, http.HandlerFunc(func(http.ResponseWriter, *http.Request) {})).ServeHTTP(w, r)
+		if w.Code != c.code {
+			t.Errorf("%s: %d %s", name, w.Code, w.Body)
+		}
 	}
 }

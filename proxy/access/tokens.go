@@ -34,8 +34,8 @@ const (
 // ErrTokens is wrapped by the errors of files of tokens.
 var ErrTokens = errors.New("file of tokens")
 
-// Tokens are who may use a port, read from a file and read again when that changes. Safe for concurrent use.
-type Tokens struct{ files *reload.Files[tokenTable] }
+// Tokens are who may use a port, mostly read from a file and read again when that changes. Safe for concurrent use.
+type Tokens struct{ current func() tokenTable }
 
 type tokenTable map[[sha256.Size]byte]token
 
@@ -57,7 +57,7 @@ func openTokens(path string, log *slog.Logger, every time.Duration) (*Tokens, er
 	if err != nil {
 		return nil, err
 	}
-	return &Tokens{files}, nil
+	return &Tokens{files.Current}, nil
 }
 
 func readTokens(path string) (tokenTable, error) {
@@ -167,11 +167,25 @@ func NewToken(name string, role Role, expires time.Time) (secret, line string, e
 	return secret, line, nil
 }
 
+// OwnToken makes a token that is in no file: for a port on which a program calls itself, and nobody else.
+func OwnToken(name string, role Role) (secret string, t *Tokens, err error) {
+	secret, line, err := NewToken(name, role, time.Time{})
+	if err != nil {
+		return "", nil, err
+	}
+	hash, own, err := parseToken(line)
+	if err != nil {
+		return "", nil, err
+	}
+	table := tokenTable{hash: own}
+	return secret, &Tokens{func() tokenTable { return table }}, nil
+}
+
 // find returns whose token it is. What is looked up is its hash: how long that takes says nothing about tokens.
 func (t *Tokens) find(secret string) (token, bool) {
 	if len(secret) > maxToken {
 		return token{}, false
 	}
-	found, ok := t.files.Current()[sha256.Sum256([]byte(secret))]
+	found, ok := t.current()[sha256.Sum256([]byte(secret))]
 	return found, ok
 }

@@ -11,7 +11,6 @@ package sideport
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -22,6 +21,10 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/decree-raft/decree/internal/bind"
+	"github.com/decree-raft/decree/internal/guard"
+	"github.com/decree-raft/decree/internal/limitlog"
 )
 
 // Config configures a side port.
@@ -74,8 +77,15 @@ func Handler(cfg Config) http.Handler {
 	return mux
 }
 
-// maxScrapes at once: each asks every shard.
-const maxScrapes = 4
+const (
+	// maxScrapes at once: each asks every shard.
+	maxScrapes = 4
+	// maxConns open, in all and of one host: a file each, which the process needs for other things.
+	maxConns        = 256
+	maxConnsPerHost = 128
+	// maxSilent have asked nothing yet: the oldest makes room.
+	maxSilent = 64
+)
 
 // Readiness is the body of /readyz.
 type Readiness struct {
@@ -99,28 +109,30 @@ type Server struct {
 
 // Listen serves the endpoints at host:port until Close.
 func Listen(address string, cfg Config) (*Server, error) {
-	host, _, err := net.SplitHostPort(address)
-	if err != nil {
+	if _, _, err := net.SplitHostPort(address); err != nil {
 		return nil, fmt.Errorf("sideport: the address is %q: host:port is needed", address)
 	}
-	if ip := net.ParseIP(host); !cfg.Open && host != "localhost" && (ip == nil || !ip.IsLoopback()) {
-		return nil, fmt.Errorf("sideport: %s is reached by other machines, without TLS or a password: %w", address, ErrOpen)
+	missing := "it has neither TLS nor a password: set Open if that is meant"
+	if cfg.Open {
+		missing = ""
 	}
-	l, err := net.Listen("tcp", address)
+	l, err := bind.TCP(address, missing)
 	if err != nil {
 		return nil, fmt.Errorf("sideport: %w", err)
 	}
-	s := &Server{listener: l, served: make(chan struct{}), http: &http.Server{Handler: Handler(cfg), ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second,
+	door := guard.New(l, guard.Config{Port: "the side port", Clients: "its clients", Answer: "this is a Decree side port: it speaks HTTP\n", HTTP1: true,
+		MaxConns: maxConns, MaxPerHost: maxConnsPerHost, MaxUnshaken: maxSilent, Log: limitlog.New(cfg.Logger)})
+	s := &Server{listener: door, served: make(chan struct{}), http: &http.Server{Handler: Handler(cfg), ConnState: guard.ConnState, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second,
 		WriteTimeout: 2 * time.Minute, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 16 << 10}} // a profile takes its time
 	go func() {
 		defer close(s.served)
-		_ = s.http.Serve(l) // ends with Close
+		_ = s.http.Serve(door) // ends with Close
 	}()
 	return s, nil
 }
 
 // ErrOpen: the address needs Config.Open.
-var ErrOpen = errors.New("set Open if that is meant")
+var ErrOpen = bind.ErrInsecure
 
 // Addr returns the host:port that is listened on.
 func (s *Server) Addr() string { return s.listener.Addr().String() }

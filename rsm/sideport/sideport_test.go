@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"net"
 	"net/http"
 	"slices"
 	"strings"
@@ -99,7 +100,7 @@ func TestSideport(t *testing.T) {
 
 func TestListen(t *testing.T) {
 	ready := func() []string { return nil }
-	for _, address := range []string{":0", "0.0.0.0:0", "[::]:0", "example.org:0"} {
+	for _, address := range []string{":0", "0.0.0.0:0", "[::]:0", "192.0.2.1:0"} {
 		if _, err := sideport.Listen(address, sideport.Config{Ready: ready}); !errors.Is(err, sideport.ErrOpen) {
 			t.Errorf("%s: %v", address, err)
 		}
@@ -128,5 +129,27 @@ func TestListen(t *testing.T) {
 	s.Close()
 	if took := time.Since(began); took > 10*time.Second {
 		t.Errorf("closing takes %v", took)
+	}
+}
+
+// Connections that say nothing take no files that the process needs, and keep nobody out.
+func TestSilentConnections(t *testing.T) {
+	s, err := sideport.Listen("127.0.0.1:0", sideport.Config{Ready: func() []string { return nil }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	for range 300 {
+		c, err := net.Dial("tcp", s.Addr())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+	}
+	if code, _ := get(t, "http://"+s.Addr()+"/healthz"); code != 200 {
+		t.Errorf("%d", code)
+	}
+	if open := s.Open(); open > 256 {
+		t.Errorf("%d connections are open", open)
 	}
 }

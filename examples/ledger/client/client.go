@@ -9,10 +9,10 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials/insecure"
 
 	ledgerv1 "github.com/decree-raft/decree/api/ledger/v1"
 	"github.com/decree-raft/decree/examples/ledger/book"
+	"github.com/decree-raft/decree/proxy/access"
 	"github.com/decree-raft/decree/proxy/client"
 	"github.com/decree-raft/decree/rsm"
 )
@@ -35,8 +35,11 @@ type Remote struct {
 }
 
 // Dial returns a Remote over the addresses (host:port) of proxies, all or some. It does not wait for a connection: calls do.
-func Dial(addresses ...string) (*Remote, error) {
-	c, err := client.Dial(addresses, client.Options{})
+func Dial(addresses ...string) (*Remote, error) { return DialWith(client.Options{}, addresses...) }
+
+// DialWith is Dial over TLS, or with a token, as the options say.
+func DialWith(o client.Options, addresses ...string) (*Remote, error) {
+	c, err := client.Dial(addresses, o)
 	if err != nil {
 		return nil, err
 	}
@@ -53,9 +56,9 @@ func (c *Remote) Close() error {
 	return nil
 }
 
-// Audit audits the replica of the node at an address: its own for the ledger, as a proxy has none.
-func Audit(ctx context.Context, address string) (_ *ledgerv1.AuditResponse, err error) {
-	conn, err := grpc.NewClient(address, grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithNoProxy())
+// Audit audits the replica of the node at an address: its own for the ledger, as a proxy has none. Of the options it takes TLS and Credentials.
+func Audit(ctx context.Context, address string, o client.Options) (_ *ledgerv1.AuditResponse, err error) {
+	conn, err := grpc.NewClient(address, append(access.DialOptions(o.TLS, o.Credentials), grpc.WithNoProxy())...)
 	if err != nil {
 		return nil, fmt.Errorf("address %q: %w", address, err)
 	}

@@ -11,6 +11,7 @@ import (
 	"github.com/decree-raft/decree/examples/ledger/book"
 	"github.com/decree-raft/decree/examples/ledger/client"
 	"github.com/decree-raft/decree/proxy"
+	proxyclient "github.com/decree-raft/decree/proxy/client"
 	"github.com/decree-raft/decree/rsm"
 )
 
@@ -128,7 +129,7 @@ func TestNobodyIsThere(t *testing.T) {
 	if _, err := remote.Accounts(ctx, ""); !errors.Is(err, rsm.ErrNotProposed) {
 		t.Errorf("got %v", err)
 	}
-	if _, err := client.Audit(t.Context(), address); err == nil {
+	if _, err := client.Audit(t.Context(), address, proxyclient.Options{}); err == nil {
 		t.Error("an audit of nobody")
 	}
 }

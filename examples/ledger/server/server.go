@@ -18,6 +18,7 @@ import (
 	ledgerv1 "github.com/decree-raft/decree/api/ledger/v1"
 	"github.com/decree-raft/decree/examples/ledger/book"
 	"github.com/decree-raft/decree/proxy"
+	"github.com/decree-raft/decree/proxy/access"
 	"github.com/decree-raft/decree/proxy/client"
 	"github.com/decree-raft/decree/rsm"
 )
@@ -96,6 +97,18 @@ func (s *Server) Register(r grpc.ServiceRegistrar) {
 		}
 	}
 	r.RegisterService(&desc, s)
+}
+
+// RoleOf returns the role that a method of the service takes.
+func RoleOf(method string) access.Role {
+	switch method {
+	case ledgerv1.LedgerService_GetAccounts_FullMethodName, ledgerv1.LedgerService_ListAccounts_FullMethodName, ledgerv1.LedgerService_GetEntries_FullMethodName,
+		ledgerv1.LedgerService_GetStatement_FullMethodName, ledgerv1.LedgerService_Audit_FullMethodName, ledgerv1.LedgerService_GetStatus_FullMethodName:
+		return access.Read
+	case ledgerv1.LedgerService_OpenSession_FullMethodName, ledgerv1.LedgerService_CreateAccounts_FullMethodName, ledgerv1.LedgerService_PostEntries_FullMethodName:
+		return access.Write
+	}
+	return access.Admin
 }
 
 // decode reads a message if it is not too large.

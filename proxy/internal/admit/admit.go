@@ -193,6 +193,15 @@ func (k *Client) Admit(shardID uint64, bytes int, makesRoom bool, now int64) (Ti
 	return ticket, nil
 }
 
+// Wait takes a request that will wait for a leader: it counts for its client's bounds alone, and says nothing about load. Otherwise it is as Admit.
+func (k *Client) Wait(shardID uint64, bytes int, makesRoom bool, now int64) (Ticket, error) {
+	size := int64(max(bytes, 0))
+	if r := k.enter(shardID, size, makesRoom, now); r.reason != none {
+		return Ticket{}, r.err()
+	}
+	return Ticket{client: k, bytes: size}, nil
+}
+
 // stripe of a shard: multiplying by the golden section spreads successive numbers evenly.
 func (c *Controller) stripe(id uint64) *stripe {
 	return &c.stripes[(id*0x9e3779b97f4a7c15)>>c.shift&uint64(len(c.stripes)-1)]
@@ -241,6 +250,10 @@ func (k *Client) leave(size int64) {
 // Done ends a request. It must be called once for each ticket.
 func (t Ticket) Done(now int64, outcome Outcome) {
 	if t.shard == nil {
+		if t.client != nil { // it waited
+			t.client.lastDone.Store(now)
+			t.client.leave(t.bytes)
+		}
 		return
 	}
 	latency := min(max(now-t.start, 0), int64(time.Hour))

@@ -1,0 +1,332 @@
+package proxy_test
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"net"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/status"
+
+	decreev1 "github.com/decree-raft/decree/api/decree/v1"
+	"github.com/decree-raft/decree/internal/codec"
+	"github.com/decree-raft/decree/internal/core"
+	"github.com/decree-raft/decree/internal/wire"
+	"github.com/decree-raft/decree/proxy"
+	"github.com/decree-raft/decree/proxy/access"
+	"github.com/decree-raft/decree/rsm"
+)
+
+// guarded is a proxy without nodes, whose port asks for a token: calls wait. change replaces the line of its file of tokens.
+func guarded(t *testing.T, limits proxy.Limits) (s *proxy.Server, token grpc.DialOption, change func(role access.Role)) {
+	t.Helper()
+	secret, line, err := access.NewToken("w", access.Write, time.Time{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(t.TempDir(), "tokens")
+	change = func(role access.Role) {
+		text := "# nobody\n"
+		if role > access.None {
+			text = "w " + role.String() + line[len("w write"):] + "\n"
+		}
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	change(access.Write)
+	tokens, err := access.OpenTokens(path, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, _ := lonely(t)
+	s, err = p.Serve(proxy.ServerConfig{Listen: "127.0.0.1:0", Access: access.Port{Policy: &access.Policy{Tokens: tokens}}, Limits: limits})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(s.Close)
+	return s, grpc.WithPerRPCCredentials(access.Token(secret)), change
+}
+
+// answersOf reads a stream to its end, and returns that.
+func answersOf(t *testing.T, st grpc.ClientStream, f func(*wire.ReceivedAnswer)) error {
+	t.Helper()
+	for {
+		var got codec.Frame
+		if err := st.RecvMsg(&got); err != nil {
+			return err
+		}
+		if err := wire.ParseAnswers(got.Data, f); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// plainStream is openStream with a token, which goes over access.Plain.
+func plainStream(t *testing.T, address string, token grpc.DialOption) grpc.ClientStream {
+	t.Helper()
+	_, st := openStream(t, address, token, grpc.WithTransportCredentials(access.Plain()))
+	return st
+}
+
+// A stream on which calls wait ends when its caller's token is taken out, although the client says nothing more: and says why.
+func TestStreamEndsWithItsToken(t *testing.T) {
+	s, token, change := guarded(t, proxy.Limits{})
+	st := plainStream(t, s.Addr(), token)
+	if err := st.SendMsg(&codec.Frame{Data: submitFrame(1, 600_000)}); err != nil {
+		t.Fatal(err)
+	}
+	change(access.None)
+	began := time.Now()
+	if err := answersOf(t, st, func(*wire.ReceivedAnswer) {}); status.Code(err) != codes.Unauthenticated {
+		t.Errorf("after %v it ends with %v", time.Since(began), err)
+	}
+}
+
+// The calls of one long frame have the role that their caller has when each begins, and not when the frame came.
+func TestRoleWithinAFrame(t *testing.T) {
+	s, token, change := guarded(t, proxy.Limits{StreamCalls: 1})
+	st := plainStream(t, s.Addr(), token)
+	if err := st.SendMsg(&codec.Frame{Data: submitFrame(40, 200)}); err != nil { // one after the other: eight seconds
+		t.Fatal(err)
+	}
+	change(access.Read)
+	_ = st.CloseSend() // it fails with the stream, which is read
+	forbidden := 0
+	if err := answersOf(t, st, func(a *wire.ReceivedAnswer) {
+		if e, _ := core.Verdict(a.Err); e != nil && e.Code == core.CodeForbidden {
+			forbidden++
+		}
+	}); forbidden < 10 {
+		t.Errorf("of 40 commands %d are refused; %v", forbidden, err)
+	}
+}
+
+// Who reads nothing loses its stream also when it says no more itself.
+func TestHalfClosedAndNotRead(t *testing.T) {
+	_, s := lonely(t)
+	s.Patience(300 * time.Millisecond)
+	_, st := openStream(t, s.Addr(), grpc.WithStaticStreamWindowSize(64<<10), grpc.WithStaticConnWindowSize(64<<10))
+	var frame []byte
+	for i := range uint64(20_000) { // calls that ask for nothing: an error each
+		frame = append(frame, marshal(&decreev1.ConnectRequest{Calls: []*decreev1.Call{{Id: i + 1}}})...)
+	}
+	if err := st.SendMsg(&codec.Frame{Data: frame}); err != nil {
+		t.Fatal(err)
+	}
+	if err := st.CloseSend(); err != nil {
+		t.Fatal(err)
+	}
+	soon(t, "ending the stream", func() {
+		for s.Streams() > 0 {
+			time.Sleep(5 * time.Millisecond)
+		}
+	})
+}
+
+// Who watches the health of a server does not hold up its draining, and is told.
+func TestDrainWithWatchers(t *testing.T) {
+	_, s := lonely(t)
+	conn, err := grpc.NewClient(s.Addr(), access.DialOptions(nil, nil)...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	w, err := healthv1.NewHealthClient(conn).Watch(within(t), &healthv1.HealthCheckRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.Recv(); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	soon(t, "draining", func() { s.Drain(ctx) })
+	if ctx.Err() != nil {
+		t.Error("it took all the time that there was")
+	}
+}
+
+// One host does not take all connections.
+func TestConnectionsOfOneHost(t *testing.T) {
+	p, _ := lonely(t)
+	s, err := p.Serve(proxy.ServerConfig{Listen: "127.0.0.1:0", MaxConnections: 8})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	for range 6 {
+		defer idle(t, s.Addr()).Close()
+	}
+	c, err := net.Dial("tcp", s.Addr())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	_ = c.SetReadDeadline(time.Now().Add(10 * time.Second)) // it is open
+	if _, err := c.Read(make([]byte, 1)); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("the seventh connection of eight: %v", err)
+	}
+}
+
+// What waits for a leader counts for its client: one alone does not fill the room for all.
+func TestWaitingIsBoundedByClient(t *testing.T) {
+	p, _ := lonely(t)
+	s, err := p.Serve(proxy.ServerConfig{Listen: "127.0.0.1:0", Admission: proxy.Admission{ClientCalls: 8}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	_, st := openStream(t, s.Addr())
+	for range 2 { // whose places are free again when they have ended
+		if err := st.SendMsg(&codec.Frame{Data: submitFrame(20, 500)}); err != nil {
+			t.Fatal(err)
+		}
+		refused, late := 0, 0
+		for refused+late < 20 {
+			var got codec.Frame
+			if err := st.RecvMsg(&got); err != nil {
+				t.Fatal(err)
+			}
+			if err := wire.ParseAnswers(got.Data, func(a *wire.ReceivedAnswer) {
+				switch e, _ := core.Verdict(a.Err); {
+				case e == nil || e.Kind != core.ErrNotProposed:
+					t.Errorf("%v", a.Err)
+				case e.Code == core.CodeOverloaded:
+					refused++
+				default:
+					late++
+				}
+			}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if late != 7 { // the eighth is for what makes room
+			t.Errorf("%d have waited, %d were refused", late, refused)
+		}
+	}
+}
+
+// stuck is a machine whose queries and decisions take until it is let go.
+type stuck struct {
+	counters
+	go_ chan struct{}
+}
+
+func (s stuck) Decide(v rsm.View, c rsm.Command) ([][]byte, []byte, error) {
+	<-s.go_
+	return s.counters.Decide(v, c)
+}
+
+func (s stuck) Query(v rsm.View, q []byte) ([]byte, error) {
+	<-s.go_
+	return s.counters.Query(v, q)
+}
+
+// A node answers in time, whatever its machine does: a command may have happened, a read has not.
+func TestNodesKnowDeadlines(t *testing.T) {
+	m := stuck{go_: make(chan struct{})}
+	c, err := rsm.StartCluster(rsm.ClusterConfig{Dir: t.TempDir(), Nodes: 1, Shards: []rsm.ShardConfig{{ID: 1, Machine: m}},
+		Configure: func(cfg *rsm.Config) { cfg.DiskWatermark, cfg.Services = -1, proxy.Register }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		close(m.go_)
+		_ = c.Close() // it is done with
+	}()
+	_, st := openStream(t, c.Node(1).Addr())
+	read := &decreev1.Call{Id: 1, TimeoutMs: 200, Call: &decreev1.Call_Read{Read: &decreev1.ReadRequest{Shard: 1, Level: decreev1.Level_LEVEL_STALE}}}
+	submit := &decreev1.Call{Id: 2, TimeoutMs: 200, Call: &decreev1.Call_Submit{Submit: &decreev1.SubmitRequest{Shard: 1, Commands: [][]byte{[]byte("a")}}}}
+	for _, call := range []*decreev1.Call{read, submit} {
+		if err := st.SendMsg(&codec.Frame{Data: marshal(&decreev1.ConnectRequest{Calls: []*decreev1.Call{call}})}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ends := map[uint64]error{}
+	for len(ends) < 2 {
+		var got codec.Frame
+		if err := st.RecvMsg(&got); err != nil {
+			t.Fatalf("%v; %v", ends, err)
+		}
+		if err := wire.ParseAnswers(got.Data, func(a *wire.ReceivedAnswer) { ends[a.ID] = a.Err }); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for id, kind := range map[uint64]error{1: rsm.ErrNotProposed, 2: rsm.ErrUnknown} {
+		if e, _ := core.Verdict(ends[id]); e == nil || e.Kind != kind || e.Code != core.CodeCancelled {
+			t.Errorf("call %d: %v", id, ends[id])
+		}
+	}
+}
+
+// A node of another cluster at the address of one of ours is asked nothing, although it has a shard of the same id. Both are known from the first answer
+// on; the streams to them are opened before that, or after.
+func TestNodeOfAnotherCluster(t *testing.T) {
+	listen := func() string {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+		return l.Addr().String()
+	}
+	start := func(cluster string, voters []rsm.NodeID, id rsm.NodeID, peers map[rsm.NodeID]string) *rsm.Node {
+		n, err := rsm.Start(rsm.Config{Cluster: cluster, Node: id, Dir: t.TempDir(), Peers: peers, DiskWatermark: -1, Services: proxy.Register,
+			Shards: []rsm.ShardConfig{{ID: 1, Machine: counters{}, Voters: voters}}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = n.Close() })
+		return n
+	}
+	ours, theirs := listen(), listen()
+	foreign := start("theirs", []rsm.NodeID{2}, 2, map[rsm.NodeID]string{2: theirs})
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		if _, err := foreign.Shard(1).Do(within(t), rsm.Request{Commands: [][]byte{[]byte("k")}}); err == nil {
+			break
+		} else if time.Now().After(deadline) {
+			t.Fatal(err)
+		}
+	}
+	// Node 2 of ours was there once.
+	start("ours", []rsm.NodeID{1, 2}, 1, map[rsm.NodeID]string{1: ours, 2: theirs})
+	for name, cfg := range map[string]proxy.Config{
+		"named":                     {Nodes: []string{ours}, Cluster: "ours"},
+		"learned":                   {Nodes: []string{ours}},
+		"its address is given, too": {Nodes: []string{ours, theirs}, Cluster: "ours"},
+	} {
+		cfg.Refresh = 50 * time.Millisecond
+		p, err := proxy.New(cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		answered := 0
+		for deadline := time.Now().Add(10 * time.Second); answered < 40 && time.Now().Before(deadline); {
+			ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+			answer, err := p.Shard(1).Read(ctx, rsm.Stale, []byte("k"))
+			cancel()
+			if err != nil {
+				if !errors.Is(err, rsm.ErrNotProposed) {
+					t.Errorf("%s: %v", name, err)
+				}
+				continue
+			}
+			if answered++; binary.BigEndian.Uint64(answer) != 0 {
+				t.Fatalf("%s: answer %d is of another cluster", name, answered)
+			}
+			time.Sleep(5 * time.Millisecond)
+		}
+		if answered == 0 {
+			t.Errorf("%s: nobody answers", name)
+		}
+		p.Close()
+	}
+}

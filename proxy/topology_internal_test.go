@@ -1,0 +1,146 @@
+package proxy
+
+import (
+	"fmt"
+	"net"
+	"testing"
+	"time"
+
+	decreev1 "github.com/decree-raft/decree/api/decree/v1"
+	"github.com/decree-raft/decree/internal/core"
+	"github.com/decree-raft/decree/internal/route"
+	"github.com/decree-raft/decree/rsm"
+)
+
+// nowhere returns an address at which nobody is.
+func nowhere(t *testing.T) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().String()
+}
+
+// told makes an answer of a node of cluster "c" about shard 1, with a member for each address: node 1 at the first, and so on; those with none are left out.
+func told(term uint64, addresses ...string) *decreev1.GetTopologyResponse {
+	s := &decreev1.GetTopologyResponse_Shard{Shard: 1, Leader: 1, Term: term}
+	t := &decreev1.GetTopologyResponse{Cluster: "c", Shards: []*decreev1.GetTopologyResponse_Shard{s}}
+	for i, a := range addresses {
+		if a != "" {
+			s.Nodes = append(s.Nodes, uint64(i+1))
+			t.Nodes = append(t.Nodes, &decreev1.GetTopologyResponse_Node{Node: uint64(i + 1), Address: a})
+		}
+	}
+	return t
+}
+
+func testProxy(t *testing.T, nodes ...string) *Proxy {
+	t.Helper()
+	p, err := New(Config{Nodes: nodes, Refresh: hurry})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(p.Close)
+	return p
+}
+
+func (p *Proxy) where(id rsm.NodeID) (address string, links int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.address[id], len(p.links)
+}
+
+// A node that moves is followed, and one that is removed is forgotten, with its connection: but none that is a member of a shard, however long nobody speaks of it.
+func TestNodesMoveAndGo(t *testing.T) {
+	first, second, third, moved := nowhere(t), nowhere(t), nowhere(t), nowhere(t)
+	p := testProxy(t, first)
+	p.learn(told(1, first, second, third))
+	p.learn(told(1, first, moved, third))
+	if a, n := p.where(2); a != moved || n != 3 {
+		t.Errorf("node 2 is looked for at %s, and there are %d links", a, n)
+	}
+	if p.target(2) == nil || p.target(3) == nil {
+		t.Error("nodes cannot be asked")
+	}
+	span := forgetAfter * hurry
+	p.learn(told(2, first, moved)) // node 3 was removed
+	if a, _ := p.where(3); a != third {
+		t.Error("node 3 is forgotten at once")
+	}
+	time.Sleep(span + span/10)
+	only := told(2, first)
+	only.Shards = nil // whoever says this has no shard: nobody speaks of node 2
+	p.learn(only)
+	if a, n := p.where(3); a != "" || n != 2 || p.target(3) != nil {
+		t.Errorf("node 3 is looked for at %q, and there are %d links", a, n)
+	}
+	if a, _ := p.where(2); a != moved {
+		t.Error("a member of a shard is forgotten")
+	}
+}
+
+// Shards that only a client has named go when nobody knows them; those that are learned stay, up to a bound.
+func TestShardBounds(t *testing.T) {
+	p := testProxy(t, nowhere(t))
+	start := func(shard uint64) chan error {
+		done := make(chan error, 1)
+		p.start(monotonic(), &route.Call{Kind: route.Submit, Shard: rsm.ShardID(shard), Commands: [][]byte{nil}, Deadline: monotonic() + int64(time.Hour), Done: func(c *route.Call) { done <- c.Err }})
+		return done
+	}
+	noShard := func(err error) bool {
+		e, _ := core.Verdict(err)
+		return e != nil && e.Code == core.CodeNoShard && e.Kind == core.ErrNotProposed
+	}
+	waiting := map[uint64]chan error{}
+	for shard := uint64(1); shard <= maxGuessed; shard++ {
+		waiting[shard] = start(shard)
+	}
+	if err := <-start(maxGuessed + 1); !noShard(err) {
+		t.Errorf("one too many: %v", err)
+	}
+	p.learn(told(1, nowhere(t)))
+	p.mu.Lock()
+	for id := range p.guessed {
+		p.guessed[id] -= int64(2 * guessPatience)
+	}
+	p.mu.Unlock()
+	p.learn(told(1, nowhere(t)))
+	for shard, c := range waiting {
+		select {
+		case err := <-c:
+			if shard == 1 || !noShard(err) {
+				t.Errorf("shard %d: %v", shard, err)
+			}
+		default:
+			if shard != 1 {
+				t.Fatalf("the call to shard %d waits on", shard)
+			}
+		}
+	}
+	many := told(1)
+	many.Shards = nil
+	for i := range uint64(maxShards + 100) {
+		many.Shards = append(many.Shards, &decreev1.GetTopologyResponse_Shard{Shard: i, Nodes: []uint64{1}})
+	}
+	p.learn(many)
+	if n := len(*p.routers.Load()); n != maxShards {
+		t.Errorf("%d shards: at most %d", n, maxShards)
+	}
+	if err := <-start(1 << 40); !noShard(err) {
+		t.Errorf("a shard that nobody knows: %v", err)
+	}
+}
+
+// Of another cluster nothing is learned.
+func TestOtherClusterIsNotListenedTo(t *testing.T) {
+	p := testProxy(t, nowhere(t))
+	p.learn(told(1, nowhere(t)))
+	other := told(9, nowhere(t), nowhere(t))
+	other.Cluster = "other"
+	was := fmt.Sprint(p.topology())
+	if p.learn(other); fmt.Sprint(p.topology()) != was {
+		t.Errorf("%v, and then %v", was, p.topology())
+	}
+}
