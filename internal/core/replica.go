@@ -468,8 +468,12 @@ func (r *Replica) durable(rd raft.Ready) []raftpb.Entry {
 // written continues after the outstanding Ready has become durable.
 func (r *Replica) written() {
 	defer r.contain()
-	if r.repairing != nil {
-		r.restart()
+	if rp := r.repairing; rp != nil {
+		if rp.job == nil {
+			r.beginRepair()
+		} else {
+			r.restart()
+		}
 		return
 	}
 	if !r.writing {

@@ -59,6 +59,7 @@ type node struct {
 	diskLow        bool
 
 	rotten string // the file of its disk that was damaged, "" if none
+	rot    damage // the same, where it can be repaired
 	out    bool   // for good: it does not start on what its disk has
 	unfit  error  // of the state store, which will not close in order any more
 
@@ -224,6 +225,7 @@ func (n *node) open() error {
 			return err
 		}
 	}
+	n.lookAtRot()
 	return nil
 }
 

@@ -22,6 +22,7 @@ type disk struct {
 	writing []logWrite // under way
 	slow    int        // faults that make it slow
 	faultyDisk
+	steps steps
 
 	// shadow is what was made durable, kept apart from what wal.Memory says: one per shard.
 	shadow map[core.ShardID]*shadowLog
@@ -184,7 +185,12 @@ func (d *disk) crash() {
 		d.traceLost(happened > 0)
 	}
 	d.writing, d.queue = nil, nil
-	d.fs = d.fs.CrashClone(vfs.CrashCloneCfg{})
+	if left := d.steps.crashed; left != nil {
+		d.fs = left
+	} else {
+		d.fs = d.fs.CrashClone(vfs.CrashCloneCfg{})
+	}
+	d.steps = steps{}
 }
 
 // reopen returns what a restart finds in the log, compared with what must be there.

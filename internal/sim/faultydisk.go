@@ -70,7 +70,7 @@ func (f *storeFaults) OnFatal(err error) {
 // MaybeError implements errorfs.Injector.
 func (f *storeFaults) MaybeError(op errorfs.Op) error {
 	switch op.Kind {
-	case errorfs.OpCreate, errorfs.OpFileWrite, errorfs.OpFileSync, errorfs.OpFileSyncData, errorfs.OpLink, errorfs.OpMkdirAll:
+	case errorfs.OpCreate, errorfs.OpFileWrite, errorfs.OpFileSync, errorfs.OpFileSyncData, errorfs.OpLink, errorfs.OpMkdirAll, errorfs.OpRename:
 	default:
 		return nil // before a look at the node: pebble removes files on a goroutine of its own
 	}
@@ -78,11 +78,12 @@ func (f *storeFaults) MaybeError(op errorfs.Op) error {
 		return nil
 	}
 	d := f.n.disk
+	d.step(op.Kind)
 	switch {
 	case d.failFile && strings.HasSuffix(op.Path, ".sst"):
 		d.failFile = false
 		return errDisk
-	case d.full > 0 && op.Kind != errorfs.OpFileSync && op.Kind != errorfs.OpFileSyncData:
+	case d.full > 0 && op.Kind != errorfs.OpRename && op.Kind != errorfs.OpFileSync && op.Kind != errorfs.OpFileSyncData:
 		return syscall.ENOSPC
 	}
 	return nil

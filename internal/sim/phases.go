@@ -182,7 +182,7 @@ func (s *sim) disagrees(n *node, w *worker, id core.ShardID) string {
 		if st.Applied != 0 || st.Err != nil {
 			return "it never was a member, and is not as it was made"
 		}
-	case st.Err != nil && n.rotten != "":
+	case st.Err != nil && n.rotten != "" && !s.swarm.repairs:
 	case st.Applied != o.last() || st.Queued != 0 || st.Inflight != 0:
 		return fmt.Sprintf("it has applied %d of %d, %d calls are pending, %d entries in flight (%v)", st.Applied, o.last(), st.Queued, st.Inflight, st.Err)
 	}

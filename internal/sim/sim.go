@@ -65,6 +65,8 @@ type Stats struct {
 	FramesLost                           int
 	Cuts, Fetches, Installs              int // of snapshots
 	Chunks, ChunksDamaged                int
+	SnapshotsDamaged, Repaired           int // snapshots whose damage was found; replicas that were given the state of a peer
+	StepCrashes                          int // between two operations on files
 	JournalsShort                        int // flushes that dropped what somebody may need
 	Changes, ChangesRefused              int // of the members: in the log; asked for and not proposed
 	Left                                 int // replicas that were removed and know it
@@ -108,6 +110,7 @@ type sim struct {
 	check   *checker
 	answers []*attempt // that came in this event and are still to be checked
 
+	stepped []*node        // that have crashed in the middle of this event, see repair.go
 	calm    bool           // no more faults
 	broke   []plannedFault // the faults so far
 	told    []told         // of the run, if it is planned
@@ -138,6 +141,7 @@ func Run(seed uint64, opts Options) *Result {
 	s.swarm = drawSwarm(stream(seed, 2))
 	s.swarm.drawMembers(stream(seed, 6))
 	s.swarm.drawProxies(stream(seed, 7))
+	s.swarm.drawRepairs(stream(seed, 8))
 	if opts.User != nil {
 		s.work = newUserWork(s, opts.User)
 	} else {
@@ -206,6 +210,9 @@ func (s *sim) run() {
 			continue
 		}
 		t.run()
+		if len(s.stepped) > 0 {
+			s.endStep()
+		}
 		s.takeAnswers()
 		if s.trace.events > s.opts.MaxEvents {
 			s.fail("harness", "more than %d events", s.opts.MaxEvents)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"slices"
 
 	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
@@ -33,8 +34,10 @@ type cutting struct {
 type fetching struct {
 	w      *worker
 	f      *core.Fetch
-	at     int // the source that is asked
-	failed int // attempts in a row
+	at     int    // the source that is asked
+	failed int    // attempts in a row
+	again  bool   // it was whole once, and then not
+	then   func() // of one that is no follower's, see repair.go
 }
 
 // replacing is an installation under way.
@@ -143,7 +146,12 @@ func (n *node) fetch(e *fetching) {
 	switch {
 	case err == nil:
 		if _, err = snapshot.Verify(ctx, n.disk.fs, s.Dir); err != nil {
-			n.s.fail("snapshot", "node %d received a snapshot of shard %d that is not whole: %v", n.id, e.f.Shard, err)
+			n.removeDamaged(s.ID, err)
+			if s = nil; !e.again {
+				e.again = true
+				n.fetchOn(e)
+				return
+			}
 		}
 		n.fetched(e, s, err)
 	case errors.Is(err, errLater):
@@ -170,6 +178,10 @@ func (n *node) fetched(e *fetching, s *snapshot.Snapshot, err error) {
 	}
 	e.f.Snapshot, e.f.Err = s, err
 	n.s.trace.event(evFetched, n.id, uint64(e.f.Shard), b2u(err == nil), 0, 0)
+	if e.then != nil {
+		e.then()
+		return
+	}
 	e.w.post(func(in *core.Input) { in.Fetched = append(in.Fetched, e.f) })
 }
 
@@ -192,8 +204,11 @@ func (p *peerSource) Fetch(ctx context.Context, id snapshot.ID, file, chunk int)
 	if err != nil {
 		return nil, err
 	}
-	defer src.Close()
 	b, err := src.Fetch(ctx, id, file, chunk)
+	src.Close()
+	if errors.Is(err, snapshot.ErrCorrupt) || errors.Is(err, fs.ErrNotExist) {
+		p.from.removeDamaged(id, err)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -225,6 +240,7 @@ func (w *worker) Install(d *core.InstallDone) {
 		// A crash may come before anybody has heard of it.
 		n.after(exp(n.snapRand, n.s.swarm.passDelay), func() {
 			n.installs = slices.DeleteFunc(n.installs, func(r *replacing) bool { return r == entry })
+			n.lookAtRot()
 			n.s.trace.event(evInstalled, n.id, uint64(d.Shard), d.Snapshot.Manifest.Index, b2u(d.Err == nil), 0)
 			w.post(func(in *core.Input) { in.Installed = append(in.Installed, d) })
 		})
@@ -234,8 +250,11 @@ func (w *worker) Install(d *core.InstallDone) {
 func (n *node) install(e *replacing) {
 	d := e.done
 	e.ran = true
+	if s := &n.disk.steps; s.inInstall > 0 {
+		s.left, s.inInstall = s.inInstall, 0
+	}
 	if d.Err = d.Job.Run(context.Background()); d.Err != nil {
-		if !n.disk.mayFail(d.Err) {
+		if !n.disk.mayFail(d.Err) && !n.hasDamage(d.Err) {
 			n.s.fail("snapshot", "node %d cannot install shard %d at %d: %v", n.id, d.Shard, d.Snapshot.Manifest.Index, d.Err)
 		}
 		return
