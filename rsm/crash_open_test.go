@@ -26,7 +26,7 @@ func openOffline(cfg Config) (o offline, err error) {
 	n.makeEngine()
 	o = offline{n}
 	if err = n.addShards(recovered); err == nil && n.newShards {
-		err = n.identity.write(n.cfg.Dir)
+		err = n.identity.Write(theDisk(), n.cfg.Dir)
 	}
 	if err != nil {
 		o.close()

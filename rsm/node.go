@@ -21,6 +21,7 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs"
 
 	"github.com/decree-raft/decree/internal/core"
+	"github.com/decree-raft/decree/internal/datadir"
 	"github.com/decree-raft/decree/internal/state"
 	"github.com/decree-raft/decree/internal/transport"
 	"github.com/decree-raft/decree/snapshot"
@@ -119,7 +120,7 @@ func (n *Node) start() (err error) {
 	// Not before here: a Start that failed must not have fixed the voters of a shard that never was.
 	if n.newShards {
 		n.idMu.Lock()
-		err = n.identity.write(n.cfg.Dir)
+		err = n.identity.Write(theDisk(), n.cfg.Dir)
 		n.idMu.Unlock()
 		if err != nil {
 			_ = e.transport.Close()
@@ -210,7 +211,7 @@ func (n *Node) openData() (map[uint64]*wal.ShardLog, error) {
 	if err != nil {
 		return nil, err
 	}
-	if n.identity, err = readIdentity(n.cfg.Dir, n.cfg.Cluster, n.cfg.Node); err != nil {
+	if n.identity, err = datadir.Read(theDisk(), n.cfg.Dir, n.cfg.Cluster, n.cfg.Node); err != nil {
 		return nil, err
 	}
 	if n.identity == nil {
@@ -263,7 +264,7 @@ func (n *Node) settleIdentity(recovered *wal.Recovered) error {
 	case len(recovered.Shards) > 0 || len(flushed) > 0:
 		return fmt.Errorf("%s has data but no node.json, so that it is not known whose it is: restore the file, or remove the data", n.cfg.Dir)
 	}
-	n.identity = newIdentity(n.cfg.Cluster, n.cfg.Node)
+	n.identity = datadir.New(n.cfg.Cluster, n.cfg.Node)
 	n.newShards = true
 	return nil
 }
@@ -330,7 +331,7 @@ func (n *Node) adviseDamage(err error) error {
 	}
 	return fmt.Errorf("the state in %s is damaged where it is read at the start: %w. Restore the file if that can be done. Otherwise put a new node in the place of this one, "+
 		"with an id that was never used (`decree replace %d NEW-ID HOST:PORT`, asked of another member), and then remove this directory. `decree repair` takes a node that runs, and helps with damage elsewhere in the state",
-		filepath.Join(n.cfg.Dir, stateDir), err, n.cfg.Node)
+		filepath.Join(n.cfg.Dir, datadir.StateDir), err, n.cfg.Node)
 }
 
 func (n *Node) startTransport() (transport.Peer, error) {

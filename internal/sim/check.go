@@ -112,6 +112,7 @@ func (c *checker) observe(w *worker) {
 	for _, id := range w.shards {
 		st, _ := w.core.Status(id)
 		if st.Err != nil {
+			w.n.cutShort[id] = w.n.cutShort[id] || st.Stats.JournalShort > 0
 			if st.Err.Code == core.CodeRemoved || w.n.rotten != "" {
 				c.observeApplied(w.n, &st) // it may have answered before it went
 			}

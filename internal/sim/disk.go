@@ -52,7 +52,22 @@ func newDisk(n *node) *disk {
 	for id := core.ShardID(1); id <= shardCount; id++ {
 		d.shadow[id] = &shadowLog{}
 	}
+	makeDataDir(d.fs)
 	return d
+}
+
+// makeDataDir makes a node's data directory, durably.
+func makeDataDir(fs *vfs.MemFS) {
+	err := fs.MkdirAll(dataDir, 0o700)
+	if err == nil {
+		var root vfs.File
+		if root, err = fs.OpenDir("/"); err == nil {
+			err = errors.Join(root.Sync(), root.Close())
+		}
+	}
+	if err != nil {
+		panic(err) // a file system in memory has no reason to fail
+	}
 }
 
 func (d *disk) add(w *worker, write *core.Write) {

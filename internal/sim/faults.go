@@ -40,6 +40,7 @@ const (
 	faultProxy
 	faultStream
 	faultStep
+	faultBackup
 	faultKinds
 )
 
@@ -48,7 +49,7 @@ var faultNames = [faultKinds]string{
 	"slow-disk", "disk-error", "disk-low", "pin", "unreachable", "sleepy-leader",
 	"disk-full", "rot",
 	"cut", "add-learner", "promote", "remove", "replace", "address", "upgrade", "downgrade",
-	"proxy", "stream", "step",
+	"proxy", "stream", "step", "backup",
 }
 
 // faultMeans are the mean times between two faults of a kind, when the seed has it.
@@ -67,7 +68,7 @@ var faultMeans = [faultKinds]int64{
 
 	faultProxy: 400 * millisecond, faultStream: 50 * millisecond,
 
-	faultStep: 200 * millisecond,
+	faultStep: 200 * millisecond, faultBackup: 700 * millisecond,
 }
 
 // longestPause keeps a pause from outlasting the calm phase's patience.
@@ -213,6 +214,9 @@ func (f *faults) inject(kind int) {
 	case faultStream:
 		tell("of a client to a proxy, or of a proxy to a node")
 		f.troubleStream()
+	case faultBackup:
+		tell("n%d is told to back up", n.id)
+		f.backup(n)
 	case faultStep:
 		tell("n%d will, in the middle of what it does to its files", n.id)
 		f.crashInStep(n)

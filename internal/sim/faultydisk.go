@@ -69,9 +69,7 @@ func (f *storeFaults) OnFatal(err error) {
 
 // MaybeError implements errorfs.Injector.
 func (f *storeFaults) MaybeError(op errorfs.Op) error {
-	switch op.Kind {
-	case errorfs.OpCreate, errorfs.OpFileWrite, errorfs.OpFileSync, errorfs.OpFileSyncData, errorfs.OpLink, errorfs.OpMkdirAll, errorfs.OpRename:
-	default:
+	if !changes(op.Kind) {
 		return nil // before a look at the node: pebble removes files on a goroutine of its own
 	}
 	if f.n == nil || !f.n.up {

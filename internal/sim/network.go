@@ -2,6 +2,7 @@ package sim
 
 import (
 	"math/rand/v2"
+	"slices"
 
 	"github.com/cespare/xxhash/v2"
 
@@ -16,6 +17,7 @@ type network struct {
 	due [][]int64 // when the latest frame of the link arrives, for links that keep order
 
 	spare [][]byte // memory of frames that have been read
+	old   []frame  // some that were sent, see haunt
 }
 
 // frame is what a node has sent to another.
@@ -64,6 +66,9 @@ func (n *network) send(from, to core.NodeID, b []byte) {
 		n.reportLoss(from, to)
 		n.read(f)
 		return
+	}
+	if sw.every[faultBackup] > 0 && len(n.old) < 200 && n.r.IntN(10) == 0 {
+		n.old = append(n.old, frame{from: from, to: to, bytes: slices.Clone(b), hash: f.hash, doubled: true})
 	}
 	copies := 1
 	if !sw.ordered && !n.s.calm && chance(n.r, sw.dup) {

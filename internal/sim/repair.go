@@ -277,7 +277,7 @@ func (r *repairing) ask(i int) {
 			r.ask(i + 1)
 		}
 	}
-	n.after(40*int64(s.swarm.core.ElectionTicks)*n.rate, func() { next(fmt.Errorf("it does not answer")) })
+	n.after(min(8*int64(s.swarm.core.ElectionTicks)*n.rate, second), func() { next(fmt.Errorf("it does not answer")) })
 	if !n.reaches(peer) {
 		n.after(exp(n.snapRand, 5*millisecond), func() { next(fmt.Errorf("it cannot be reached")) })
 		return
@@ -372,14 +372,18 @@ func (f *faults) crashInStep(n *node) {
 	}
 }
 
-// step is called before each operation that changes a file.
-func (d *disk) step(op errorfs.OpKind) {
+// changes reports whether an operation changes a file. Removals are left out: pebble has them on a goroutine of its own.
+func changes(op errorfs.OpKind) bool {
 	switch op {
 	case errorfs.OpCreate, errorfs.OpFileWrite, errorfs.OpFileSync, errorfs.OpFileSyncData, errorfs.OpLink, errorfs.OpMkdirAll, errorfs.OpRename:
-	default:
-		return // pebble removes files on a goroutine of its own
+		return true
 	}
-	if d.steps.left == 0 {
+	return false
+}
+
+// step is called before each operation that changes a file.
+func (d *disk) step(op errorfs.OpKind) {
+	if d.steps.left == 0 || !changes(op) {
 		return
 	}
 	if d.steps.left--; d.steps.left == 0 {

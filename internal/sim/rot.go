@@ -59,7 +59,7 @@ func (d *disk) rotLog() {
 	})
 }
 
-const tableDir = "state/pebble"
+const tableDir = stateDir + "/pebble"
 
 // files returns the names of the state store's files, sorted.
 func (d *disk) files() []string {

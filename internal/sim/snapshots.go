@@ -10,6 +10,7 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
 
 	"github.com/decree-raft/decree/internal/core"
+	"github.com/decree-raft/decree/internal/datadir"
 	"github.com/decree-raft/decree/internal/state"
 	"github.com/decree-raft/decree/snapshot"
 )
@@ -19,7 +20,9 @@ import (
 
 const (
 	clusterName        = "sim"
-	snapshotDir        = "snap"
+	dataDir            = "data"
+	stateDir           = dataDir + "/" + datadir.StateDir
+	snapshotDir        = dataDir + "/snap"
 	snapshotTableBytes = 8 << 10
 )
 
@@ -80,7 +83,7 @@ func (n *node) cut(e *cutting) {
 			return
 		}
 	}
-	info, err := core.SnapshotInfo(clusterName, e.from.Meta())
+	info, err := core.SnapshotInfo(n.cluster, e.from.Meta())
 	if err != nil {
 		n.s.fail("snapshot", "node %d cannot read the meta record of shard %d: %v", n.id, e.from.Shard(), err)
 		return
@@ -139,7 +142,7 @@ func (n *node) fetch(e *fetching) {
 	}
 	p := &peerSource{n: n, from: n.s.node(e.f.Sources[e.at%len(e.f.Sources)]), left: 1 + n.snapRand.IntN(n.s.swarm.chunks)}
 	ctx := context.Background()
-	o := snapshot.ReceiveOptions{Cluster: clusterName, Shard: uint64(e.f.Shard), Progress: func(p snapshot.Progress) { e.f.Progress(p.Bytes, p.Total) }}
+	o := snapshot.ReceiveOptions{Cluster: n.cluster, Shard: uint64(e.f.Shard), Progress: func(p snapshot.Progress) { e.f.Progress(p.Bytes, p.Total) }}
 	s, err := n.snaps.Receive(ctx, e.f.Manifest, p, o)
 	n.s.trace.event(evChunks, n.id, uint64(e.f.Shard), uint64(p.from.id), uint64(p.got), b2u(err == nil))
 	n.s.stats.Chunks += p.got
