@@ -171,6 +171,11 @@ func inspectOnce(cfg Config, sessions map[ShardID]SessionID, write bool) (map[Sh
 			return nil, err
 		}
 	}
+	for id, s := range o.shards {
+		if st, _ := s.w.core.Status(id); st.Err != nil {
+			return nil, st.Err // it serves nobody, and waits to be repaired
+		}
+	}
 	if err := o.lead(); err != nil {
 		return nil, err
 	}

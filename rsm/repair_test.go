@@ -124,6 +124,43 @@ func TestRepairOfDamage(t *testing.T) {
 	sameEverywhere(t, c, 1, 1, 2)
 }
 
+// A replica whose sessions are damaged is met as such by the start of its node, which starts all the same: it is repaired like any other.
+//
+// Mutation with which it was seen to fail: restore returns the error of loadSessions.
+func TestRepairAfterStart(t *testing.T) {
+	dir := t.TempDir()
+	c := startCluster(t, dir, counters{}, small, func(cfg *Config) { cfg.noCompactions = true })
+	client := c.Client(1)
+	for i := range 40 { // each has a session, and flushes follow each other
+		if _, err := client.Submit(within(t), []byte(strings.Repeat("x", 3000+i))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	sameEverywhere(t, c, 1, 1, 2, 3)
+	c.Kill(1)
+	tables, err := filepath.Glob(filepath.Join(dir, "node1", "state", "pebble", "*.sst"))
+	if err != nil || len(tables) < 2 {
+		t.Fatal(tables, err)
+	}
+	b, err := os.ReadFile(tables[0]) // not the last, which has the shard's record
+	if err != nil {
+		t.Fatal(err)
+	}
+	b[len(b)-1] ^= 1 // without its end nothing of it can be read
+	if err := os.WriteFile(tables[0], b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Restart(1); err != nil {
+		t.Fatal(err)
+	}
+	s := c.Node(1).Shard(1)
+	eventually(t, "the damaged replica is repaired", func() bool {
+		st, err := s.Status()
+		return err == nil && st.Err == nil && s.repairs.Load() == 1
+	})
+	sameEverywhere(t, c, 1, 1, 2, 3)
+}
+
 // counting counts the records of a log that say something.
 type counting struct {
 	text string

@@ -290,7 +290,9 @@ func (r *Replica) flushed(f *FlushDone) {
 	defer r.continueInstall()
 	if f.Err != nil {
 		// A damaged table lies below what was to be written: nothing has been, and the next flush would meet it again.
-		r.state.AbandonFlush(f.Job)
+		if !mutated("busy-after-damage") {
+			r.state.AbandonFlush(f.Job)
+		}
 		panic(broken(CodeStorage, f.Err, "flushing the state at index %d", f.index))
 	}
 	r.state.Flushed(f.Job)

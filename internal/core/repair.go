@@ -126,11 +126,6 @@ func (r *Replica) repaired(d *InstallDone) {
 	last := at + uint64(len(rec.Entries))
 	rec.HardState.Commit = max(at, min(hard.Commit, last))
 	rp.log = wal.ShardLog{HardState: rec.HardState, Entries: rec.Entries}
-	if mutated("repair-before-log") {
-		r.w.write(nil, rec)
-		r.restart()
-		return
-	}
 	r.w.write(r, rec)
 }
 
@@ -174,5 +169,8 @@ func (r *Replica) again(d Deps) (n *Replica, err error) {
 			err = fmt.Errorf("it does not start: %v", p)
 		}
 	}()
-	return newReplica(r.w, r.shard, d)
+	if n, err = newReplica(r.w, r.shard, d); err == nil && n.damaged != nil {
+		return nil, n.damaged
+	}
+	return n, err
 }

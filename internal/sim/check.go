@@ -113,6 +113,9 @@ func (c *checker) observe(w *worker) {
 		st, _ := w.core.Status(id)
 		if st.Err != nil {
 			w.n.cutShort[id] = w.n.cutShort[id] || st.Stats.JournalShort > 0
+			if st.Err.Code == core.CodeStorage && w.n.applied[id] == 0 {
+				continue // it met the damage before it was a replica
+			}
 			if st.Err.Code == core.CodeRemoved || w.n.rotten != "" {
 				c.observeApplied(w.n, &st) // it may have answered before it went
 			}

@@ -119,7 +119,12 @@ func (d *disk) append() error {
 		return err
 	}
 	for i := range records {
-		d.shadow[core.ShardID(records[i].Shard)].add(&records[i])
+		r := &records[i]
+		l := d.shadow[core.ShardID(r.Shard)]
+		if was, is := l.hard, r.HardState; !r.Forget && !is.IsZero() && (is.Term < was.Term || is.Term == was.Term && was.Vote != 0 && is.Vote != was.Vote) {
+			d.n.s.fail("promise", "the log of node %d takes back what shard %d promised: it has term %d with a vote for %d, and now term %d with a vote for %d", d.n.id, r.Shard, was.Term, was.Vote, is.Term, is.Vote)
+		}
+		l.add(r)
 	}
 	_, size := d.log.Size()
 	d.n.s.trace.event(evSynced, d.n.id, uint64(len(records)), uint64(size), 0, 0)

@@ -20,8 +20,8 @@ import (
 //	full    for a while nothing can be written, in the log, the tables or the manifest: as above, and again until there is room
 //	rot     a bit of what was durable is another: the node must find out, say where, and not serve it
 //
-// The last cannot be mended: nothing brings a node up to date from others yet. So a node with such a disk may stay out to the end of the
-// run, and only as many nodes get one as can be spared: a quorum keeps intact disks, and must go on.
+// The last is mended by a peer, where that is drawn and can be (repair.go). Otherwise a node with such a disk may stay out to the end of the
+// run. Only as many nodes have one at a time as can be spared: a quorum keeps intact disks, and must go on.
 
 // faultyDisk is what is wrong with a disk.
 type faultyDisk struct {

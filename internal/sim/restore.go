@@ -65,7 +65,7 @@ func (f *faults) backup(n *node) {
 	b.history = f.s.swarm.core.KeepJournal && f.r.IntN(2) == 0
 	sink, err := snapshot.NewDirSink(errorfs.Wrap(n.disk.fs, n.faults), b.dir, 0)
 	if err == nil {
-		b.w, err = snapshot.NewBackupWriter(sink, snapshot.Backup{Cluster: n.cluster, Node: uint64(n.id)},
+		b.w, err = snapshot.NewBackupWriter(sink, snapshot.Backup{Cluster: n.cluster, Node: uint64(n.id), Made: n.time().Wall},
 			snapshot.BackupOptions{TableBytes: snapshotTableBytes, JournalBytes: pick[int64](f.r, 1<<10, 64<<10, 1<<20)})
 	}
 	if err != nil {

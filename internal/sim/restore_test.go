@@ -9,6 +9,13 @@ func restoringTune(s *swarm) {
 	s.sessions = max(s.sessions, 0.7)
 }
 
+// restoredAfterChanges has backups of clusters whose members have changed, so that their logs say so.
+func restoredAfterChanges(s *swarm) {
+	changing(s)
+	restoringTune(s)
+	s.core.Limits.FlushBytes = 1 << 20
+}
+
 // TestRestore makes a second cluster from a backup of the first, with crashes at every step of it, and lets it go on under all rules: at the position that was asked for,
 // it has the state, the sessions and the log of the first.
 func TestRestore(t *testing.T) {
