@@ -48,6 +48,9 @@ func (s *sim) waitFor(that string, isSo func() bool, then func()) {
 		switch {
 		case isSo():
 			then()
+		case s.now > deadline && s.ruined():
+			s.stats.Ruined++
+			s.end()
 		case s.now > deadline:
 			s.fail("liveness", "%v without faults, and not so: %s (%s)", patienceInCalm, that, s.whatIsMissing())
 		default:

@@ -45,11 +45,11 @@ type damagedFile struct {
 func (f *faults) spoil(n *node) {
 	intact := 0
 	for _, other := range f.s.nodes {
-		if other.rotten == "" {
+		if other.lookAtRot(); other.rotten == "" {
 			intact++
 		}
 	}
-	if n.rotten != "" || !n.up || 2*(intact-1) <= len(f.s.nodes) {
+	if n.rotten != "" || !n.up || 2*(intact-1) <= len(f.s.nodes) && !f.s.swarm.ruin {
 		return
 	}
 	d, path := n.disk, ""
@@ -77,6 +77,17 @@ func (f *faults) spoil(n *node) {
 	if f.r.IntN(3) == 0 {
 		f.crash(n)
 	}
+}
+
+// ruined: so many disks are damaged that the cluster may stand still. What it says must be right all the same, and name the files.
+func (s *sim) ruined() bool {
+	rotten := 0
+	for _, n := range s.nodes {
+		if n.rotten != "" {
+			rotten++
+		}
+	}
+	return s.swarm.ruin && 2*rotten >= len(s.nodes)
 }
 
 // spoil changes a byte of a file, as it is read from now on and after a crash.

@@ -37,3 +37,29 @@ func TestRepair(t *testing.T) {
 		t.Error("the runs have not seen enough damage")
 	}
 }
+
+// TestRuin damages more disks than can be spared, at once: what can be mended is, and where nothing can, the cluster stands still and names what is damaged. It
+// never answers with it.
+func TestRuin(t *testing.T) {
+	seeds := uint64(40)
+	if testing.Short() {
+		seeds = 10
+	}
+	var total Stats
+	for seed := uint64(1); seed <= seeds; seed++ {
+		r := runJudged(seed, Options{tune: ruined})
+		if r.Failure != nil {
+			t.Errorf("seed %d: %v", seed, r.Failure)
+		}
+		total.add(&r.Stats)
+	}
+	t.Logf("%d files damaged, %d replicas stopped, %d repaired, %d nodes refused to start; %d clusters stood still", total.Rotten, total.RotStopped, total.Repaired, total.RotRefused, total.Ruined)
+	if total.Ruined == 0 || total.Repaired == 0 {
+		t.Error("the runs have not seen enough damage")
+	}
+}
+
+func ruined(s *swarm) {
+	mending(s)
+	s.every[faultRot], s.ruin = 30*millisecond, true
+}

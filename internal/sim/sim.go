@@ -67,6 +67,7 @@ type Stats struct {
 	Chunks, ChunksDamaged                int
 	SnapshotsDamaged, Repaired           int // snapshots whose damage was found; replicas that were given the state of a peer
 	StepCrashes                          int // between two operations on files
+	Ruined                               int // clusters that stood still for damage that nobody could mend
 	Backups, Restored, RestoreCrashes    int // clusters restored, crashes while they were
 	Inherited, AskedAgain                int // sessions and commands that were taken along
 	JournalsShort                        int // flushes that dropped what somebody may need

@@ -56,6 +56,7 @@ type swarm struct {
 	chunkFlips float64 // of a chunk to arrive damaged
 	repairs    bool    // replicas that have met damage are repaired
 	rotForGood float64 // of damage to be such that no peer can help
+	ruin       bool    // more disks may be damaged than can be spared
 }
 
 // latency is a mean with a heavy tail.
