@@ -250,17 +250,18 @@ func (n *Node) openSnapshots(dir string) (*snapshot.Dir, error) {
 // settleIdentity makes sure that a directory is either this node's, whole, or
 // new. A node that lost what it had promised must not come back under its old id: it could vote twice.
 func (n *Node) settleIdentity(recovered *wal.Recovered) error {
-	known := n.identity != nil
-	flushed, err := n.store.ShardIDs()
-	if err != nil {
-		return n.adviseDamage(err)
-	}
-	switch {
-	case known && recovered.Fresh:
-		return fmt.Errorf("%s has an identity but no log: this node has lost its log and may not come back under its old id; "+
-			"remove its data and add it as a new node", n.cfg.Dir)
-	case known:
+	if known := n.identity != nil; known {
+		if recovered.Fresh {
+			return fmt.Errorf("%s has an identity but no log: this node has lost its log and may not come back under its old id; "+
+				"remove its data and add it as a new node", n.cfg.Dir)
+		}
 		return nil
+	}
+	// Only now: it looks into tables, and one that is damaged is its shard's own matter.
+	flushed, err := n.store.ShardIDs()
+	switch {
+	case err != nil:
+		return n.adviseDamage(err)
 	case len(recovered.Shards) > 0 || len(flushed) > 0:
 		return fmt.Errorf("%s has data but no node.json, so that it is not known whose it is: restore the file, or remove the data", n.cfg.Dir)
 	}
