@@ -19,6 +19,7 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs"
 
 	"github.com/decree-raft/decree/internal/core"
+	"github.com/decree-raft/decree/internal/datadir"
 	"github.com/decree-raft/decree/internal/state"
 	"github.com/decree-raft/decree/internal/testkit"
 	"github.com/decree-raft/decree/snapshot"
@@ -644,7 +645,7 @@ func TestUnfinishedRestore(t *testing.T) {
 	}
 	add(t, c, 2, "a", 1)
 	dir := filepath.Join(t.TempDir(), "backup")
-	made, err := leaderOf(t, c, 1).BackupTo(within(t), dir, BackupOptions{})
+	_, err := leaderOf(t, c, 1).BackupTo(within(t), dir, BackupOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -652,20 +653,13 @@ func TestUnfinishedRestore(t *testing.T) {
 	for range 4 {
 		target := t.TempDir()
 		o := RestoreOptions{Backup: dir, Cluster: "next", Nodes: nodeDirs(target, 2)}
-		// Done by hand, up to somewhere.
-		half := &restore{RestoreOptions: o, backup: made}
-		half.Logger = c.Node(1).cfg.Logger
-		if err := errors.Join(half.check(), half.settleVoters(), half.settlePositions(t.Context())); err != nil {
+		disk := &endingDisk{machineDisk: theDisk(), logs: 1 + r.IntN(2)}
+		_, err := datadir.Restore{Disk: disk, Backup: dir, Cluster: o.Cluster, Nodes: o.Nodes, Members: []NodeID{1, 2}, Logger: c.Node(1).cfg.Logger}.Run(t.Context())
+		if !errors.Is(err, errEnding) {
 			t.Fatal(err)
 		}
-		nodes := 1 + r.IntN(2)
-		for id := range NodeID(nodes) {
-			if err := half.node(t.Context(), id+1); err != nil {
-				t.Fatal(err)
-			}
-		}
 		if r.IntN(2) == 0 { // and less than that
-			if err := os.RemoveAll(filepath.Join(o.Nodes[1], []string{walDir, stateDir}[r.IntN(2)])); err != nil {
+			if err := os.RemoveAll(filepath.Join(o.Nodes[1], []string{datadir.WALDir, datadir.StateDir}[r.IntN(2)])); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -681,6 +675,28 @@ func TestUnfinishedRestore(t *testing.T) {
 		}
 		again.Close()
 	}
+}
+
+// endingDisk fails after some logs were opened, or when the first node.json gets its name.
+type endingDisk struct {
+	*machineDisk
+	logs int
+}
+
+var errEnding = errors.New("as far as this and no further")
+
+func (d *endingDisk) OpenLog(dir string) (datadir.Log, error) {
+	if d.logs--; d.logs < 0 {
+		return nil, errEnding
+	}
+	return d.machineDisk.OpenLog(dir)
+}
+
+func (d *endingDisk) Rename(from, to string) error {
+	if filepath.Base(to) == "node.json" {
+		return errEnding
+	}
+	return d.machineDisk.Rename(from, to)
 }
 
 // What a worker has in memory for a backup, and what it has not.
@@ -1018,13 +1034,13 @@ func TestInspectRefusals(t *testing.T) {
 		t.Fatal(err)
 	}
 	id.Data = "other"
-	if err := id.write(stranger); err != nil {
+	if err := id.Write(theDisk(), stranger); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := Inspect(within(t), RecoverOptions{Survivors: append(survivorsOf(c, 2), stranger)}); err == nil || !strings.Contains(err.Error(), "of another time or cluster") {
 		t.Errorf("other data than was met: %v", err)
 	}
-	if err := os.RemoveAll(filepath.Join(stranger, walDir)); err != nil {
+	if err := os.RemoveAll(filepath.Join(stranger, datadir.WALDir)); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := Inspect(within(t), RecoverOptions{Survivors: []string{stranger}}); err == nil || !strings.Contains(err.Error(), "its log is gone") {

@@ -26,7 +26,7 @@ func openOffline(cfg Config) (o offline, err error) {
 	n.makeEngine()
 	o = offline{n}
 	if err = n.addShards(recovered); err == nil && n.newShards {
-		err = n.identity.write(n.cfg.Dir)
+		err = n.identity.Write(theDisk(), n.cfg.Dir)
 	}
 	if err != nil {
 		o.close()
@@ -169,6 +169,11 @@ func inspectOnce(cfg Config, sessions map[ShardID]SessionID, write bool) (map[Sh
 	for id, s := range o.shards {
 		if err := inspectFlushed(id, s.state); err != nil {
 			return nil, err
+		}
+	}
+	for id, s := range o.shards {
+		if st, _ := s.w.core.Status(id); st.Err != nil {
+			return nil, st.Err // it serves nobody, and waits to be repaired
 		}
 	}
 	if err := o.lead(); err != nil {

@@ -453,7 +453,7 @@ func (e *engine) runFlush(w *worker, f *core.FlushDone) {
 	}
 	f.Err = f.Job.Run()
 	<-e.flushes
-	if f.Err != nil {
+	if f.Err != nil && !state.IsDamage(f.Err) {
 		e.fail(core.CodeStorage, f.Err, "the state of shard %d could not be flushed", f.Shard)
 	}
 	w.post(func(in *core.Input) { in.Flushed = append(in.Flushed, f) })

@@ -22,6 +22,7 @@ import (
 	"go.opentelemetry.io/otel/trace"
 
 	"github.com/decree-raft/decree/internal/core"
+	"github.com/decree-raft/decree/internal/datadir"
 	"github.com/decree-raft/decree/internal/state"
 	"github.com/decree-raft/decree/internal/transport"
 	"github.com/decree-raft/decree/snapshot"
@@ -124,7 +125,7 @@ func (n *Node) start() (err error) {
 	// Not before here: a Start that failed must not have fixed the voters of a shard that never was.
 	if n.newShards {
 		n.idMu.Lock()
-		err = n.identity.write(n.cfg.Dir)
+		err = n.identity.Write(theDisk(), n.cfg.Dir)
 		n.idMu.Unlock()
 		if err != nil {
 			_ = e.transport.Close()
@@ -215,7 +216,7 @@ func (n *Node) openData() (map[uint64]*wal.ShardLog, error) {
 	if err != nil {
 		return nil, err
 	}
-	if n.identity, err = readIdentity(n.cfg.Dir, n.cfg.Cluster, n.cfg.Node); err != nil {
+	if n.identity, err = datadir.Read(theDisk(), n.cfg.Dir, n.cfg.Cluster, n.cfg.Node); err != nil {
 		return nil, err
 	}
 	if n.identity == nil {
@@ -254,21 +255,22 @@ func (n *Node) openSnapshots(dir string) (*snapshot.Dir, error) {
 // settleIdentity makes sure that a directory is either this node's, whole, or
 // new. A node that lost what it had promised must not come back under its old id: it could vote twice.
 func (n *Node) settleIdentity(recovered *wal.Recovered) error {
-	known := n.identity != nil
-	flushed, err := n.store.ShardIDs()
-	if err != nil {
-		return n.adviseDamage(err)
-	}
-	switch {
-	case known && recovered.Fresh:
-		return fmt.Errorf("%s has an identity but no log: this node has lost its log and may not come back under its old id; "+
-			"remove its data and add it as a new node", n.cfg.Dir)
-	case known:
+	if known := n.identity != nil; known {
+		if recovered.Fresh {
+			return fmt.Errorf("%s has an identity but no log: this node has lost its log and may not come back under its old id; "+
+				"remove its data and add it as a new node", n.cfg.Dir)
+		}
 		return nil
+	}
+	// Only now: it looks into tables, and one that is damaged is its shard's own matter.
+	flushed, err := n.store.ShardIDs()
+	switch {
+	case err != nil:
+		return n.adviseDamage(err)
 	case len(recovered.Shards) > 0 || len(flushed) > 0:
 		return fmt.Errorf("%s has data but no node.json, so that it is not known whose it is: restore the file, or remove the data", n.cfg.Dir)
 	}
-	n.identity = newIdentity(n.cfg.Cluster, n.cfg.Node)
+	n.identity = datadir.New(n.cfg.Cluster, n.cfg.Node)
 	n.newShards = true
 	return nil
 }
@@ -335,7 +337,7 @@ func (n *Node) adviseDamage(err error) error {
 	}
 	return fmt.Errorf("the state in %s is damaged where it is read at the start: %w. Restore the file if that can be done. Otherwise put a new node in the place of this one, "+
 		"with an id that was never used (`decree replace %d NEW-ID HOST:PORT`, asked of another member), and then remove this directory. `decree repair` takes a node that runs, and helps with damage elsewhere in the state",
-		filepath.Join(n.cfg.Dir, stateDir), err, n.cfg.Node)
+		filepath.Join(n.cfg.Dir, datadir.StateDir), err, n.cfg.Node)
 }
 
 func (n *Node) startTransport() (transport.Peer, error) {

@@ -18,6 +18,7 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs"
 
 	"github.com/decree-raft/decree/internal/core"
+	"github.com/decree-raft/decree/internal/datadir"
 	"github.com/decree-raft/decree/internal/state"
 	"github.com/decree-raft/decree/snapshot"
 	"github.com/decree-raft/decree/wal"
@@ -289,7 +290,7 @@ func openSurvivor(dir string) (_ *survivor, err error) {
 		return nil, errors.New("there is no node.json: not a node's data, or not all of it")
 	}
 	v.Node = v.identity.Node
-	rec, err := wal.Read(filepath.Join(dir, walDir))
+	rec, err := wal.Read(filepath.Join(dir, datadir.WALDir))
 	if errors.Is(err, wal.ErrLocked) {
 		return nil, fmt.Errorf("the node is running: stop it first: %w", err)
 	}
@@ -300,7 +301,7 @@ func openSurvivor(dir string) (_ *survivor, err error) {
 		return nil, errors.New("its log is gone: this node has lost what it had promised, and nothing of it can be believed")
 	}
 	v.shards = rec.Shards
-	if v.store, err = state.Open(state.Options{Dir: filepath.Join(dir, stateDir), ReadOnly: true, CacheBytes: 8 << 20, Logger: slog.New(slog.DiscardHandler)}); err != nil {
+	if v.store, err = state.Open(state.Options{Dir: filepath.Join(dir, datadir.StateDir), ReadOnly: true, CacheBytes: 8 << 20, Logger: slog.New(slog.DiscardHandler)}); err != nil {
 		return nil, err
 	}
 	defer func() {
@@ -490,12 +491,12 @@ func (s *survivors) mayRecover(o RecoverOptions) error {
 		return errors.New("RecoverOptions.Backup is empty: name a new directory for a backup of what was found")
 	}
 	// What Restore would refuse, before anything is written.
-	r := &restore{RestoreOptions: RestoreOptions{Backup: o.Backup, Cluster: o.Cluster, Nodes: o.Nodes, Members: o.Members}}
+	r := &RestoreOptions{Backup: o.Backup, Cluster: o.Cluster, Nodes: o.Nodes, Members: o.Members}
 	if err := r.check(); err != nil {
 		return err
 	}
 	for _, id := range r.nodes() {
-		if err := refuseUsed(o.Nodes[id]); err != nil {
+		if err := datadir.RefuseUsed(theDisk(), o.Nodes[id]); err != nil {
 			return err
 		}
 	}

@@ -9,6 +9,7 @@ import (
 	"io"
 	"io/fs"
 	"iter"
+	"maps"
 	"slices"
 	"time"
 
@@ -311,7 +312,7 @@ func (f *spacedFile) Write(p []byte) (int, error) {
 
 // Finish implements Sink: all names become durable, and then that of the manifest.
 func (d *DirSink) Finish() error {
-	for sub := range d.dirs {
+	for _, sub := range slices.Sorted(maps.Keys(d.dirs)) {
 		if err := syncDir(d.fs, sub); err != nil {
 			return err
 		}
@@ -328,7 +329,7 @@ func (d *DirSink) Abort() error {
 		return nil
 	}
 	var errs []error
-	for sub := range d.dirs {
+	for _, sub := range slices.Sorted(maps.Keys(d.dirs)) {
 		errs = append(errs, d.fs.RemoveAll(sub))
 	}
 	return errors.Join(append(errs, d.fs.RemoveAll(d.path(backupTmp)))...)

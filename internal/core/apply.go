@@ -284,11 +284,17 @@ func (r *Replica) flushed(f *FlushDone) {
 		if f.Err == nil { // it counts all the same, should the replica be repaired
 			r.state.Flushed(f.Job)
 			r.log.flushedTo(uint64(f.index))
+		} else {
+			r.state.AbandonFlush(f.Job)
 		}
 		return
 	}
 	defer r.continueInstall()
 	if f.Err != nil {
+		// A damaged table lies below what was to be written: nothing has been, and the next flush would meet it again.
+		if !mutated("busy-after-damage") {
+			r.state.AbandonFlush(f.Job)
+		}
 		panic(broken(CodeStorage, f.Err, "flushing the state at index %d", f.index))
 	}
 	r.state.Flushed(f.Job)

@@ -271,6 +271,9 @@ func (b *QueryBatch) answer(q *Request) (answer []byte, err error) {
 		switch p := recover().(type) {
 		case nil:
 		case *state.ReadError:
+			if mutated("serve-damage") {
+				return
+			}
 			e := broken(CodeStorage, p, "the state store could not be read")
 			b.replica.unreadable.CompareAndSwap(nil, e)
 			err = e

@@ -18,7 +18,7 @@ import (
 // repair is one under way.
 type repair struct {
 	snap *snapshot.Snapshot
-	job  *state.InstallJob
+	job  *state.InstallJob // nil: the snapshot's term is not durable yet
 	log  wal.ShardLog
 	done func(error)
 }
@@ -72,14 +72,29 @@ func (w *Worker) Repair(id ShardID, s *snapshot.Snapshot, done func(error)) {
 		done(notProposed(CodeRepair, "the replica of shard %d has not come to rest yet; try again", id))
 		return
 	}
-	r.state.EndScans() // a machine that panicked may have left some
-	job, err := r.state.Install(s.Install())
-	if err != nil {
-		done(err)
+	r.repairing = &repair{snap: s, done: done}
+	if hard := r.log.hard; hard.Term < s.Manifest.Term && !mutated("repair-before-promise") {
+		// A crash after the installation must not leave a state of a term that the log has never heard of.
+		hard.Term, hard.Vote = s.Manifest.Term, 0
+		r.log.hard = hard
+		w.write(r, record(id, hard, nil))
 		return
 	}
-	r.repairing = &repair{snap: s, job: job, done: done}
-	w.env.Install(&InstallDone{Shard: id, Job: job, Snapshot: s, done: r.repaired})
+	r.beginRepair()
+}
+
+// beginRepair has the state replaced, when the log has its term.
+func (r *Replica) beginRepair() {
+	rp := r.repairing
+	r.state.EndScans() // a machine that panicked may have left some
+	job, err := r.state.Install(rp.snap.Install())
+	if err != nil {
+		r.repairing = nil
+		rp.done(err)
+		return
+	}
+	rp.job = job
+	r.w.env.Install(&InstallDone{Shard: r.shard, Job: job, Snapshot: rp.snap, done: r.repaired})
 }
 
 // repaired continues after the state has been replaced: the log is made to continue it.
@@ -95,11 +110,14 @@ func (r *Replica) repaired(d *InstallDone) {
 	r.state.SetUndo(false) // it may have led when it stopped
 	at, term := rp.snap.Manifest.Index, rp.snap.Manifest.Term
 	hard := r.log.hard
-	if hard.Term < term { // it has never voted in that term
+	if hard.Term < term {
 		hard.Term, hard.Vote = term, 0
 	}
+	if mutated("repair-forgets-vote") {
+		hard.Vote = 0
+	}
 	rec := record(r.shard, hard, nil)
-	if last := r.log.last(); at < last && at >= r.log.flushed {
+	if last := r.log.last(); at < last && at >= r.log.flushed && !mutated("repair-forgets-log") {
 		if here, err := r.log.Term(at); err == nil && here == term {
 			rec = record(r.shard, hard, r.log.slice(at+1, last))
 		}
@@ -151,5 +169,8 @@ func (r *Replica) again(d Deps) (n *Replica, err error) {
 			err = fmt.Errorf("it does not start: %v", p)
 		}
 	}()
-	return newReplica(r.w, r.shard, d)
+	if n, err = newReplica(r.w, r.shard, d); err == nil && n.damaged != nil {
+		return nil, n.damaged
+	}
+	return n, err
 }

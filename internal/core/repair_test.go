@@ -57,6 +57,8 @@ func TestLogPressesDuringRepair(t *testing.T) {
 	h.pass(1)
 	h.damage(CodeStorage)
 	outcome := h.repair(s)
+	write() // the snapshot's term comes first
+	h.pass(1)
 	h.in.Pinned = []ShardID{1}
 	h.installed()
 	h.pass(1)
@@ -126,6 +128,8 @@ func TestRepairedTwice(t *testing.T) {
 	h.pass(1)
 	h.damage(CodeStorage)
 	outcome := h.repair(s)
+	write()
+	h.pass(1)
 	h.installed()
 	h.pass(1)
 	term := h.replica().repairing.log.HardState.Term
@@ -169,6 +173,28 @@ func TestRepairEndsScans(t *testing.T) {
 	}
 	h.damage(CodeApplyPanic)
 	outcome := h.repair(s)
+	h.sync()
+	h.pass(1)
+	h.installed()
+	h.pass(1)
+	h.sync()
+	h.pass(1)
+	if *outcome != nil || h.replica().broken != nil {
+		t.Errorf("%v, %v", *outcome, h.replica().broken)
+	}
+}
+
+// A repair puts a state in place whose term the log has heard of, whatever comes between the two.
+func TestRepairPromisesFirst(t *testing.T) {
+	h := newHand(t, Limits{})
+	s := snapshotAt(t, h.fs, "snap", 3)
+	h.damage(CodeStorage)
+	outcome := h.repair(s)
+	if len(h.installs) > 0 || len(h.writes) != 1 || h.writes[0].Records[0].HardState.Term < s.Manifest.Term {
+		t.Fatalf("%d installations, writes %v", len(h.installs), h.writes)
+	}
+	h.sync()
+	h.pass(1)
 	h.installed()
 	h.pass(1)
 	h.sync()

@@ -106,7 +106,8 @@ type Replica struct {
 
 	touched bool // is on the worker's list for this pass
 	broken  *Error
-	logLost bool // which is why it is broken
+	logLost bool   // which is why it is broken
+	damaged *Error // found when it was made: it stops before it does anything
 	stats   Stats
 }
 
@@ -190,7 +191,11 @@ func (r *Replica) restore(d Deps) error {
 	}
 	r.apply.chain = r.chain
 	var err error
-	if r.sessions, err = loadSessions(d.State); err != nil {
+	r.sessions, err = loadSessions(d.State)
+	if state.IsDamage(err) {
+		// What it has promised is in the log, and how far the state is in its record: it can be repaired like one that met the damage later.
+		r.sessions, r.damaged = newSessionTable(), broken(CodeStorage, err, "the state store could not be read")
+	} else if err != nil {
 		return err
 	}
 	r.log = newRaftLog(d.State, r.applied, r.meta.term, r.cfg.Limits.LogCacheBytes)
@@ -264,6 +269,10 @@ func (r *Replica) firstCandidate() bool {
 func (r *Replica) process() {
 	defer r.contain()
 	if r.broken != nil {
+		return
+	}
+	if r.damaged != nil {
+		r.stop(r.damaged)
 		return
 	}
 	r.observe()
@@ -468,8 +477,12 @@ func (r *Replica) durable(rd raft.Ready) []raftpb.Entry {
 // written continues after the outstanding Ready has become durable.
 func (r *Replica) written() {
 	defer r.contain()
-	if r.repairing != nil {
-		r.restart()
+	if rp := r.repairing; rp != nil {
+		if rp.job == nil {
+			r.beginRepair()
+		} else {
+			r.restart()
+		}
 		return
 	}
 	if !r.writing {

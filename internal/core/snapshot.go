@@ -333,6 +333,10 @@ func (r *Replica) cutDone(d *CutDone) {
 		r.takeOffer(r.cfg.Node, d.Manifest, d.Err)
 	}
 	r.cuts = still
+	if state.IsDamage(d.Err) && r.broken == nil && !mutated("damaged-cuts-again") {
+		// It would meet the damage with every attempt, and whoever needs the snapshot would wait for ever if this is the leader.
+		panic(broken(CodeStorage, d.Err, "the state store could not be read for a snapshot"))
+	}
 	r.nextCut()
 }
 

@@ -353,7 +353,10 @@ func (w *Worker) Look(id ShardID, s *Status) bool {
 		Sequence: r.seq, Time: r.time, Hash: r.chain, Sessions: len(r.sessions.byID), Queued: r.pending.requests,
 		Quiet: r.quiet, Err: r.broken, Stats: r.stats, Memory: r.state.LayerBytes() + r.log.bytes,
 	}
-	if r.broken != nil {
+	if r.broken == nil && r.damaged != nil {
+		s.Err = r.damaged
+	}
+	if s.Err != nil {
 		s.Role = "stopped"
 		return true
 	}
@@ -371,7 +374,7 @@ func (w *Worker) Look(id ShardID, s *Status) bool {
 // its hash. The caller must Close it. For audits.
 func (w *Worker) Version(id ShardID) (v *state.Version, at Index, hash uint64, ok bool) {
 	r := w.replicas[id]
-	if r == nil || r.broken != nil {
+	if r == nil || r.broken != nil || r.damaged != nil {
 		return nil, 0, 0, false
 	}
 	return r.appliedVersion(), r.applied, r.chain, true

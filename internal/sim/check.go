@@ -91,14 +91,21 @@ func (c *checker) stopped(n *node, id core.ShardID, err *core.Error) {
 // restarted checks what an incarnation starts with.
 func (c *checker) restarted(w *worker) {
 	for _, id := range w.shards {
-		w.n.applied[id], w.n.counted[id] = 0, core.Stats{}
-		at := core.Index(w.n.shards[id-1].FlushedIndex())
-		w.n.journal[id] = flushedAt{at, at, at}
+		c.begins(w, id)
+		// A crash may have come before an installation was durable.
+		w.n.installed[id] = min(w.n.installed[id], w.n.journal[id].start)
 	}
 	c.observe(w)
 	for _, id := range w.shards {
 		c.compareState(w, id)
 	}
+}
+
+// begins: a replica starts with what its disk has.
+func (c *checker) begins(w *worker, id core.ShardID) {
+	w.n.applied[id], w.n.counted[id] = 0, core.Stats{}
+	at := core.Index(w.n.shards[id-1].FlushedIndex())
+	w.n.journal[id] = flushedAt{at, at, at}
 }
 
 // observe checks a worker's shards after a pass.
@@ -107,6 +114,10 @@ func (c *checker) observe(w *worker) {
 	for _, id := range w.shards {
 		w.core.Look(id, st)
 		if st.Err != nil {
+			w.n.cutShort[id] = w.n.cutShort[id] || st.Stats.JournalShort > 0
+			if st.Err.Code == core.CodeStorage && w.n.applied[id] == 0 {
+				continue // it met the damage before it was a replica
+			}
 			if st.Err.Code == core.CodeRemoved || w.n.rotten != "" {
 				c.observeApplied(w.n, st) // it may have answered before it went
 			}

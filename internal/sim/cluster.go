@@ -58,7 +58,11 @@ type node struct {
 	crashAfterPass bool
 	diskLow        bool
 
+	cluster string       // whose node it is
+	pins    []*state.Cut // of a backup under way
+
 	rotten string // the file of its disk that was damaged, "" if none
+	rot    damage // the same, where it can be repaired
 	out    bool   // for good: it does not start on what its disk has
 	unfit  error  // of the state store, which will not close in order any more
 
@@ -88,7 +92,7 @@ type flush struct {
 var _ core.Env = (*worker)(nil)
 
 func newNode(s *sim, id core.NodeID) *node {
-	n := &node{s: s, id: id, rng: stream(s.seed, 100+uint64(id)), snapRand: stream(s.seed, 500+uint64(id)), home: fmt.Sprintf("n%d", id)}
+	n := &node{s: s, id: id, rng: stream(s.seed, 100+uint64(id)), snapRand: stream(s.seed, 500+uint64(id)), cluster: clusterName, home: fmt.Sprintf("n%d", id)}
 	n.disk, n.ticker = newDisk(n), n.tick
 	n.rate = int64(s.swarm.tick) * (90 + n.rng.Int64N(21)) / 100
 	if top := s.swarm.programs; top > 0 {
@@ -186,7 +190,7 @@ func (n *node) open() error {
 	}
 	n.faults = &storeFaults{n}
 	n.store, err = state.Open(state.Options{
-		Dir: "state", FS: errorfs.Wrap(n.disk.fs, n.faults), Cache: n.s.cache, Logger: n.s.logger, DisableCompactions: true, OnFatal: n.faults.OnFatal,
+		Dir: stateDir, FS: errorfs.Wrap(n.disk.fs, n.faults), Cache: n.s.cache, Logger: n.s.logger, DisableCompactions: true, OnFatal: n.faults.OnFatal,
 	})
 	if err != nil {
 		return err
@@ -224,6 +228,7 @@ func (n *node) open() error {
 			return err
 		}
 	}
+	n.lookAtRot()
 	return nil
 }
 
@@ -249,7 +254,7 @@ func (n *node) crashFlushes() {
 			continue
 		}
 		durable++
-		if err := f.done.Job.Run(); err != nil && !n.disk.mayFail(err) {
+		if err := f.done.Job.Run(); err != nil && !n.disk.mayFail(err) && !n.hasDamage(err) {
 			n.s.fail("state", "flush on node %d: %v", n.id, err)
 		}
 	}
@@ -294,6 +299,10 @@ func (n *node) release() {
 		}
 	}
 	n.cuts, n.installs = nil, nil
+	for _, c := range n.pins {
+		c.Close()
+	}
+	n.pins = nil
 	for _, st := range n.shards {
 		st.Close()
 	}
@@ -546,7 +555,7 @@ func (w *worker) Flush(f *core.FlushDone) {
 				break
 			}
 		}
-		if f.Err != nil {
+		if f.Err != nil && !n.hasDamage(f.Err) {
 			if !n.disk.mayFail(f.Err) {
 				n.s.fail("state", "flush on node %d: %v", n.id, f.Err)
 			}

@@ -20,6 +20,10 @@ func hashes() string {
 		r := Run(seed, Options{})
 		fmt.Fprintf(&b, "%d %016x %d\n", seed, r.Hash, r.Events)
 	}
+	for seed := uint64(1); seed <= determinismSeeds/10; seed++ { // with crashes in the middle of operations on files
+		mended, restored := Run(seed, Options{tune: mending}), Run(seed, Options{tune: restoringTune})
+		fmt.Fprintf(&b, "%d %016x %d %016x %d\n", seed, mended.Hash, mended.Events, restored.Hash, restored.Events)
+	}
 	return b.String()
 }
 

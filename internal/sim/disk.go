@@ -22,6 +22,7 @@ type disk struct {
 	writing []logWrite // under way
 	slow    int        // faults that make it slow
 	faultyDisk
+	steps steps
 
 	// shadow is what was made durable, kept apart from what wal.Memory says: one per shard.
 	shadow [shardCount + 1]*shadowLog
@@ -51,7 +52,22 @@ func newDisk(n *node) *disk {
 	for id := range d.shadow {
 		d.shadow[id] = &shadowLog{}
 	}
+	makeDataDir(d.fs)
 	return d
+}
+
+// makeDataDir makes a node's data directory, durably.
+func makeDataDir(fs *vfs.MemFS) {
+	err := fs.MkdirAll(dataDir, 0o700)
+	if err == nil {
+		var root vfs.File
+		if root, err = fs.OpenDir("/"); err == nil {
+			err = errors.Join(root.Sync(), root.Close())
+		}
+	}
+	if err != nil {
+		panic(err) // a file system in memory has no reason to fail
+	}
 }
 
 func (d *disk) add(w *worker, write *core.Write) {
@@ -103,7 +119,12 @@ func (d *disk) append() error {
 		return err
 	}
 	for i := range records {
-		d.shadow[core.ShardID(records[i].Shard)].add(&records[i])
+		r := &records[i]
+		l := d.shadow[core.ShardID(r.Shard)]
+		if was, is := l.hard, r.HardState; !r.Forget && !is.IsZero() && (is.Term < was.Term || is.Term == was.Term && was.Vote != 0 && is.Vote != was.Vote) {
+			d.n.s.fail("promise", "the log of node %d takes back what shard %d promised: it has term %d with a vote for %d, and now term %d with a vote for %d", d.n.id, r.Shard, was.Term, was.Vote, is.Term, is.Vote)
+		}
+		l.add(r)
 	}
 	_, size := d.log.Size()
 	d.n.s.trace.event(evSynced, d.n.id, uint64(len(records)), uint64(size), 0, 0)
@@ -184,7 +205,12 @@ func (d *disk) crash() {
 		d.traceLost(happened > 0)
 	}
 	d.writing, d.queue = nil, nil
-	d.fs = d.fs.CrashClone(vfs.CrashCloneCfg{})
+	if left := d.steps.crashed; left != nil {
+		d.fs = left
+	} else {
+		d.fs = d.fs.CrashClone(vfs.CrashCloneCfg{})
+	}
+	d.steps = steps{}
 }
 
 // reopen returns what a restart finds in the log, compared with what must be there.

@@ -13,6 +13,8 @@
 //	disk.go        the log's disk: an fsync takes time, and a crash loses what it had not done
 //	faultydisk.go  disks that tear, fail and fill up
 //	rot.go         disks that rot, and what a node has to do about it
+//	repair.go      files that are damaged while they are in use, replicas that are repaired; crashes between any two operations on files
+//	restore.go     backups, and a second cluster that is restored from one
 //	snapshots.go   cuts, fetches of a few chunks at a time, installations: each of them can be cut off by a crash
 //	members.go     who takes part in a shard, as its log says; who asks for changes
 //	versions.go    nodes that are started with newer programs, and older ones
@@ -42,7 +44,9 @@
 // and the log after it are what they would have been. A version of the machine becomes active when every member can run it, and
 // each event is decided and folded by the version in force at its place.
 // What a crash tears from the end of a log is repaired; what rots on a disk is found, by the name of the file, and
-// nothing wrong is served of it: its node may stay out, so a quorum of disks stays intact, and must go on.
+// nothing wrong is served of it: what a peer can mend is mended, and otherwise its node may stay out, so a quorum of disks stays intact, and must go on.
+// A cluster that is restored has the state, the sessions and the log of the first at the position that was asked for, no crash in between leaves what looks
+// complete and is not, and nothing that the first one's nodes still say reaches it.
 // At the end: everything that was asked has ended, the cluster works and agrees. The history
 // of each key is for an outside judge (porcupine, in the tests).
 //

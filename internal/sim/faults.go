@@ -39,6 +39,8 @@ const (
 	faultDowngrade
 	faultProxy
 	faultStream
+	faultStep
+	faultBackup
 	faultKinds
 )
 
@@ -47,7 +49,7 @@ var faultNames = [faultKinds]string{
 	"slow-disk", "disk-error", "disk-low", "pin", "unreachable", "sleepy-leader",
 	"disk-full", "rot",
 	"cut", "add-learner", "promote", "remove", "replace", "address", "upgrade", "downgrade",
-	"proxy", "stream",
+	"proxy", "stream", "step", "backup",
 }
 
 // faultMeans are the mean times between two faults of a kind, when the seed has it.
@@ -65,6 +67,8 @@ var faultMeans = [faultKinds]int64{
 	faultAddress: 600 * millisecond, faultUpgrade: 300 * millisecond, faultDowngrade: 600 * millisecond,
 
 	faultProxy: 400 * millisecond, faultStream: 50 * millisecond,
+
+	faultStep: 200 * millisecond, faultBackup: 700 * millisecond,
 }
 
 // longestPause keeps a pause from outlasting the calm phase's patience.
@@ -162,7 +166,11 @@ func (f *faults) inject(kind int) {
 		f.lasts(kind, n, func() { n.disk.full-- })
 	case faultRot:
 		tell("a file of n%d, if it can be spared", n.id)
-		f.rot(n)
+		if s.swarm.repairs {
+			f.spoil(n)
+		} else {
+			f.rot(n)
+		}
 	case faultPause:
 		n.paused = s.now + min(exp(f.r, s.swarm.last), longestPause)
 		tell("n%d sleeps for %v", n.id, time.Duration(n.paused-s.now))
@@ -206,6 +214,12 @@ func (f *faults) inject(kind int) {
 	case faultStream:
 		tell("of a client to a proxy, or of a proxy to a node")
 		f.troubleStream()
+	case faultBackup:
+		tell("n%d is told to back up", n.id)
+		f.backup(n)
+	case faultStep:
+		tell("n%d will, in the middle of what it does to its files", n.id)
+		f.crashInStep(n)
 	default:
 		f.partition(kind, n)
 	}
@@ -405,6 +419,7 @@ func (f *faults) calm() {
 	for _, n := range f.s.nodes {
 		n.crashAfterPass = false
 		n.disk.heal()
+		n.disk.steps = steps{}
 		n.newest()
 		if !n.up && !n.out {
 			n.start()

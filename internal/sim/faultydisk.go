@@ -20,8 +20,8 @@ import (
 //	full    for a while nothing can be written, in the log, the tables or the manifest: as above, and again until there is room
 //	rot     a bit of what was durable is another: the node must find out, say where, and not serve it
 //
-// The last cannot be mended: nothing brings a node up to date from others yet. So a node with such a disk may stay out to the end of the
-// run, and only as many nodes get one as can be spared: a quorum keeps intact disks, and must go on.
+// The last is mended by a peer, where that is drawn and can be (repair.go). Otherwise a node with such a disk may stay out to the end of the
+// run. Only as many nodes have one at a time as can be spared: a quorum keeps intact disks, and must go on.
 
 // faultyDisk is what is wrong with a disk.
 type faultyDisk struct {
@@ -69,20 +69,19 @@ func (f *storeFaults) OnFatal(err error) {
 
 // MaybeError implements errorfs.Injector.
 func (f *storeFaults) MaybeError(op errorfs.Op) error {
-	switch op.Kind {
-	case errorfs.OpCreate, errorfs.OpFileWrite, errorfs.OpFileSync, errorfs.OpFileSyncData, errorfs.OpLink, errorfs.OpMkdirAll:
-	default:
+	if !changes(op.Kind) {
 		return nil // before a look at the node: pebble removes files on a goroutine of its own
 	}
 	if f.n == nil || !f.n.up {
 		return nil
 	}
 	d := f.n.disk
+	d.step(op.Kind)
 	switch {
 	case d.failFile && strings.HasSuffix(op.Path, ".sst"):
 		d.failFile = false
 		return errDisk
-	case d.full > 0 && op.Kind != errorfs.OpFileSync && op.Kind != errorfs.OpFileSyncData:
+	case d.full > 0 && op.Kind != errorfs.OpRename && op.Kind != errorfs.OpFileSync && op.Kind != errorfs.OpFileSyncData:
 		return syscall.ENOSPC
 	}
 	return nil

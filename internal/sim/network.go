@@ -2,6 +2,7 @@ package sim
 
 import (
 	"math/rand/v2"
+	"slices"
 
 	"github.com/cespare/xxhash/v2"
 
@@ -17,6 +18,7 @@ type network struct {
 
 	spare [][]byte // memory of frames that have been read
 	idle  []*flight
+	old   []frame // some that were sent, see haunt
 }
 
 // flight is a frame on its way. It is used again: frames are most of what happens.
@@ -93,6 +95,9 @@ func (n *network) send(from, to core.NodeID, b []byte) {
 		n.reportLoss(from, to)
 		n.read(f)
 		return
+	}
+	if sw.every[faultBackup] > 0 && len(n.old) < 200 && n.r.IntN(10) == 0 {
+		n.old = append(n.old, frame{from: from, to: to, bytes: slices.Clone(b), hash: f.hash, doubled: true})
 	}
 	copies := 1
 	if !sw.ordered && !n.s.calm && chance(n.r, sw.dup) {

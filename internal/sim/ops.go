@@ -41,6 +41,7 @@ type operation struct {
 	ordinal         int      // among the operations of that entry
 	committedAt     int64    // when the first replica applied it
 	replies         [][]byte // as the log has them
+	before          bool     // it had happened when the cluster was restored
 }
 
 func (o *operation) String() string {
@@ -59,6 +60,9 @@ func (o *operation) String() string {
 
 // mayHappen: some attempt has not been told for certain that it did not happen and never will.
 func (o *operation) mayHappen() bool {
+	if o.before {
+		return true
+	}
 	for _, a := range o.attempts {
 		if a.mayHappen() {
 			return true

@@ -18,6 +18,7 @@ type oracle struct {
 	shard    core.ShardID
 	model    model
 	entries  []committedEntry // entries[i] has index i+1
+	log      []shadowEntry    // the same as they are, if a backup may be restored
 	sessions map[core.SessionID]*sessionModel
 	live     int
 	happened int      // operations, in the entry being learned
@@ -76,6 +77,9 @@ func (o *oracle) learn(e shadowEntry) {
 	after := before
 	after.term, after.hash = e.term, xxhash.Sum64(e.data)
 	o.entries = append(o.entries, after)
+	if o.c.s.swarm.every[faultBackup] > 0 {
+		o.log = append(o.log, e)
+	}
 	if e.term < before.term {
 		o.fail("log", "entry %d has term %d after term %d", i, e.term, before.term)
 	}

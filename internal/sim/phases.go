@@ -48,6 +48,9 @@ func (s *sim) waitFor(that string, isSo func() bool, then func()) {
 		switch {
 		case isSo():
 			then()
+		case s.now > deadline && s.ruined():
+			s.stats.Ruined++
+			s.end()
 		case s.now > deadline:
 			s.fail("liveness", "%v without faults, and not so: %s (%s)", patienceInCalm, that, s.whatIsMissing())
 		default:
@@ -182,7 +185,7 @@ func (s *sim) disagrees(n *node, w *worker, id core.ShardID) string {
 		if st.Applied != 0 || st.Err != nil {
 			return "it never was a member, and is not as it was made"
 		}
-	case st.Err != nil && n.rotten != "":
+	case st.Err != nil && n.rotten != "" && !s.swarm.repairs:
 	case st.Applied != o.last() || st.Queued != 0 || st.Inflight != 0:
 		return fmt.Sprintf("it has applied %d of %d, %d calls are pending, %d entries in flight (%v)", st.Applied, o.last(), st.Queued, st.Inflight, st.Err)
 	}

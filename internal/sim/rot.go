@@ -59,7 +59,7 @@ func (d *disk) rotLog() {
 	})
 }
 
-const tableDir = "state/pebble"
+const tableDir = stateDir + "/pebble"
 
 // files returns the names of the state store's files, sorted.
 func (d *disk) files() []string {
@@ -127,7 +127,7 @@ func (n *node) refused(err error) {
 		s.faults.restart(n)
 	case n.rotten == "":
 		s.fail("restart", "node %d does not come back: %v", n.id, err)
-	case !namesDamage(err, n.rotten):
+	case !n.namesDamage(err):
 		s.fail("rot", "%s of node %d is damaged, and the node says: %v", n.rotten, n.id, err)
 	default:
 		n.out = true
@@ -149,10 +149,11 @@ func (n *node) foundDamage(id core.ShardID, err *core.Error) bool {
 		return false
 	}
 	n.s.trace.note("n%d shard %d: %v", n.id, id, err)
-	if !namesDamage(err, n.rotten) {
+	if !n.namesDamage(err) {
 		n.s.fail("rot", "%s of node %d is damaged, and shard %d says: %v", n.rotten, n.id, id, err)
 	}
 	n.s.stats.RotStopped++
+	n.repair(n.workerOf(id), id, err)
 	return true
 }
 

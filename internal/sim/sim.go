@@ -65,6 +65,11 @@ type Stats struct {
 	FramesLost                           int
 	Cuts, Fetches, Installs              int // of snapshots
 	Chunks, ChunksDamaged                int
+	SnapshotsDamaged, Repaired           int // snapshots whose damage was found; replicas that were given the state of a peer
+	StepCrashes                          int // between two operations on files
+	Ruined                               int // clusters that stood still for damage that nobody could mend
+	Backups, Restored, RestoreCrashes    int // clusters restored, crashes while they were
+	Inherited, AskedAgain                int // sessions and commands that were taken along
 	JournalsShort                        int // flushes that dropped what somebody may need
 	Changes, ChangesRefused              int // of the members: in the log; asked for and not proposed
 	Left                                 int // replicas that were removed and know it
@@ -108,6 +113,9 @@ type sim struct {
 	check   *checker
 	answers []*attempt // that came in this event and are still to be checked
 
+	stepped []*node        // that have crashed in the middle of this event, see repair.go
+	first   *sim           // of which this one's nodes are restored, see restore.go
+	backup  *backup        // the last, or nil
 	calm    bool           // no more faults
 	broke   []plannedFault // the faults so far
 	told    []told         // of the run, if it is planned
@@ -142,6 +150,10 @@ func Run(seed uint64, opts Options) *Result {
 	s.swarm = drawSwarm(stream(seed, 2))
 	s.swarm.drawMembers(stream(seed, 6))
 	s.swarm.drawProxies(stream(seed, 7))
+	s.swarm.drawRepairs(stream(seed, 8))
+	if opts.User == nil && !opts.Nondeterministic {
+		s.swarm.drawRestores(stream(seed, 9))
+	}
 	if opts.User != nil {
 		s.work = newUserWork(s, opts.User)
 	} else {
@@ -163,10 +175,19 @@ func Run(seed uint64, opts Options) *Result {
 	for _, n := range s.nodes {
 		n.end()
 	}
-	r := &Result{Seed: seed, Hash: s.trace.sum(), Events: s.trace.events, Virtual: time.Duration(s.now), Failure: s.failure, Stats: s.stats}
+	r := &Result{Seed: seed}
 	if b, ok := s.work.(*builtin); ok {
 		r.History = b.history()
 	}
+	end := s
+	if n := s.next(); n != nil {
+		end = n
+		n.run()
+		for _, n := range n.nodes {
+			n.end()
+		}
+	}
+	r.Hash, r.Events, r.Virtual, r.Failure, r.Stats = end.trace.sum(), end.trace.events, time.Duration(end.now), end.failure, end.stats
 	for _, o := range s.check.shards[1:] {
 		if o != nil {
 			r.Stats.Entries += len(o.entries)
@@ -189,13 +210,22 @@ func (s *sim) run() {
 	for i := range s.swarm.nodes + s.swarm.spares {
 		s.nodes = append(s.nodes, newNode(s, core.NodeID(i+1)))
 	}
+	if s.first != nil {
+		if s.restore(); s.failure != nil {
+			return
+		}
+	}
+	s.faults = newFaults(s)
 	for _, n := range s.nodes {
 		n.start()
 	}
-	s.faults = newFaults(s)
 	s.startProxies()
 	s.startClients()
-	s.at(int64(s.swarm.chaos), func() { s.beCalm() })
+	if s.first != nil {
+		s.inherit()
+		s.haunt(stream(s.seed, 22))
+	}
+	s.after(int64(s.swarm.chaos), func() { s.beCalm() })
 	for s.failure == nil {
 		at, t, ok := s.queue.pop()
 		if !ok {
@@ -210,6 +240,9 @@ func (s *sim) run() {
 			continue
 		}
 		t.run()
+		if len(s.stepped) > 0 {
+			s.endStep()
+		}
 		s.takeAnswers()
 		if s.trace.events > s.opts.MaxEvents {
 			s.fail("harness", "more than %d events", s.opts.MaxEvents)

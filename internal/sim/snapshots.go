@@ -4,11 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"slices"
 
 	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
 
 	"github.com/decree-raft/decree/internal/core"
+	"github.com/decree-raft/decree/internal/datadir"
 	"github.com/decree-raft/decree/internal/state"
 	"github.com/decree-raft/decree/snapshot"
 )
@@ -18,7 +20,9 @@ import (
 
 const (
 	clusterName        = "sim"
-	snapshotDir        = "snap"
+	dataDir            = "data"
+	stateDir           = dataDir + "/" + datadir.StateDir
+	snapshotDir        = dataDir + "/snap"
 	snapshotTableBytes = 8 << 10
 )
 
@@ -33,8 +37,10 @@ type cutting struct {
 type fetching struct {
 	w      *worker
 	f      *core.Fetch
-	at     int // the source that is asked
-	failed int // attempts in a row
+	at     int    // the source that is asked
+	failed int    // attempts in a row
+	again  bool   // it was whole once, and then not
+	then   func() // of one that is no follower's, see repair.go
 }
 
 // replacing is an installation under way.
@@ -77,7 +83,7 @@ func (n *node) cut(e *cutting) {
 			return
 		}
 	}
-	info, err := core.SnapshotInfo(clusterName, e.from.Meta())
+	info, err := core.SnapshotInfo(n.cluster, e.from.Meta())
 	if err != nil {
 		n.s.fail("snapshot", "node %d cannot read the meta record of shard %d: %v", n.id, e.from.Shard(), err)
 		return
@@ -136,14 +142,19 @@ func (n *node) fetch(e *fetching) {
 	}
 	p := &peerSource{n: n, from: n.s.node(e.f.Sources[e.at%len(e.f.Sources)]), left: 1 + n.snapRand.IntN(n.s.swarm.chunks)}
 	ctx := context.Background()
-	o := snapshot.ReceiveOptions{Cluster: clusterName, Shard: uint64(e.f.Shard), Progress: func(p snapshot.Progress) { e.f.Progress(p.Bytes, p.Total) }}
+	o := snapshot.ReceiveOptions{Cluster: n.cluster, Shard: uint64(e.f.Shard), Progress: func(p snapshot.Progress) { e.f.Progress(p.Bytes, p.Total) }}
 	s, err := n.snaps.Receive(ctx, e.f.Manifest, p, o)
 	n.s.trace.event(evChunks, n.id, uint64(e.f.Shard), uint64(p.from.id), uint64(p.got), b2u(err == nil))
 	n.s.stats.Chunks += p.got
 	switch {
 	case err == nil:
 		if _, err = snapshot.Verify(ctx, n.disk.fs, s.Dir); err != nil {
-			n.s.fail("snapshot", "node %d received a snapshot of shard %d that is not whole: %v", n.id, e.f.Shard, err)
+			n.removeDamaged(s.ID, err)
+			if s = nil; !e.again {
+				e.again = true
+				n.fetchOn(e)
+				return
+			}
 		}
 		n.fetched(e, s, err)
 	case errors.Is(err, errLater):
@@ -170,6 +181,10 @@ func (n *node) fetched(e *fetching, s *snapshot.Snapshot, err error) {
 	}
 	e.f.Snapshot, e.f.Err = s, err
 	n.s.trace.event(evFetched, n.id, uint64(e.f.Shard), b2u(err == nil), 0, 0)
+	if e.then != nil {
+		e.then()
+		return
+	}
 	e.w.post(func(in *core.Input) { in.Fetched = append(in.Fetched, e.f) })
 }
 
@@ -192,8 +207,11 @@ func (p *peerSource) Fetch(ctx context.Context, id snapshot.ID, file, chunk int)
 	if err != nil {
 		return nil, err
 	}
-	defer src.Close()
 	b, err := src.Fetch(ctx, id, file, chunk)
+	src.Close()
+	if errors.Is(err, snapshot.ErrCorrupt) || errors.Is(err, fs.ErrNotExist) {
+		p.from.removeDamaged(id, err)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -225,6 +243,7 @@ func (w *worker) Install(d *core.InstallDone) {
 		// A crash may come before anybody has heard of it.
 		n.after(exp(n.snapRand, n.s.swarm.passDelay), func() {
 			n.installs = slices.DeleteFunc(n.installs, func(r *replacing) bool { return r == entry })
+			n.lookAtRot()
 			n.s.trace.event(evInstalled, n.id, uint64(d.Shard), d.Snapshot.Manifest.Index, b2u(d.Err == nil), 0)
 			w.post(func(in *core.Input) { in.Installed = append(in.Installed, d) })
 		})
@@ -234,8 +253,11 @@ func (w *worker) Install(d *core.InstallDone) {
 func (n *node) install(e *replacing) {
 	d := e.done
 	e.ran = true
+	if s := &n.disk.steps; s.inInstall > 0 {
+		s.left, s.inInstall = s.inInstall, 0
+	}
 	if d.Err = d.Job.Run(context.Background()); d.Err != nil {
-		if !n.disk.mayFail(d.Err) {
+		if !n.disk.mayFail(d.Err) && !n.hasDamage(d.Err) {
 			n.s.fail("snapshot", "node %d cannot install shard %d at %d: %v", n.id, d.Shard, d.Snapshot.Manifest.Index, d.Err)
 		}
 		return

@@ -54,6 +54,9 @@ type swarm struct {
 	chunk      int64   // mean ns from a few chunks of a snapshot to the next
 	chunks     int     // that come at a time, at most
 	chunkFlips float64 // of a chunk to arrive damaged
+	repairs    bool    // replicas that have met damage are repaired
+	rotForGood float64 // of damage to be such that no peer can help
+	ruin       bool    // more disks may be damaged than can be spared
 }
 
 // latency is a mean with a heavy tail.

@@ -59,6 +59,8 @@ const (
 	evStreamBroken
 	evAsk
 	evTold
+	evRepaired
+	evBackup
 )
 
 // formats of an event's node (1) and four numbers (2 to 5), for people. Faults have names instead.
@@ -105,6 +107,8 @@ var formats = [...]string{
 	evProxyCrash:   "proxy %[2]d CRASHES, incarnation %[3]d, with %[4]d calls",
 	evStreamBroken: "stream to n%[1]d (0: to a proxy) BREAKS, with %[2]d calls",
 	evAsk:          "shard %[2]d <- proxy %[4]d is asked for op %[3]d",
+	evBackup:       "n%[1]d has made a BACKUP of the first shard up to %[2]d, of the last up to %[3]d",
+	evRepaired:     "n%[1]d shard %[2]d: replica REPAIRED",
 	evTold:         "shard %[2]d -> a proxy's client is told of op %[3]d: %[4]d (0 happened, 1 rejected, 2 refused, 3 not proposed, 4 unknown)",
 }
 

@@ -3,6 +3,8 @@ package state
 import (
 	"errors"
 	"fmt"
+
+	"github.com/cockroachdb/pebble/v2"
 )
 
 // Errors that callers tell apart with errors.Is.
@@ -26,6 +28,9 @@ var (
 	// ErrShardOpen: the shard has an owner already.
 	ErrShardOpen = errors.New("state: shard is open already")
 )
+
+// IsDamage reports whether an error says that files are not what was written to them, and not that they cannot be read or written now.
+func IsDamage(err error) bool { return errors.Is(err, ErrCorrupt) || pebble.IsCorruptionError(err) }
 
 // ReadError is the value of the panic when a read of durable state fails.
 // The caller recovers it and stops the replica: a key that cannot be read is

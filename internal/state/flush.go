@@ -125,7 +125,8 @@ type FlushJob struct {
 // leaves it open until the next Open, which then finds all or nothing.
 //
 // It may be called once, on any goroutine. An error is fatal for the node: the
-// state of the files is no longer known, so there is no second try.
+// state of the files is no longer known, so there is no second try. Only one for which IsDamage reports true is not: tables that the flush would lie
+// over are damaged, nothing has been written, and the shard needs another state (AbandonFlush, Install).
 func (j *FlushJob) Run() error {
 	assert(j.started.CompareAndSwap(false, true), "flush job is run twice")
 	s := j.store
@@ -268,6 +269,12 @@ func (j *FlushJob) buildJournal(b *tableBuilder) error {
 		return b.finish()
 	}
 	return nil
+}
+
+// AbandonFlush gives up a job whose Run returned an error. What was frozen stays where it is; the shard can be read, and what it needs is an Install.
+func (h *Shard) AbandonFlush(j *FlushJob) {
+	assert(j == h.job && !j.done.Load(), "abandoned flush is not this shard's, or has happened")
+	h.job = nil
 }
 
 // Flushed takes over a job whose Run returned nil: the frozen layer goes,

@@ -762,3 +762,59 @@ type failingFile struct{ err error }
 func (f failingFile) Write([]byte) (int, error) { return 0, f.err }
 func (f failingFile) Sync() error               { return f.err }
 func (f failingFile) Close() error              { return nil }
+
+// A flush that would lie over a damaged table says so and writes nothing; given up, it does not keep the shard from getting another state.
+//
+// Mutation with which it was seen to fail: AbandonFlush does nothing.
+func TestFlushOverDamage(t *testing.T) {
+	fs := vfs.NewMem()
+	s := open(t, fs)
+	h := openShard(t, s, 1)
+	r := testkit.Random(t)
+	for _, key := range []string{"a", "b", "c"} {
+		value := make([]byte, 50<<10) // more than a block
+		for i := range value {
+			value[i] = byte(r.IntN(256))
+		}
+		h.Set([]byte(key), value)
+	}
+	// With a session, so that the next flush lies between the table's first key and its last, and the store looks into it.
+	flush(t, h, Flush{Index: 1, Meta: metaOf(1), Sessions: []KV{{Key: []byte("session"), Value: []byte("1")}}})
+	tables, contents := cutTo(t, s, fs, 1, "cut", 1<<20)
+	names, err := s.Tables(1)
+	if err != nil || len(names) != 1 {
+		t.Fatal(names, err)
+	}
+	if others, err := s.Tables(2); err != nil || len(others) != 0 {
+		t.Fatal(others, err)
+	}
+	h.Close()
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	b, err := fs.UnsafeGetFileDataBuffer(fs.PathJoin(s.path(dbDir), names[0]))
+	if err != nil {
+		t.Fatal(err)
+	}
+	b[len(b)/2] ^= 1 // in the value of b
+
+	s = open(t, fs)
+	h = openShard(t, s, 1)
+	h.Set([]byte("b"), []byte("1"))
+	h.Freeze()
+	job := h.Flush(Flush{Index: 2, Meta: metaOf(2)})
+	if err := job.Run(); !IsDamage(err) || !strings.Contains(err.Error(), strings.TrimSuffix(names[0], ".sst")) {
+		t.Fatalf("flushed over damage: %v", err)
+	}
+	h.AbandonFlush(job)
+	install(t, h, Install{Index: contents.Index, Tables: tables})
+	if got, ok := h.Get([]byte("b")); !ok || len(got) != 50<<10 {
+		t.Errorf("%d bytes, %v", len(got), ok)
+	}
+	h.Set([]byte("a"), []byte("2"))
+	flush(t, h, Flush{Index: 2, Meta: metaOf(2)})
+	h.Close()
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+}

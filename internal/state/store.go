@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -194,6 +195,22 @@ const levels = 7
 // Level is one of them.
 type Level struct {
 	Tables, Bytes int64
+}
+
+// Tables returns the names of the files that hold a shard's keys, without the directory, ascending: whose a damaged file is.
+func (s *Store) Tables(shard uint64) (names []string, err error) {
+	span := shardSpan(shard)
+	all, err := s.db.SSTables(pebble.WithKeyRangeFilter(span.Start, span.End))
+	if err != nil {
+		return nil, fmt.Errorf("state: list the tables of shard %d: %w", shard, err)
+	}
+	for _, level := range all {
+		for i := range level {
+			names = append(names, fmt.Sprintf("%06d.sst", uint64(level[i].BackingSSTNum)))
+		}
+	}
+	slices.Sort(names)
+	return slices.Compact(names), nil
 }
 
 // Metrics returns present figures. It is cheap enough for every few seconds, not for every command.

@@ -1,0 +1,65 @@
+package sim
+
+import "testing"
+
+// mending damages disks again and again, and has nodes crash in the middle of being repaired.
+func mending(s *swarm) {
+	direct(s)
+	membersStay(s)
+	s.nodes, s.repairs, s.rotForGood, s.programs = max(s.nodes, 3), true, 0.02, 0
+	s.every[faultRot], s.every[faultStep], s.every[faultCut] = 100*millisecond, 150*millisecond, 300*millisecond
+	s.every[faultUpgrade], s.every[faultDowngrade] = 0, 0
+	s.core.Limits.FlushBytes, s.core.Limits.LogCacheBytes = 64<<10, 1
+	s.pad, s.padChance = 6000, 0.6
+	if s.core.JournalMaxBytes > 16<<10 {
+		s.core.JournalMaxBytes = 1
+	}
+}
+
+// TestRepair damages disks while their nodes run, again and again: replicas that meet the damage are given the state of a peer, by the code of
+// production, with crashes between any two operations on files, and every rule holds as if nothing had been.
+func TestRepair(t *testing.T) {
+	seeds := uint64(60)
+	if testing.Short() {
+		seeds = 15
+	}
+	var total Stats
+	for seed := uint64(1); seed <= seeds; seed++ {
+		r := runJudged(seed, Options{tune: mending})
+		if r.Failure != nil {
+			t.Errorf("seed %d: %v", seed, r.Failure)
+		}
+		total.add(&r.Stats)
+	}
+	t.Logf("%d files damaged, %d replicas stopped, %d repaired, %d nodes refused to start; %d damaged snapshots found; %d crashes between two operations on files",
+		total.Rotten, total.RotStopped, total.Repaired, total.RotRefused, total.SnapshotsDamaged, total.StepCrashes)
+	if n := int(seeds); total.Rotten < n || total.Repaired < n/4 || total.StepCrashes < n || total.SnapshotsDamaged == 0 && !testing.Short() {
+		t.Error("the runs have not seen enough damage")
+	}
+}
+
+// TestRuin damages more disks than can be spared, at once: what can be mended is, and where nothing can, the cluster stands still and names what is damaged. It
+// never answers with it.
+func TestRuin(t *testing.T) {
+	seeds := uint64(40)
+	if testing.Short() {
+		seeds = 10
+	}
+	var total Stats
+	for seed := uint64(1); seed <= seeds; seed++ {
+		r := runJudged(seed, Options{tune: ruined})
+		if r.Failure != nil {
+			t.Errorf("seed %d: %v", seed, r.Failure)
+		}
+		total.add(&r.Stats)
+	}
+	t.Logf("%d files damaged, %d replicas stopped, %d repaired, %d nodes refused to start; %d clusters stood still", total.Rotten, total.RotStopped, total.Repaired, total.RotRefused, total.Ruined)
+	if total.Ruined == 0 || total.Repaired == 0 {
+		t.Error("the runs have not seen enough damage")
+	}
+}
+
+func ruined(s *swarm) {
+	mending(s)
+	s.every[faultRot], s.ruin = 30*millisecond, true
+}

@@ -1,0 +1,39 @@
+package sim
+
+import "testing"
+
+// restoring makes backups, of which clusters are restored.
+func restoringTune(s *swarm) {
+	s.every[faultBackup], s.every[faultCut] = 200*millisecond, 200*millisecond
+	s.core.Limits.FlushBytes = 64 << 10
+	s.sessions = max(s.sessions, 0.7)
+}
+
+// restoredAfterChanges has backups of clusters whose members have changed, so that their logs say so.
+func restoredAfterChanges(s *swarm) {
+	changing(s)
+	restoringTune(s)
+	s.core.Limits.FlushBytes = 1 << 20
+}
+
+// TestRestore makes a second cluster from a backup of the first, with crashes at every step of it, and lets it go on under all rules: at the position that was asked for,
+// it has the state, the sessions and the log of the first.
+func TestRestore(t *testing.T) {
+	seeds := uint64(60)
+	if testing.Short() {
+		seeds = 15
+	}
+	var total Stats
+	for seed := uint64(1); seed <= seeds; seed++ {
+		r := runJudged(seed, Options{tune: restoringTune})
+		if r.Failure != nil {
+			t.Errorf("seed %d: %v", seed, r.Failure)
+		}
+		total.add(&r.Stats)
+	}
+	t.Logf("%d backups, %d clusters restored, %d crashes meanwhile; %d sessions went on, %d commands were asked for again",
+		total.Backups, total.Restored, total.RestoreCrashes, total.Inherited, total.AskedAgain)
+	if n := int(seeds); total.Restored < n/2 || total.RestoreCrashes < n/2 || total.Inherited < n/2 || total.AskedAgain < n/2 {
+		t.Error("the runs have not seen enough")
+	}
+}
