@@ -233,7 +233,6 @@ type repairing struct {
 	why    *core.Error // for which it stopped
 	pause  int64       // until the next attempt
 	least  core.Index
-	asked  int // attempts
 	member []core.NodeID
 }
 
