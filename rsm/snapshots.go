@@ -62,9 +62,11 @@ func (e *engine) cut(ctx context.Context, d *core.CutDone) (*snapshot.Snapshot, 
 	if err != nil {
 		return nil, err
 	}
-	s, err := e.snaps.Cut(ctx, c, snapshot.CutOptions{
-		Info: info, BytesPerSecond: e.rate, Rest: e.rests(d.Hurry), Progress: func(p snapshot.Progress) { d.Progress(p.Bytes) },
-	})
+	o := snapshot.CutOptions{Info: info, BytesPerSecond: e.rate, Progress: func(p snapshot.Progress) { d.Progress(p.Bytes) }}
+	if !e.noRests {
+		o.Rest = e.rests(d.Hurry)
+	}
+	s, err := e.snaps.Cut(ctx, c, o)
 	if err == nil {
 		e.removeOlder(s)
 	}
