@@ -9,6 +9,7 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
 
+	"github.com/decree-raft/decree/internal/core"
 	"github.com/decree-raft/decree/wal"
 )
 
@@ -71,10 +72,10 @@ func TestKilledTransferResumes(t *testing.T) {
 // A newcomer to a state that is several times what the journal keeps catches up while the shard is being written, and becomes a voter.
 func TestJoinUnderLoad(t *testing.T) {
 	c := startCluster(t, t.TempDir(), blobs{}, small, func(cfg *Config) {
-		cfg.Limits.FlushBytes, cfg.JournalMaxBytes = 256<<10, 4<<20
+		cfg.Limits.FlushBytes, cfg.JournalMaxBytes, cfg.noRests = 256<<10, 4<<20, true
 	})
 	keys := fillBlobs(t, c, 1, 16<<20, 1024)
-	p := startPump(t, c, 1, 8, keys, 1024, 50*time.Millisecond) // half a minute's worth is in the journal, for slow machines
+	p := startPump(t, c, 1, 8, keys, 1024, 100*time.Millisecond) // close to a minute's worth is in the journal, for slow machines
 	four, err := c.Join(4)
 	if err != nil {
 		t.Fatal(err)
@@ -95,6 +96,48 @@ func TestJoinUnderLoad(t *testing.T) {
 		t.Errorf("the newcomer needed no snapshot: %v", err)
 	}
 	t.Logf("%d transfers, %d installed", st.Stats.SnapshotsFetched, st.Stats.SnapshotsInstalled)
+}
+
+// A cut rests for what the log writes meanwhile, and for nothing else; and not if it is to hurry.
+func TestCutRestsForTheLog(t *testing.T) {
+	c := startCluster(t, t.TempDir(), blobs{}, small)
+	n := leaderOf(t, c, 1)
+	hurry := false
+	rest := n.engine.rests(func() bool { return hurry })
+	write := func() {
+		t.Helper()
+		if _, err := c.Client(1).Submit(within(t), blob(1, 1, 100)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write()
+	if d := rest(time.Millisecond); d != cutRest*time.Millisecond {
+		t.Errorf("after a write it rests %v", d)
+	}
+	eventually(t, "no rest when nothing is written", func() bool { return rest(time.Millisecond) == 0 })
+	write()
+	if d := rest(time.Minute); d != maxRest {
+		t.Errorf("after a minute of work it rests %v", d)
+	}
+	hurry = true
+	write()
+	if d := rest(time.Millisecond); d != 0 {
+		t.Errorf("it hurries, and rests %v", d)
+	}
+
+	// The engine's cuts do so: beside a load they ask whether to hurry, before they rest.
+	keys := fillBlobs(t, c, 1, 4<<20, 1024)
+	p := startPump(t, c, 1, 8, keys, 1024, 0)
+	asked := false
+	for until := time.Now().Add(30 * time.Second); !asked && time.Now().Before(until); {
+		if _, err := n.engine.cut(within(t), &core.CutDone{Shard: 1, Progress: func(int64) {}, Hurry: func() bool { asked = true; return true }}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	p.finish()
+	if !asked {
+		t.Error("no cut asked whether it may rest")
+	}
 }
 
 // What a restart reads depends on the limits, not on the history: not on how many entries there have been, even where all are kept.

@@ -87,7 +87,8 @@ type Config struct {
 	// KeepDamage leaves a replica whose state on disk turned out to be damaged out of service, for somebody to look at. Otherwise it is
 	// given the state of another member, see Shard.Repair.
 	KeepDamage bool
-	// SnapshotBytesPerSecond bounds, for each snapshot, how fast it is cut or fetched. Default: no bound.
+	// SnapshotBytesPerSecond bounds, for each snapshot, how fast it is cut or fetched. Default: no bound. A cut rests for the sake of the
+	// log without one.
 	SnapshotBytesPerSecond int64
 	// Workers drive the shards. Default one per core, at most one per shard.
 	Workers int
@@ -119,6 +120,8 @@ type Config struct {
 	freeBytes func(dir string) (uint64, error)
 	// noCompactions keeps the state store from reading what nobody asks for; tests damage it.
 	noCompactions bool
+	// noRests has cuts not rest, for tests with a deadline on a machine that starves.
+	noRests bool
 	// wrapLog, if set, puts a faulty disk in front of the log; wrapFS something that watches in front of state and snapshots.
 	wrapLog func(wal.Log) wal.Log
 	wrapFS  func(vfs.FS) vfs.FS

@@ -70,23 +70,21 @@ func TestMeasureSnapshots(t *testing.T) {
 	p := startPump(t, c, 1, *measureCallers, keys, *measureValue, 0)
 	time.Sleep(2 * settling)
 	without, with := &interval{}, &interval{}
-	alone := time.Duration(float64(*measureState) / (32 << 20) * float64(time.Second)) // as long as a cut: compactions come in waves
 	for round := range *measureRounds {
 		n := leaderOf(t, c, 1)
 		if *measureFollower {
 			n = c.Node(n.ID()%3 + 1)
 		}
 		p.next()
-		time.Sleep(alone)
-		quiet := p.next()
 		began := time.Now()
 		info, err := n.Shard(1).CutSnapshot(context.Background(), true)
 		if err != nil {
 			t.Fatal(err)
 		}
-		cut := p.next()
-		alone = time.Since(began)
-		t.Logf("round %d: %d MiB cut in %s", round, info.Bytes>>20, seconds(alone))
+		cut, took := p.next(), time.Since(began)
+		time.Sleep(took) // as long without: compactions come in waves
+		quiet := p.next()
+		t.Logf("round %d: %d MiB cut in %s", round, info.Bytes>>20, seconds(took))
 		t.Logf("  without: %v", quiet)
 		t.Logf("  with:    %v", cut)
 		without.merge(quiet)

@@ -26,7 +26,7 @@ const (
 func (w *worker) Cut(c *core.CutDone) {
 	w.e.background(func(ctx context.Context) {
 		var s *snapshot.Snapshot
-		if s, c.Err = w.e.cut(ctx, c.Shard, c.Progress); c.Err == nil {
+		if s, c.Err = w.e.cut(ctx, c); c.Err == nil {
 			c.Manifest, c.Err = s.EncodedManifest()
 		}
 		w.post(func(in *core.Input) { in.Cuts = append(in.Cuts, c) })
@@ -47,14 +47,14 @@ func (e *engine) background(f func(context.Context)) {
 }
 
 // cut writes a snapshot of a shard's last flush, or finds that there is one of it.
-func (e *engine) cut(ctx context.Context, shard ShardID, progress func(bytes int64)) (*snapshot.Snapshot, error) {
-	c, err := e.store.Cut(uint64(shard))
+func (e *engine) cut(ctx context.Context, d *core.CutDone) (*snapshot.Snapshot, error) {
+	c, err := e.store.Cut(uint64(d.Shard))
 	if err != nil {
 		return nil, err
 	}
 	defer c.Close()
 	for _, s := range e.snaps.List() {
-		if s.Manifest.Shard == uint64(shard) && s.Manifest.Index == c.Index() {
+		if s.Manifest.Shard == c.Shard() && s.Manifest.Index == c.Index() {
 			return s, nil
 		}
 	}
@@ -62,11 +62,36 @@ func (e *engine) cut(ctx context.Context, shard ShardID, progress func(bytes int
 	if err != nil {
 		return nil, err
 	}
-	s, err := e.snaps.Cut(ctx, c, snapshot.CutOptions{Info: info, BytesPerSecond: e.rate, Progress: func(p snapshot.Progress) { progress(p.Bytes) }})
+	o := snapshot.CutOptions{Info: info, BytesPerSecond: e.rate, Progress: func(p snapshot.Progress) { d.Progress(p.Bytes) }}
+	if !e.noRests {
+		o.Rest = e.rests(d.Hurry)
+	}
+	s, err := e.snaps.Cut(ctx, c, o)
 	if err == nil {
 		e.removeOlder(s)
 	}
 	return s, err
+}
+
+// cutRest is how many times as long as it has worked a cut rests, where there is somebody to rest for. It is told by its own work how fast
+// the disk is and how much others want of it, so that no rate has to be known; and it ends, after so many times as long. maxRest is as long
+// as it rests at a time: who waits for it wants to see it get on.
+const (
+	cutRest = 3
+	maxRest = 500 * time.Millisecond
+)
+
+// rests returns what a cut of this node asks how long to rest. It rests for the log, as long as that is written; not for the network, nor for
+// those who only read. hurry takes its rests away.
+func (e *engine) rests(hurry func() bool) func(worked time.Duration) time.Duration {
+	seen := e.log.Stats().Appends
+	return func(worked time.Duration) time.Duration {
+		before := seen
+		if seen = e.log.Stats().Appends; seen == before || hurry() {
+			return 0
+		}
+		return min(cutRest*worked, maxRest)
+	}
 }
 
 // removeOlder removes a shard's snapshots but for the one given. What is being read stays until the next time.

@@ -101,7 +101,7 @@ func (w *BackupWriter) addCut(ctx context.Context, s BackupSource, out *BackupSh
 	dir := shardDir(s.Shard) + "/"
 	o := w.o.cut(s.Info)
 	o.Progress = w.progress
-	c := &cutWriter{ctx: ctx, o: o, limit: newLimiter(o.BytesPerSecond), open: func(n int) (SinkFile, error) {
+	c := &cutWriter{ctx: ctx, o: o, limit: newLimiter(o.BytesPerSecond, nil), open: func(n int) (SinkFile, error) {
 		return w.sink.Create(dir + fileName(n))
 	}}
 	m, err := c.write(s.Cut)
@@ -166,7 +166,7 @@ func (w *BackupWriter) addJournal(ctx context.Context, s BackupSource, out *Back
 			err = errors.Join(err, f.Close())
 		}
 	}()
-	next, limit := out.Index+1, newLimiter(w.o.BytesPerSecond)
+	next, limit := out.Index+1, newLimiter(w.o.BytesPerSecond, nil)
 	for e, err := range s.Entries {
 		if err == nil && ctx.Err() != nil {
 			err = context.Cause(ctx)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 
@@ -24,6 +25,9 @@ type CutOptions struct {
 	ChunkBytes int
 	// BytesPerSecond bounds the writing; 0: no bound.
 	BytesPerSecond int64
+	// Rest is told, on the same goroutine and every few milliseconds, how long the cut has worked since its last rest, and returns how long it
+	// is to rest now: it competes for disk and CPU with those who are served. nil: it does not rest.
+	Rest func(worked time.Duration) time.Duration
 	// Progress is called on the same goroutine after every chunk; nil: not called.
 	Progress func(Progress)
 }
@@ -76,7 +80,7 @@ func (d *Dir) cut(ctx context.Context, c *state.Cut, o CutOptions, dir string) (
 	if err := makeDir(d.fs, dir); err != nil {
 		return nil, err
 	}
-	w := &cutWriter{ctx: ctx, o: o, limit: newLimiter(o.BytesPerSecond), open: func(n int) (state.TableFile, error) {
+	w := &cutWriter{ctx: ctx, o: o, limit: newLimiter(o.BytesPerSecond, o.Rest), open: func(n int) (state.TableFile, error) {
 		if err := space(d.fs, dir, o.TableBytes, d.o.Reserve); err != nil {
 			return nil, err
 		}

@@ -69,7 +69,7 @@ func (d *Dir) Receive(ctx context.Context, manifest []byte, from Fetcher, o Rece
 			return nil, err
 		}
 	}
-	r := receiver{d: d, m: m, id: id, from: from, o: o, limit: newLimiter(o.BytesPerSecond), buf: make([]byte, m.ChunkBytes)}
+	r := receiver{d: d, m: m, id: id, from: from, o: o, limit: newLimiter(o.BytesPerSecond, nil), buf: make([]byte, m.ChunkBytes)}
 	r.dir = d.path(nameOf(m, id) + suffixPart)
 	s, err := r.run(ctx, manifest)
 	if err != nil {
@@ -258,7 +258,7 @@ func (r *receiver) chunk(ctx context.Context, f vfs.File, path string, i, c int,
 		return err
 	}
 	// What was fetched is not fetched again after a crash, and no sync takes long.
-	if r.fetched/syncEvery != (r.fetched+int64(n))/syncEvery {
+	if r.fetched/fetchedSyncEvery != (r.fetched+int64(n))/fetchedSyncEvery {
 		if err := f.SyncData(); err != nil {
 			return err
 		}

@@ -307,7 +307,7 @@ func TestReceiveIsAlone(t *testing.T) {
 func TestLimiter(t *testing.T) {
 	now := time.Unix(1000, 0)
 	slept := time.Duration(0)
-	l := newLimiter(1 << 20)
+	l := newLimiter(1<<20, nil)
 	l.now = func() time.Time { return now }
 	l.sleep = func(_ context.Context, d time.Duration) error {
 		now = now.Add(d)
@@ -334,11 +334,50 @@ func TestLimiter(t *testing.T) {
 	ctx, cancel := context.WithCancelCause(t.Context())
 	why := errors.New("enough")
 	cancel(why)
-	if err := newLimiter(1).wait(ctx, 1); !errors.Is(err, why) {
+	if err := newLimiter(1, nil).wait(ctx, 1); !errors.Is(err, why) {
 		t.Errorf("%v", err)
 	}
 	if err := sleep(ctx, time.Hour); !errors.Is(err, why) {
 		t.Errorf("%v", err)
+	}
+}
+
+// Rests are as long as whoever is asked says, for what was done since the last one. Neither they nor the waiting for a rate count as work.
+func TestLimiterRests(t *testing.T) {
+	now := time.Unix(1000, 0)
+	var slept, worked time.Duration
+	l := newLimiter(0, func(d time.Duration) time.Duration { worked += d; return 3 * d })
+	l.now, l.woke = func() time.Time { return now }, now
+	l.sleep = func(_ context.Context, d time.Duration) error {
+		now = now.Add(d)
+		slept += d
+		return nil
+	}
+	work := func(d time.Duration) {
+		t.Helper()
+		now = now.Add(d)
+		if err := l.wait(t.Context(), 100<<10); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for range 20 {
+		work(restAfter / 4)
+	}
+	if worked != 5*restAfter || slept != 3*worked {
+		t.Errorf("after %v of work it slept %v, and says that it worked %v", 5*restAfter, slept, worked)
+	}
+	l.perSecond, l.next = 1<<20, now.Add(time.Hour) // a rate that takes longer than the rests
+	work(restAfter)
+	worked, slept = 0, 0
+	work(restAfter)
+	if worked != restAfter || slept < 90*time.Millisecond {
+		t.Errorf("at a rate of a tenth of a second it slept %v, and says that it worked %v instead of %v", slept, worked, restAfter)
+	}
+	why := errors.New("enough")
+	l.sleep = func(context.Context, time.Duration) error { return why }
+	now = now.Add(restAfter)
+	if err := l.wait(t.Context(), 1); !errors.Is(err, why) {
+		t.Errorf("a rest that was broken off: %v", err)
 	}
 }
 

@@ -5,9 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 
@@ -184,6 +186,42 @@ func TestCutEnds(t *testing.T) {
 	}
 	if names := namesT(t, fs, "/cuts"); names != "" || len(d.List()) > 0 {
 		t.Errorf("left: %s", names)
+	}
+}
+
+// A cut asks how long to rest, and does.
+func TestCutRests(t *testing.T) {
+	fs := vfs.NewMem()
+	w := newWorld(t, fs, "/s")
+	w.fill(testkit.Random(t), 3, 200, 1000)
+	d := openDir(t, fs, "/cuts")
+	c, err := w.store.Cut(testShard)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	const rest = 5 * time.Millisecond
+	asked := 0
+	o := small
+	o.Info = testInfo()
+	o.Rest = func(worked time.Duration) time.Duration {
+		if worked < restAfter {
+			t.Errorf("asked after %v of work", worked)
+		}
+		asked++
+		return rest
+	}
+	o.Progress = func(Progress) { // hard work
+		for began := time.Now(); time.Since(began) < restAfter; {
+			runtime.Gosched()
+		}
+	}
+	began := time.Now()
+	if _, err := d.Cut(t.Context(), c, o); err != nil {
+		t.Fatal(err)
+	}
+	if took := time.Since(began); asked < 3 || took < time.Duration(asked)*rest {
+		t.Errorf("%d rests, all of it took %v", asked, took)
 	}
 }
 

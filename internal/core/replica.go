@@ -83,6 +83,8 @@ type Replica struct {
 	cutUnderWay   bool
 	cutBytes      atomic.Int64 // of the cut under way; written by who cuts
 	cutTold       int64        // of these, that a leader was told of
+	cutFrom       Index        // what the cut under way has at least
+	cutHurry      atomic.Bool  // it must not rest any more
 	fetch         *Fetch
 	have          *snapshot.Snapshot // fetched, and handed to raft
 	fetchFailed   Index              // the last that could not be

@@ -64,6 +64,9 @@ type CutDone struct {
 	Err      error
 	// Progress may be called by the Env with how many bytes are written; on any goroutine.
 	Progress func(bytes int64)
+	// Hurry says that the cut must not rest for the sake of others any more: the journal that has to continue it fills up, or somebody
+	// waits for its end. On any goroutine.
+	Hurry func() bool
 
 	done func(*CutDone) // on the worker's goroutine
 }
@@ -290,7 +293,32 @@ func (r *Replica) nextCut() {
 	r.cutUnderWay = true
 	r.cutBytes.Store(0)
 	r.cutTold = 0
-	r.w.env.Cut(&CutDone{Shard: r.shard, Progress: r.cutBytes.Store, done: r.cutDone})
+	r.cutFrom = Index(r.log.flushed)
+	r.cutHurry.Store(false)
+	r.w.env.Cut(&CutDone{Shard: r.shard, Progress: r.cutBytes.Store, Hurry: r.cutHurry.Load, done: r.cutDone})
+}
+
+// hurryCut has a cut hurry when a quarter of what the journal may keep has come after it: a snapshot is of no use if the journal
+// does not continue it any more when it has arrived. So does an installation that waits for the cut to end.
+func (r *Replica) hurryCut() {
+	switch {
+	case !r.cutUnderWay:
+		return
+	case r.installing != nil:
+		r.cutHurry.Store(true)
+		return
+	case r.cfg.JournalMaxBytes == 0:
+		return
+	}
+	bytes := r.unflushedBytes()
+	for _, m := range r.marks {
+		if m.last > r.cutFrom {
+			bytes += m.bytes
+		}
+	}
+	if bytes > r.cfg.JournalMaxBytes/4 {
+		r.cutHurry.Store(true)
+	}
 }
 
 // cutDone hands a cut to whoever waited for it.
@@ -426,6 +454,7 @@ const offerPatience = 40
 
 // tickSnapshots gives up on followers that are not heard of, and lets go of a snapshot that nobody needs.
 func (r *Replica) tickSnapshots() {
+	r.hurryCut()
 	r.tellCutting()
 	if f := r.fetch; f != nil {
 		r.tellProgress(f.index, f.progress.bytes.Load(), f.progress.total.Load())

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
@@ -221,6 +222,11 @@ func TestInstallWaitsForACut(t *testing.T) {
 	if len(h.installs) != 0 {
 		t.Fatal("installed beside a cut")
 	}
+	h.in.Ticks = 1
+	h.pass(1)
+	if !h.cuts[0].Hurry() {
+		t.Error("the cut may rest, and is waited for")
+	}
 	h.cuts[0].Err = ErrNoSource // any error
 	h.in.Cuts, h.cuts = h.cuts, nil
 	h.pass(1)
@@ -363,6 +369,43 @@ func TestPatienceWithACut(t *testing.T) {
 	told := slices.ContainsFunc(f.notes, func(n Note) bool { return n.Kind == noteCutting && n.A == 2 && n.B == 4711 })
 	if !told {
 		t.Errorf("the leader is not told how far the cut is: %+v", f.notes)
+	}
+}
+
+// A cut may rest as long as there is room for what is logged meanwhile. What was in the journal before it does not count.
+func TestCutHurries(t *testing.T) {
+	h := newHand(t, smallCache)
+	h.lead()
+	h.replica().cfg.JournalMaxBytes = 1 << 20
+	h.mute = 3 // and lacks all that follows
+	write := func(bytes int) {
+		for range bytes / (8 << 10) {
+			h.submit(strings.Repeat("x", 8<<10))
+		}
+	}
+	write(768 << 10)
+	h.in.Calls = append(h.in.Calls, func(w *Worker) { w.Cut(1, true, func([]byte, error) {}) })
+	h.settle(1)
+	if len(h.cuts) != 1 {
+		t.Fatalf("%d cuts are under way", len(h.cuts))
+	}
+	write(128 << 10)
+	h.settle(1)
+	if h.cuts[0].Hurry() {
+		t.Fatal("a cut hurries that has time")
+	}
+	write(192 << 10)
+	h.settle(1)
+	if !h.cuts[0].Hurry() {
+		t.Error("a cut does not hurry, and more than a quarter of the journal is from after it")
+	}
+	h.cuts[0].Err = ErrNoSource // any error
+	h.in.Cuts, h.cuts = h.cuts, nil
+	h.pass(1)
+	h.in.Calls = append(h.in.Calls, func(w *Worker) { w.Cut(1, true, func([]byte, error) {}) })
+	h.settle(1)
+	if len(h.cuts) != 1 || h.cuts[0].Hurry() {
+		t.Errorf("the next of %d cuts has no time from the start", len(h.cuts))
 	}
 }
 

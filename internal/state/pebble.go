@@ -31,6 +31,7 @@ func (s *Store) pebbleOptions(cache *pebble.Cache) *pebble.Options {
 		ReadOnly:     s.opts.ReadOnly,
 		MemTableSize: 256 << 10,
 		MaxOpenFiles: maxOpenFiles,
+		BytesPerSync: bytesPerSync,
 		// By name and not FormatNewest, so that an update of pebble does not
 		// by itself write files that yesterday's program cannot open.
 		FormatMajorVersion: pebble.FormatValueSeparation,

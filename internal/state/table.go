@@ -12,8 +12,10 @@ import (
 )
 
 const (
-	tableBytes   = 64 << 20  // a table is finished at about this size
-	bytesPerSync = 512 << 10 // so that the last fsync does not stop the log's for long
+	tableBytes = 64 << 20 // a table is finished at about this size
+	// bytesPerSync is how much of a table, of a flush or a compaction, is handed to the disk at a time. The log's fsync waits for what
+	// is there before it: beside three compactions it came two and a half times as often with this as with 512 KiB, and they were a seventh slower.
+	bytesPerSync = 128 << 10
 )
 
 // tableBuilder writes keys, which come in order, into tables that do not overlap.
