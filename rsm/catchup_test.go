@@ -72,10 +72,10 @@ func TestKilledTransferResumes(t *testing.T) {
 // A newcomer to a state that is several times what the journal keeps catches up while the shard is being written, and becomes a voter.
 func TestJoinUnderLoad(t *testing.T) {
 	c := startCluster(t, t.TempDir(), blobs{}, small, func(cfg *Config) {
-		cfg.Limits.FlushBytes, cfg.JournalMaxBytes, cfg.noRests = 256<<10, 4<<20, true
+		cfg.Limits.FlushBytes, cfg.JournalMaxBytes = 256<<10, 4<<20
 	})
 	keys := fillBlobs(t, c, 1, 16<<20, 1024)
-	p := startPump(t, c, 1, 8, keys, 1024, 100*time.Millisecond) // close to a minute's worth is in the journal, for slow machines
+	p := startPump(t, c, 1, 8, keys, 1024, 50*time.Millisecond) // half a minute's worth is in the journal, for slow machines
 	four, err := c.Join(4)
 	if err != nil {
 		t.Fatal(err)

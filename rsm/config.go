@@ -120,8 +120,6 @@ type Config struct {
 	freeBytes func(dir string) (uint64, error)
 	// noCompactions keeps the state store from reading what nobody asks for; tests damage it.
 	noCompactions bool
-	// noRests has cuts not rest, for tests with a deadline on a machine that starves.
-	noRests bool
 	// wrapLog, if set, puts a faulty disk in front of the log; wrapFS something that watches in front of state and snapshots.
 	wrapLog func(wal.Log) wal.Log
 	wrapFS  func(vfs.FS) vfs.FS

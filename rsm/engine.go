@@ -46,7 +46,6 @@ type engine struct {
 	fs        vfs.FS                // of snaps
 	life      context.Context       // ends with the engine
 	rate      int64                 // bytes of snapshots per second, 0: no bound
-	noRests   bool                  // of cuts
 	fatal     func(*Error)          // the node must stop; may be called more than once
 	changed   func(ShardID, NodeID) // who leads a shard
 	members   func(ShardID, core.Configuration)

@@ -158,7 +158,7 @@ func (n *Node) makeEngine() *engine {
 	e.members, e.address, e.shard = n.membersChanged, n.topology.addressOf, n.Shard
 	e.store, e.snaps, e.fs, e.cluster = n.store, n.snaps, n.fs, n.cfg.Cluster
 	e.reads.pause = cmp.Or(n.cfg.readPause, readPause)
-	e.rate, e.noRests = n.cfg.SnapshotBytesPerSecond, n.cfg.noRests
+	e.rate = n.cfg.SnapshotBytesPerSecond
 	n.engine = e
 	n.topology.static, n.topology.shards, n.topology.address = maps.Clone(n.cfg.Peers), map[ShardID]core.Configuration{}, map[NodeID]string{}
 	n.topology.leaving, n.topology.left = map[NodeID]bool{}, map[NodeID]time.Time{}

@@ -62,10 +62,7 @@ func (e *engine) cut(ctx context.Context, d *core.CutDone) (*snapshot.Snapshot, 
 	if err != nil {
 		return nil, err
 	}
-	o := snapshot.CutOptions{Info: info, BytesPerSecond: e.rate, Progress: func(p snapshot.Progress) { d.Progress(p.Bytes) }}
-	if !e.noRests {
-		o.Rest = e.rests(d.Hurry)
-	}
+	o := snapshot.CutOptions{Info: info, BytesPerSecond: e.rate, Rest: e.rests(d.Hurry), Progress: func(p snapshot.Progress) { d.Progress(p.Bytes) }}
 	s, err := e.snaps.Cut(ctx, c, o)
 	if err == nil {
 		e.removeOlder(s)

@@ -274,6 +274,7 @@ type cutWanted struct {
 // cut makes a snapshot that has at least min, for a leader or for this replica's own use.
 func (r *Replica) cut(min Index, to NodeID, ask ...func([]byte, error)) {
 	r.cuts = append(r.cuts, cutWanted{min: min, to: to, ask: ask})
+	r.hurryCut()
 	r.nextCut()
 }
 
@@ -295,16 +296,18 @@ func (r *Replica) nextCut() {
 	r.cutTold = 0
 	r.cutFrom = Index(r.log.flushed)
 	r.cutHurry.Store(false)
+	r.hurryCut()
 	r.w.env.Cut(&CutDone{Shard: r.shard, Progress: r.cutBytes.Store, Hurry: r.cutHurry.Load, done: r.cutDone})
 }
 
-// hurryCut has a cut hurry when a quarter of what the journal may keep has come after it: a snapshot is of no use if the journal
-// does not continue it any more when it has arrived. So does an installation that waits for the cut to end.
+// hurryCut has a cut hurry when a replica waits for it, which is one less that can be lost meanwhile, or when a quarter of what the journal may
+// keep has come after it: a snapshot is of no use if the journal does not continue it any more when it has arrived. So does an installation that waits for
+// the cut to end.
 func (r *Replica) hurryCut() {
 	switch {
 	case !r.cutUnderWay:
 		return
-	case r.installing != nil:
+	case r.installing != nil, slices.ContainsFunc(r.cuts, func(c cutWanted) bool { return len(c.ask) == 0 }):
 		r.cutHurry.Store(true)
 		return
 	case r.cfg.JournalMaxBytes == 0:
