@@ -18,6 +18,7 @@ import (
 	"google.golang.org/grpc/credentials"
 
 	decreev1 "github.com/decree-raft/decree/api/decree/v1"
+	"github.com/decree-raft/decree/internal/clock"
 	"github.com/decree-raft/decree/internal/core"
 	"github.com/decree-raft/decree/internal/link"
 	"github.com/decree-raft/decree/internal/route"
@@ -102,7 +103,7 @@ type Proxy struct {
 
 	byNode  atomic.Pointer[map[rsm.NodeID]route.Target]   // replaced under mu
 	routers atomic.Pointer[map[rsm.ShardID]*route.Router] // those of shards, replaced under mu
-	clock   *route.Clock
+	clock   *clock.Clock
 }
 
 // shard is a shard as the proxy sees it.
@@ -133,7 +134,7 @@ func New(cfg Config) (*Proxy, error) {
 	ctx, cancel := context.WithCancel(context.Background())
 	p := &Proxy{cfg: cfg, log: cfg.Logger, wanted: make(chan struct{}, 1), cancel: cancel,
 		name: cfg.Cluster, asking: map[*link.Link]bool{},
-		links: map[string]*link.Link{}, address: map[rsm.NodeID]string{}, shards: map[rsm.ShardID]*shard{}, guessed: map[rsm.ShardID]int64{}, seen: map[rsm.NodeID]int64{}, meter: &meter{}, metrics: &collector{}, clock: route.NewClock(monotonic)}
+		links: map[string]*link.Link{}, address: map[rsm.NodeID]string{}, shards: map[rsm.ShardID]*shard{}, guessed: map[rsm.ShardID]int64{}, seen: map[rsm.NodeID]int64{}, meter: &meter{}, metrics: &collector{}, clock: clock.New(monotonic)}
 	p.routers.Store(&map[rsm.ShardID]*route.Router{})
 	if cfg.Tracer != nil {
 		p.tracer = cfg.Tracer.Tracer(tracerName)

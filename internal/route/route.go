@@ -348,6 +348,9 @@ func (r *Router) flush(now int64) {
 	r.sooner(due)
 }
 
+// Due returns when Tick has something to do.
+func (r *Router) Due() int64 { return r.due.Load() }
+
 // Tick does what is due: ends calls whose deadline has come, and tries others again.
 func (r *Router) Tick(now int64) {
 	if now < r.due.Load() {

@@ -127,9 +127,12 @@ type sim struct {
 	changeAnswers []func() // to be checked, as answers
 }
 
-// cacheBytes of tables is more than a run reads, so that each block is read once in each incarnation: damage is done to disks of which
-// nothing is open.
-const cacheBytes = 16 << 20
+// cacheBytes of tables is more than a run reads, so that each block is read once in each incarnation. Where files are damaged under nodes that run,
+// it is smallCache, so that they meet the damage.
+const (
+	cacheBytes = 16 << 20
+	smallCache = 256 << 10
+)
 
 // oneRun: what raft draws is drawn from one source per process.
 var oneRun sync.Mutex
@@ -168,7 +171,11 @@ func Run(seed uint64, opts Options) *Result {
 	}
 	s.trace.note("seed %d: %+v", seed, s.swarm)
 	s.stats.Nodes, s.stats.Codes = s.swarm.nodes, map[core.Code]int{}
-	s.cache = state.NewCache(cacheBytes)
+	cache := int64(cacheBytes)
+	if s.swarm.repairs {
+		cache = smallCache
+	}
+	s.cache = state.NewCache(cache)
 	defer s.cache.Close()
 	s.check = newChecker(s)
 	s.run()

@@ -23,6 +23,7 @@ import (
 	"go.opentelemetry.io/otel/trace"
 	"google.golang.org/grpc/credentials"
 
+	"github.com/decree-raft/decree/internal/clock"
 	"github.com/decree-raft/decree/internal/core"
 	"github.com/decree-raft/decree/internal/link"
 	"github.com/decree-raft/decree/internal/route"
@@ -69,7 +70,7 @@ type Client struct {
 	tracer    trace.Tracer // nil: nothing is traced here
 	cancel    context.CancelFunc
 	wg        sync.WaitGroup
-	clock     *route.Clock
+	clock     *clock.Clock
 	broken    chan *link.Link // a link that went down
 	leaving   chan *link.Link // a link whose other side closes
 
@@ -93,7 +94,7 @@ func Dial(addresses []string, o Options) (*Client, error) {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	c := &Client{options: o, addresses: slices.Clone(addresses), log: o.Logger, cancel: cancel, clock: route.NewClock(monotonic), broken: make(chan *link.Link, 1), leaving: make(chan *link.Link, 1),
+	c := &Client{options: o, addresses: slices.Clone(addresses), log: o.Logger, cancel: cancel, clock: clock.New(monotonic), broken: make(chan *link.Link, 1), leaving: make(chan *link.Link, 1),
 		at: rand.IntN(len(addresses)), hinted: map[string]*link.Link{}, shards: map[rsm.ShardID]*Shard{}}
 	if o.Tracer != nil {
 		c.tracer = o.Tracer.Tracer("github.com/decree-raft/decree/proxy/client")

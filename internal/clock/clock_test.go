@@ -1,24 +1,26 @@
-package route
+package clock
 
 import (
 	"context"
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/decree-raft/decree/internal/route"
 )
 
 // A clock that sleeps until a far deadline wakes for a near one, and ticks for nothing when nothing is due.
 func TestClock(t *testing.T) {
 	epoch := time.Now()
 	now := func() int64 { return int64(time.Since(epoch)) }
-	k := NewClock(now)
-	r := New(Config{Shard: 1, Sooner: k.Sooner})
+	k := New(now)
+	r := route.New(route.Config{Shard: 1, Sooner: k.Sooner})
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan struct{})
 	var ticks atomic.Int64
 	go func() {
 		defer close(ended)
-		k.Run(ctx, func(f func(*Router)) {
+		k.Run(ctx, func(f func(*route.Router)) {
 			ticks.Add(1)
 			f(r)
 		})
@@ -27,17 +29,17 @@ func TestClock(t *testing.T) {
 		cancel()
 		<-ended
 	}()
-	done := make(chan *Call, 2)
+	done := make(chan *route.Call, 2)
 	submit := func(deadline time.Duration) {
-		r.Submit(now(), &Call{Kind: Read, Shard: 1, Deadline: now() + int64(deadline), Done: func(c *Call) { done <- c }})
+		r.Submit(now(), &route.Call{Kind: route.Read, Shard: 1, Deadline: now() + int64(deadline), Done: func(c *route.Call) { done <- c }})
 	}
 	submit(time.Hour) // which waits for a leader, and is tried now and then
 	// Nobody waits any more: the far deadline alone is left.
-	r.Targets(now(), []Target{silent{}})
+	r.Targets(now(), []route.Target{silent{}})
 	r.Learn(now(), silent{}, 1)
 	for {
 		before := ticks.Load()
-		time.Sleep(2 * lastPause)
+		time.Sleep(200 * time.Millisecond)
 		if ticks.Load() == before {
 			break
 		}
@@ -56,4 +58,4 @@ func TestClock(t *testing.T) {
 // silent takes calls and does not answer.
 type silent struct{}
 
-func (silent) Send(*Call, uint32) bool { return true }
+func (silent) Send(*route.Call, uint32) bool { return true }
