@@ -92,8 +92,10 @@ func (s *service) admit(who caller, c *route.Call, now int64) (admit.Ticket, err
 // loadOf says what the outcome of a call says about load. A leader that had a call to the end of its time is slow: if all calls end so, that must count.
 func loadOf(c *route.Call) admit.Outcome {
 	switch e, no := core.Verdict(c.Err); {
-	case c.Err == nil, no != nil, e != nil && e.Code == core.CodeCancelled && c.Held:
+	case c.Err == nil, no != nil:
 		return admit.Answered
+	case e != nil && e.Code == core.CodeCancelled && c.Held:
+		return admit.Late
 	case e != nil && e.Code == core.CodeOverloaded:
 		return admit.Dropped
 	}

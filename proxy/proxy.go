@@ -407,6 +407,11 @@ func (p *Proxy) learn(t *decreev1.GetTopologyResponse) {
 		}
 	}
 	p.meter.met(known...)
+	if !p.known {
+		for id := range p.guessed { // from now on somebody may name it
+			p.guessed[id] = now
+		}
+	}
 	p.known = true
 	p.learned.Store(now)
 	for id, since := range p.guessed {
@@ -455,7 +460,11 @@ func (p *Proxy) settle() {
 		used[a] = true
 	}
 	for id, a := range p.address {
-		if l := p.links[a]; l != nil && !p.foreign(l) {
+		switch l := p.links[a]; {
+		case l == nil:
+		case p.foreign(l):
+			p.each(func(r *route.Router) { r.Down(l) }) // it may have been taken for one of ours before that was known
+		default:
 			byNode[id] = l
 		}
 		used[a] = true
@@ -484,8 +493,9 @@ func (p *Proxy) learnShard(t *decreev1.GetTopologyResponse_Shard) {
 		p.shards[id] = s
 	}
 	now, term := monotonic(), rsm.Term(t.GetTerm())
-	if leader := rsm.NodeID(t.GetLeader()); leader != 0 {
-		if !s.router.Learn(now, p.target(leader), term) {
+	leader := rsm.NodeID(t.GetLeader())
+	if target := p.target(leader); target != nil {
+		if !s.router.Learn(now, target, term) {
 			return
 		}
 		if leader != s.leader || term != s.term {

@@ -85,7 +85,7 @@ func TestOutcomeIsTheOutermost(t *testing.T) {
 func TestLoadOfWhatIsLate(t *testing.T) {
 	late := &core.Error{Kind: core.ErrUnknown, Code: core.CodeCancelled}
 	for want, c := range map[admit.Outcome]*route.Call{
-		admit.Answered: {Err: late, Held: true}, admit.Ignored: {Err: late}, admit.Dropped: {Err: &core.Error{Kind: core.ErrNotProposed, Code: core.CodeOverloaded}, Held: true},
+		admit.Late: {Err: late, Held: true}, admit.Ignored: {Err: late}, admit.Dropped: {Err: &core.Error{Kind: core.ErrNotProposed, Code: core.CodeOverloaded}, Held: true},
 	} {
 		if got := loadOf(c); got != want {
 			t.Errorf("%v, held %v: %d, not %d", c.Err, c.Held, got, want)

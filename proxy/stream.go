@@ -20,6 +20,7 @@ import (
 	"github.com/decree-raft/decree/internal/traced"
 	"github.com/decree-raft/decree/internal/wire"
 	"github.com/decree-raft/decree/proxy/internal/admit"
+	"github.com/decree-raft/decree/rsm"
 )
 
 const (
@@ -176,6 +177,9 @@ func (st *stream) read() error {
 			if r.Call == nil {
 				r.Call = &calls.next().Call
 			}
+			if len(f.Data) > maxPinned && r.Call.Size() < len(f.Data)/8 {
+				r.Call.Own()
+			}
 			// Again for each: a frame may have very many, which wait for room.
 			if refused = st.service.recheck(st.Context(), &st.who, &st.checked); refused != nil || !st.begin(r, bad) {
 				return errEnded
@@ -212,6 +216,9 @@ type callSlab struct {
 
 const slabCalls = 8
 
+// maxPinned is the largest frame that a small call on it may keep in memory.
+const maxPinned = 64 << 10
+
 func (s *callSlab) next() *streamCall {
 	if len(s.free) == 0 {
 		s.made = min(max(1, 2*s.made), slabCalls)
@@ -230,15 +237,16 @@ func (st *stream) begin(r wire.ReceivedCall, refused error) bool {
 	size := int64(c.Size())
 	now := monotonic()
 	st.mu.Lock()
+	waited := false
 	for !st.ended && (len(st.out) > beginUnread || st.calls > 0 && (st.calls >= limits.StreamCalls || st.bytes+size > limits.StreamBytes)) {
 		st.room.Wait()
-		now = monotonic()
+		now, waited = monotonic(), true
 	}
 	if st.ended {
 		st.mu.Unlock()
 		return false
 	}
-	if st.calls == 0 {
+	if st.calls == 0 && !st.sending {
 		st.said = now
 	}
 	st.calls++
@@ -253,6 +261,11 @@ func (st *stream) begin(r wire.ReceivedCall, refused error) bool {
 	}
 	c.stream, c.id, c.size, c.began = st, r.ID, size, now
 	c.Deadline, c.Done = now+int64(wait), answered
+	if refused == nil && waited { // its caller may be another by now
+		if err := st.service.recheck(st.Context(), &st.who, &st.checked); err != nil {
+			refused = wire.FromStatus(err)
+		}
+	}
 	if refused == nil && st.service.closes.Load() {
 		refused = errClosing
 	}
@@ -283,9 +296,11 @@ func (c *streamCall) answered() {
 		c.Err = named(c.Err, c.stream.callName(c.id))
 	}
 	if c.span != nil {
-		go traced.End(c.span, c.Err, trace.WithTimestamp(time.Now())) // an exporter may be slow
+		traced.EndSoon(c.span, c.Err)
 	}
 	c.stream.done(c.id, c.size, &c.Call)
+	// Answers point into the frame that they came in, and calls of one slab are freed together: one that takes long must not keep what others were told.
+	c.Result, c.Err = rsm.Result{}, nil
 }
 
 // done answers a call.

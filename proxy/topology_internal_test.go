@@ -100,12 +100,21 @@ func TestShardBounds(t *testing.T) {
 	if err := <-start(maxGuessed + 1); !noShard(err) {
 		t.Errorf("one too many: %v", err)
 	}
-	p.learn(told(1, nowhere(t)))
-	p.mu.Lock()
-	for id := range p.guessed {
-		p.guessed[id] -= int64(2 * guessPatience)
+	age := func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		for id := range p.guessed {
+			p.guessed[id] -= int64(2 * guessPatience)
+		}
 	}
-	p.mu.Unlock()
+	age() // nobody has answered so far: that is no sign that there are no such shards
+	p.learn(told(1, nowhere(t)))
+	for shard, c := range waiting {
+		if len(c) > 0 {
+			t.Fatalf("the call to shard %d ends with the first answer of a node: %v", shard, <-c)
+		}
+	}
+	age()
 	p.learn(told(1, nowhere(t)))
 	for shard, c := range waiting {
 		select {

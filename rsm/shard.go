@@ -10,6 +10,7 @@ import (
 
 	"github.com/decree-raft/decree/internal/core"
 	"github.com/decree-raft/decree/internal/state"
+	"github.com/decree-raft/decree/internal/traced"
 )
 
 // Level says what a read promises.
@@ -117,7 +118,7 @@ func (c *Call) finishTraced() {
 	t, err, done := c.trace, c.req.Err, time.Now()
 	c.trace = nil
 	if c.then != nil {
-		go t.end(err, done)
+		traced.Soon(func() { t.end(err, done) })
 		c.tell()
 		return
 	}
@@ -236,7 +237,8 @@ func (s *Shard) startFunc(ctx context.Context, c *Call, then func(Result, error)
 	err := s.w.submit(&c.req)
 	if err != nil {
 		if t := c.trace; t != nil {
-			go t.end(err, time.Now())
+			now := time.Now()
+			traced.Soon(func() { t.end(err, now) })
 		}
 		c.release()
 	}

@@ -58,10 +58,10 @@ func (w *Worker) Cut(id ShardID, fresh bool, f func(manifest []byte, err error))
 	if r := w.replicas[id]; r != nil && fresh {
 		least = max(1, r.applied)
 	}
-	w.cut(id, least, f)
+	w.cut(id, cutWanted{min: least}, f)
 }
 
-func (w *Worker) cut(id ShardID, least Index, f func(manifest []byte, err error)) {
+func (w *Worker) cut(id ShardID, c cutWanted, f func(manifest []byte, err error)) {
 	r := w.replicas[id]
 	switch {
 	case r == nil:
@@ -73,18 +73,19 @@ func (w *Worker) cut(id ShardID, least Index, f func(manifest []byte, err error)
 	case len(r.cuts) >= maxCuts:
 		f(nil, notProposed(CodeOverloaded, "%d snapshots of shard %d are waited for already", len(r.cuts), id))
 	default:
-		r.cut(least, 0, f)
+		c.ask = []func([]byte, error){f}
+		r.cut(c)
 		r.touch()
 	}
 }
 
-// CutAtLeast has a snapshot written that has at least an index, or an error if the replica has not applied that much.
+// CutAtLeast has a snapshot written, for a replica that is to be repaired, that has at least an index, or an error if the replica has not applied that much.
 func (w *Worker) CutAtLeast(id ShardID, least Index, f func(manifest []byte, err error)) {
 	if r := w.replicas[id]; r != nil && r.broken == nil && r.applied < least {
 		f(nil, notProposed(CodeNotReached, "node %d has applied entry %d of shard %d, wanted is %d", w.cfg.Node, r.applied, id, least))
 		return
 	}
-	w.cut(id, least, f)
+	w.cut(id, cutWanted{min: least, hurry: true}, f)
 }
 
 // LogEntry is a committed entry of a shard's log, taken apart.

@@ -647,7 +647,7 @@ func (r *Replica) hear(n Note) {
 			return
 		}
 		r.cuts = slices.DeleteFunc(r.cuts, func(c cutWanted) bool { return c.to == n.From })
-		r.cut(Index(n.A), n.From)
+		r.cut(cutWanted{min: Index(n.A), to: n.From, hurry: true})
 	case noteCut:
 		r.hearCut(n)
 	case noteCutting:

@@ -202,7 +202,7 @@ func (r *Replica) wantSnapshot() {
 			if sooner {
 				c.min = least
 				r.cuts = slices.DeleteFunc(r.cuts, func(c cutWanted) bool { return c.to == 0 && len(c.ask) == 0 })
-				r.cut(least, 0)
+				r.cut(cutWanted{min: least, hurry: true})
 			}
 			return
 		}
@@ -218,7 +218,7 @@ func (r *Replica) wantSnapshot() {
 	}
 	l.cutting = &cutting{from: r.cutter(least), min: least, moved: r.w.now.Mono}
 	if l.cutting.from == r.cfg.Node {
-		r.cut(least, 0)
+		r.cut(cutWanted{min: least, hurry: true})
 		return
 	}
 	r.askCut(l.cutting)
@@ -266,14 +266,15 @@ func (r *Replica) cutter(least Index) (best NodeID) {
 
 // cutWanted is who waits for a cut of this replica.
 type cutWanted struct {
-	min Index
-	to  NodeID // 0: this leader, or a caller
-	ask []func(manifest []byte, err error)
+	min   Index
+	hurry bool   // a replica waits for it
+	to    NodeID // 0: this leader, or a caller
+	ask   []func(manifest []byte, err error)
 }
 
 // cut makes a snapshot that has at least min, for a leader or for this replica's own use.
-func (r *Replica) cut(min Index, to NodeID, ask ...func([]byte, error)) {
-	r.cuts = append(r.cuts, cutWanted{min: min, to: to, ask: ask})
+func (r *Replica) cut(c cutWanted) {
+	r.cuts = append(r.cuts, c)
 	r.hurryCut()
 	r.nextCut()
 }
@@ -307,7 +308,7 @@ func (r *Replica) hurryCut() {
 	switch {
 	case !r.cutUnderWay:
 		return
-	case r.installing != nil, slices.ContainsFunc(r.cuts, func(c cutWanted) bool { return len(c.ask) == 0 }):
+	case r.installing != nil, slices.ContainsFunc(r.cuts, func(c cutWanted) bool { return c.hurry }):
 		r.cutHurry.Store(true)
 		return
 	case r.cfg.JournalMaxBytes == 0:
@@ -720,7 +721,11 @@ func (r *Replica) installed(d *InstallDone) {
 	in.done = true
 	if err := r.adopt(in.snap.Manifest); err != nil {
 		r.abandonInstall()
-		panic(broken(CodeCorruption, err, "the snapshot at %d", in.snap.Manifest.Index))
+		code := CodeCorruption
+		if state.IsDamage(err) {
+			code = CodeStorage // as when it is met later: a peer can help
+		}
+		panic(broken(code, err, "the snapshot at %d", in.snap.Manifest.Index))
 	}
 	rd := r.ready
 	hard := r.log.hard

@@ -238,13 +238,16 @@ func (l *Link) serve(ctx context.Context) (opened bool, err error) {
 	if err != nil {
 		return false, wire.FromStatus(err)
 	}
+	l.mu.Lock()
+	l.cluster = cluster // first: whoever learns which cluster is ours meanwhile looks at it
+	l.mu.Unlock()
 	if l.cfg.Check != nil {
 		if err := l.cfg.Check(cluster); err != nil {
 			return false, err
 		}
 	}
 	l.mu.Lock()
-	l.up, l.heard, l.cluster = true, l.cfg.Now(), cluster
+	l.up, l.heard = true, l.cfg.Now()
 	l.mu.Unlock()
 	if l.cfg.Up != nil {
 		l.cfg.Up(l)

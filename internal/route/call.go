@@ -1,6 +1,8 @@
 package route
 
 import (
+	"bytes"
+
 	"github.com/decree-raft/decree/internal/core"
 )
 
@@ -89,6 +91,14 @@ type Trace struct {
 	TraceID [16]byte
 	SpanID  [8]byte
 	Flags   byte
+}
+
+// Own copies what the call carries, which points into somebody's memory.
+func (c *Call) Own() {
+	c.Query = bytes.Clone(c.Query)
+	for i, b := range c.Commands {
+		c.Commands[i] = bytes.Clone(b)
+	}
 }
 
 // repeatable reports whether asking twice does no harm.

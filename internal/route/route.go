@@ -405,7 +405,7 @@ func (r *Router) finish(c *Call, res core.Result, err error) {
 	c.prev, c.next, c.target, c.finished = nil, nil, nil, true
 	c.attempt++ // what still comes in counts for nothing
 	r.stats.Calls--
-	c.Result, c.Err = res, err
+	c.Result, c.Err, c.last = res, err, nil
 	c.Done(c)
 }
 

@@ -4,6 +4,7 @@ package traced
 
 import (
 	"context"
+	"time"
 
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/codes"
@@ -73,6 +74,28 @@ func End(span trace.Span, err error, options ...trace.SpanEndOption) {
 		span.SetStatus(codes.Error, err.Error())
 	}
 	span.End(options...)
+}
+
+// ending bounds the goroutines that end spans.
+var ending = make(chan struct{}, 1024)
+
+// Soon ends spans for who must not be held up: an exporter may be slow. If it is very slow, spans are lost.
+func Soon(end func()) {
+	select {
+	case ending <- struct{}{}:
+	default:
+		return
+	}
+	go func() {
+		defer func() { <-ending }()
+		end()
+	}()
+}
+
+// EndSoon is End, of now, for who must not be held up.
+func EndSoon(span trace.Span, err error) {
+	now := time.Now()
+	Soon(func() { End(span, err, trace.WithTimestamp(now)) })
 }
 
 // Watch returns what makes a router's steps with a call events of a span.

@@ -188,9 +188,12 @@ func parseCall(b []byte, alloc func() *route.Call) (ReceivedCall, error) {
 		case n == callTimeout && t == protowire.VarintType:
 			c.Timeout = time.Duration(uint32(x)) * time.Millisecond
 		case n >= callSubmit && n <= callClose && t == protowire.BytesType:
-			if kind := route.Kind(n - callSubmit); c.Call == nil || c.Call.Kind != kind { // the same twice is one, in pieces
+			switch kind := route.Kind(n - callSubmit); { // the same twice is one, in pieces; of two kinds the last counts
+			case c.Call == nil:
 				c.Call = alloc()
 				c.Call.Kind = kind
+			case c.Call.Kind != kind:
+				*c.Call = route.Call{Kind: kind, Owner: c.Call.Owner}
 			}
 			return parseOne(v, c.Call)
 		case n == callTrace && t == protowire.BytesType:

@@ -130,9 +130,11 @@ func (c *Controller) forget(k *Client) {
 type Outcome uint8
 
 const (
-	// Answered: there was an answer, whatever it says; its latency counts. So does that of a request that ran into
-	// its deadline with a leader known.
+	// Answered: there was an answer, whatever it says; its latency counts.
 	Answered Outcome = iota
+	// Late: it ran into its deadline with a leader known. It took longer than that, and than others do: how much is not known, and a
+	// short deadline must not pass for a fast answer.
+	Late
 	// Dropped: who is behind refused it, as overloaded.
 	Dropped
 	// Ignored: its latency says nothing about load. It waited for a leader; its client went away; there is no such shard.
@@ -271,6 +273,9 @@ func (t Ticket) Done(now int64, outcome Outcome) {
 		s.answers = true
 		s.latency = average(s.latency, latency)
 		s.lim.answered(now, latency, t.gen, int(s.work.n))
+	case Late:
+		s.answers = true
+		s.lim.answered(now, max(latency, s.latency), t.gen, int(s.work.n))
 	case Dropped:
 		s.lim.refused(now, s.latency, int(s.work.n))
 	}
