@@ -65,6 +65,7 @@ type ratio struct {
 // throughProxy is to reach proxyNeed of the embedded rate.
 const (
 	throughProxy = "decree-proxy"
+	inSessions   = "decree-session"
 	proxyNeed    = 0.6
 )
 
@@ -121,7 +122,7 @@ func ratiosOf(lines []line) []ratio {
 }
 
 func cellRatios(lines []line) []ratio {
-	var us, proxied *line
+	var us, proxied, sessions *line
 	var them []*line
 	for i := range lines {
 		switch {
@@ -129,6 +130,8 @@ func cellRatios(lines []line) []ratio {
 			us = &lines[i]
 		case lines[i].System == throughProxy:
 			proxied = &lines[i]
+		case lines[i].System == inSessions:
+			sessions = &lines[i]
 		case strings.HasPrefix(lines[i].System, theirs):
 			them = append(them, &lines[i])
 		}
@@ -141,6 +144,11 @@ func cellRatios(lines []line) []ratio {
 		r := newRatio(proxied, us, promise{need: proxyNeed})
 		r.Against = "decree, embedded"
 		ratios = append(ratios, r)
+		if sessions != nil { // which do the same for each command
+			r = newRatio(proxied, sessions, promise{})
+			r.Against = "decree, embedded, exactly once"
+			ratios = append(ratios, r)
+		}
 	}
 	for _, p := range promises(us.asked) {
 		if other := pick(them, p); other != nil {
