@@ -2,6 +2,7 @@ package state
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -61,10 +62,23 @@ func (s *Store) pebbleOptions(cache *pebble.Cache) *pebble.Options {
 		// The usual one has a goroutine, which a failed Open leaves behind.
 		o.Experimental.CompactionScheduler = pebble.NewConcurrencyLimitSchedulerWithNoPeriodicGrantingForTest()
 	}
+	o.Experimental.SpanPolicyFunc = oneShard
 	o.Levels[0].FilterPolicy = bloom.FilterPolicy(bloomBitsPerKey)
 	o.Levels[0].Compression = func() *sstable.CompressionProfile { return sstable.SnappyCompression }
 	o.EnsureDefaults()
 	return o
+}
+
+// oneShard has a compaction end its table where the next shard begins, and changes nothing else. A table with the keys of several would have to be
+// read when one of them is replaced, perhaps because it cannot be (see mayExcise). Flushes and installs write one shard's tables anyway.
+func oneShard(key []byte) (_ pebble.SpanPolicy, end []byte, _ error) {
+	var id [8]byte
+	copy(id[:], key) // shorter ones are none of ours
+	next := binary.BigEndian.Uint64(id[:]) + 1
+	if next == 0 {
+		return pebble.SpanPolicy{}, nil, nil
+	}
+	return pebble.SpanPolicy{}, binary.BigEndian.AppendUint64(nil, next), nil
 }
 
 // fatal keeps the first error after which the store is unfit, and is

@@ -206,12 +206,15 @@ func (s *Store) Tables(shard uint64) (names []string, err error) {
 	}
 	for _, level := range all {
 		for i := range level {
-			names = append(names, fmt.Sprintf("%06d.sst", uint64(level[i].BackingSSTNum)))
+			names = append(names, tableName(&level[i]))
 		}
 	}
 	slices.Sort(names)
 	return slices.Compact(names), nil
 }
+
+// tableName is the name of the file that a table is, or is a part of.
+func tableName(t *pebble.SSTableInfo) string { return fmt.Sprintf("%06d.sst", uint64(t.BackingSSTNum)) }
 
 // Metrics returns present figures. It is cheap enough for every few seconds, not for every command.
 func (s *Store) Metrics() Metrics {
