@@ -188,7 +188,7 @@ func newMemoryDisk() *memoryDisk { return &memoryDisk{log: wal.NewMemory(), fs: 
 func (n *Node) openData() (map[uint64]*wal.ShardLog, error) {
 	options := state.Options{CacheBytes: n.cfg.CacheBytes, Logger: n.cfg.Logger, DisableCompactions: n.cfg.noCompactions, OnFatal: func(err error) {
 		n.fail(&Error{Kind: ErrBroken, Code: core.CodeStorage, Message: "the state store failed", Cause: err})
-	}}
+	}, OnDamage: n.tableDamaged}
 	n.disk = &diskMonitor{stat: n.cfg.freeBytes, watermark: uint64(max(0, n.cfg.DiskWatermark))}
 	if n.disk.stat == nil {
 		n.disk.stat = freeBytes
@@ -543,6 +543,29 @@ func (n *Node) replicaStopped(id ShardID, err *Error) {
 		s.stopped.Store(err)
 		n.repairStopped(s, err)
 	}
+}
+
+// tableDamaged stops the replica to which a damaged table belongs, also if it has not read it itself, so that it is repaired.
+func (n *Node) tableDamaged(shard uint64, table string, err error) {
+	id := ShardID(shard)
+	n.mu.Lock()
+	started := n.started
+	n.mu.Unlock()
+	if !started {
+		return // it is met again
+	}
+	s := n.shards[id]
+	if s == nil || s.stopped.Load() != nil {
+		return
+	}
+	n.engine.workerOf(id).post(func(in *core.Input) {
+		in.Calls = append(in.Calls, func(w *core.Worker) {
+			// A repair may have put another in its place.
+			if names, terr := n.store.Tables(shard); terr == nil && slices.Contains(names, table) {
+				w.Unreadable(id, err)
+			}
+		})
+	})
 }
 
 // NodeStatus is a node at a glance.

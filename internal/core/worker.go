@@ -370,6 +370,13 @@ func (w *Worker) Look(id ShardID, s *Status) bool {
 	return true
 }
 
+// Unreadable tells a replica that its state is damaged, which it may not have read itself. It stops with the next tick.
+func (w *Worker) Unreadable(id ShardID, err error) {
+	if r := w.replicas[id]; r != nil {
+		r.unreadable.CompareAndSwap(nil, broken(CodeStorage, err, "a table of the state store is damaged"))
+	}
+}
+
 // Version returns the state of a shard at its applied index, with that index and
 // its hash. The caller must Close it. For audits.
 func (w *Worker) Version(id ShardID) (v *state.Version, at Index, hash uint64, ok bool) {

@@ -50,23 +50,31 @@ func (c *tableChecker) table(ctx context.Context, fs vfs.FS, path string) (err e
 			err = fmt.Errorf("%w: the table cannot be read: %v", ErrCorrupt, p)
 		}
 	}()
-	f, err := fs.Open(path)
+	r, err := openTable(ctx, fs, path, c.reader)
 	if err != nil {
 		return err
-	}
-	readable, err := sstable.NewSimpleReadable(f)
-	if err != nil {
-		return errors.Join(err, f.Close())
-	}
-	r, err := sstable.NewReader(ctx, readable, c.reader)
-	if err != nil {
-		return asCorrupt(errors.Join(err, readable.Close()))
 	}
 	defer func() { err = errors.Join(err, r.Close()) }()
 	if err := checkShape(ctx, r); err != nil {
 		return err
 	}
 	return c.keys(ctx, r)
+}
+
+func openTable(ctx context.Context, fs vfs.FS, path string, o sstable.ReaderOptions) (*sstable.Reader, error) {
+	f, err := fs.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	readable, err := sstable.NewSimpleReadable(f)
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	r, err := sstable.NewReader(ctx, readable, o)
+	if err != nil {
+		return nil, asCorrupt(errors.Join(err, readable.Close()))
+	}
+	return r, nil
 }
 
 // checkShape refuses tables with more than plain keys and values in them.

@@ -531,6 +531,9 @@ func TestGuardGivesUp(t *testing.T) {
 	f := &fatal{log: quiet(), broken: make(chan struct{})}
 	release := make(chan struct{})
 	defer close(release)
+	if err := f.guardUntil(time.After(10*time.Millisecond), func() error { <-release; return nil }); err == nil {
+		t.Error("it waits no longer, and says nothing")
+	}
 	go func() {
 		time.Sleep(10 * time.Millisecond)
 		f.set(errorfs.ErrInjected)

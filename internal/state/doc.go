@@ -35,7 +35,7 @@
 //	InstallJob the same; never beside a flush of its shard
 //	Cut        any, one at a time; closed once
 //	Store      any; Close after all shards, jobs and versions have ended
-//	pebble     its own, for compactions; the errors of these go to Options.OnFatal
+//	pebble     its own, for compactions; the errors of these go to Options.OnFatal, or to OnDamage
 //
 // # Files
 //

@@ -1,6 +1,7 @@
 package state
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -8,6 +9,7 @@ import (
 	"sync/atomic"
 
 	"github.com/cockroachdb/pebble/v2"
+	"github.com/cockroachdb/pebble/v2/sstable"
 	"github.com/cockroachdb/pebble/v2/vfs"
 )
 
@@ -141,9 +143,59 @@ func (s *Store) replace(shard uint64, paths []string) error {
 	s.excise.Lock()
 	defer s.excise.Unlock()
 	return s.fatal.guard(func() error {
-		_, err := s.db.IngestAndExcise(context.Background(), paths, nil, nil, shardSpan(shard))
+		span := shardSpan(shard)
+		if err := s.mayExcise(span); err != nil {
+			return err
+		}
+		_, err := s.db.IngestAndExcise(context.Background(), paths, nil, nil, span)
 		return err
 	})
+}
+
+// mayExcise refuses to cut out a span if a table that reaches beyond it cannot be read at its ends. Pebble looks there for the last key before and
+// the first after, and takes a block that it cannot read, which may be the shard's own, for the end of the table: the neighbours' keys would
+// be gone, without an error. A table that lies in the span goes without being read.
+//
+// No compaction writes tables that reach beyond a shard (see oneShard), so what is read here cannot change before it is cut. Programs before that one did.
+func (s *Store) mayExcise(span pebble.KeyRange) error {
+	all, err := s.db.SSTables(pebble.WithKeyRangeFilter(span.Start, span.End))
+	if err != nil {
+		return err
+	}
+	for _, level := range all {
+		for i := range level {
+			t := &level[i]
+			if bytes.Compare(t.Smallest.UserKey, span.Start) >= 0 && bytes.Compare(t.Largest.UserKey, span.End) < 0 {
+				continue
+			}
+			if err := s.readAround(tableName(t), span); err != nil {
+				return fmt.Errorf("table %s holds keys of other shards too and is damaged where they meet; to replace one would lose the others', so replace the node: %w",
+					tableName(t), err)
+			}
+		}
+	}
+	return nil
+}
+
+// readAround does with a table what pebble will do, and looks at the errors.
+func (s *Store) readAround(name string, span pebble.KeyRange) (err error) {
+	ctx := context.Background()
+	r, err := openTable(ctx, s.opts.FS, s.opts.FS.PathJoin(s.path(dbDir), name), s.dbOpts.MakeReaderOptions())
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, r.Close()) }()
+	it, err := r.NewIter(sstable.NoTransforms, nil, nil, sstable.AssertNoBlobHandles)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, it.Close()) }()
+	it.SeekLT(span.Start, 0)
+	if err := it.Error(); err != nil {
+		return err
+	}
+	it.SeekGE(span.End, 0)
+	return it.Error()
 }
 
 // Installed takes over a job whose Run returned nil: everything is as the tables say, nothing is in memory, and there are no

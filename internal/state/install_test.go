@@ -127,7 +127,7 @@ func TestCutAndInstall(t *testing.T) {
 		shards[id] = openShard(t, to, id)
 		was[id] = fill(t, r, shards[id], newDurable(), 4)
 		if id == 2 {
-			compact(t, to) // so that tables of several shards lie below those of one
+			compact(t, to) // so that there are tables below those of the last flushes
 		}
 	}
 	h := shards[2]

@@ -2,12 +2,14 @@ package state
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"log/slog"
 	"runtime"
 	"runtime/debug"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2"
@@ -19,6 +21,7 @@ const (
 	bloomBitsPerKey = 10
 	maxOpenFiles    = 1000
 	failedPause     = 100 * time.Millisecond
+	closePatience   = 10 * time.Second
 )
 
 // pebbleOptions: nothing is ever written through the memtable, so it is as
@@ -45,15 +48,13 @@ func (s *Store) pebbleOptions(cache *pebble.Cache) *pebble.Options {
 		DisableTableStats:           s.opts.DisableCompactions,
 		Logger:                      s.fatal,
 		EventListener: &pebble.EventListener{
-			BackgroundError: func(err error) {
-				s.fatal.set(err)
-				// Pebble runs a compaction that has failed again at once, and so for ever.
-				time.Sleep(failedPause)
-			},
+			BackgroundError: s.backgroundError,
 			// Pebble's default is to exit. Whoever reads gets the error too:
 			// a shard's read panics with ReadError, a compaction's is a BackgroundError.
 			DataCorruption: func(i pebble.DataCorruptionInfo) {
-				s.opts.Logger.Error("corrupt file in the state store", "path", i.Path, "err", i.Details)
+				if s.damage.news(i.Path) {
+					s.opts.Logger.Error("corrupt file in the state store", "path", i.Path, "err", i.Details)
+				}
 			},
 		},
 	}
@@ -61,10 +62,80 @@ func (s *Store) pebbleOptions(cache *pebble.Cache) *pebble.Options {
 		// The usual one has a goroutine, which a failed Open leaves behind.
 		o.Experimental.CompactionScheduler = pebble.NewConcurrencyLimitSchedulerWithNoPeriodicGrantingForTest()
 	}
+	o.Experimental.SpanPolicyFunc = oneShard
 	o.Levels[0].FilterPolicy = bloom.FilterPolicy(bloomBitsPerKey)
 	o.Levels[0].Compression = func() *sstable.CompressionProfile { return sstable.SnappyCompression }
 	o.EnsureDefaults()
 	return o
+}
+
+// backgroundError is told what pebble's own work meets: compactions, and the look at every table's end that follows an Open. It holds pebble's lock if it is a compaction.
+//
+// Damage is one shard's: the others go on, and that one is mended, or waits for it. Anything else leaves the store unfit.
+func (s *Store) backgroundError(err error) {
+	if pebble.IsCorruptionError(err) {
+		s.damage.met.Store(true)
+		s.tellDamage(err)
+	} else {
+		s.fatal.set(err)
+	}
+	// Pebble does again at once what has failed, and so for ever, except compactions below the top level, which it leaves alone for minutes.
+	select {
+	case <-time.After(failedPause):
+	case <-s.closing:
+	}
+}
+
+// tellDamage says whose table is damaged. One of several shards, as earlier programs wrote them, is found by who reads it.
+func (s *Store) tellDamage(err error) {
+	i := pebble.ExtractDataCorruptionInfo(err)
+	if i == nil {
+		s.opts.Logger.Error("damage in the state store", "err", err)
+		return
+	}
+	first, last := i.Bounds.Start, i.Bounds.End.Key
+	if s.opts.OnDamage == nil || len(first) < prefixLen || len(last) < prefixLen || string(first[:8]) != string(last[:8]) {
+		return
+	}
+	go s.opts.OnDamage(binary.BigEndian.Uint64(first), s.opts.FS.PathBase(i.Path), err)
+}
+
+// damage is what pebble has met of it.
+type damage struct {
+	met atomic.Bool // by work of its own
+
+	mu   sync.Mutex
+	said map[string]time.Time
+}
+
+// saidPause: what is not mended is met again and again.
+const saidPause = time.Minute
+
+// news reports whether a file's damage is worth a line in the log.
+func (d *damage) news(path string) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	now := time.Now()
+	if at, ok := d.said[path]; ok && now.Sub(at) < saidPause {
+		return false
+	}
+	if d.said == nil {
+		d.said = make(map[string]time.Time)
+	}
+	d.said[path] = now
+	return true
+}
+
+// oneShard has a compaction end its table where the next shard begins, and changes nothing else. A table with the keys of several would have to be
+// read when one of them is replaced, perhaps because it cannot be (see mayExcise). Flushes and installs write one shard's tables anyway.
+func oneShard(key []byte) (_ pebble.SpanPolicy, end []byte, _ error) {
+	var id [8]byte
+	copy(id[:], key) // shorter ones are none of ours
+	next := binary.BigEndian.Uint64(id[:]) + 1
+	if next == 0 {
+		return pebble.SpanPolicy{}, nil, nil
+	}
+	return pebble.SpanPolicy{}, binary.BigEndian.AppendUint64(nil, next), nil
 }
 
 // fatal keeps the first error after which the store is unfit, and is
@@ -119,7 +190,10 @@ func (f *fatal) Fatalf(format string, args ...any) {
 // guard runs fn on a goroutine of its own and waits for it, so that Fatalf
 // ends that one and not the caller's. After a fatal error nothing is run, nor waited for: as long as a compaction fails
 // and is run again, pebble's Close does not return.
-func (f *fatal) guard(fn func() error) error {
+func (f *fatal) guard(fn func() error) error { return f.guardUntil(nil, fn) }
+
+// guardUntil waits no longer than late.
+func (f *fatal) guardUntil(late <-chan time.Time, fn func() error) error {
 	if err := f.get(); err != nil {
 		return err
 	}
@@ -137,6 +211,8 @@ func (f *fatal) guard(fn func() error) error {
 	select {
 	case <-done:
 	case <-f.broken:
+	case <-late:
+		return errors.New("state: pebble does not end")
 	}
 	if ferr := f.get(); ferr != nil {
 		return ferr

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/vfs"
@@ -41,9 +42,12 @@ type Options struct {
 	// of shards are allowed; a flush or an install fails.
 	ReadOnly bool
 	// OnFatal is called at most once, on any goroutine, with the first error
-	// that leaves the store unfit for use: of a compaction, of the manifest.
+	// that leaves the store unfit for use: of a compaction, of the manifest. Damaged tables are not: see OnDamage.
 	// It must not call the store. The node must stop. Nil: logged only.
 	OnFatal func(error)
+	// OnDamage is called, again and again, on a goroutine of its own, when work of the store's own meets a damaged table (the
+	// name of its file) that holds one shard's keys only. Reads of that shard may not have met it, and it may have been replaced meanwhile.
+	OnDamage func(shard uint64, table string, err error)
 }
 
 // Cache is a block cache for several stores of one process.
@@ -62,7 +66,9 @@ type Store struct {
 	db     *pebble.DB
 	dbOpts *pebble.Options
 	fatal  *fatal
+	damage damage
 
+	closing  chan struct{} // closed by Close
 	tableSeq atomic.Uint64 // names of tables to ingest
 	versions atomic.Int64  // that are open
 
@@ -95,7 +101,7 @@ func Open(o Options) (*Store, error) {
 	if o.CacheBytes == 0 {
 		o.CacheBytes = defaultCacheBytes
 	}
-	s := &Store{opts: o, shards: make(map[uint64]*Shard)}
+	s := &Store{opts: o, shards: make(map[uint64]*Shard), closing: make(chan struct{})}
 	s.fatal = &fatal{log: o.Logger, notify: o.OnFatal, broken: make(chan struct{})}
 	if err := s.open(); err != nil {
 		return nil, fmt.Errorf("state: open %s: %w", o.Dir, err)
@@ -116,11 +122,16 @@ func (s *Store) Close() error {
 		return fmt.Errorf("%w: %d", ErrInUse, n)
 	}
 	s.closed = true
+	close(s.closing)
 	if err := s.fatal.get(); err != nil {
 		// Pebble may hold its locks for ever after a fatal error: leave it.
 		return fmt.Errorf("state: close after a fatal error: %w", err)
 	}
-	return s.fatal.guard(s.db.Close)
+	var late <-chan time.Time
+	if s.damage.met.Load() { // a compaction that fails and is run again may keep pebble from ending
+		late = time.After(closePatience)
+	}
+	return s.fatal.guardUntil(late, s.db.Close)
 }
 
 // ShardIDs returns the ids of all shards that have been flushed, ascending.
@@ -206,12 +217,15 @@ func (s *Store) Tables(shard uint64) (names []string, err error) {
 	}
 	for _, level := range all {
 		for i := range level {
-			names = append(names, fmt.Sprintf("%06d.sst", uint64(level[i].BackingSSTNum)))
+			names = append(names, tableName(&level[i]))
 		}
 	}
 	slices.Sort(names)
 	return slices.Compact(names), nil
 }
+
+// tableName is the name of the file that a table is, or is a part of.
+func tableName(t *pebble.SSTableInfo) string { return fmt.Sprintf("%06d.sst", uint64(t.BackingSSTNum)) }
 
 // Metrics returns present figures. It is cheap enough for every few seconds, not for every command.
 func (s *Store) Metrics() Metrics {

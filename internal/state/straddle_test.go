@@ -1,0 +1,234 @@
+package state
+
+import (
+	"encoding/binary"
+	"errors"
+	"math/rand/v2"
+	"testing"
+
+	"github.com/cockroachdb/pebble/v2"
+	"github.com/cockroachdb/pebble/v2/vfs"
+
+	"github.com/decree-raft/decree/internal/testkit"
+)
+
+// shardsOf returns the ids of the shards with which the keys of a table begin and end.
+func shardsOf(i pebble.SSTableInfo) (first, last uint64) {
+	return binary.BigEndian.Uint64(i.Smallest.UserKey), binary.BigEndian.Uint64(i.Largest.UserKey)
+}
+
+// TestTablesEndWithTheirShard: no table that a compaction writes holds keys of two shards, and there are not many more of them for it.
+//
+// Mutation with which it was seen to fail: no SpanPolicyFunc.
+func TestTablesEndWithTheirShard(t *testing.T) {
+	const shards = 64
+	r := testkit.Random(t)
+	s := open(t, vfs.NewMem())
+	var hs [shards]*Shard
+	var was [shards]durable
+	id := func(i int) uint64 { return []uint64{1, 1 << 8, 1 << 56, 1<<64 - shards}[i%4] + uint64(i) }
+	for i := range hs {
+		hs[i], was[i] = openShard(t, s, id(i)), newDurable()
+	}
+	for range 3 {
+		for i, h := range hs {
+			was[i] = fill(t, r, h, was[i], 1)
+		}
+		compact(t, s)
+	}
+	levels, err := s.db.SSTables()
+	if err != nil {
+		t.Fatal(err)
+	}
+	tables := 0
+	for n, level := range levels {
+		for _, table := range level {
+			if first, last := shardsOf(table); first != last {
+				t.Errorf("level %d: table %d has keys of the shards %d to %d", n, table.BackingSSTNum, first, last)
+			}
+			tables++
+		}
+	}
+	if tables > 2*shards {
+		t.Errorf("%d tables of %d shards", tables, shards)
+	}
+	t.Logf("%d tables", tables)
+	for i, h := range hs {
+		if err := sameDurable(h, was[i]); err != nil {
+			t.Errorf("shard %d: %v", id(i), err)
+		}
+		h.Close()
+	}
+	if err := s.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestInstallBesideDamage replaces a shard while some block is damaged, each in turn, of the table that it has alone or, as programs left it before
+// tables ended with their shard, together with its neighbours. Whether it can be done or not: what the neighbours have is never absent.
+//
+// Mutations with which it was seen to fail: no SpanPolicyFunc ("apart": refused); replace does not ask mayExcise ("together"); both (both).
+func TestInstallBesideDamage(t *testing.T) {
+	t.Run("apart", func(t *testing.T) { installBesideDamage(t, false) })
+	t.Run("together", func(t *testing.T) { installBesideDamage(t, true) })
+}
+
+func installBesideDamage(t *testing.T, together bool) {
+	seed := testkit.Random(t).Uint64()
+	done, refused := 0, 0
+	for block := 0; ; block++ {
+		b := besides{together: together, r: rand.New(rand.NewPCG(seed, 0)), fs: vfs.NewMem()}
+		b.write(t)
+		if !b.damage(t, block) {
+			break
+		}
+		switch err := b.install(t); {
+		case err == nil:
+			done++
+		case together && IsDamage(err):
+			refused++
+		default:
+			t.Errorf("block %d: %v", block, err)
+		}
+	}
+	t.Logf("%d times done, %d times refused", done, refused)
+	if done < 3 || together && refused < 2 {
+		t.Error("there is nothing to see")
+	}
+}
+
+// besides are three shards of one store, of which the second is to be replaced.
+type besides struct {
+	together bool
+	r        *rand.Rand
+	fs       *vfs.MemFS
+	was      [4]durable
+	tables   []string // of the second
+	name     string   // of the table that is damaged
+}
+
+func (b *besides) open(t *testing.T) *Store {
+	t.Helper()
+	s, err := Open(Options{Dir: "/s", FS: b.fs, Logger: quiet(), DisableCompactions: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func (b *besides) write(t *testing.T) {
+	t.Helper()
+	s := b.open(t)
+	for id := uint64(1); id <= 3; id++ {
+		h := openShard(t, s, id)
+		b.was[id] = fill(t, b.r, h, newDurable(), 3)
+		h.Close()
+	}
+	b.tables, _ = cutTo(t, s, b.fs, 2, "/cut", 0)
+	if !b.together {
+		compact(t, s)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if b.together {
+		o := *s.dbOpts
+		o.Cache, o.Experimental.SpanPolicyFunc = nil, nil
+		o.Experimental.CompactionScheduler = pebble.NewConcurrencyLimitSchedulerWithNoPeriodicGrantingForTest()
+		db, err := pebble.Open(s.path(dbDir), &o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := errors.Join(db.Compact(t.Context(), []byte{0}, []byte{0xff}, false), db.Close()); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// damage flips a byte in the n-th block of the second shard's only table, if there is one.
+func (b *besides) damage(t *testing.T, n int) bool {
+	t.Helper()
+	s := b.open(t)
+	names, err := s.Tables(2)
+	if err != nil || len(names) != 1 {
+		t.Fatal(names, err)
+	}
+	b.name = s.opts.FS.PathJoin(s.path(dbDir), names[0])
+	r, err := openTable(t.Context(), b.fs, b.name, s.dbOpts.MakeReaderOptions())
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := r.Layout()
+	if err := errors.Join(err, r.Close(), s.Close()); err != nil {
+		t.Fatal(err)
+	}
+	if n >= len(l.Data) {
+		return false
+	}
+	bytes, err := b.fs.UnsafeGetFileDataBuffer(b.name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	bytes[l.Data[n].Offset+l.Data[n].Length/2] ^= 1
+	return true
+}
+
+// install replaces the second shard and looks at the others, now and after a restart.
+func (b *besides) install(t *testing.T) error {
+	t.Helper()
+	s := b.open(t)
+	b.intact(t, s)
+	j := &InstallJob{store: s, shard: 2, in: Install{Index: b.was[2].index, Tables: b.tables}} // the shard may not open
+	err := j.Run(t.Context())
+	b.intact(t, s)
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	s = b.open(t)
+	b.intact(t, s)
+	if err == nil {
+		h := openShard(t, s, 2)
+		if err := sameDurable(h, installed(b.was[2])); err != nil {
+			t.Error(err)
+		}
+		h.Close()
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return err
+}
+
+// intact: each key of the neighbours reads as before or, where the damage is theirs, says that it cannot be read.
+func (b *besides) intact(t *testing.T, s *Store) {
+	t.Helper()
+	for _, id := range []uint64{1, 3} {
+		h, err := s.Shard(id, Limits{})
+		if err != nil {
+			if !b.together || !IsDamage(err) {
+				t.Errorf("shard %d: %v", id, err)
+			}
+			continue
+		}
+		if h.FlushedIndex() != b.was[id].index {
+			t.Errorf("shard %d is at %d, it was at %d", id, h.FlushedIndex(), b.was[id].index)
+		}
+		for k, v := range b.was[id].state {
+			var got []byte
+			var ok bool
+			switch p := caught(func() { got, ok = h.Get([]byte(k)) }).(type) {
+			case nil:
+				if !ok || string(got) != v {
+					t.Errorf("shard %d: key %q is there: %v, %d bytes, it had %d", id, k, ok, len(got), len(v))
+				}
+			case *ReadError:
+				if !b.together {
+					t.Errorf("shard %d: %v", id, p)
+				}
+			default:
+				t.Errorf("shard %d: %v", id, p)
+			}
+		}
+		h.Close()
+	}
+}
