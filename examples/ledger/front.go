@@ -87,8 +87,9 @@ func openFront(cfg frontConfig) (_ *front, err error) {
 	mux.Handle("/", sideport.Handler(cfg.side))
 	// Other sites' pages may not have browsers post here.
 	handler := cfg.access.Policy.HTTP(roleOf, http.NewCrossOriginProtection().Handler(mux))
-	f.http = &http.Server{Handler: handler, TLSConfig: cfg.access.TLS, ReadHeaderTimeout: 10 * time.Second,
-		ReadTimeout: 30 * time.Second, WriteTimeout: 2 * time.Minute, IdleTimeout: 2 * time.Minute} // an audit takes its time
+	f.http = &http.Server{Handler: handler, TLSConfig: cfg.access.TLS.Clone(), // it changes what it is given, and gRPC has the same
+		ReadHeaderTimeout: 10 * time.Second,
+		ReadTimeout:       30 * time.Second, WriteTimeout: 2 * time.Minute, IdleTimeout: 2 * time.Minute} // an audit takes its time
 	return f, nil
 }
 

@@ -19,7 +19,7 @@ import (
 // on have what is new. With clientCA, the authorities of clients, nobody gets in without a certificate of theirs; empty: clients
 // are not asked for one. A change that cannot be read is logged to log (which may be nil), and what was read last stays in use.
 //
-// The result is for credentials.NewTLS, and for http.Server.TLSConfig with ServeTLS and no files.
+// The result is for credentials.NewTLS, and a Clone of it, which it changes, for http.Server.TLSConfig with ServeTLS and no files.
 func ServerTLS(cert, key, clientCA string, log *slog.Logger) (*tls.Config, error) {
 	if cert == "" || key == "" {
 		return nil, errors.New("access: TLS of a port needs a certificate and its key: name both files")
