@@ -225,15 +225,11 @@ func TestProxyCommand(t *testing.T) {
 	}
 }
 
-// The death of the leader is nothing to clients of a proxy either.
-func TestLeaderDiesBehindAProxy(t *testing.T) {
-	c := newTestCluster(t)
-	leader := c.leader()
-	var nodes []string
-	for _, id := range []rsm.NodeID{1, 2, 3} {
-		nodes = append(nodes, c.config.Peers[id])
-	}
-	p, err := startProxy(proxyConfig{nodes: nodes, api: "127.0.0.1:0", http: "127.0.0.1:0"}, slog.New(slog.DiscardHandler))
+// runTestProxy runs a proxy on ports of its own until the test ends.
+func runTestProxy(t *testing.T, cfg proxyConfig) *servedProxy {
+	t.Helper()
+	cfg.api, cfg.http = "127.0.0.1:0", "127.0.0.1:0"
+	p, err := startProxy(cfg, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -246,6 +242,18 @@ func TestLeaderDiesBehindAProxy(t *testing.T) {
 			t.Error(err)
 		}
 	})
+	return p
+}
+
+// The death of the leader is nothing to clients of a proxy either.
+func TestLeaderDiesBehindAProxy(t *testing.T) {
+	c := newTestCluster(t)
+	leader := c.leader()
+	var nodes []string
+	for _, id := range []rsm.NodeID{1, 2, 3} {
+		nodes = append(nodes, c.config.Peers[id])
+	}
+	p := runTestProxy(t, proxyConfig{nodes: nodes})
 	l := startAPILoad(t, p.server.Addr(), p.listener.Addr().String())
 	l.goesOn("while the leader lives")
 	c.kill(leader)

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -54,19 +53,7 @@ func TestTLSAndTokens(t *testing.T) {
 	port := flags.Port{Cert: files.Cert, Key: files.Key, Tokens: s.tokens}
 	nodes := flags.Nodes{Cert: files.Cert, Key: files.Key, CA: files.CA, Token: s.writer}
 	c := startTestCluster(t, func(cfg *serveConfig) { cfg.Port, cfg.Nodes = port, nodes })
-	p, err := startProxy(proxyConfig{nodes: []string{c.config.Peers[1]}, api: "127.0.0.1:0", http: "127.0.0.1:0", Port: port, Nodes: nodes}, slog.New(slog.DiscardHandler))
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, stop := context.WithCancel(t.Context())
-	stopped := make(chan error, 1)
-	go func() { stopped <- p.run(ctx) }()
-	t.Cleanup(func() {
-		stop()
-		if err := <-stopped; err != nil {
-			t.Error(err)
-		}
-	})
+	p := runTestProxy(t, proxyConfig{nodes: []string{c.config.Peers[1]}, Port: port, Nodes: nodes})
 	ca, api := "-ca="+files.CA, "-api="+p.server.Addr()
 	for name, args := range map[string][]string{
 		"no token":         {"import", api, ca, "testdata/sample.csv"},

@@ -173,6 +173,12 @@ func TestRepairEndsScans(t *testing.T) {
 	}
 	h.damage(CodeApplyPanic)
 	outcome := h.repair(s)
+	h.succeeds(outcome)
+}
+
+// succeeds goes on with a repair that was begun until it is done, and the replica in service.
+func (h *hand) succeeds(outcome *error) {
+	h.t.Helper()
 	h.sync()
 	h.pass(1)
 	h.installed()
@@ -180,7 +186,7 @@ func TestRepairEndsScans(t *testing.T) {
 	h.sync()
 	h.pass(1)
 	if *outcome != nil || h.replica().broken != nil {
-		t.Errorf("%v, %v", *outcome, h.replica().broken)
+		h.t.Errorf("%v, %v", *outcome, h.replica().broken)
 	}
 }
 
@@ -193,13 +199,5 @@ func TestRepairPromisesFirst(t *testing.T) {
 	if len(h.installs) > 0 || len(h.writes) != 1 || h.writes[0].Records[0].HardState.Term < s.Manifest.Term {
 		t.Fatalf("%d installations, writes %v", len(h.installs), h.writes)
 	}
-	h.sync()
-	h.pass(1)
-	h.installed()
-	h.pass(1)
-	h.sync()
-	h.pass(1)
-	if *outcome != nil || h.replica().broken != nil {
-		t.Errorf("%v, %v", *outcome, h.replica().broken)
-	}
+	h.succeeds(outcome)
 }

@@ -23,14 +23,7 @@ func TestRepair(t *testing.T) {
 	if testing.Short() {
 		seeds = 15
 	}
-	var total Stats
-	for seed := uint64(1); seed <= seeds; seed++ {
-		r := runJudged(seed, Options{tune: mending})
-		if r.Failure != nil {
-			t.Errorf("seed %d: %v", seed, r.Failure)
-		}
-		total.add(&r.Stats)
-	}
+	total := judgeAll(t, 1, seeds, mending)
 	t.Logf("%d files damaged, %d replicas stopped, %d repaired, %d nodes refused to start; %d damaged snapshots found; %d crashes between two operations on files",
 		total.Rotten, total.RotStopped, total.Repaired, total.RotRefused, total.SnapshotsDamaged, total.StepCrashes)
 	if n := int(seeds); total.Rotten < n || total.Repaired < n/4 || total.StepCrashes < n || total.SnapshotsDamaged == 0 && !testing.Short() {
@@ -45,14 +38,7 @@ func TestRuin(t *testing.T) {
 	if testing.Short() {
 		seeds = 10
 	}
-	var total Stats
-	for seed := uint64(1); seed <= seeds; seed++ {
-		r := runJudged(seed, Options{tune: ruined})
-		if r.Failure != nil {
-			t.Errorf("seed %d: %v", seed, r.Failure)
-		}
-		total.add(&r.Stats)
-	}
+	total := judgeAll(t, 1, seeds, ruined)
 	t.Logf("%d files damaged, %d replicas stopped, %d repaired, %d nodes refused to start; %d clusters stood still", total.Rotten, total.RotStopped, total.Repaired, total.RotRefused, total.Ruined)
 	if total.Ruined == 0 || total.Repaired == 0 {
 		t.Error("the runs have not seen enough damage")

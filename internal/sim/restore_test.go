@@ -23,14 +23,7 @@ func TestRestore(t *testing.T) {
 	if testing.Short() {
 		seeds = 15
 	}
-	var total Stats
-	for seed := uint64(1); seed <= seeds; seed++ {
-		r := runJudged(seed, Options{tune: restoringTune})
-		if r.Failure != nil {
-			t.Errorf("seed %d: %v", seed, r.Failure)
-		}
-		total.add(&r.Stats)
-	}
+	total := judgeAll(t, 1, seeds, restoringTune)
 	t.Logf("%d backups, %d clusters restored, %d crashes meanwhile; %d sessions went on, %d commands were asked for again",
 		total.Backups, total.Restored, total.RestoreCrashes, total.Inherited, total.AskedAgain)
 	if n := int(seeds); total.Restored < n/2 || total.RestoreCrashes < n/2 || total.Inherited < n/2 || total.AskedAgain < n/2 {

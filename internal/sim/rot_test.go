@@ -27,14 +27,7 @@ func TestRot(t *testing.T) {
 	if testing.Short() {
 		seeds = 15
 	}
-	var total Stats
-	for seed := uint64(201); seed <= 200+seeds; seed++ { // 221 and 243 have found something, see docs/bugs.md
-		r := runJudged(seed, Options{tune: rotten})
-		if r.Failure != nil {
-			t.Errorf("seed %d: %v", seed, r.Failure)
-		}
-		total.add(&r.Stats)
-	}
+	total := judgeAll(t, 201, seeds, rotten) // 221 and 243 have found something, see docs/bugs.md
 	t.Logf("%d disks damaged, %d nodes refused to start, %d replicas stopped", total.Rotten, total.RotRefused, total.RotStopped)
 	if total.Rotten < int(seeds)/2 || total.RotRefused == 0 || total.RotStopped == 0 {
 		t.Error("the runs have not seen enough damage")

@@ -27,6 +27,19 @@ var (
 	traceFlag  = flag.String("sim.trace", "-", "file for the trace of that seed; - is the standard output, nothing is none")
 )
 
+// judgeAll runs n seeds of a tune, from first on, none of which may fail, and returns what they saw together.
+func judgeAll(t *testing.T, first, n uint64, tune func(*swarm)) (total Stats) {
+	t.Helper()
+	for seed := first; seed < first+n; seed++ {
+		r := runJudged(seed, Options{tune: tune})
+		if r.Failure != nil {
+			t.Errorf("seed %d: %v", seed, r.Failure)
+		}
+		total.add(&r.Stats)
+	}
+	return total
+}
+
 // runJudged runs a seed and has its history judged.
 func runJudged(seed uint64, opts Options) *Result {
 	r := Run(seed, opts)
