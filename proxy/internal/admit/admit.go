@@ -98,6 +98,15 @@ func (c *Controller) Client(name string) *Client {
 // Name returns the client's name, as far as it is kept.
 func (k *Client) Name() string { return k.name }
 
+// key is what shards know a client by. Records come and go with the calls of those who make one at a time; what a client did of late
+// must outlive them, or each call would be of somebody new.
+func (k *Client) key() string {
+	if k == k.ctl.others {
+		return ""
+	}
+	return k.name
+}
+
 // Release is called once for each call of Controller.Client, after the last Admit. Requests may still be at work.
 func (k *Client) Release() {
 	c := k.ctl

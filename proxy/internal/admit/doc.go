@@ -25,7 +25,7 @@
 //	L + 2 steps  a client within its fair share
 //	L + 4 steps  a request that makes room, of a client within its share of the reserve
 //
-// The fair share is L / active clients; a client is active on a shard for one to two seconds after it asked for something. A
+// The fair share is L / active clients; a client, known by its name, is active on a shard for one to two seconds after it asked for something. A
 // client that has nothing at work there is within its share whatever its size. So one client alone gets all of L. With
 // others around, a flood stops a step short of L, so that those who ask for less find it open, their bursts included; and if
 // the flood was there first, they overcommit by two steps while it drains. Max-min fairness comes out of it, but for bursts: nobody is

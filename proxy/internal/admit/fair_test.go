@@ -103,6 +103,23 @@ func TestCrowd(t *testing.T) {
 	}
 }
 
+// A client that makes one call at a time is gone after each: it is the same one when it comes back, not one more among whom the limit is shared.
+func TestComesAndGoes(t *testing.T) {
+	c := controller(t, Config{InitialLimit: 40})
+	for i := range int64(100) {
+		k := c.Client("comes and goes")
+		ticket, err := k.Admit(1, 1, false, i)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ticket.Done(i, Answered)
+		k.Release()
+	}
+	if s := c.Snapshot(); s.Clients != 0 || limitOf(c).Active != 1 {
+		t.Errorf("%d clients are known, and %d active: there is one, which is gone just now", s.Clients, limitOf(c).Active)
+	}
+}
+
 // What makes room is taken under a flood of what does not, from the same client and from another, and is bounded itself.
 func TestMakingRoom(t *testing.T) {
 	skipUnderRace(t)

@@ -29,8 +29,8 @@ type shard struct {
 	id uint64
 
 	work   use
-	shares map[*Client]*share // of active clients
-	makers int                // how many of them made room of late
+	shares map[string]*share // of active clients, by Client.key
+	makers int               // how many of them made room of late
 	epoch  uint32
 	turns  int64 // when the epoch ends
 
@@ -108,7 +108,7 @@ func (s *shard) worse(o *shard) bool {
 }
 
 func (c *Controller) newShard(t *stripe, id uint64, now int64) *shard {
-	return &shard{in: t, id: id, shares: map[*Client]*share{}, turns: now + activeTime, lim: newLimiter(&c.cfg), lastUse: now, lastDone: now}
+	return &shard{in: t, id: id, shares: map[string]*share{}, turns: now + activeTime, lim: newLimiter(&c.cfg), lastUse: now, lastDone: now}
 }
 
 // shareOf returns what the client does here, and makes it active.
@@ -116,7 +116,7 @@ func (s *shard) shareOf(c *Client, makesRoom bool, now int64) *share {
 	if now >= s.turns || s.turns-now > activeTime {
 		s.turns = now + activeTime
 		s.epoch++
-		for c, p := range s.shares {
+		for key, p := range s.shares {
 			p.admitted /= 2
 			p.refused /= 2
 			if p.maker && p.room.n == 0 && s.epoch-p.roomSeen > 1 {
@@ -124,22 +124,23 @@ func (s *shard) shareOf(c *Client, makesRoom bool, now int64) *share {
 				s.makers--
 			}
 			if p.all.n == 0 && s.epoch-p.seen > 1 {
-				s.remove(c, p)
+				s.remove(key, p)
 			}
 		}
 	}
-	p := s.shares[c]
+	key := c.key()
+	p := s.shares[key]
 	if p == nil {
 		// Clients that came and went may still be there; those with something at work have records, of which there are not more.
 		if len(s.shares) > c.ctl.cfg.Clients {
-			for c, p := range s.shares {
+			for key, p := range s.shares {
 				if p.all.n == 0 {
-					s.remove(c, p)
+					s.remove(key, p)
 				}
 			}
 		}
 		p = &share{}
-		s.shares[c] = p
+		s.shares[key] = p
 	}
 	p.seen = s.epoch
 	if makesRoom {
@@ -152,8 +153,8 @@ func (s *shard) shareOf(c *Client, makesRoom bool, now int64) *share {
 	return p
 }
 
-func (s *shard) remove(c *Client, p *share) {
-	delete(s.shares, c)
+func (s *shard) remove(key string, p *share) {
+	delete(s.shares, key)
 	if p.maker {
 		s.makers--
 	}
