@@ -497,7 +497,7 @@ func benchmarkBare(b *testing.B, groups int, every int64) {
 // BenchmarkProportion measures how many times what bare raft costs the simulator costs, checks and all. One iteration is a round: a
 // few seeds of one, then the same of the other, so that both meet the same machine. What is said of all rounds is the median.
 func BenchmarkProportion(b *testing.B) {
-	const seeds, barePerFull = 40, 7 // so that both take about as long
+	const seeds, barePerFull = 10, 8 // so that both take about as long
 	var ratios, full, bare []float64
 	for b.Loop() {
 		first := uint64(1 + len(ratios)*seeds)
