@@ -531,3 +531,19 @@ func median(of []float64) float64 {
 	s := slices.Sorted(slices.Values(of))
 	return (s[len(s)/2] + s[(len(s)-1)/2]) / 2
 }
+
+// TestBareRaft: a measure that is idle, or another each time, measures nothing.
+func TestBareRaft(t *testing.T) {
+	skipUnderRace(t)
+	var one, two bareStats
+	for seed := uint64(1); seed <= 20; seed++ {
+		one.run(seed, 2, bareInterval)
+		two.run(seed, 2, bareInterval)
+	}
+	if one != two {
+		t.Errorf("the same seeds give %+v and %+v", one, two)
+	}
+	if ops := float64(one.answered) / one.virtual.Seconds(); ops < 75 || one.injected == 0 {
+		t.Errorf("%.0f operations are answered in a simulated second, and %d faults came in all", ops, one.injected)
+	}
+}
