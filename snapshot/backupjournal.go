@@ -12,6 +12,7 @@ import (
 	"io"
 	"iter"
 	"math"
+	"sync"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 )
@@ -21,7 +22,11 @@ const (
 	journalVersion = 1
 	journalHeader  = len(journalMagic) + 4 + 8 + 8
 	recordHeader   = 8
+	journalBuffer  = 256 << 10
 )
+
+// journalBuffers are kept: a backup has a journal for each shard, and most are smaller than a buffer.
+var journalBuffers = sync.Pool{New: func() any { return bufio.NewWriterSize(nil, journalBuffer) }}
 
 // journalWriter writes one journal file.
 type journalWriter struct {
@@ -33,7 +38,8 @@ type journalWriter struct {
 
 func newJournalWriter(w io.Writer, shard, first uint64) (*journalWriter, error) {
 	j := &journalWriter{whole: sha256.New(), file: JournalFile{First: first, Last: first - 1}}
-	j.out = bufio.NewWriterSize(w, 256<<10)
+	j.out = journalBuffers.Get().(*bufio.Writer)
+	j.out.Reset(w)
 	b := append(j.buf, journalMagic...)
 	b = binary.BigEndian.AppendUint32(b, journalVersion)
 	b = binary.BigEndian.AppendUint64(b, shard)
@@ -69,9 +75,14 @@ func (j *journalWriter) add(e *Entry) error {
 	return j.write(b)
 }
 
+// finish ends the file. Nothing may be added after it.
 func (j *journalWriter) finish() (JournalFile, error) {
 	j.whole.Sum(j.file.SHA256[:0])
-	return j.file, j.out.Flush()
+	err := j.out.Flush()
+	j.out.Reset(nil)
+	journalBuffers.Put(j.out)
+	j.out = nil
+	return j.file, err
 }
 
 // recordSum covers the length too, so that a wrong one is not taken for the end.
@@ -92,7 +103,7 @@ type JournalReader struct {
 
 // NewJournalReader reads the header of a file of that many bytes. name is for errors.
 func NewJournalReader(r io.Reader, name string, bytes int64) (*JournalReader, error) {
-	j := &JournalReader{in: bufio.NewReaderSize(r, 256<<10), name: name, left: bytes}
+	j := &JournalReader{in: bufio.NewReaderSize(r, int(min(bytes, journalBuffer))), name: name, left: bytes}
 	var h [journalHeader]byte
 	if err := j.read(h[:], "its header"); err != nil {
 		return nil, err

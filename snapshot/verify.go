@@ -24,7 +24,11 @@ func Verify(ctx context.Context, fs vfs.FS, dir string) (*Manifest, error) {
 	if err := checkNames(fs, dir, m); err != nil {
 		return nil, err
 	}
-	buf := make([]byte, m.ChunkBytes)
+	longest := int64(0)
+	for i := range m.Files {
+		longest = max(longest, m.Files[i].Bytes)
+	}
+	buf := make([]byte, min(int64(m.ChunkBytes), longest))
 	paths := make([]string, len(m.Files))
 	for i := range paths {
 		paths[i] = fs.PathJoin(dir, fileName(i))

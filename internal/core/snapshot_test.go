@@ -1,6 +1,7 @@
 package core
 
 import (
+	"errors"
 	"fmt"
 	"log/slog"
 	"slices"
@@ -10,6 +11,7 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"go.etcd.io/etcd/raft/v3/raftpb"
 
+	"github.com/decree-raft/decree/internal/state"
 	"github.com/decree-raft/decree/snapshot"
 	"github.com/decree-raft/decree/wal"
 )
@@ -71,6 +73,28 @@ func (h *hand) cutTo(fs *vfs.MemFS, dir string, done *CutDone) *snapshot.Snapsho
 		h.t.Fatal(err)
 	}
 	return s
+}
+
+// cutFails cuts a snapshot into dir, which must not succeed, and returns why.
+func (h *hand) cutFails(dir string) error {
+	h.t.Helper()
+	d, err := snapshot.Open(snapshot.Options{Path: dir, FS: h.fs, Logger: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	c, err := h.store.Cut(1)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	info, err := SnapshotInfo("c", c.Meta())
+	if err != nil {
+		return err
+	}
+	if _, err = d.Cut(h.t.Context(), c, snapshot.CutOptions{Info: info}); err == nil {
+		h.t.Fatal("the cut succeeded")
+	}
+	return err
 }
 
 // offer sends the replica a snapshot as its leader, node 1, would, and has it fetched.
@@ -369,6 +393,89 @@ func TestPatienceWithACut(t *testing.T) {
 	told := slices.ContainsFunc(f.notes, func(n Note) bool { return n.Kind == noteCutting && n.A == 2 && n.B == 4711 })
 	if !told {
 		t.Errorf("the leader is not told how far the cut is: %+v", f.notes)
+	}
+}
+
+// A leader whose cut meets damage gives its place up: it would meet the damage with every attempt, and who needs the snapshot would wait for ever. So does
+// whoever is told to cut. One that fails for another reason is begun again.
+func TestCutThatMeetsDamage(t *testing.T) {
+	for name, damaged := range map[string]bool{"damage": true, "another reason": false} {
+		t.Run(name, func(t *testing.T) {
+			h := newHand(t, Limits{FlushBytes: 64 << 10})
+			h.lead()
+			for range 5 {
+				h.submit("A")
+			}
+			want := func() *CutDone {
+				t.Helper()
+				l := h.replica().lead
+				l.snapWanted, l.cutFailed = true, map[NodeID]bool{1: true, 3: true} // nobody else can
+				h.replica().wantSnapshot()
+				h.settle(1)
+				if len(h.cuts) != 1 {
+					t.Fatalf("%d cuts are under way", len(h.cuts))
+				}
+				cut := h.cuts[0]
+				h.cuts = nil
+				return cut
+			}
+			cut := want()
+			if damaged {
+				h.spoilTables()
+				cut.Err = h.cutFails("snap")
+			} else {
+				cut.Err = errors.New("there is no room")
+			}
+			h.in.Cuts = append(h.in.Cuts, cut)
+			h.pass(1)
+			if !damaged {
+				if h.stopped != nil {
+					t.Fatalf("it stops: %v", h.stopped)
+				}
+				want()
+				return
+			}
+			if !state.IsDamage(cut.Err) {
+				t.Fatalf("the cut failed with %v", cut.Err)
+			}
+			if h.stopped == nil || h.stopped.Code != CodeStorage {
+				t.Fatalf("it goes on, and will cut again: it stopped with %v", h.stopped)
+			}
+			h.stopped = nil
+			if st, _ := h.w.Status(1); st.Role == "leader" {
+				t.Errorf("it leads: %+v", st)
+			}
+		})
+	}
+}
+
+// spoilTables changes bytes all over each of the state store's tables.
+func (h *hand) spoilTables() {
+	h.t.Helper()
+	names, err := h.fs.List("state/pebble")
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	spoiled := 0
+	for _, name := range names {
+		if !strings.HasSuffix(name, ".sst") {
+			continue
+		}
+		f, err := h.fs.OpenReadWrite("state/pebble/"+name, vfs.WriteCategoryUnspecified)
+		if err != nil {
+			h.t.Fatal(err)
+		}
+		info, err := f.Stat()
+		for at := int64(0); err == nil && at < info.Size()/2; at += 50 {
+			_, err = f.WriteAt([]byte{0x55}, at)
+		}
+		if err = errors.Join(err, f.Close()); err != nil {
+			h.t.Fatal(err)
+		}
+		spoiled++
+	}
+	if spoiled == 0 {
+		h.t.Fatal("there are no tables")
 	}
 }
 
