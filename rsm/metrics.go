@@ -51,7 +51,7 @@ var shardMetrics = []metric{
 	{"commands_total", "Requests decided here and committed.", counter, func(s *ShardStatus) float64 { return float64(s.Stats.Commands) }},
 	{"rejections_total", "Requests whose decision was no.", counter, func(s *ShardStatus) float64 { return float64(s.Stats.Rejections) }},
 	{"log_reads_total", "Reads that rode the log.", counter, func(s *ShardStatus) float64 { return float64(s.Stats.LogReads) }},
-	{"other_reads_total", "Reads at other levels.", counter, func(s *ShardStatus) float64 { return float64(s.Stats.OtherReads) }},
+	{"other_reads_total", "Reads that did not ride the log.", counter, func(s *ShardStatus) float64 { return float64(s.Stats.OtherReads) }},
 	{"duplicates_total", "Retries answered from a session.", counter, func(s *ShardStatus) float64 { return float64(s.Stats.Duplicates) }},
 	{"void_entries_total", "Entries that failed the check of term and sequence. Not 0: a bug.", counter, func(s *ShardStatus) float64 { return float64(s.Stats.Voids) }},
 	{"rollbacks_total", "Times that speculative state was thrown away.", counter, func(s *ShardStatus) float64 { return float64(s.Stats.Rollbacks) }},

@@ -18,7 +18,8 @@ type Level = core.Level
 
 // The levels of a read.
 const (
-	// Linearizable rides the log: the read joins the next entry, and no clock is trusted. Leader only. The default.
+	// Linearizable sees everything that was acknowledged before it, and every command that this leader took before it. No clock is trusted: the read
+	// rides the next entry with the commands that are there, or has a quorum confirm the leader where none is. Leader only. The default.
 	Linearizable = core.Linearizable
 	// ReadIndex is linearizable without a log write; any replica can be asked.
 	ReadIndex = core.ReadIndex
@@ -69,16 +70,16 @@ func (s *Shard) Leader() NodeID { return NodeID(s.leader.Load()) }
 
 // A Call is a request under way.
 type Call struct {
-	req     core.Request
-	done    chan struct{} // gets one token
-	node    *Node
-	command []byte // Submit's copy, for use again
-	then    func(Result, error)
-	trace   *callTrace // nil: nobody looks
+	req   core.Request
+	done  chan struct{} // gets one token
+	node  *Node
+	copy  []byte // of the command or the query of who waits, for use again
+	then  func(Result, error)
+	trace *callTrace // nil: nobody looks
 }
 
-// keepCommand is the size above which the copy of a command is not kept for the next.
-const keepCommand = 16 << 10
+// keepCopy is the size above which the copy of a command or a query is not kept for the next.
+const keepCopy = 16 << 10
 
 var calls sync.Pool
 
@@ -138,8 +139,8 @@ func (c *Call) tell() {
 }
 
 func (c *Call) release() {
-	if cap(c.command) > keepCommand || c.req.Err != nil { // a rejection may have kept something of it
-		c.command = nil
+	if cap(c.copy) > keepCopy || c.req.Err != nil { // a rejection may have kept something of it
+		c.copy = nil
 	}
 	done := c.req.Done
 	c.req = core.Request{Done: done}
@@ -263,8 +264,8 @@ func (s *Shard) Do(ctx context.Context, r Request) (Result, error) {
 // Submit is Do with one command and no session.
 func (s *Shard) Submit(ctx context.Context, command []byte) (reply []byte, err error) {
 	c := newCall()
-	c.command = append(c.command[:0], command...) // a copy: if ctx ends first, the caller has its memory back
-	c.req.Commands = append(c.req.CommandSpace(), c.command)
+	c.copy = append(c.copy[:0], command...) // a copy: if ctx ends first, the caller has its memory back
+	c.req.Commands = append(c.req.CommandSpace(), c.copy)
 	if err := s.start(ctx, c).wait(ctx); err != nil {
 		return nil, err
 	}
@@ -284,7 +285,10 @@ func (s *Shard) Read(ctx context.Context, level Level, query []byte) (answer []b
 // ReadAt answers a query at the given level. For AtToken the replica first applies
 // up to token, the Index of an earlier result.
 func (s *Shard) ReadAt(ctx context.Context, level Level, token Index, query []byte) (Result, error) {
-	return s.start(ctx, readCall(level, token, bytes.Clone(query))).Wait(ctx)
+	c := readCall(level, token, nil)
+	c.copy = append(c.copy[:0], query...) // see Submit
+	c.req.Query = c.copy
+	return s.start(ctx, c).Wait(ctx)
 }
 
 // GoRead starts a read and does not wait. The query must not be changed until the answer is there.

@@ -66,7 +66,7 @@ type batch struct {
 	startChain uint64
 	end        state.Mark // after its last
 
-	buf     []byte // entry.go, requests from offset entryHeaderMax on
+	buf     []byte // entry.go, requests from offset entryHeaderMax on; nil as long as it has nothing but reads
 	ordinal uint32 // of the next event
 	decided []decided
 	riders  []rider
@@ -206,7 +206,6 @@ func (r *Replica) openBatch() *batch {
 			time:    r.entryTime(),
 			machine: l.head.machine,
 			start:   r.state.Mark(), startChain: r.apply.chain,
-			buf: make([]byte, entryHeaderMax, r.w.bufferHint()),
 		}
 	}
 	return l.open
@@ -223,6 +222,9 @@ func (r *Replica) entryTime() Timestamp {
 func (r *Replica) decideOne(q *Request) {
 	b := r.openBatch()
 	b.observed = b.observed || q.Observer != nil
+	if b.buf == nil && q.Kind != KindRead {
+		b.buf = make([]byte, entryHeaderMax, r.w.bufferHint())
+	}
 	switch q.Kind {
 	case KindRead:
 		if l := r.lead; mutated("read-joins-inflight") && len(l.inflight) > 0 {
@@ -492,7 +494,11 @@ func (r *Replica) propose() {
 		return
 	}
 	for l.open != nil && len(l.inflight) < r.cfg.Limits.PipelineDepth {
-		r.proposeOpen(l)
+		if r.onlyReads(l.open) {
+			r.confirmReads(l)
+		} else {
+			r.proposeOpen(l)
+		}
 		r.decideQueue() // what a full batch left over goes along in the same write
 	}
 	r.proposeChange()
@@ -502,8 +508,36 @@ func (r *Replica) propose() {
 	}
 }
 
+// onlyReads reports whether a batch needs no entry. (A leader that has removed itself cannot have reads confirmed, see serveReads.)
+func (r *Replica) onlyReads(b *batch) bool {
+	return len(b.decided)+len(b.riders) == 0 && !r.leaving
+}
+
+// confirmReads hands the reads of a batch without commands to a round of ReadIndex that is yet to begin [G7], which costs no write. The batch
+// is as if it had never been: it has changed nothing. A read that waits until everything before it is applied is ordered with commands as if it had ridden.
+func (r *Replica) confirmReads(l *leadership) {
+	for _, q := range l.open.reads {
+		q.queuedAt = r.w.now.Mono
+		if !mutated("read-overtakes") {
+			q.readIndex = l.head.index
+		}
+	}
+	switch {
+	case mutated("unconfirmed-read"):
+		r.reads.waiting = append(r.reads.waiting, l.open.reads...)
+	case mutated("read-joins-round") && len(r.reads.asked) > 0:
+		r.reads.asked = append(r.reads.asked, l.open.reads...)
+	default:
+		r.reads.wanted = append(r.reads.wanted, l.open.reads...)
+	}
+	l.open = nil
+}
+
 func (r *Replica) proposeOpen(l *leadership) {
 	b := l.open
+	if b.buf == nil {
+		b.buf = make([]byte, entryHeaderMax)
+	}
 	b.chain = chainEntry(r.apply.chain, b.seq, b.time)
 	r.apply.chain = b.chain
 	b.end = r.state.Mark()
@@ -585,6 +619,7 @@ func (r *Replica) stepDown(leader NodeID) {
 	r.lead = nil
 	r.logger.Info("no longer leader", "term", uint64(l.term), "new_leader", uint64(leader))
 	r.reads.reset()
+	r.failLeadersReads(leader)
 	if c := l.change; c != nil && c.req != nil {
 		e := notProposed(CodeLeadershipLost, "leadership of shard %d went before the change was proposed", r.shard)
 		e.Leader = leader

@@ -19,7 +19,7 @@ import (
 //	outcome:  0, count of replies, reply (bytes)...
 //	          1, code (bytes), message (bytes), detail (bytes)
 //
-// An entry with no requests is what reads alone ride on; raft's own empty
+// An entry with no requests is what retries ride on that have their outcome already, and reads of a leader that leaves; raft's own empty
 // entries have no data at all. What was rejected has no events. Outcomes are
 // stored for requests with a session only: nobody else can ask again.
 const entryVersion = 1

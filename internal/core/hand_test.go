@@ -47,9 +47,12 @@ func (h *hand) Send(_ NodeID, _ ShardID, m *raftpb.Message) { h.sent = append(h.
 func (h *hand) SendQuiesce(NodeID, Quiesce)                 {}
 func (h *hand) SendCommit(NodeID, CommitNote)               {}
 func (h *hand) Write(w *Write)                              { h.writes = append(h.writes, w) }
-func (h *hand) Query(*QueryBatch)                           {}
-func (h *hand) Flush(f *FlushDone)                          { h.flushes = append(h.flushes, f) }
-func (h *hand) Flushed(_ ShardID, i Index)                  { h.released = i }
+func (h *hand) Query(b *QueryBatch) {
+	for b.RunOne() {
+	}
+}
+func (h *hand) Flush(f *FlushDone)         { h.flushes = append(h.flushes, f) }
+func (h *hand) Flushed(_ ShardID, i Index) { h.released = i }
 func (h *hand) SendNote(to NodeID, n Note) {
 	h.notes, h.noted = append(h.notes, n), append(h.noted, to)
 }

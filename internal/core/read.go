@@ -15,15 +15,15 @@ import (
 	"github.com/decree-raft/decree/internal/state"
 )
 
-// Linearizable reads ride entries (decide.go). This file has the others, and the running of queries.
+// Linearizable reads ride entries (decide.go), unless there is nothing but reads to ride with. This file has the others, and the running of queries.
 
 // readQueue holds the reads that wait for something else than an entry of their own.
 type readQueue struct {
 	due     []*Request // to be answered from what is applied now
 	waiting []*Request // for an index to be applied: Session, and ReadIndex when confirmed
 
-	// ReadIndex: those that came before a round of heartbeats was asked for may
-	// share it, later ones must not. One round at a time.
+	// ReadIndex, and a leader's Linearizable without a command: those that came before a round of heartbeats
+	// was asked for may share it, later ones must not. One round at a time.
 	wanted   []*Request
 	asked    []*Request
 	context  uint64 // of the round; never used twice, so that an old answer fits nothing
@@ -49,6 +49,22 @@ func (q *readQueue) failAll(r *Replica, err *Error) {
 	*q = readQueue{}
 }
 
+// failLeadersReads ends the linearizable reads that a leader had begun to have confirmed [G6]. Another could confirm
+// them, but an index that they wait for may never be reached in its log.
+func (r *Replica) failLeadersReads(leader NodeID) {
+	e := notProposed(CodeLeadershipLost, "leadership of shard %d went before the read was confirmed", r.shard)
+	e.Leader = leader
+	for _, list := range []*[]*Request{&r.reads.wanted, &r.reads.asked, &r.reads.waiting} {
+		*list = slices.DeleteFunc(*list, func(q *Request) bool {
+			ours := q.Level == Linearizable
+			if ours {
+				r.finish(q, Result{}, e)
+			}
+			return ours
+		})
+	}
+}
+
 // addRead takes a read that does not ride the log.
 func (r *Replica) addRead(q *Request) {
 	q.queuedAt = r.w.now.Mono
@@ -72,7 +88,7 @@ func (r *Replica) takeReadStates(states []raft.ReadState) {
 			continue
 		}
 		for _, q := range r.reads.asked {
-			q.readIndex = Index(s.Index)
+			q.readIndex = max(q.readIndex, Index(s.Index))
 		}
 		r.reads.waiting = append(r.reads.waiting, r.reads.asked...)
 		r.reads.asked, r.reads.context = nil, 0

@@ -122,7 +122,7 @@ type Stats struct {
 	Commands      uint64 // decided here and committed
 	Rejections    uint64 // of those
 	LogReads      uint64 // answered by riding the log
-	OtherReads    uint64 // answered at other levels
+	OtherReads    uint64 // answered without that
 	Duplicates    uint64 // retries answered from a session
 	Voids         uint64 // entries that failed the check of term and sequence
 	Rollbacks     uint64 // times that speculative state was thrown away

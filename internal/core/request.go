@@ -27,7 +27,8 @@ type Level uint8
 
 // The levels of a read.
 const (
-	// Linearizable rides the log: the read joins the next entry, and no clock is trusted. Leader only.
+	// Linearizable sees everything that was acknowledged before it, and every command that this leader took before it. No clock is trusted: the read
+	// rides the next entry with the commands that are there, or has a quorum confirm the leader where none is. Leader only.
 	Linearizable Level = iota
 	// ReadIndex is linearizable without a log write; any replica can be asked.
 	ReadIndex

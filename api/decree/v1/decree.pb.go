@@ -44,7 +44,7 @@ type Level int32
 const (
 	// Unspecified is linearizable.
 	Level_LEVEL_UNSPECIFIED Level = 0
-	// Linearizable: reflects everything that was acknowledged before the question. It rides the log and trusts no clock.
+	// Linearizable: reflects everything that was acknowledged before the question. It rides the log with commands, or has the leader confirmed by a quorum, and trusts no clock.
 	Level_LEVEL_LINEARIZABLE Level = 1
 	// ReadIndex is as good, without a write to the log, and any replica may be asked.
 	Level_LEVEL_READ_INDEX Level = 2

@@ -775,7 +775,7 @@ type Counters struct {
 	// Commands decided here and committed, and rejections among them.
 	Commands   uint64 `protobuf:"varint,2,opt,name=commands,proto3" json:"commands,omitempty"`
 	Rejections uint64 `protobuf:"varint,3,opt,name=rejections,proto3" json:"rejections,omitempty"`
-	// Reads that rode the log, and reads at other levels.
+	// Reads that rode the log, and reads that did not.
 	LogReads   uint64 `protobuf:"varint,4,opt,name=log_reads,json=logReads,proto3" json:"log_reads,omitempty"`
 	OtherReads uint64 `protobuf:"varint,5,opt,name=other_reads,json=otherReads,proto3" json:"other_reads,omitempty"`
 	// Duplicates: retries that were answered from a session.
