@@ -79,6 +79,7 @@ type Server struct {
 	listener net.Listener
 	service  *service
 	grpc     *grpc.Server
+	public   *public
 	health   *health.Server
 	served   chan struct{}
 	proxy    *Proxy
@@ -108,7 +109,8 @@ func (p *Proxy) Serve(cfg ServerConfig) (*Server, error) {
 	}
 	conns := cmp.Or(cfg.MaxConnections, 20000)
 	door := guard.New(counted{l, p.meter}, guard.Config{Port: portName, Clients: "its clients", Answer: strangerText, TLS: config != nil,
-		MaxConns: conns, MaxPerHost: max(1, conns-conns/4), Log: strangers})
+		MaxConns: conns, MaxPerHost: max(1, conns-conns/4), Log: strangers,
+		Strangers: policy.Asks() && (cfg.Access.TLS == nil || cfg.Access.TLS.ClientAuth != tls.RequireAndVerifyClientCert)})
 	s := &Server{listener: door, service: newService(p, cfg.Limits), health: health.NewServer(), served: make(chan struct{}), proxy: p}
 	s.service.meter, s.service.log, s.service.tracer = p.meter, p.log, p.tracer
 	s.service.policy, s.service.admission = policy, admission
@@ -119,19 +121,22 @@ func (p *Proxy) Serve(cfg ServerConfig) (*Server, error) {
 		grpc.ConnectionTimeout(handshake), grpc.WaitForHandlers(true),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: time.Minute, Timeout: 10 * time.Second}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: link.KeepaliveTime / 2, PermitWithoutStream: true}))
-	decreev1.RegisterDecreeServiceServer(policy.Registrar(s.grpc, RoleOf), s.service)
+	checked := func(need func(string) access.Role) grpc.ServiceRegistrar {
+		return knowing(policy.Registrar(s.grpc, need), door)
+	}
+	decreev1.RegisterDecreeServiceServer(checked(RoleOf), s.service)
 	watching, unwatch := context.WithCancel(context.Background())
 	s.unwatch = unwatch
-	healthv1.RegisterHealthServer(s.grpc, &watched{s.health, watching}) // for everybody: whoever balances load has no token
+	s.public = newPublic(s.grpc)
+	healthv1.RegisterHealthServer(s.public, &watched{s.health, watching}) // for everybody: whoever balances load has no token
 	if cfg.Services != nil {
 		role := cfg.Role
 		if role == nil {
 			role = func(string) access.Role { return access.Admin }
 		}
-		cfg.Services(policy.Registrar(s.grpc, role))
+		cfg.Services(checked(role))
 	}
-	readers := policy.Registrar(s.grpc, func(string) access.Role { return access.Read })
-	reflection.Register(reflected{readers, s.grpc})
+	reflection.Register(reflected{checked(func(string) access.Role { return access.Read }), s.grpc})
 	ctx, cancel := context.WithCancel(context.Background())
 	s.cancel = cancel
 	go p.follow(ctx, s.health)
