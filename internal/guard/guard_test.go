@@ -348,17 +348,28 @@ func TestStrangers(t *testing.T) {
 	}
 	s.Known(c.RemoteAddr()) // once more does nothing
 
-	out = s.dial(t, Preface)
-	go func() { _, _ = out.Write(make([]byte, all)) }()
+	const more = 4 * strangerBytes
+	s.dial(t, Preface+strings.Repeat("a", more))
 	c = s.take(t)
+	buf := make([]byte, more)
+	for n := 0; n <= more/2; { // with that, nothing more is due for several seconds
+		m, err := c.Read(buf)
+		if n += m; err != nil {
+			t.Fatal(err)
+		}
+	}
 	go func() {
-		_, err := io.Copy(io.Discard, c)
+		_, err := c.Read(buf)
 		rest <- err
 	}()
+	time.Sleep(time.Millisecond) // it mostly waits by then
 	c.Close()
 	select {
-	case <-rest:
-	case <-time.After(time.Second): // the next bytes are due in less than that, but not so many
+	case err := <-rest:
+		if err == nil {
+			t.Error("a closed connection is read from")
+		}
+	case <-time.After(time.Second):
 		t.Error("who reads from a stranger does not learn that the connection is closed")
 	}
 }
