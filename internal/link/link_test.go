@@ -150,7 +150,10 @@ func TestBrokenStreams(t *testing.T) {
 	for name, lie := range map[string]func(g grpc.ServerStream, id uint64) error{
 		"another kind": func(g grpc.ServerStream, id uint64) error { return answer(g, id, route.OpenSession, 1, nil) },
 		"garbage":      func(g grpc.ServerStream, _ uint64) error { return g.SendMsg(&codec.Frame{Data: []byte{0xff, 0xff}}) },
-		"the end":      func(grpc.ServerStream, uint64) error { return errors.New("over") },
+		"too large": func(g grpc.ServerStream, _ uint64) error {
+			return g.SendMsg(&codec.Frame{Data: make([]byte, MaxFrame+1)})
+		},
+		"the end": func(grpc.ServerStream, uint64) error { return errors.New("over") },
 		"closes": func(grpc.ServerStream, uint64) error {
 			return wire.Status(&core.Error{Kind: core.ErrNotProposed, Code: core.CodeClosed})
 		},
