@@ -15,6 +15,7 @@ import (
 	"google.golang.org/grpc/reflection"
 
 	decreev1 "github.com/decree-raft/decree/api/decree/v1"
+	"github.com/decree-raft/decree/internal/bounds"
 	"github.com/decree-raft/decree/internal/codec"
 	"github.com/decree-raft/decree/internal/guard"
 	"github.com/decree-raft/decree/internal/limitlog"
@@ -93,10 +94,12 @@ func (p *Proxy) Serve(cfg ServerConfig) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("proxy: %w", err)
 	}
-	if cfg.MaxStreams == 0 {
-		cfg.MaxStreams = 1024
-	}
+	cfg.MaxStreams = cmp.Or(cfg.MaxStreams, 1024)
+	conns := cmp.Or(cfg.MaxConnections, 20000)
 	cfg.Limits = cfg.Limits.withDefaults()
+	if err := cmp.Or(bounds.Check("MaxConnections", conns, 1, 1<<24), cfg.Limits.check()); err != nil {
+		return nil, fmt.Errorf("proxy: %w", err)
+	}
 	l, err := access.Listen(cfg.Listen, cfg.Access)
 	if err != nil {
 		return nil, fmt.Errorf("proxy: %w", err)
@@ -107,7 +110,6 @@ func (p *Proxy) Serve(cfg ServerConfig) (*Server, error) {
 	if cfg.Access.TLS != nil {
 		config = func() (*tls.Config, error) { return cfg.Access.TLS, nil }
 	}
-	conns := cmp.Or(cfg.MaxConnections, 20000)
 	door := guard.New(counted{l, p.meter}, guard.Config{Port: portName, Clients: "its clients", Answer: strangerText, TLS: config != nil,
 		MaxConns: conns, MaxPerHost: max(1, conns-conns/4), Log: strangers,
 		Strangers: policy.Asks() && (cfg.Access.TLS == nil || cfg.Access.TLS.ClientAuth != tls.RequireAndVerifyClientCert)})
