@@ -253,6 +253,25 @@ func FuzzAnswers(f *testing.F) {
 }
 
 // An error keeps what it says: kind, code, hints and detail; text that is no UTF-8 is replaced, and loses nothing else.
+// A call that changes its kind again and again is one call all the while.
+func TestChangingKindIsOneCall(t *testing.T) {
+	var body []byte
+	for range 1000 {
+		body = append(body, callSubmit<<3|2, 0, callRead<<3|2, 0)
+	}
+	body = append(body, callID<<3, 1)
+	made, got := 0, 0
+	err := ParseCalls(append(header(nil, fieldCalls, len(body)), body...), func() *route.Call { made++; return &route.Call{Owner: made} }, func(c ReceivedCall) error {
+		if got++; c.Call.Kind != route.Read || c.Call.Owner != 1 {
+			t.Errorf("%+v", c.Call)
+		}
+		return nil
+	})
+	if err != nil || made != 1 || got != 1 {
+		t.Errorf("%d calls are made for %d; %v", made, got, err)
+	}
+}
+
 // An answer has no more bytes than AnswerBytes says; one of more than can be sent is an error that says what became of the call.
 func TestAnswerBytes(t *testing.T) {
 	large := make([]byte, 1<<22)
