@@ -9,6 +9,9 @@ import (
 // Patience replaces how long a client may read nothing.
 func (s *Server) Patience(d time.Duration) { s.service.patience = d }
 
+// PublicPatience replaces how long a call that needs no token may take to say what it asks.
+func (s *Server) PublicPatience(d time.Duration) { s.public.patience = d }
+
 // Streams returns how many streams are open.
 func (s *Server) Streams() int {
 	s.service.mu.Lock()

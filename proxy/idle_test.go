@@ -12,44 +12,83 @@ import (
 	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
 
+	decreev1 "github.com/decree-raft/decree/api/decree/v1"
 	"github.com/decree-raft/decree/internal/testkit"
 	"github.com/decree-raft/decree/proxy"
 )
 
 var idleFlag = flag.Int("idle.connections", 1000, "of TestIdleConnections; 10000 needs a limit of 21000 open files")
 
-// idle is a client that opens a connection with a stream of calls on it, and says nothing more. By hand, so that next to nothing of the memory is its own.
-func idle(t *testing.T, address string) net.Conn {
+// raw is a client by hand: it does what gRPC's would not do, and has next to no memory of its own.
+type raw struct {
+	net.Conn
+	*http2.Framer
+	dec *hpack.Decoder
+	t   testing.TB
+}
+
+func dialRaw(t testing.TB, address string) *raw {
 	t.Helper()
 	conn, err := net.Dial("tcp", address)
 	if err != nil {
 		t.Fatal(err)
 	}
-	var out, block bytes.Buffer
-	out.WriteString(http2.ClientPreface)
-	framer := http2.NewFramer(&out, conn)
+	t.Cleanup(func() { conn.Close() })
+	r := &raw{conn, http2.NewFramer(conn, conn), hpack.NewDecoder(4096, nil), t}
+	if _, err = io.WriteString(conn, http2.ClientPreface); err == nil {
+		err = r.WriteSettings()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+// begin opens a stream for a call.
+func (r *raw) begin(stream uint32, method string, header ...string) {
+	r.t.Helper()
+	var block bytes.Buffer
 	enc := hpack.NewEncoder(&block)
-	for _, f := range [][2]string{{":method", "POST"}, {":scheme", "http"}, {":path", "/decree.v1.DecreeService/Connect"}, {":authority", address},
-		{"content-type", "application/grpc"}, {"te", "trailers"}} {
-		if err := enc.WriteField(hpack.HeaderField{Name: f[0], Value: f[1]}); err != nil {
-			t.Fatal(err)
+	all := append([]string{":method", "POST", ":scheme", "http", ":path", method, ":authority", "test", "content-type", "application/grpc", "te", "trailers"}, header...)
+	for i := 0; i < len(all); i += 2 {
+		if err := enc.WriteField(hpack.HeaderField{Name: all[i], Value: all[i+1]}); err != nil {
+			r.t.Fatal(err)
 		}
 	}
-	err = framer.WriteSettings()
-	if err == nil {
-		err = framer.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: block.Bytes(), EndHeaders: true})
+	if err := r.WriteHeaders(http2.HeadersFrameParam{StreamID: stream, BlockFragment: block.Bytes(), EndHeaders: true}); err != nil {
+		r.t.Fatal(err)
 	}
-	if err == nil {
-		_, err = io.Copy(conn, &out)
-	}
-	for err == nil {
-		var f http2.Frame
-		if f, err = framer.ReadFrame(); err == nil && f.Header().Type == http2.FrameHeaders {
-			return conn // the stream is taken
+}
+
+// headers returns the headers, or the trailers, that come next, and of which stream they are.
+func (r *raw) headers() (stream uint32, h map[string]string) {
+	r.t.Helper()
+	for {
+		f, err := r.ReadFrame()
+		if err != nil {
+			r.t.Fatal(err)
+		}
+		if f, is := f.(*http2.HeadersFrame); is {
+			h = map[string]string{}
+			fields, err := r.dec.DecodeFull(f.HeaderBlockFragment())
+			if err != nil {
+				r.t.Fatal(err)
+			}
+			for _, f := range fields {
+				h[f.Name] = f.Value
+			}
+			return f.StreamID, h
 		}
 	}
-	t.Fatal(err)
-	return nil
+}
+
+// idle is a client that opens a connection with a stream of calls on it, and says nothing more.
+func idle(t *testing.T, address string) net.Conn {
+	t.Helper()
+	r := dialRaw(t, address)
+	r.begin(1, decreev1.DecreeService_Connect_FullMethodName)
+	r.headers() // the stream is taken
+	return r
 }
 
 // Ten thousand idle connections cost less than 400 MiB.

@@ -18,6 +18,7 @@ import (
 	"google.golang.org/grpc/credentials"
 
 	decreev1 "github.com/decree-raft/decree/api/decree/v1"
+	"github.com/decree-raft/decree/internal/bounds"
 	"github.com/decree-raft/decree/internal/clock"
 	"github.com/decree-raft/decree/internal/core"
 	"github.com/decree-raft/decree/internal/link"
@@ -39,12 +40,12 @@ type Config struct {
 	TLS func() (*tls.Config, error)
 	// Credentials, if set, are shown to the nodes with every call.
 	Credentials credentials.PerRPCCredentials
-	// Refresh is how often the topology is asked for when nothing is amiss. Default 1 s.
+	// Refresh is how often the topology is asked for when nothing is amiss. Default 1 s, from 25 ms to an hour.
 	Refresh time.Duration
 	// MaxWaiting calls, for each shard, may wait for a leader. Default 65536; MaxWaitingBytes is what they hold, default 256 MiB.
 	MaxWaiting      int
 	MaxWaitingBytes int64
-	// Silence is how long a node may say nothing while calls wait for it, before others are asked. Default 3 s.
+	// Silence is how long a node may say nothing while calls wait for it, before others are asked. Default 3 s, from 1.5 s, as nodes say something every second, to an hour.
 	Silence time.Duration
 	// Logger gets the proxy's log: at debug, every call's outcome as well. Default: none.
 	Logger *slog.Logger
@@ -125,8 +126,13 @@ func New(cfg Config) (*Proxy, error) {
 		return nil, errors.New("proxy: Nodes is empty: name at least one node's address, host:port")
 	}
 	cfg.Refresh = cmp.Or(cfg.Refresh, time.Second)
-	if cfg.Refresh < hurry {
-		return nil, fmt.Errorf("proxy: Refresh is %v: at least %v", cfg.Refresh, hurry)
+	if err := cmp.Or(
+		bounds.Check("Refresh", cfg.Refresh, hurry, time.Hour),
+		bounds.Check("MaxWaiting", cmp.Or(cfg.MaxWaiting, 1), 1, 1<<24),
+		bounds.Check("MaxWaitingBytes", cmp.Or(cfg.MaxWaitingBytes, 4<<10), 4<<10, 1<<40),
+		bounds.Check("Silence", cmp.Or(cfg.Silence, link.LeastSilence), link.LeastSilence, time.Hour),
+	); err != nil {
+		return nil, fmt.Errorf("proxy: %w", err)
 	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"io"
 	"net"
 	"os"
 	"path/filepath"
@@ -109,6 +110,47 @@ func TestRoleWithinAFrame(t *testing.T) {
 	}
 }
 
+// A call that has waited for room has the role that its caller has then.
+func TestRoleAfterWaiting(t *testing.T) {
+	s, token, change := guarded(t, proxy.Limits{StreamCalls: 1})
+	st := plainStream(t, s.Addr(), token)
+	if err := st.SendMsg(&codec.Frame{Data: submitFrame(2, 3000)}); err != nil { // the second begins when the first ends, and its role was looked up long before
+		t.Fatal(err)
+	}
+	change(access.Read)
+	_ = st.CloseSend() // it fails with the stream, which is read
+	codes := map[uint64]core.Code{}
+	err := answersOf(t, st, func(a *wire.ReceivedAnswer) {
+		if e, _ := core.Verdict(a.Err); e != nil {
+			codes[a.ID] = e.Code
+		}
+	})
+	if codes[1] != core.CodeCancelled || codes[2] != core.CodeForbidden {
+		t.Errorf("%v, %v", codes, err)
+	}
+}
+
+// Who reads nothing loses its stream, whatever it says meanwhile.
+func TestTalksAndReadsNothing(t *testing.T) {
+	_, s := lonely(t)
+	s.Patience(300 * time.Millisecond)
+	_, st := openStream(t, s.Addr(), grpc.WithStaticStreamWindowSize(64<<10), grpc.WithStaticConnWindowSize(64<<10))
+	var frame []byte
+	one := marshal(&decreev1.ConnectRequest{Calls: []*decreev1.Call{{Id: 1}}})
+	for i := range uint64(20_000) { // calls that ask for nothing: an error each
+		frame = append(frame, marshal(&decreev1.ConnectRequest{Calls: []*decreev1.Call{{Id: i + 1}}})...)
+	}
+	if err := st.SendMsg(&codec.Frame{Data: frame}); err != nil {
+		t.Fatal(err)
+	}
+	for end := time.Now().Add(15 * time.Second); s.Streams() > 0; time.Sleep(50 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("it keeps its stream")
+		}
+		_ = st.SendMsg(&codec.Frame{Data: one}) // it fails when the stream has ended
+	}
+}
+
 // Who reads nothing loses its stream also when it says no more itself.
 func TestHalfClosedAndNotRead(t *testing.T) {
 	_, s := lonely(t)
@@ -211,6 +253,46 @@ func TestWaitingIsBoundedByClient(t *testing.T) {
 		if late != 7 { // the eighth is for what makes room
 			t.Errorf("%d have waited, %d were refused", late, refused)
 		}
+	}
+}
+
+// Without tokens each connection is a client: what one floods the proxy with leaves the others their room.
+func TestConnectionsAreClients(t *testing.T) {
+	p, _ := lonely(t)
+	s, err := p.Serve(proxy.ServerConfig{Listen: "127.0.0.1:0", Admission: proxy.Admission{ClientCalls: 8}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	_, flood := openStream(t, s.Addr())
+	if err := flood.SendMsg(&codec.Frame{Data: submitFrame(20, 600_000)}); err != nil {
+		t.Fatal(err)
+	}
+	for refused := 0; refused < 13; { // seven wait, for long
+		var got codec.Frame
+		if err := flood.RecvMsg(&got); err != nil {
+			t.Fatal(err)
+		}
+		if err := wire.ParseAnswers(got.Data, func(*wire.ReceivedAnswer) { refused++ }); err != nil {
+			t.Fatal(err)
+		}
+	}
+	_, other := openStream(t, s.Addr())
+	if err := other.SendMsg(&codec.Frame{Data: submitFrame(7, 300)}); err != nil {
+		t.Fatal(err)
+	}
+	if err := other.CloseSend(); err != nil {
+		t.Fatal(err)
+	}
+	late := 0
+	if err := answersOf(t, other, func(a *wire.ReceivedAnswer) {
+		if e, _ := core.Verdict(a.Err); e != nil && e.Code == core.CodeCancelled {
+			late++
+		} else {
+			t.Errorf("a call beside a flood: %v", a.Err)
+		}
+	}); !errors.Is(err, io.EOF) || late != 7 {
+		t.Errorf("%d of 7 calls beside a flood waited; %v", late, err)
 	}
 }
 

@@ -15,6 +15,7 @@ import (
 	"google.golang.org/grpc/reflection"
 
 	decreev1 "github.com/decree-raft/decree/api/decree/v1"
+	"github.com/decree-raft/decree/internal/bounds"
 	"github.com/decree-raft/decree/internal/codec"
 	"github.com/decree-raft/decree/internal/guard"
 	"github.com/decree-raft/decree/internal/limitlog"
@@ -79,6 +80,7 @@ type Server struct {
 	listener net.Listener
 	service  *service
 	grpc     *grpc.Server
+	public   *public
 	health   *health.Server
 	served   chan struct{}
 	proxy    *Proxy
@@ -92,10 +94,12 @@ func (p *Proxy) Serve(cfg ServerConfig) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("proxy: %w", err)
 	}
-	if cfg.MaxStreams == 0 {
-		cfg.MaxStreams = 1024
-	}
+	cfg.MaxStreams = cmp.Or(cfg.MaxStreams, 1024)
+	conns := cmp.Or(cfg.MaxConnections, 20000)
 	cfg.Limits = cfg.Limits.withDefaults()
+	if err := cmp.Or(bounds.Check("MaxConnections", conns, 1, 1<<24), cfg.Limits.check()); err != nil {
+		return nil, fmt.Errorf("proxy: %w", err)
+	}
 	l, err := access.Listen(cfg.Listen, cfg.Access)
 	if err != nil {
 		return nil, fmt.Errorf("proxy: %w", err)
@@ -106,9 +110,9 @@ func (p *Proxy) Serve(cfg ServerConfig) (*Server, error) {
 	if cfg.Access.TLS != nil {
 		config = func() (*tls.Config, error) { return cfg.Access.TLS, nil }
 	}
-	conns := cmp.Or(cfg.MaxConnections, 20000)
 	door := guard.New(counted{l, p.meter}, guard.Config{Port: portName, Clients: "its clients", Answer: strangerText, TLS: config != nil,
-		MaxConns: conns, MaxPerHost: max(1, conns-conns/4), Log: strangers})
+		MaxConns: conns, MaxPerHost: max(1, conns-conns/4), Log: strangers,
+		Strangers: policy.Asks() && (cfg.Access.TLS == nil || cfg.Access.TLS.ClientAuth != tls.RequireAndVerifyClientCert)})
 	s := &Server{listener: door, service: newService(p, cfg.Limits), health: health.NewServer(), served: make(chan struct{}), proxy: p}
 	s.service.meter, s.service.log, s.service.tracer = p.meter, p.log, p.tracer
 	s.service.policy, s.service.admission = policy, admission
@@ -119,19 +123,22 @@ func (p *Proxy) Serve(cfg ServerConfig) (*Server, error) {
 		grpc.ConnectionTimeout(handshake), grpc.WaitForHandlers(true),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: time.Minute, Timeout: 10 * time.Second}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: link.KeepaliveTime / 2, PermitWithoutStream: true}))
-	decreev1.RegisterDecreeServiceServer(policy.Registrar(s.grpc, RoleOf), s.service)
+	checked := func(need func(string) access.Role) grpc.ServiceRegistrar {
+		return knowing(policy.Registrar(s.grpc, need), door)
+	}
+	decreev1.RegisterDecreeServiceServer(checked(RoleOf), s.service)
 	watching, unwatch := context.WithCancel(context.Background())
 	s.unwatch = unwatch
-	healthv1.RegisterHealthServer(s.grpc, &watched{s.health, watching}) // for everybody: whoever balances load has no token
+	s.public = newPublic(s.grpc)
+	healthv1.RegisterHealthServer(s.public, &watched{s.health, watching}) // for everybody: whoever balances load has no token
 	if cfg.Services != nil {
 		role := cfg.Role
 		if role == nil {
 			role = func(string) access.Role { return access.Admin }
 		}
-		cfg.Services(policy.Registrar(s.grpc, role))
+		cfg.Services(checked(role))
 	}
-	readers := policy.Registrar(s.grpc, func(string) access.Role { return access.Read })
-	reflection.Register(reflected{readers, s.grpc})
+	reflection.Register(reflected{checked(func(string) access.Role { return access.Read }), s.grpc})
 	ctx, cancel := context.WithCancel(context.Background())
 	s.cancel = cancel
 	go p.follow(ctx, s.health)

@@ -13,6 +13,7 @@ import (
 	"google.golang.org/grpc"
 
 	decreev1 "github.com/decree-raft/decree/api/decree/v1"
+	"github.com/decree-raft/decree/internal/bounds"
 	"github.com/decree-raft/decree/internal/core"
 	"github.com/decree-raft/decree/internal/route"
 	"github.com/decree-raft/decree/internal/traced"
@@ -22,14 +23,14 @@ import (
 	"github.com/decree-raft/decree/rsm"
 )
 
-// Limits bound what clients can ask for at the same time; zero fields take their defaults.
+// Limits bound what clients can ask for at the same time; zero fields take their defaults. Numbers that make no sense are refused by Proxy.Serve.
 type Limits struct {
 	// StreamCalls under way on one stream, and StreamBytes that they and their answers hold. A client that sends more waits. Defaults 8192 and 32 MiB.
 	StreamCalls int
 	StreamBytes int64
-	// FrameBytes of one message, of a stream or of a unary call. Default 16 MiB.
+	// FrameBytes of one message, of a stream or of a unary call. Default 16 MiB; at least 9 MiB, as a frame with the largest call has more than 8 MiB.
 	FrameBytes int
-	// Timeout of a call that names none. Default 10 s. MaxTimeout bounds what a call may name. Default 10 min.
+	// Timeout of a call that names none. Default 10 s, or MaxTimeout if that is less. MaxTimeout bounds what a call may name. Default 10 min, at most a week.
 	Timeout, MaxTimeout time.Duration
 }
 
@@ -37,9 +38,20 @@ func (l Limits) withDefaults() Limits {
 	l.StreamCalls = cmp.Or(l.StreamCalls, 8192)
 	l.StreamBytes = cmp.Or(l.StreamBytes, 32<<20)
 	l.FrameBytes = cmp.Or(l.FrameBytes, 16<<20)
-	l.Timeout = cmp.Or(l.Timeout, 10*time.Second)
 	l.MaxTimeout = cmp.Or(l.MaxTimeout, 10*time.Minute)
+	l.Timeout = cmp.Or(l.Timeout, min(10*time.Second, l.MaxTimeout))
 	return l
+}
+
+// check says which of the limits makes no sense. They have their defaults.
+func (l Limits) check() error {
+	return cmp.Or(
+		bounds.Check("Limits.StreamCalls", l.StreamCalls, 1, 1<<24),
+		bounds.Check("Limits.StreamBytes", l.StreamBytes, 4<<10, 1<<40),
+		bounds.Check("Limits.FrameBytes", l.FrameBytes, wire.MaxCallBytes+1<<20, 1<<30),
+		bounds.Check("Limits.MaxTimeout", l.MaxTimeout, time.Millisecond, 7*24*time.Hour),
+		bounds.Check("Limits.Timeout", l.Timeout, time.Millisecond, l.MaxTimeout),
+	)
 }
 
 // service offers a backend.
@@ -86,7 +98,7 @@ func (s *service) call(ctx context.Context, c *route.Call) (rsm.Result, error) {
 	took := time.Duration(monotonic() - began)
 	s.meter.ended(c.Kind, c.Shard, took, err)
 	if span != nil {
-		traced.End(span, err)
+		traced.EndWithin(ctx, span, err)
 	}
 	if s.debugs() {
 		s.logCall(request, c, took, err)

@@ -71,7 +71,7 @@ func (s *Shard) call(ctx context.Context, c *route.Call) (rsm.Result, error) {
 	span := startSpan(s.proxy.tracer, ctx, c)
 	res, err := s.run(ctx, c)
 	if span != nil {
-		traced.End(span, err)
+		traced.EndWithin(ctx, span, err)
 	}
 	return res, err
 }
@@ -85,7 +85,7 @@ func (s *Shard) run(ctx context.Context, c *route.Call) (rsm.Result, error) {
 		wait = time.Until(d)
 	}
 	now := monotonic()
-	c.Deadline = now + int64(wait)
+	c.Deadline = now + int64(min(wait, route.MaxPatience))
 	done := make(chan struct{})
 	c.Done = func(c *route.Call) {
 		c.Result.Replies = slices.Clone(c.Result.Replies)

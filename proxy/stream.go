@@ -287,6 +287,9 @@ func answered(c *route.Call) { c.Owner.(*streamCall).answered() }
 func (c *streamCall) answered() {
 	now, s := monotonic(), c.stream.service
 	c.ticket.Done(unix(now), loadOf(&c.Call))
+	if err := wire.TooLarge(c.Kind, wire.AnswerBytes(&c.Result)); err != nil { // it would end the stream, for all that is on it
+		c.Result, c.Err = rsm.Result{}, err
+	}
 	took := time.Duration(now - c.began)
 	s.meter.ended(c.Kind, c.Shard, took, c.Err)
 	if s.debugs() {
@@ -313,6 +316,9 @@ func (st *stream) done(id uint64, size int64, c *route.Call) {
 	if st.ended {
 		return
 	}
+	if n := wire.AnswerBytes(&c.Result); n > beginUnread && len(st.out)+n > maxUnread { // it does not fit, but what is on the stream goes on
+		c.Result, c.Err = rsm.Result{}, noRoom(c.Kind, n)
+	}
 	st.out = wire.AppendAnswer(st.out, id, c.Kind, &c.Result, c.Err)
 	if len(st.out) > maxUnread {
 		st.kick(wire.Status(&core.Error{Kind: core.ErrUnknown, Code: core.CodeOverloaded, Message: fmt.Sprintf("%d bytes of answers have not been read", len(st.out))}))
@@ -323,6 +329,16 @@ func (st *stream) done(id uint64, size int64, c *route.Call) {
 	if full || st.calls == 0 {
 		st.room.Broadcast()
 	}
+}
+
+// noRoom is the error of a call whose answer, of n bytes, would have to wait behind others that are not read.
+func noRoom(kind route.Kind, n int) error {
+	e := &core.Error{Kind: core.ErrNotProposed, Code: core.CodeOverloaded, RetryAfter: 100 * time.Millisecond,
+		Message: fmt.Sprintf("the answer has %d bytes, and others on the stream have not been read: ask again when they have", n)}
+	if kind != route.Read {
+		e.Kind = core.ErrUnknown
+	}
+	return e
 }
 
 // send starts sending what there is, or nothing, which is a sign of life. st.mu is held.

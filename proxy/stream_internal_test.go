@@ -3,11 +3,13 @@ package proxy
 import (
 	"bytes"
 	"context"
+	"errors"
 	"runtime"
 	"testing"
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/metadata"
 
 	"github.com/decree-raft/decree/internal/codec"
 	"github.com/decree-raft/decree/internal/core"
@@ -55,6 +57,37 @@ func (b *slowOnes) start(_ int64, c *route.Call) {
 func (b *slowOnes) leads(rsm.ShardID) bool                  { return true }
 func (b *slowOnes) cluster() string                         { return "" }
 func (b *slowOnes) topology() *decreev1.GetTopologyResponse { return nil }
+
+// taken is a script whose stream is taken.
+type taken struct {
+	script
+	greeted chan struct{}
+}
+
+func (s *taken) SendHeader(metadata.MD) error { close(s.greeted); return nil }
+
+// A stream that a closing server ends says that what was under way on it may have happened, and if nothing was, that nothing has.
+func TestCutSaysUnknown(t *testing.T) {
+	waits := wire.AppendCall(nil, 1, time.Hour, &route.Call{Kind: route.Read, Shard: 1, Query: []byte("q"), Level: core.Session, Token: 1})
+	for name, want := range map[string]error{"under way": core.ErrUnknown, "idle": core.ErrNotProposed} {
+		ctx, cancel := context.WithCancel(context.Background())
+		s := newService(&slowOnes{}, Limits{}.withDefaults())
+		g := &taken{script{ctx: ctx, read: make(chan struct{})}, make(chan struct{})}
+		if name == "under way" {
+			g.frames = [][]byte{waits}
+		}
+		done := make(chan error, 1)
+		go func() { done <- s.serveStream(g) }()
+		<-g.greeted
+		<-g.read
+		s.close(0)
+		err := wire.FromStatus(<-done)
+		if e, _ := core.Verdict(err); e == nil || e.Code != core.CodeClosed || !errors.Is(err, want) {
+			t.Errorf("%s: it ends with %v", name, err)
+		}
+		cancel()
+	}
+}
 
 // A call that takes long keeps neither the answers of those that came with it, nor the frame that they came in.
 func TestSlowCallsKeepLittle(t *testing.T) {

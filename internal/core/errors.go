@@ -52,6 +52,7 @@ const (
 	CodeUnreachable     Code = "unreachable"       // no answer from the node that was asked
 	CodeNotReached      Code = "not_reached"       // the replica has not reached the position of the token in time
 	CodeBadRequest      Code = "bad_request"       // the request lacks something, or makes no sense, whatever the state
+	CodeAnswerTooLarge  Code = "answer_too_large"  // the answer is larger than what can be sent over a connection; what was asked may have happened
 	CodeUnauthenticated Code = "unauthenticated"   // no token or certificate, or one that is not known
 	CodeForbidden       Code = "forbidden"         // the caller's role is too small for this
 

@@ -34,6 +34,10 @@ const (
 	maxLinger = 64 << 10
 	// acceptPause is how long to wait when connections cannot be accepted.
 	acceptPause = 50 * time.Millisecond
+	// strangerBytes and strangerRate (each second) are what a connection may send before it is known who calls. That is a handshake, the largest header, and a
+	// look at the health of a server many times a second.
+	strangerBytes = 32 << 10
+	strangerRate  = 4 << 10
 )
 
 // methods are how HTTP/1 requests begin.
@@ -68,6 +72,9 @@ type Config struct {
 	// Timeout is how long a connection may take to say how it begins. What comes afterwards, the TLS handshake and the rest of
 	// the greeting, is for the server to limit: grpc.ConnectionTimeout, http.Server.ReadHeaderTimeout. Default 5 s.
 	Timeout time.Duration
+	// Strangers: the server says who is known, see Known. From the other connections little is read, so that those who have shown nothing can make the
+	// server hold little: gRPC keeps what comes in on a stream, up to its window, even when it has refused the call and the other side does not read that.
+	Strangers bool
 	// Log gets what is refused, and why. Nil: nobody does.
 	Log *limitlog.Log
 }
@@ -87,6 +94,8 @@ type Guard struct {
 	hosts  map[string]int // connections by host; invariant: the sum is conns, and none is 0
 	// unshaken holds the connections that have yet to finish the handshake, oldest first. Invariant: at most MaxUnshaken.
 	unshaken list.List
+
+	strangers sync.Map // *net.TCPAddr of the other side, the very one that its connection returns, to *conn
 }
 
 // New begins to accept connections from l, which belongs to the guard from then on. Close it, whoever serves it or not.
@@ -100,6 +109,14 @@ func New(l net.Listener, cfg Config) *Guard {
 	g := &Guard{Listener: l, cfg: cfg, ready: make(chan net.Conn), closing: make(chan struct{}), hosts: map[string]int{}}
 	g.wg.Go(g.accept)
 	return g
+}
+
+// Known says that it is known who calls on the connection from an address, as gRPC's peer or the connection itself returns it: it may send what it likes.
+func (g *Guard) Known(remote net.Addr) {
+	a, _ := remote.(*net.TCPAddr)
+	if c, is := g.strangers.Load(a); is { // mostly it has been said before
+		c.(*conn).acquaint()
+	}
 }
 
 // Stats are the connections of a moment.
@@ -193,6 +210,10 @@ func (g *Guard) take(raw net.Conn) {
 			"remote", remote, "limit", g.cfg.MaxUnshaken)
 	}
 	c := &conn{Conn: raw, guard: g, host: host}
+	if a, is := raw.RemoteAddr().(*net.TCPAddr); is && g.cfg.Strangers {
+		c.pacer, c.paced = &stranger{known: make(chan struct{}), budget: strangerBytes, at: time.Now()}, true
+		g.strangers.Store(a, c)
+	}
 	c.pending = g.unshaken.PushBack(c)
 	g.conns++
 	g.hosts[host]++
@@ -313,7 +334,9 @@ type conn struct {
 	net.Conn
 	guard  *Guard
 	host   string
-	prefix []byte // read by one goroutine at a time: first the guard, then the server
+	prefix []byte    // read by one goroutine at a time: first the guard, then the server
+	pacer  *stranger // nil: it may send what it likes from the beginning
+	paced  bool      // the reader's
 
 	// Guarded by guard.mu.
 	left    bool          // it is not counted any more
@@ -326,7 +349,54 @@ func (c *conn) Read(b []byte) (int, error) {
 		c.prefix = c.prefix[n:]
 		return n, nil
 	}
-	return c.Conn.Read(b)
+	if c.paced {
+		c.paced = c.pacer.wait()
+	}
+	n, err := c.Conn.Read(b)
+	if c.paced {
+		c.pacer.budget -= n
+	}
+	return n, err
+}
+
+// stranger paces the reader of a connection of which nothing is known.
+type stranger struct {
+	known  chan struct{} // closed when the connection may send what it likes, or is closed
+	once   sync.Once
+	budget int // bytes that may be read now; less than none after a large read
+	at     time.Time
+}
+
+// wait waits until there is something to read with, and reports whether the connection still is a stranger's.
+func (s *stranger) wait() bool {
+	for {
+		select {
+		case <-s.known:
+			return false
+		default:
+		}
+		now := time.Now()
+		const enough = 2 * strangerBytes / strangerRate * time.Second // to make up for a large read, too
+		if more := int(min(now.Sub(s.at), enough) * strangerRate / time.Second); more > 0 {
+			s.budget, s.at = min(s.budget+more, strangerBytes), now
+		}
+		if s.budget > 0 {
+			return true
+		}
+		t := time.NewTimer(time.Duration(1-s.budget) * time.Second / strangerRate)
+		select {
+		case <-s.known:
+		case <-t.C:
+		}
+		t.Stop()
+	}
+}
+
+// acquaint lets the connection send what it likes.
+func (c *conn) acquaint() {
+	a, _ := c.RemoteAddr().(*net.TCPAddr)
+	c.guard.strangers.CompareAndDelete(a, c)
+	c.pacer.once.Do(func() { close(c.pacer.known) })
 }
 
 // settle takes the connection out of those that can be displaced. The caller holds guard.mu.
@@ -352,6 +422,9 @@ func (c *conn) leave() {
 	}
 	c.left = true
 	c.settle()
+	if c.pacer != nil {
+		c.acquaint() // whoever reads learns that it is closed
+	}
 	c.guard.conns--
 	if c.guard.hosts[c.host]--; c.guard.hosts[c.host] == 0 {
 		delete(c.guard.hosts, c.host)

@@ -10,6 +10,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -311,5 +312,64 @@ func TestHTTPServer(t *testing.T) {
 	serving.Wait()
 	if err := g.Close(); err != nil {
 		t.Error(err)
+	}
+}
+
+// Little is read from a connection before it is known who calls, and as much as there is from then on. Whoever waits meanwhile learns that it is closed.
+func TestStrangers(t *testing.T) {
+	s := serve(t, Config{Strangers: true})
+	const all = 1 << 20
+	began := time.Now()
+	out := s.dial(t, Preface)
+	go func() { _, _ = out.Write(make([]byte, all)) }()
+	c := s.take(t)
+	var got atomic.Int64
+	rest := make(chan error, 1)
+	go func() {
+		n, err := int64(0), error(nil)
+		for buf := make([]byte, 4<<10); err == nil && n < all; {
+			var m int
+			m, err = c.Read(buf)
+			n = got.Add(int64(m))
+		}
+		rest <- err
+	}()
+	eventually(t, "reading what a stranger may send", func() bool { return got.Load() >= strangerBytes })
+	for range 100 {
+		n, since := got.Load(), time.Since(began)
+		if most := strangerBytes + int64(since.Seconds()*strangerRate) + 4<<10 + int64(len(Preface)); n > most {
+			t.Fatalf("after %v a stranger has sent %d bytes: at most %d", since, n, most)
+		}
+		time.Sleep(time.Millisecond)
+	}
+	s.Known(c.RemoteAddr())
+	if err := <-rest; err != nil {
+		t.Error(err)
+	}
+	s.Known(c.RemoteAddr()) // once more does nothing
+
+	const more = 4 * strangerBytes
+	s.dial(t, Preface+strings.Repeat("a", more))
+	c = s.take(t)
+	buf := make([]byte, more)
+	for n := 0; n <= more/2; { // with that, nothing more is due for several seconds
+		m, err := c.Read(buf)
+		if n += m; err != nil {
+			t.Fatal(err)
+		}
+	}
+	go func() {
+		_, err := c.Read(buf)
+		rest <- err
+	}()
+	time.Sleep(time.Millisecond) // it mostly waits by then
+	c.Close()
+	select {
+	case err := <-rest:
+		if err == nil {
+			t.Error("a closed connection is read from")
+		}
+	case <-time.After(time.Second):
+		t.Error("who reads from a stranger does not learn that the connection is closed")
 	}
 }

@@ -58,6 +58,8 @@ const (
 	keepaliveTimeout = 3 * time.Second
 	// window of a stream in bytes. It is fixed: gRPC's probing costs latency.
 	window = 4 << 20
+	// LeastSilence is the least that callers should let users configure for Config.Silence: who serves a stream says something every second.
+	LeastSilence = 1500 * time.Millisecond
 	// MaxFrame bounds a frame that is received.
 	MaxFrame = 64 << 20
 )

@@ -145,12 +145,62 @@ func TestWrongAnswers(t *testing.T) {
 	}
 }
 
+// Which cluster the other side is of can be seen before that is judged: who learns which is ours at that moment looks at it.
+func TestClusterIsNotedFirst(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := grpc.NewServer(grpc.ForceServerCodecV2(codec.Codec{}))
+	decreev1.RegisterDecreeServiceServer(s, &greeter{})
+	go func() { _ = s.Serve(l) }()
+	defer s.Stop()
+	made, judged := make(chan *Link, 1), make(chan [2]string, 1)
+	itself := sync.OnceValue(func() *Link { return <-made })
+	link, err := New(l.Addr().String(), Config{Options: []grpc.DialOption{grpc.WithTransportCredentials(insecure.NewCredentials())}, Now: clock, Check: func(cluster string) error {
+		select {
+		case judged <- [2]string{cluster, itself().Cluster()}:
+		default:
+		}
+		return errors.New("no")
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	made <- link
+	defer link.Close()
+	select {
+	case got := <-judged:
+		if got != [2]string{"other", "other"} {
+			t.Errorf("the cluster %q is judged, and %q is to be seen", got[0], got[1])
+		}
+	case <-time.After(20 * time.Second):
+		t.Fatal("nothing is judged")
+	}
+}
+
+// greeter is of the cluster "other".
+type greeter struct {
+	decreev1.UnimplementedDecreeServiceServer
+}
+
+func (greeter) Connect(g grpc.BidiStreamingServer[decreev1.ConnectRequest, decreev1.ConnectResponse]) error {
+	if err := g.SendHeader(Greeting("other")); err != nil {
+		return err
+	}
+	<-g.Context().Done()
+	return nil
+}
+
 // A server that breaks the protocol, or the stream, leaves in doubt what it had been sent: that is not sent again without a session, and is with one.
 func TestBrokenStreams(t *testing.T) {
 	for name, lie := range map[string]func(g grpc.ServerStream, id uint64) error{
 		"another kind": func(g grpc.ServerStream, id uint64) error { return answer(g, id, route.OpenSession, 1, nil) },
 		"garbage":      func(g grpc.ServerStream, _ uint64) error { return g.SendMsg(&codec.Frame{Data: []byte{0xff, 0xff}}) },
-		"the end":      func(grpc.ServerStream, uint64) error { return errors.New("over") },
+		"too large": func(g grpc.ServerStream, _ uint64) error {
+			return g.SendMsg(&codec.Frame{Data: make([]byte, MaxFrame+1)})
+		},
+		"the end": func(grpc.ServerStream, uint64) error { return errors.New("over") },
 		"closes": func(grpc.ServerStream, uint64) error {
 			return wire.Status(&core.Error{Kind: core.ErrNotProposed, Code: core.CodeClosed})
 		},

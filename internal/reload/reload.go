@@ -26,8 +26,18 @@ type Files[T any] struct {
 	looked atomic.Int64 // when the files were last looked at, after opened
 
 	mu     sync.Mutex // held by who looks
-	stamps []os.FileInfo
+	stamps stamps
 }
+
+// stamps are what the files look like at a time.
+type stamps struct {
+	files []os.FileInfo
+	at    time.Time
+}
+
+// settled is how old a file must be when it is looked at, so that it looks another way when it is changed once more: file systems tell times apart by ticks,
+// of milliseconds, or of two seconds.
+const settled = 3 * time.Second
 
 // Open reads the files for the first time; its error is that of read, or says which file is missing. The files are looked at
 // again at most once in every; 0: whenever the value is asked for. what names them in the log, as in "TLS files".
@@ -65,7 +75,7 @@ func (f *Files[T]) Current() T {
 func (f *Files[T]) look() {
 	// The stamps are older than what is read: what changes in between is read again.
 	stamps, err := f.stat()
-	if err == nil && f.unchanged(stamps) {
+	if err == nil && f.stamps.same(stamps) {
 		return
 	}
 	var value T
@@ -80,23 +90,28 @@ func (f *Files[T]) look() {
 	f.value.Store(&value)
 }
 
-func (f *Files[T]) unchanged(stamps []os.FileInfo) bool {
-	for i, was := range f.stamps {
+// same reports whether the files are certainly the same as they were at s.
+func (s stamps) same(now stamps) bool {
+	for i, was := range s.files {
 		// A file that was moved here may be as old and as long.
-		if is := stamps[i]; !is.ModTime().Equal(was.ModTime()) || is.Size() != was.Size() || !os.SameFile(is, was) {
+		if is := now.files[i]; !is.ModTime().Equal(was.ModTime()) || is.Size() != was.Size() || !os.SameFile(is, was) {
+			return false
+		}
+		if s.at.Sub(was.ModTime()).Abs() < settled { // a time that lies far ahead is nobody's tick
 			return false
 		}
 	}
 	return true
 }
 
-func (f *Files[T]) stat() (stamps []os.FileInfo, err error) {
+func (f *Files[T]) stat() (s stamps, err error) {
+	s.at = time.Now()
 	for _, path := range f.paths {
 		info, err := os.Stat(path)
 		if err != nil {
-			return nil, fmt.Errorf("%s: %w", f.what, err)
+			return s, fmt.Errorf("%s: %w", f.what, err)
 		}
-		stamps = append(stamps, info)
+		s.files = append(s.files, info)
 	}
-	return stamps, nil
+	return s, nil
 }

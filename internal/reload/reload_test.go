@@ -44,11 +44,22 @@ func open(t *testing.T, every time.Duration, log *slog.Logger, paths ...string) 
 	return f, reads
 }
 
+// older makes a file one that was written a minute ago.
+func older(t *testing.T, path string) {
+	t.Helper()
+	past := time.Now().Add(-time.Minute)
+	if err := os.Chtimes(path, past, past); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func TestReload(t *testing.T) {
 	dir := t.TempDir()
 	a, b := filepath.Join(dir, "a"), filepath.Join(dir, "b")
 	write(t, a, "a1")
+	older(t, a)
 	write(t, b, "b1")
+	older(t, b)
 	var log bytes.Buffer
 	f, reads := open(t, 0, slog.New(slog.NewTextHandler(&log, nil)), a, b)
 	expect := func(text string) {
@@ -90,6 +101,37 @@ func TestReload(t *testing.T) {
 	expect("a9b22")
 	write(t, b, "b333")
 	expect("a9b333")
+}
+
+// A file that is written twice within one tick of the file system's clock, and has as many bytes, is read again. One that has been as it is for long is not.
+func TestSameTick(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "a")
+	write(t, path, "a1")
+	info, err := os.Stat(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, reads := open(t, 0, nil, path)
+	write(t, path, "a2")
+	if err := os.Chtimes(path, info.ModTime(), info.ModTime()); err != nil {
+		t.Fatal(err)
+	}
+	if got := f.Current(); got != "a2" {
+		t.Errorf("got %q", got)
+	}
+	for _, at := range []time.Time{time.Now().Add(-time.Minute), time.Now().Add(time.Hour)} {
+		if err := os.Chtimes(path, at, at); err != nil {
+			t.Fatal(err)
+		}
+		f.Current()
+		*reads = 0
+		for range 5 {
+			f.Current()
+		}
+		if *reads != 0 {
+			t.Errorf("a file of %v is read %d times", at, *reads)
+		}
+	}
 }
 
 func TestEvery(t *testing.T) {

@@ -2,6 +2,7 @@ package route
 
 import (
 	"bytes"
+	"time"
 
 	"github.com/decree-raft/decree/internal/core"
 )
@@ -26,6 +27,9 @@ func (k Kind) String() string {
 	}
 	return "unknown"
 }
+
+// MaxPatience bounds how far away a deadline is, so that it can be told in nanoseconds of any clock: contexts may have one in the year 9999.
+const MaxPatience = 365 * 24 * time.Hour
 
 // Call is a call on its way to whoever can answer it. The caller fills in the first part and does not touch it again until Done.
 type Call struct {

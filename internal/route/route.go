@@ -429,6 +429,8 @@ func (r *Router) answer(now int64, c *Call, attempt uint32, res core.Result, err
 		r.finish(c, core.Result{}, rejected(c, no))
 	case e == nil:
 		r.finish(c, core.Result{}, err)
+	case e.Code == core.CodeAnswerTooLarge && (e.Kind != core.ErrNotProposed || !c.inDoubt): // and it would be again
+		r.finish(c, core.Result{}, err)
 	case e.Kind == core.ErrNotProposed && final(e.Code) && !c.inDoubt:
 		r.finish(c, core.Result{}, err)
 	case e.Kind != core.ErrNotProposed && !c.repeatable():

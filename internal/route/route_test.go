@@ -78,6 +78,18 @@ func wantKind(t *testing.T, c *Call, done *int, kind error) {
 	}
 }
 
+// What was decided, and cannot be answered, is not asked again, session or not: the answer would be as large.
+func TestAnswerTooLarge(t *testing.T) {
+	for session := range core.SessionID(2) {
+		r, a, _ := newPair(Config{})
+		r.Learn(0, a, 1)
+		c, done := call(200*ms, session)
+		r.Submit(0, c)
+		a.answer(ms, &core.Error{Kind: core.ErrUnknown, Code: core.CodeAnswerTooLarge})
+		wantKind(t, c, done, core.ErrUnknown)
+	}
+}
+
 // Without a leader a call waits until there is one, and is sent once.
 func TestWaitsForLeader(t *testing.T) {
 	wanted := 0
@@ -161,7 +173,7 @@ func TestWithSession(t *testing.T) {
 func TestDoubtStays(t *testing.T) {
 	expired, acked := &core.Rejection{Code: core.CodeSessionExpired}, &core.Rejection{Code: core.CodeSequenceAcked}
 	for name, err := range map[string]error{
-		"not leader": refusal(core.CodeNotLeader), "too large": refusal(core.CodeCommandTooLarge), "overloaded": refusal(core.CodeOverloaded),
+		"not leader": refusal(core.CodeNotLeader), "too large": refusal(core.CodeCommandTooLarge), "overloaded": refusal(core.CodeOverloaded), "answer": refusal(core.CodeAnswerTooLarge),
 		"expired": expired, "acknowledged": acked, "too high": &core.Rejection{Code: core.CodeSequenceTooHigh}, "silence": nil,
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -79,17 +79,36 @@ func End(span trace.Span, err error, options ...trace.SpanEndOption) {
 // ending bounds the goroutines that end spans.
 var ending = make(chan struct{}, 1024)
 
-// Soon ends spans for who must not be held up: an exporter may be slow. If it is very slow, spans are lost.
-func Soon(end func()) {
+// Soon ends spans for who must not be held up: an exporter may be slow. If it is very slow, spans are lost: Soon reports whether end will be called.
+func Soon(end func()) bool {
 	select {
 	case ending <- struct{}{}:
 	default:
-		return
+		return false
 	}
 	go func() {
 		defer func() { <-ending }()
 		end()
 	}()
+	return true
+}
+
+// Patience is how long the outcome of a call is kept back until its span has ended, so that who waits for the one finds the other.
+const Patience = 100 * time.Millisecond
+
+// EndWithin is End, of now. It does not wait for a slow exporter any longer than Patience, and not when ctx, that of the call, has ended.
+func EndWithin(ctx context.Context, span trace.Span, err error) {
+	now, ended := time.Now(), make(chan struct{})
+	if !Soon(func() { End(span, err, trace.WithTimestamp(now)); close(ended) }) {
+		return
+	}
+	t := time.NewTimer(Patience)
+	defer t.Stop()
+	select {
+	case <-ended:
+	case <-t.C:
+	case <-ctx.Done():
+	}
 }
 
 // EndSoon is End, of now, for who must not be held up.

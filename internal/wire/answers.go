@@ -27,6 +27,32 @@ const (
 	openedSession = 1
 )
 
+// MaxAnswerBytes bounds what one answer carries, so that a frame with one fits what everybody takes.
+const MaxAnswerBytes = 32 << 20
+
+// AnswerBytes returns about how many bytes an answer has on its way: no less.
+func AnswerBytes(res *core.Result) int {
+	const field = 1 + 5 // a tag and a length
+	n := len(res.Answer) + 64
+	for _, r := range res.Replies {
+		n += len(r) + field
+	}
+	return n
+}
+
+// TooLarge returns the error of a call whose answer has n bytes and cannot be sent: nil if it can.
+func TooLarge(kind route.Kind, n int) error {
+	if n <= MaxAnswerBytes {
+		return nil
+	}
+	e := &core.Error{Kind: core.ErrNotProposed, Code: core.CodeAnswerTooLarge,
+		Message: fmt.Sprintf("the answer has %d bytes: at most %d, so ask for less at once", n, MaxAnswerBytes)}
+	if kind != route.Read {
+		e.Kind, e.Message = core.ErrUnknown, fmt.Sprintf("it was decided, and its replies have %d bytes: at most %d, so they cannot be sent", n, MaxAnswerBytes)
+	}
+	return e
+}
+
 // AppendAnswer appends the outcome of a call of a kind to a ConnectResponse.
 func AppendAnswer(b []byte, id uint64, kind route.Kind, res *core.Result, err error) []byte {
 	field, n := protowire.Number(answerSubmit)+protowire.Number(kind), 0

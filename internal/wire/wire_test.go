@@ -253,6 +253,46 @@ func FuzzAnswers(f *testing.F) {
 }
 
 // An error keeps what it says: kind, code, hints and detail; text that is no UTF-8 is replaced, and loses nothing else.
+// A call that changes its kind again and again is one call all the while.
+func TestChangingKindIsOneCall(t *testing.T) {
+	var body []byte
+	for range 1000 {
+		body = append(body, callSubmit<<3|2, 0, callRead<<3|2, 0)
+	}
+	body = append(body, callID<<3, 1)
+	made, got := 0, 0
+	err := ParseCalls(append(header(nil, fieldCalls, len(body)), body...), func() *route.Call { made++; return &route.Call{Owner: made} }, func(c ReceivedCall) error {
+		if got++; c.Call.Kind != route.Read || c.Call.Owner != 1 {
+			t.Errorf("%+v", c.Call)
+		}
+		return nil
+	})
+	if err != nil || made != 1 || got != 1 {
+		t.Errorf("%d calls are made for %d; %v", made, got, err)
+	}
+}
+
+// An answer has no more bytes than AnswerBytes says; one of more than can be sent is an error that says what became of the call.
+func TestAnswerBytes(t *testing.T) {
+	large := make([]byte, 1<<22)
+	for _, res := range []core.Result{{}, {Answer: large, Index: 1 << 63, Age: -1}, {Session: 1 << 63}, {Replies: make([][]byte, 1<<16), Index: 1 << 63},
+		{Replies: [][]byte{large[:127], large[:128], large[:1<<14], large[:1<<21], large}}} {
+		for kind := route.Submit; kind <= route.CloseSession; kind++ {
+			if b := AppendAnswer(nil, 1<<63, kind, &res, nil); len(b) > AnswerBytes(&res) {
+				t.Errorf("%v: %d bytes, and it says %d", kind, len(b), AnswerBytes(&res))
+			}
+		}
+	}
+	for kind, want := range map[route.Kind]error{route.Submit: core.ErrUnknown, route.Read: core.ErrNotProposed} {
+		if err := TooLarge(kind, MaxAnswerBytes); err != nil {
+			t.Error(err)
+		}
+		if err := TooLarge(kind, MaxAnswerBytes+1); !errors.Is(err, want) {
+			t.Errorf("%v: %v", kind, err)
+		}
+	}
+}
+
 func TestErrorsTravel(t *testing.T) {
 	for _, err := range []error{
 		&core.Error{Kind: core.ErrNotProposed, Code: core.CodeNotLeader, Message: "m", Leader: 3, LeaderAddress: "h:1"},

@@ -24,7 +24,13 @@ type Port struct {
 // addresses it listens only if the port is protected: with TLS, so that nobody can listen in, and with tokens or client
 // certificates, so that not everybody may do everything. Otherwise it refuses with an error that wraps ErrInsecure and says
 // what is missing, unless Insecure is set. Without a host, address means all of the machine's.
-func Listen(address string, p Port) (net.Listener, error) { return bind.TCP(address, p.missing()) }
+// A policy whose roles are none of the package's is refused, too.
+func Listen(address string, p Port) (net.Listener, error) {
+	if err := p.Policy.roles(); err != nil {
+		return nil, err
+	}
+	return bind.TCP(address, p.missing())
+}
 
 // missing says what the port lacks to be reached by other machines, and what to do about it.
 func (p Port) missing() string {

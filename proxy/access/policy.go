@@ -5,9 +5,12 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
+	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -53,6 +56,22 @@ type Identity struct {
 // Asks says whether callers have to show anything to get a role.
 func (p *Policy) Asks() bool {
 	return p != nil && (p.Tokens != nil || len(p.Certs) > 0 || p.CertRole > None)
+}
+
+// roles says which of the policy's roles is none of the package's: a greater number would be an admin.
+func (p *Policy) roles() error {
+	if p == nil {
+		return nil
+	}
+	if p.CertRole > Admin {
+		return fmt.Errorf("access: CertRole is %d: None, Read, Write or Admin, 0 to %d", p.CertRole, Admin)
+	}
+	for _, name := range slices.Sorted(maps.Keys(p.Certs)) {
+		if p.Certs[name] > Admin {
+			return fmt.Errorf("access: Certs gives %q the role %d: None, Read, Write or Admin, 0 to %d", clip(name), p.Certs[name], Admin)
+		}
+	}
+	return nil
 }
 
 // Check returns who calls, if that may do what needs the role need. ctx is that of a gRPC call that came in. The error is a

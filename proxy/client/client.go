@@ -23,6 +23,7 @@ import (
 	"go.opentelemetry.io/otel/trace"
 	"google.golang.org/grpc/credentials"
 
+	"github.com/decree-raft/decree/internal/bounds"
 	"github.com/decree-raft/decree/internal/clock"
 	"github.com/decree-raft/decree/internal/core"
 	"github.com/decree-raft/decree/internal/link"
@@ -37,9 +38,9 @@ type Options struct {
 	TLS credentials.TransportCredentials
 	// Credentials, if set, are shown with every connection: a token, for instance.
 	Credentials credentials.PerRPCCredentials
-	// Patience bounds a call whose context has no deadline. Default a minute.
+	// Patience bounds a call whose context has no deadline. Default a minute, at most a year.
 	Patience time.Duration
-	// Silence is how long a proxy may say nothing while calls wait for it. Default 3 s.
+	// Silence is how long a proxy may say nothing while calls wait for it. Default 3 s, from 1.5 s, as proxies say something every second, to an hour.
 	Silence time.Duration
 	// Logger gets what happens to connections. Default: none.
 	Logger *slog.Logger
@@ -90,6 +91,12 @@ func Dial(addresses []string, o Options) (*Client, error) {
 		return nil, errors.New("client: no addresses: name at least one proxy or node, host:port")
 	}
 	o.Patience = cmp.Or(o.Patience, time.Minute)
+	if err := cmp.Or(
+		bounds.Check("Patience", o.Patience, time.Millisecond, route.MaxPatience),
+		bounds.Check("Silence", cmp.Or(o.Silence, link.LeastSilence), link.LeastSilence, time.Hour),
+	); err != nil {
+		return nil, fmt.Errorf("client: %w", err)
+	}
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}

@@ -2,7 +2,7 @@ package client
 
 import "sync/atomic"
 
-// done is closed once. Its channel is made only when somebody waits for it.
+// done is closed: once, and more often does nothing. Its channel is made only when somebody waits for it.
 type done struct{ c atomic.Pointer[chan struct{}] }
 
 var alreadyClosed = func() *chan struct{} {
@@ -14,7 +14,7 @@ var alreadyClosed = func() *chan struct{} {
 func (d *done) closed() bool { return d.c.Load() == alreadyClosed }
 
 func (d *done) close() {
-	if c := d.c.Swap(alreadyClosed); c != nil {
+	if c := d.c.Swap(alreadyClosed); c != nil && c != alreadyClosed {
 		close(*c)
 	}
 }

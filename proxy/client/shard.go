@@ -84,7 +84,7 @@ func (s *Shard) deadline(ctx context.Context, now int64) int64 {
 	if d, has := ctx.Deadline(); has {
 		wait = time.Until(d)
 	}
-	return now + int64(wait)
+	return now + int64(min(wait, route.MaxPatience))
 }
 
 // begin sends the request under a new number.
@@ -147,20 +147,25 @@ var errSessionExpired = &rsm.Rejection{Code: core.CodeSessionExpired}
 
 func (p *Pending) end(err error) {
 	p.err = err
-	end(p.span, err, &p.done)
+	end(p.span, err, &p.done, p.deadline)
 }
 
-// end closes d, after the call's span has ended: not here, where nothing may block, as an exporter may.
-func end(span trace.Span, err error, d *done) {
+// end closes d, after the call's span has ended: not here, where nothing may block, as an exporter may. One that takes long holds up nobody for long, and
+// none beyond its deadline.
+func end(span trace.Span, err error, d *done, deadline int64) {
 	if span == nil {
 		d.close()
 		return
 	}
 	now := time.Now()
-	go func() {
-		defer d.close()
+	t := time.AfterFunc(min(traced.Patience, time.Duration(deadline-monotonic())), d.close)
+	if !traced.Soon(func() {
 		traced.End(span, err, trace.WithTimestamp(now))
-	}()
+		t.Stop()
+		d.close()
+	}) { // the span is lost
+		d.close()
+	}
 }
 
 // trace starts the span of a call, if calls are traced, and notes which one the call belongs to. The span is nil if nothing of it is kept.
@@ -275,7 +280,7 @@ func (s *Shard) ask(ctx context.Context, c route.Call) *PendingRead {
 	_, p.span = s.trace(ctx, &p.call)
 	if err := wire.CheckCall(&p.call); err != nil {
 		p.err = err
-		end(p.span, err, &p.done)
+		end(p.span, err, &p.done, p.call.Deadline)
 		return p
 	}
 	s.router.Submit(now, &p.call)
@@ -296,7 +301,7 @@ func (p *PendingRead) finish(c *route.Call) {
 	if p.err == nil {
 		p.shard.saw(p.res.Index)
 	}
-	end(p.span, p.err, &p.done)
+	end(p.span, p.err, &p.done, c.Deadline)
 }
 
 // later reports whether what was refused is to be asked for again before its deadline, and when.

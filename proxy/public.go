@@ -1,0 +1,129 @@
+package proxy
+
+import (
+	"context"
+	"slices"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/peer"
+	"google.golang.org/grpc/status"
+
+	"github.com/decree-raft/decree/internal/gate"
+	"github.com/decree-raft/decree/internal/guard"
+)
+
+const (
+	// maxPublic bounds the calls of one host that are open and need no token: each costs a goroutine.
+	maxPublic = 256
+	// publicPatience is how long such a call may take to say what it asks: a few bytes.
+	publicPatience = 5 * time.Second
+)
+
+// public registers services that everybody may call. It bounds what strangers can make the server hold with that: gRPC would wait for the rest of a message
+// for ever.
+type public struct {
+	grpc.ServiceRegistrar
+	patience time.Duration
+
+	mu    sync.Mutex
+	calls map[string]int // that are open, by host; none is 0
+}
+
+func newPublic(r grpc.ServiceRegistrar) *public {
+	return &public{ServiceRegistrar: r, patience: publicPatience, calls: map[string]int{}}
+}
+
+// RegisterService implements grpc.ServiceRegistrar.
+func (p *public) RegisterService(desc *grpc.ServiceDesc, impl any) {
+	d := *desc
+	d.Methods, d.Streams = slices.Clone(d.Methods), slices.Clone(d.Streams)
+	for i := range d.Methods {
+		handle := d.Methods[i].Handler
+		d.Methods[i].Handler = func(srv any, ctx context.Context, dec func(any) error, in grpc.UnaryServerInterceptor) (any, error) {
+			leave, err := p.enter(ctx)
+			if err != nil {
+				return nil, err
+			}
+			defer leave()
+			return handle(srv, ctx, func(m any) error { return p.promptly(dec, m) }, in)
+		}
+	}
+	for i := range d.Streams {
+		handle := d.Streams[i].Handler
+		d.Streams[i].Handler = func(srv any, s grpc.ServerStream) error {
+			leave, err := p.enter(s.Context())
+			if err != nil {
+				return err
+			}
+			defer leave()
+			return handle(srv, &prompt{s, p})
+		}
+	}
+	p.ServiceRegistrar.RegisterService(&d, impl)
+}
+
+// enter counts a call until leave.
+func (p *public) enter(ctx context.Context) (leave func(), err error) {
+	host := ""
+	if from, ok := peer.FromContext(ctx); ok && from.Addr != nil {
+		host = guard.HostOf(from.Addr)
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.calls[host] >= maxPublic {
+		return nil, status.Errorf(codes.ResourceExhausted, "%d calls of this host that need no token are open, which is the limit: end some", maxPublic)
+	}
+	p.calls[host]++
+	return func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		if p.calls[host]--; p.calls[host] == 0 {
+			delete(p.calls, host)
+		}
+	}, nil
+}
+
+// promptly receives a message in time. What is late ends with its call: m is not used any more then.
+func (p *public) promptly(receive func(any) error, m any) error {
+	got := make(chan error, 1)
+	go func() { got <- receive(m) }()
+	t := time.NewTimer(p.patience)
+	defer t.Stop()
+	select {
+	case err := <-got:
+		return err
+	case <-t.C:
+		return status.Errorf(codes.DeadlineExceeded, "the call has not said within %v what it asks", p.patience)
+	}
+}
+
+// prompt is a stream whose messages come promptly.
+type prompt struct {
+	grpc.ServerStream
+	public *public
+}
+
+func (s *prompt) RecvMsg(m any) error { return s.public.promptly(s.ServerStream.RecvMsg, m) }
+
+// knowing registers services whose calls have been checked, and tells the guard who is known by that.
+func knowing(r grpc.ServiceRegistrar, door *guard.Guard) grpc.ServiceRegistrar {
+	know := func(ctx context.Context) {
+		if from, ok := peer.FromContext(ctx); ok {
+			door.Known(from.Addr)
+		}
+	}
+	return &gate.Registrar{
+		ServiceRegistrar: r,
+		Call: func(ctx context.Context, _ string) (context.Context, error) {
+			know(ctx)
+			return ctx, nil
+		},
+		Stream: func(s grpc.ServerStream, _ string) (grpc.ServerStream, error) {
+			know(s.Context())
+			return s, nil
+		},
+	}
+}

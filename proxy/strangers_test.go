@@ -1,0 +1,106 @@
+package proxy_test
+
+import (
+	"encoding/binary"
+	"strings"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/status"
+
+	decreev1 "github.com/decree-raft/decree/api/decree/v1"
+	"github.com/decree-raft/decree/proxy"
+	"github.com/decree-raft/decree/proxy/access"
+)
+
+// prefix is how a message of n bytes begins.
+func prefix(n uint32) []byte { return binary.BigEndian.AppendUint32([]byte{0}, n) }
+
+// A call without a token is refused by its header: its message, which is announced and does not come, is not waited for. gRPC used to read it first, and may again.
+func TestRefusedBeforeItsMessage(t *testing.T) {
+	s, _, _ := guarded(t, proxy.Limits{})
+	r := dialRaw(t, s.Addr())
+	_ = r.SetDeadline(time.Now().Add(20 * time.Second))
+	for i, method := range []string{decreev1.DecreeService_Submit_FullMethodName, decreev1.DecreeService_Connect_FullMethodName, "/no.Such/Method"} {
+		id := uint32(2*i + 1)
+		r.begin(id, method)
+		if err := r.WriteData(id, false, prefix(16<<20)); err != nil {
+			t.Fatal(err)
+		}
+		if got, h := r.headers(); got != id || h["grpc-status"] != "16" && h["grpc-status"] != "12" {
+			t.Errorf("%s is answered, on stream %d, with %v", method, got, h)
+		}
+	}
+}
+
+// A call that needs no token says in time what it asks, and one host has not too many of them.
+func TestPublicCallsAreBounded(t *testing.T) {
+	s, _, _ := guarded(t, proxy.Limits{})
+	s.PublicPatience(200 * time.Millisecond)
+	r := dialRaw(t, s.Addr())
+	_ = r.SetDeadline(time.Now().Add(20 * time.Second))
+	for i, method := range []string{healthv1.Health_Check_FullMethodName, healthv1.Health_Watch_FullMethodName} {
+		id := uint32(2*i + 1)
+		r.begin(id, method)
+		if err := r.WriteData(id, false, prefix(1<<20)); err != nil {
+			t.Fatal(err)
+		}
+		if got, h := r.headers(); got != id || h["grpc-status"] != "4" || !strings.Contains(h["grpc-message"], "has not said") {
+			t.Errorf("half a message of %s is answered, on stream %d, with %v", method, got, h)
+		}
+	}
+	const most = 256
+	for i := range uint32(most + 1) {
+		id := 5 + 2*i
+		r.begin(id, healthv1.Health_Watch_FullMethodName)
+		if err := r.WriteData(id, true, prefix(0)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	taken := 0
+	for range most + 1 {
+		if _, h := r.headers(); h["grpc-status"] == "" {
+			taken++
+		} else if h["grpc-status"] != "8" {
+			t.Errorf("a watcher ends with %v", h)
+		}
+	}
+	if taken != most {
+		t.Errorf("%d watchers are taken", taken)
+	}
+	r.Close()
+	conn := plain(t, s.Addr())
+	for end := time.Now().Add(20 * time.Second); ; time.Sleep(time.Millisecond) { // what is gone makes room
+		if _, err := healthv1.NewHealthClient(conn).Check(within(t), &healthv1.HealthCheckRequest{}); err == nil {
+			break
+		} else if time.Now().After(end) {
+			t.Fatal(err)
+		}
+	}
+}
+
+// Little is read from who has shown no token, and as much as they send from who has.
+func TestStrangersSendLittle(t *testing.T) {
+	s, token, _ := guarded(t, proxy.Limits{})
+	s.PublicPatience(time.Second)
+	large := &healthv1.HealthCheckRequest{Service: strings.Repeat("a", 1<<20)}
+	_, err := healthv1.NewHealthClient(plain(t, s.Addr())).Check(within(t), large)
+	if status.Code(err) != codes.DeadlineExceeded {
+		t.Errorf("a large message of a stranger: %v", err)
+	}
+	conn, err := grpc.NewClient(s.Addr(), token, grpc.WithTransportCredentials(access.Plain()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	service := decreev1.NewDecreeServiceClient(conn)
+	if _, err := service.GetTopology(within(t), &decreev1.GetTopologyRequest{}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err = healthv1.NewHealthClient(conn).Check(within(t), large); status.Code(err) != codes.NotFound {
+		t.Errorf("a large message of somebody known: %v", err)
+	}
+}
