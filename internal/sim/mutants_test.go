@@ -100,6 +100,8 @@ var mutants = []mutant{
 	{guarantee: "repair", faults: "serve-damage", opts: Options{tune: mending}},
 	{guarantee: "bug", faults: "damaged-cuts-again", opts: Options{tune: mending}, survives: "few seeds find it: nothing but the cuts of a leader may meet the damage"},
 	{guarantee: "bug", faults: "busy-after-damage", opts: Options{tune: mending}, from: 1101},
+	{guarantee: "limits", faults: "limits-of-followers", opts: Options{tune: unlike}},
+	{guarantee: "limits", faults: "long-keys-stay", opts: Options{tune: unlike}},
 	// Of internal/datadir.
 	{guarantee: "restore", faults: "restore-keeps-cluster", opts: Options{tune: restoringTune}},
 	{guarantee: "restore", faults: "restore-drops-sessions", opts: Options{tune: restoringTune}},
