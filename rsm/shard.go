@@ -169,16 +169,24 @@ func (c *Call) wait(ctx context.Context) error {
 	case <-c.done:
 		return nil
 	case <-ctx.Done():
-		return c.abandoned(ctx)
+		return c.abandoned(core.CodeCancelled, "the caller stopped waiting", ctx.Err())
+	case <-c.node.engine.dead:
+	}
+	select {
+	case <-c.done: // at the very end
+		return nil
+	default:
+		return c.abandoned(core.CodeClosed, "the node stopped before there was an answer", nil)
 	}
 }
 
-func (c *Call) abandoned(ctx context.Context) error {
+// abandoned is the error of a call that may go on, but is not waited for.
+func (c *Call) abandoned(code Code, message string, cause error) error {
 	kind := ErrUnknown
 	if c.req.Kind == core.KindRead {
 		kind = ErrNotProposed
 	}
-	return &Error{Kind: kind, Code: core.CodeCancelled, Message: "the caller stopped waiting", Cause: ctx.Err()}
+	return &Error{Kind: kind, Code: code, Message: message, Cause: cause}
 }
 
 func commandCall(r Request) *Call {
