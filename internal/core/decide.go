@@ -296,8 +296,13 @@ func (b *batch) ride(q *Request, err error) {
 // admit reports whether a command with a session is to be decided. If not, it
 // is a retry, or refused, and has been given its place among the riders.
 func (r *Replica) admit(b *batch, q *Request) bool {
+	// Nothing of a refusal is recorded, and an earlier attempt may have been decided: it says of this attempt that it was not proposed, and no more.
 	refuse := func(code Code, format string, args ...any) bool {
-		b.ride(q, &Rejection{Code: code, Message: fmt.Sprintf(format, args...)})
+		b.ride(q, notProposed(code, format, args...))
+		return false
+	}
+	reused := func(was string) bool {
+		b.ride(q, &Rejection{Code: CodeSequenceReused, Message: fmt.Sprintf("sequence %d of session %d %s for another command", q.Sequence, q.Session, was)})
 		return false
 	}
 	s := r.sessions.byID[q.Session]
@@ -307,7 +312,7 @@ func (r *Replica) admit(b *batch, q *Request) bool {
 	q.digest = digestOf(q.Commands)
 	if first := s.inflight[q.Sequence]; first != nil && !mutated("no-inflight-dedup") {
 		if first.digest != q.digest {
-			return refuse(CodeSequenceReused, "sequence %d of session %d is in use for another command", q.Sequence, q.Session)
+			return reused("is in use")
 		}
 		// One execution, one outcome, as many answers as there are askers.
 		q.next, first.next = first.next, q
@@ -319,16 +324,16 @@ func (r *Replica) admit(b *batch, q *Request) bool {
 	}
 	if o := s.lookup(q.Sequence); o != nil && !mutated("no-dedup") {
 		if o.digest != q.digest && !mutated("no-digest") {
-			return refuse(CodeSequenceReused, "sequence %d of session %d was used for another command", q.Sequence, q.Session)
+			return reused("was used")
 		}
 		r.rideOutcome(b, q, o)
 		return false
 	}
 	switch acked := s.willBeAcked(); {
 	case q.Sequence <= acked && !mutated("no-ack-window"):
-		return refuse(CodeSequenceAcked, "sequence %d of session %d was acknowledged (up to %d); its outcome is gone", q.Sequence, q.Session, acked)
+		return refuse(CodeSequenceAcked, "sequence %d of session %d was acknowledged (up to %d); its outcome is gone. Whether it happened must be read from the state", q.Sequence, q.Session, acked)
 	case q.Sequence > max(s.acked, q.Acknowledged)+s.window:
-		return refuse(CodeSequenceTooHigh, "sequence %d of session %d is more than %d beyond what was acknowledged (%d)", q.Sequence, q.Session, s.window, max(s.acked, q.Acknowledged))
+		return refuse(CodeSequenceTooHigh, "sequence %d of session %d is more than %d beyond what was acknowledged (%d): acknowledge outcomes, and send it again", q.Sequence, q.Session, s.window, max(s.acked, q.Acknowledged))
 	case q.Acknowledged >= q.Sequence:
 		return refuse(CodeSequenceAcked, "sequence %d of session %d comes with an acknowledgement of itself (%d)", q.Sequence, q.Session, q.Acknowledged)
 	}

@@ -113,7 +113,7 @@ var mutants = []mutant{
 	{guarantee: "G12", faults: "repeat-without-session", opts: Options{tune: proxied}},
 	{guarantee: "G12", faults: "doubt-is-forgotten", opts: Options{tune: proxied}},
 	{guarantee: "G12", faults: "late-answer", opts: Options{tune: proxied}},
-	{guarantee: "G12", faults: "expired-is-rejected", opts: Options{tune: proxied}},
+	{guarantee: "G12", faults: "expired-is-not-proposed", opts: Options{tune: proxied}},
 }
 
 // TestMutants runs each mutant in a process of its own, as many at a time as there are processors: which one a process is, is a global.

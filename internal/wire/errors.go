@@ -100,6 +100,8 @@ func grpcCode(d *decreev1.Error, err error) codes.Code {
 		return codes.Unauthenticated
 	case core.CodeForbidden:
 		return codes.PermissionDenied
+	case core.CodeSessionExpired, core.CodeSequenceAcked, core.CodeSequenceTooHigh:
+		return codes.FailedPrecondition
 	case core.CodeCancelled:
 		if errors.Is(err, context.Canceled) {
 			return codes.Canceled
