@@ -337,9 +337,9 @@ func (r *Replica) admit(b *batch, q *Request) bool {
 	case q.Acknowledged >= q.Sequence:
 		return refuse(CodeSequenceAcked, "sequence %d of session %d comes with an acknowledgement of itself (%d)", q.Sequence, q.Session, q.Acknowledged)
 	}
-	if s.bytes > maxSessionBytes || r.sessions.bytes > maxSessionsBytes {
-		b.ride(q, notProposed(CodeOverloaded, "the session keeps %d bytes of outcomes, all sessions %d (allowed: %d and %d): acknowledge them",
-			s.bytes, r.sessions.bytes, maxSessionBytes, maxSessionsBytes))
+	if limit := maxSessions(r.cfg.Sessions.Max); s.bytes > maxSessionBytes || r.sessions.bytes > limit {
+		b.ride(q, notProposed(CodeOverloaded, "the session keeps %d bytes for outcomes, all sessions %d (allowed: %d and %d): acknowledge them",
+			s.bytes, r.sessions.bytes, maxSessionBytes, limit))
 		return false
 	}
 	if s.inflight == nil {
