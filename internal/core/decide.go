@@ -6,7 +6,9 @@ import (
 	"encoding/binary"
 	"fmt"
 	"log/slog"
+	"reflect"
 	"runtime/debug"
+	"strings"
 
 	"github.com/decree-raft/decree/internal/state"
 )
@@ -483,10 +485,38 @@ func (r *Replica) machinePanicked(p any) *Rejection {
 		return &Rejection{Code: code, Message: cause.Error()}
 	}
 	r.stats.MachinePanics++
+	text := panicText(p)
 	if r.logger.Enabled(context.Background(), slog.LevelError) { // a stack is dear
-		r.logger.Error("the machine panicked on a command, which is rejected", "reason", p, "stack", string(debug.Stack()))
+		r.logger.Error("the machine panicked on a command, which is rejected", "reason", text, "stack", string(debug.Stack()))
 	}
-	return &Rejection{Code: CodeMachinePanic, Message: fmt.Sprintf("the machine panicked: %v", p)}
+	return &Rejection{Code: CodeMachinePanic, Message: "the machine panicked: " + text}
+}
+
+// maxPanicText bounds what a panic says in the log and to callers: it says what it likes, and an entry that no frame takes would stop the shard for good.
+const maxPanicText = 4 << 10
+
+// panicText is the value of a panic in words. What is large by itself is not even formatted.
+func panicText(p any) (text string) {
+	v := reflect.ValueOf(p)
+	switch v.Kind() {
+	case reflect.String:
+		if v.Len() > maxPanicText {
+			return clipped(v.String())
+		}
+	case reflect.Slice, reflect.Array, reflect.Map:
+		if v.Len() > maxPanicText {
+			return fmt.Sprintf("a %T of %d elements", p, v.Len())
+		}
+	default:
+	}
+	return clipped(fmt.Sprint(p))
+}
+
+func clipped(text string) string {
+	if len(text) <= maxPanicText {
+		return text
+	}
+	return fmt.Sprintf("%s... (%d bytes)", strings.ToValidUTF8(text[:maxPanicText], ""), len(text))
 }
 
 // propose hands the open batch to raft as one entry. It is called when raft

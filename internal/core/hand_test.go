@@ -62,7 +62,7 @@ func (h *hand) LastHeard(NodeID) int64         { return h.now.Mono }
 func (h *hand) Changed(ShardID, NodeID, Term)  {}
 func (h *hand) Stopped(_ ShardID, err *Error)  { h.stopped = err }
 
-// bulky writes 100 KiB for a command in capitals, sets the key behind a plus, deletes the one behind a minus, and rejects "no".
+// bulky writes 100 KiB for a command in capitals, sets the key behind a plus, deletes the one behind a minus, rejects "no", and panics with as many bytes as stand behind an exclamation mark.
 type bulky struct{}
 
 func (bulky) Decide(_ View, c Command) ([][]byte, []byte, error) {
@@ -74,6 +74,8 @@ func (bulky) Decide(_ View, c Command) ([][]byte, []byte, error) {
 
 func (bulky) Apply(s State, e Event) {
 	switch c := e.Data[0]; {
+	case c == '!':
+		panic(e.Data[1:])
 	case c == '+':
 		s.Set(e.Data[1:], e.Data[1:])
 	case c == '-':
