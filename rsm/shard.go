@@ -219,7 +219,7 @@ func closeCall(id SessionID) *Call {
 func (s *Shard) Go(r Request) *Call { return s.start(context.Background(), commandCall(r)) }
 
 // GoFunc is Go for callers without a goroutine for each call: then gets the outcome, once. It is called on the goroutine that drives the shard, must
-// not block, and may use the replies only until it returns. An error says that the call was not taken: then is not called.
+// not block, and may use the replies only until it returns. Of a node that stops while its disk, or a machine, does not return, it hears when that does. An error says that the call was not taken: then is not called.
 func (s *Shard) GoFunc(r Request, then func(Result, error)) error {
 	return s.startFunc(context.Background(), commandCall(r), then)
 }
