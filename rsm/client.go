@@ -66,19 +66,28 @@ func (c *Client) SubmitAll(ctx context.Context, commands ...[]byte) ([][]byte, e
 		c.window.Finish(n)
 		c.saw(res.Index)
 		if !errors.Is(err, errSessionExpired) {
+			if inDoubt && errors.Is(err, errSequenceAcked) {
+				err = inDoubtFor(core.CodeSequenceAcked, err)
+			}
 			return res.Replies, err
 		}
 		c.window.Forget(n.Session)
 		if inDoubt {
-			return nil, &Error{Kind: ErrUnknown, Code: core.CodeSessionExpired,
-				Message: "the session ended while the outcome was unknown: read from the state whether it happened (" + err.Error() + ")"}
+			return nil, inDoubtFor(core.CodeSessionExpired, err)
 		}
 	}
 }
 
+// inDoubtFor is the error of a command of which an attempt was unknown when its session stopped answering for it.
+func inDoubtFor(code Code, err error) error {
+	return &Error{Kind: ErrUnknown, Code: code,
+		Message: "the session ended or forgot while the outcome was unknown: read from the state whether it happened (" + err.Error() + ")"}
+}
+
 var (
-	errSessionExpired  = &Rejection{Code: core.CodeSessionExpired}
-	errSequenceTooHigh = &Rejection{Code: core.CodeSequenceTooHigh}
+	errSessionExpired  = &Error{Kind: ErrNotProposed, Code: core.CodeSessionExpired}
+	errSequenceAcked   = &Error{Kind: ErrNotProposed, Code: core.CodeSequenceAcked}
+	errSequenceTooHigh = &Error{Code: core.CodeSequenceTooHigh}
 )
 
 // Read answers a query. Linearizable reads go to the leader; AtToken sees everything that this client has been told.
@@ -130,7 +139,7 @@ func (c *Client) retryWith(ctx context.Context, inDoubt *bool, try func() error)
 		err := try()
 		switch {
 		case errors.Is(err, errSequenceTooHigh): // the session's window is full: others' outcomes will make room
-		case err == nil, errors.Is(err, ErrRejected), tooLarge(err) && !*inDoubt:
+		case err == nil, errors.Is(err, ErrRejected), errors.Is(err, errSessionExpired), errors.Is(err, errSequenceAcked), tooLarge(err) && !*inDoubt:
 			return err
 		}
 		// A cancelled wait says nothing about an earlier answer.
@@ -183,7 +192,7 @@ func (c *Client) follow(err error) bool {
 			c.guess = e.Leader
 			return true
 		}
-		if e.Code == core.CodeOverloaded || e.Code == core.CodeDiskLow {
+		if e.Code == core.CodeOverloaded || e.Code == core.CodeDiskLow || e.Code == core.CodeSequenceTooHigh {
 			return false // the right node, at the wrong time
 		}
 	}

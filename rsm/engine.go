@@ -122,6 +122,10 @@ func (e *engine) stop(reason *Error, patience time.Duration) bool {
 		case <-deadline: // a pass that does not return: a disk, or a machine
 			w.abandon(reason)
 			all, deadline = false, closedTimer
+			go func() { // should it return after all, what was inside ends too
+				<-w.done
+				w.core.Stop(reason)
+			}()
 		}
 	}
 	ended := make(chan struct{})
@@ -387,7 +391,8 @@ func (w *worker) close(reason *Error) {
 	w.core.Stop(reason)
 }
 
-// abandon ends what waits for a worker, and takes nothing more. What is inside a pass that does not return stays there.
+// abandon ends what waits for a worker, and takes nothing more. What is inside a pass that does not return stays there: who
+// waits for it hears of the engine's end.
 func (w *worker) abandon(reason *Error) {
 	w.mu.Lock()
 	w.closed = true

@@ -46,7 +46,7 @@ var shardMetrics = []metric{
 	{"sessions", "Open sessions.", gauge, func(s *ShardStatus) float64 { return float64(s.Sessions) }},
 	{"inflight_entries", "Entries proposed and not applied yet.", gauge, func(s *ShardStatus) float64 { return float64(s.Inflight) }},
 	{"pending_calls", "Calls that wait for their outcome.", gauge, func(s *ShardStatus) float64 { return float64(s.Queued) }},
-	{"memory_bytes", "Memory of unflushed state and cached log.", gauge, func(s *ShardStatus) float64 { return float64(s.Memory) }},
+	{"memory_bytes", "Memory of unflushed state, cached log and sessions.", gauge, func(s *ShardStatus) float64 { return float64(s.Memory) }},
 	{"entries_total", "Log entries applied.", counter, func(s *ShardStatus) float64 { return float64(s.Stats.Entries) }},
 	{"commands_total", "Requests decided here and committed.", counter, func(s *ShardStatus) float64 { return float64(s.Stats.Commands) }},
 	{"rejections_total", "Requests whose decision was no.", counter, func(s *ShardStatus) float64 { return float64(s.Stats.Rejections) }},

@@ -310,7 +310,7 @@ func (n *Node) addShards(recovered map[uint64]*wal.ShardLog) error {
 		w.core = core.NewWorker(cfg, w, now)
 	}
 	for _, sc := range n.cfg.Shards {
-		st, err := n.store.Shard(uint64(sc.ID), state.Limits{MaxKeyBytes: cfg.Limits.MaxKeyBytes, MaxValueBytes: cfg.Limits.MaxValueBytes})
+		st, err := n.store.Shard(uint64(sc.ID))
 		if err != nil {
 			return n.adviseDamage(err)
 		}

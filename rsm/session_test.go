@@ -75,8 +75,8 @@ func TestSessionRefusals(t *testing.T) {
 	}
 	want := func(what string, err error, code Code) {
 		t.Helper()
-		if !errors.Is(err, &Rejection{Code: code}) {
-			t.Errorf("%s: got %v, want code %s", what, err, code)
+		if !errors.Is(err, &Error{Kind: ErrNotProposed, Code: code}) || errors.Is(err, ErrRejected) {
+			t.Errorf("%s: got %v, want code %s, not proposed: nothing was decided", what, err, code)
 		}
 	}
 	a := open()
@@ -85,10 +85,15 @@ func TestSessionRefusals(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	want("reused number", do(a, 3, 0, "b"), core.CodeSequenceReused)
-	want("beyond the window", do(a, 9, 0, "a"), core.CodeSequenceTooHigh)
+	if err := do(a, 3, 0, "b"); !errors.Is(err, &Rejection{Code: core.CodeSequenceReused}) {
+		t.Errorf("reused number: got %v", err)
+	}
+	want("beyond the window", do(a, 9, 0, "b"), core.CodeSequenceTooHigh)
 	if err := do(a, 4, 2, "a"); err != nil {
 		t.Fatal(err)
+	}
+	if err := do(a, 9, 2, "b"); err != nil { // it was not a decision
+		t.Errorf("when there is room: %v", err)
 	}
 	want("acknowledged", do(a, 2, 2, "a"), core.CodeSequenceAcked)
 	want("unknown session", do(12345, 1, 0, "a"), core.CodeSessionExpired)

@@ -170,16 +170,24 @@ func (c *Call) wait(ctx context.Context) error {
 	case <-c.done:
 		return nil
 	case <-ctx.Done():
-		return c.abandoned(ctx)
+		return c.abandoned(core.CodeCancelled, "the caller stopped waiting", ctx.Err())
+	case <-c.node.engine.dead:
+	}
+	select {
+	case <-c.done: // at the very end
+		return nil
+	default:
+		return c.abandoned(core.CodeClosed, "the node stopped before there was an answer", nil)
 	}
 }
 
-func (c *Call) abandoned(ctx context.Context) error {
+// abandoned is the error of a call that may go on, but is not waited for.
+func (c *Call) abandoned(code Code, message string, cause error) error {
 	kind := ErrUnknown
 	if c.req.Kind == core.KindRead {
 		kind = ErrNotProposed
 	}
-	return &Error{Kind: kind, Code: core.CodeCancelled, Message: "the caller stopped waiting", Cause: ctx.Err()}
+	return &Error{Kind: kind, Code: code, Message: message, Cause: cause}
 }
 
 func commandCall(r Request) *Call {
@@ -212,7 +220,7 @@ func closeCall(id SessionID) *Call {
 func (s *Shard) Go(r Request) *Call { return s.start(context.Background(), commandCall(r)) }
 
 // GoFunc is Go for callers without a goroutine for each call: then gets the outcome, once. It is called on the goroutine that drives the shard, must
-// not block, and may use the replies only until it returns. An error says that the call was not taken: then is not called.
+// not block, and may use the replies only until it returns. Of a node that stops while its disk, or a machine, does not return, it hears when that does. An error says that the call was not taken: then is not called.
 func (s *Shard) GoFunc(r Request, then func(Result, error)) error {
 	return s.startFunc(context.Background(), commandCall(r), then)
 }

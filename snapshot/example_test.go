@@ -29,7 +29,7 @@ func move(fs vfs.FS, log *slog.Logger) error {
 		return err
 	}
 	defer from.Close()
-	shard, err := from.Shard(1, state.Limits{})
+	shard, err := from.Shard(1)
 	if err != nil {
 		return err
 	}
@@ -80,7 +80,7 @@ func move(fs vfs.FS, log *slog.Logger) error {
 		return err
 	}
 	defer to.Close()
-	replica, err := to.Shard(1, state.Limits{})
+	replica, err := to.Shard(1)
 	if err != nil {
 		return err
 	}

@@ -41,7 +41,7 @@ func newWorld(t testing.TB, fs vfs.FS, dir string) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
-	h, err := s.Shard(testShard, state.Limits{})
+	h, err := s.Shard(testShard)
 	if err != nil {
 		t.Fatal(err)
 	}

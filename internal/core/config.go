@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"time"
+
+	"github.com/decree-raft/decree/internal/state"
 )
 
 // Limits bound everything that grows. Zero values take the defaults.
@@ -21,7 +23,8 @@ type Limits struct {
 	BatchBytes int
 	// PipelineDepth is how many entries may be proposed and not yet applied, per shard. Default 16; 1 works.
 	PipelineDepth int
-	// MaxKeyBytes and MaxValueBytes bound what Apply may set. Default 4 KiB and 4 MiB.
+	// MaxKeyBytes and MaxValueBytes bound what a command may have Apply set, while this node leads: what another leader has decided, or this
+	// one under other limits, is applied whatever its size. Default 4 KiB and 4 MiB; at most 64 KiB and 64 MiB.
 	MaxKeyBytes, MaxValueBytes int
 	// MaxQueuedRequests and MaxQueuedBytes bound, per shard, the calls that are pending on this node.
 	// Beyond them calls end with CodeOverloaded. Default 65,536 and 64 MiB.
@@ -102,7 +105,7 @@ func (c Config) Validate() error {
 	check(l.BatchBytes > 0 && l.BatchBytes <= l.MaxEntryBytes, "BatchBytes is %d: 1 to MaxEntryBytes (%d)", l.BatchBytes, l.MaxEntryBytes)
 	check(l.BatchBytes+l.MaxEntryBytes <= maxFramedEntry, "BatchBytes and MaxEntryBytes together are %d: at most %d, so that an entry fits a frame", l.BatchBytes+l.MaxEntryBytes, maxFramedEntry)
 	check(l.PipelineDepth >= 1 && l.PipelineDepth <= 1024, "PipelineDepth is %d: 1 to 1024", l.PipelineDepth)
-	check(l.MaxKeyBytes > 0 && l.MaxKeyBytes <= 64<<10, "MaxKeyBytes is %d: 1 to %d", l.MaxKeyBytes, 64<<10)
+	check(l.MaxKeyBytes > 0 && l.MaxKeyBytes <= state.MaxKeyBytes, "MaxKeyBytes is %d: 1 to %d", l.MaxKeyBytes, state.MaxKeyBytes)
 	check(l.MaxValueBytes > 0 && l.MaxValueBytes <= 64<<20, "MaxValueBytes is %d: 1 to %d", l.MaxValueBytes, 64<<20)
 	check(l.MaxRequestCommands > 0 && l.MaxRequestCommands < maxRequestsPerEntry, "MaxRequestCommands is %d: 1 to %d", l.MaxRequestCommands, maxRequestsPerEntry-1)
 	check(l.MaxQueuedRequests > 0 && l.MaxQueuedBytes >= l.MaxCommandBytes, "queues of %d requests and %d bytes: at least 1 and MaxCommandBytes", l.MaxQueuedRequests, l.MaxQueuedBytes)

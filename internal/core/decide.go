@@ -6,7 +6,9 @@ import (
 	"encoding/binary"
 	"fmt"
 	"log/slog"
+	"reflect"
 	"runtime/debug"
+	"strings"
 
 	"github.com/decree-raft/decree/internal/state"
 )
@@ -298,8 +300,13 @@ func (b *batch) ride(q *Request, err error) {
 // admit reports whether a command with a session is to be decided. If not, it
 // is a retry, or refused, and has been given its place among the riders.
 func (r *Replica) admit(b *batch, q *Request) bool {
+	// Nothing of a refusal is recorded, and an earlier attempt may have been decided: it says of this attempt that it was not proposed, and no more.
 	refuse := func(code Code, format string, args ...any) bool {
-		b.ride(q, &Rejection{Code: code, Message: fmt.Sprintf(format, args...)})
+		b.ride(q, notProposed(code, format, args...))
+		return false
+	}
+	reused := func(was string) bool {
+		b.ride(q, &Rejection{Code: CodeSequenceReused, Message: fmt.Sprintf("sequence %d of session %d %s for another command", q.Sequence, q.Session, was)})
 		return false
 	}
 	s := r.sessions.byID[q.Session]
@@ -309,7 +316,7 @@ func (r *Replica) admit(b *batch, q *Request) bool {
 	q.digest = digestOf(q.Commands)
 	if first := s.inflight[q.Sequence]; first != nil && !mutated("no-inflight-dedup") {
 		if first.digest != q.digest {
-			return refuse(CodeSequenceReused, "sequence %d of session %d is in use for another command", q.Sequence, q.Session)
+			return reused("is in use")
 		}
 		// One execution, one outcome, as many answers as there are askers.
 		q.next, first.next = first.next, q
@@ -321,22 +328,22 @@ func (r *Replica) admit(b *batch, q *Request) bool {
 	}
 	if o := s.lookup(q.Sequence); o != nil && !mutated("no-dedup") {
 		if o.digest != q.digest && !mutated("no-digest") {
-			return refuse(CodeSequenceReused, "sequence %d of session %d was used for another command", q.Sequence, q.Session)
+			return reused("was used")
 		}
 		r.rideOutcome(b, q, o)
 		return false
 	}
 	switch acked := s.willBeAcked(); {
 	case q.Sequence <= acked && !mutated("no-ack-window"):
-		return refuse(CodeSequenceAcked, "sequence %d of session %d was acknowledged (up to %d); its outcome is gone", q.Sequence, q.Session, acked)
+		return refuse(CodeSequenceAcked, "sequence %d of session %d was acknowledged (up to %d); its outcome is gone. Whether it happened must be read from the state", q.Sequence, q.Session, acked)
 	case q.Sequence > max(s.acked, q.Acknowledged)+s.window:
-		return refuse(CodeSequenceTooHigh, "sequence %d of session %d is more than %d beyond what was acknowledged (%d)", q.Sequence, q.Session, s.window, max(s.acked, q.Acknowledged))
+		return refuse(CodeSequenceTooHigh, "sequence %d of session %d is more than %d beyond what was acknowledged (%d): acknowledge outcomes, and send it again", q.Sequence, q.Session, s.window, max(s.acked, q.Acknowledged))
 	case q.Acknowledged >= q.Sequence:
 		return refuse(CodeSequenceAcked, "sequence %d of session %d comes with an acknowledgement of itself (%d)", q.Sequence, q.Session, q.Acknowledged)
 	}
-	if s.bytes > maxSessionBytes || r.sessions.bytes > maxSessionsBytes {
-		b.ride(q, notProposed(CodeOverloaded, "the session keeps %d bytes of outcomes, all sessions %d (allowed: %d and %d): acknowledge them",
-			s.bytes, r.sessions.bytes, maxSessionBytes, maxSessionsBytes))
+	if limit := maxSessions(r.cfg.Sessions.Max); s.bytes > maxSessionBytes || r.sessions.bytes > limit {
+		b.ride(q, notProposed(CodeOverloaded, "the session keeps %d bytes for outcomes, all sessions %d (allowed: %d and %d): acknowledge them",
+			s.bytes, r.sessions.bytes, maxSessionBytes, limit))
 		return false
 	}
 	if s.inflight == nil {
@@ -480,10 +487,38 @@ func (r *Replica) machinePanicked(p any) *Rejection {
 		return &Rejection{Code: code, Message: cause.Error()}
 	}
 	r.stats.MachinePanics++
+	text := panicText(p)
 	if r.logger.Enabled(context.Background(), slog.LevelError) { // a stack is dear
-		r.logger.Error("the machine panicked on a command, which is rejected", "reason", p, "stack", string(debug.Stack()))
+		r.logger.Error("the machine panicked on a command, which is rejected", "reason", text, "stack", string(debug.Stack()))
 	}
-	return &Rejection{Code: CodeMachinePanic, Message: fmt.Sprintf("the machine panicked: %v", p)}
+	return &Rejection{Code: CodeMachinePanic, Message: "the machine panicked: " + text}
+}
+
+// maxPanicText bounds what a panic says in the log and to callers: it says what it likes, and an entry that no frame takes would stop the shard for good.
+const maxPanicText = 4 << 10
+
+// panicText is the value of a panic in words. What is large by itself is not even formatted.
+func panicText(p any) (text string) {
+	v := reflect.ValueOf(p)
+	switch v.Kind() {
+	case reflect.String:
+		if v.Len() > maxPanicText {
+			return clipped(v.String())
+		}
+	case reflect.Slice, reflect.Array, reflect.Map:
+		if v.Len() > maxPanicText {
+			return fmt.Sprintf("a %T of %d elements", p, v.Len())
+		}
+	default:
+	}
+	return clipped(fmt.Sprint(p))
+}
+
+func clipped(text string) string {
+	if len(text) <= maxPanicText {
+		return text
+	}
+	return fmt.Sprintf("%s... (%d bytes)", strings.ToValidUTF8(text[:maxPanicText], ""), len(text))
 }
 
 // propose hands the open batch to raft as one entry. It is called when raft

@@ -48,7 +48,8 @@ func (v readView) ScanBackward(a, b []byte) iter.Seq2[[]byte, []byte] {
 // entry) or compares them (on everybody else).
 type applyState struct {
 	readView
-	chain uint64
+	chain  uint64
+	limits *Limits // of the leader that decides; who follows takes what was decided
 
 	digests []byte // collected, two bytes each
 
@@ -75,12 +76,18 @@ func (m *effectMismatch) String() string {
 }
 
 func (s *applyState) Set(key, value []byte) {
+	if !s.checking || mutated("limits-of-followers") {
+		state.CheckLimits(key, value, s.limits.MaxKeyBytes, s.limits.MaxValueBytes)
+	}
 	s.s.Set(key, value)
 	s.effect(setEffect(key, value), key, false)
 }
 
+// Delete also takes keys over the limit: there may be some of a time when it was higher.
 func (s *applyState) Delete(key []byte) {
-	s.s.Delete(key)
+	if len(key) <= s.limits.MaxKeyBytes || !mutated("long-keys-stay") {
+		s.s.Delete(key)
+	}
 	s.effect(deleteEffect(key), key, true)
 }
 

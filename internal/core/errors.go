@@ -13,7 +13,8 @@ var (
 	// final: a retry under the same session number gets the same answer.
 	ErrRejected = errors.New("rejected")
 	// ErrNotProposed: this attempt certainly did not happen and never will. Safe to retry; but if an earlier attempt
-	// under the same session number ended with ErrUnknown, only under that number.
+	// under the same session number ended with ErrUnknown, only under that number. With CodeSessionExpired or CodeSequenceAcked the number
+	// will not be answered any more: then only the state says what became of that earlier attempt.
 	ErrNotProposed = errors.New("not proposed")
 	// ErrUnknown: it may have happened, or may yet. Retry only under the same session and sequence number.
 	ErrUnknown = errors.New("outcome unknown")
@@ -25,6 +26,10 @@ var (
 // Code is the machine-readable reason within an Error. Codes are stable: they
 // travel over the wire and are only ever added to.
 type Code string
+
+// Ended reports whether the code says that the session does not answer for the number of a call, and never will: the attempt
+// was not proposed, and what became of an earlier one can only be read from the state.
+func (c Code) Ended() bool { return c == CodeSessionExpired || c == CodeSequenceAcked }
 
 // The reasons that the library itself gives.
 const (

@@ -65,7 +65,7 @@ func (h *hand) LastHeard(NodeID) int64         { return h.now.Mono }
 func (h *hand) Changed(ShardID, NodeID, Term)  {}
 func (h *hand) Stopped(_ ShardID, err *Error)  { h.stopped = err }
 
-// bulky writes 100 KiB for a command in capitals, and rejects "no".
+// bulky writes 100 KiB for a command in capitals, sets the key behind a plus, deletes the one behind a minus, rejects "no", and panics with as many bytes as stand behind an exclamation mark.
 type bulky struct{}
 
 func (bulky) Decide(_ View, c Command) ([][]byte, []byte, error) {
@@ -76,7 +76,14 @@ func (bulky) Decide(_ View, c Command) ([][]byte, []byte, error) {
 }
 
 func (bulky) Apply(s State, e Event) {
-	if c := e.Data[0]; c >= 'A' && c <= 'Z' {
+	switch c := e.Data[0]; {
+	case c == '!':
+		panic(e.Data[1:])
+	case c == '+':
+		s.Set(e.Data[1:], e.Data[1:])
+	case c == '-':
+		s.Delete(e.Data[1:])
+	case c >= 'A' && c <= 'Z':
 		value := make([]byte, 1024)
 		for i := range 100 {
 			s.Set([]byte{c, byte(i)}, value)
@@ -103,7 +110,7 @@ func (h *hand) open(log wal.ShardLog) {
 	if err != nil {
 		h.t.Fatal(err)
 	}
-	sh, err := st.Shard(1, state.Limits{})
+	sh, err := st.Shard(1)
 	if err != nil {
 		h.t.Fatal(err)
 	}

@@ -82,8 +82,8 @@ type View interface {
 // State is a View that Apply may write to. Writes are seen by later reads of
 // the same Apply. Key and value are copied.
 //
-// A write that breaks a limit (MaxKeyBytes, MaxValueBytes) makes the command
-// a rejection: the leader finds it before anything is replicated.
+// A Set that breaks a limit of the leader (MaxKeyBytes, MaxValueBytes) makes the command
+// a rejection: it is found before anything is replicated. Delete takes any key.
 type State interface {
 	View
 	Set(key, value []byte)

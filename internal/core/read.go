@@ -3,7 +3,6 @@ package core
 import (
 	"bytes"
 	"encoding/binary"
-	"fmt"
 	"math"
 	"runtime/debug"
 	"slices"
@@ -294,8 +293,9 @@ func (b *QueryBatch) answer(q *Request) (answer []byte, err error) {
 			b.replica.unreadable.CompareAndSwap(nil, e)
 			err = e
 		default:
-			b.replica.logger.Error("the machine panicked on a query", "reason", p, "stack", string(debug.Stack()))
-			err = &Rejection{Code: CodeMachinePanic, Message: fmt.Sprintf("the machine panicked: %v", p)}
+			text := panicText(p)
+			b.replica.logger.Error("the machine panicked on a query", "reason", text, "stack", string(debug.Stack()))
+			err = &Rejection{Code: CodeMachinePanic, Message: "the machine panicked: " + text}
 		}
 	}()
 	answer, err = b.machine.Query(b.version, q.Query)

@@ -144,7 +144,7 @@ func newReplica(w *Worker, id ShardID, d Deps) (*Replica, error) {
 		shard: id, w: w, cfg: &w.cfg, machine: d.Machine, state: d.State, rand: d.Rand,
 		parent: d.Logger, logger: d.Logger.With("shard", uint64(id)),
 	}
-	r.apply.s = d.State
+	r.apply.s, r.apply.limits = d.State, &w.cfg.Limits
 	if err := r.restore(d); err != nil {
 		return nil, fmt.Errorf("shard %d: %w", id, err)
 	}

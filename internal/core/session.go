@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"time"
+	"unsafe"
 
 	"github.com/cespare/xxhash/v2"
 
@@ -37,7 +38,8 @@ type session struct {
 	// Its length is a power of two and grows up to the window.
 	ring []outcome
 
-	bytes      int      // of the outcomes in ring, roughly
+	bytes      int      // of ring and of what its slots hold, also that which is kept for use again
+	last       uint64   // the highest sequence with an outcome
 	prev, next *session // by last use, oldest first
 	dirty      bool
 
@@ -68,15 +70,14 @@ func (s *session) acknowledge(upTo uint64) {
 	}
 	for seq := s.acked + 1; seq <= min(upTo, s.acked+uint64(len(s.ring))); seq++ {
 		o := s.slot(seq)
-		if o.known {
-			s.bytes -= len(o.data) + outcomeOverhead
-		}
 		o.known = false
-		if cap(o.data) > 4<<10 {
-			o.data = nil // do not let one large reply stay for ever
+		if cap(o.data) > keptOutcome {
+			s.bytes -= cap(o.data)
+			o.data = nil // do not let large replies stay for ever
 		}
 	}
 	s.acked = upTo
+	s.shrink()
 }
 
 func (s *session) record(seq, digest uint64, index Index, data []byte) {
@@ -88,9 +89,11 @@ func (s *session) record(seq, digest uint64, index Index, data []byte) {
 	if o.known {
 		return
 	}
-	s.bytes += len(data) + outcomeOverhead
+	s.bytes -= cap(o.data)
 	o.known, o.digest, o.index = true, digest, index
 	o.data = append(o.data[:0], data...)
+	s.bytes += cap(o.data)
+	s.last = max(s.last, seq)
 }
 
 // grow makes the ring reach seq.
@@ -99,22 +102,52 @@ func (s *session) grow(seq uint64) {
 	for s.acked+uint64(n) < seq {
 		n *= 2
 	}
-	if n == len(s.ring) {
-		return
-	}
-	old := *s
-	s.ring = make([]outcome, n)
-	for q := s.acked + 1; q <= s.acked+uint64(len(old.ring)); q++ {
-		*s.slot(q) = *old.slot(q)
+	if n != len(s.ring) {
+		s.resize(n)
 	}
 }
 
-// Outcomes that nobody acknowledges are bounded, per session and per shard; beyond that, commands wait.
+// shrink gives back the room of a ring in which little is left. What remains is enough for a few outcomes,
+// so that a session with little in flight reuses what it has, and one with much at a time does not make it anew for each.
+func (s *session) shrink() {
+	need := smallRing / 4
+	for s.acked+uint64(need) < s.last {
+		need *= 2
+	}
+	if len(s.ring) > 4*need {
+		s.resize(2 * need)
+	}
+}
+
+// resize gives the ring another length, in which everything known has its place.
+func (s *session) resize(n int) {
+	old := *s
+	s.ring = make([]outcome, n)
+	s.bytes += n * outcomeBytes
+	for i := range old.ring {
+		s.bytes -= outcomeBytes + cap(old.ring[i].data)
+	}
+	for q := s.acked + 1; q <= s.acked+uint64(min(n, len(old.ring))); q++ {
+		o := s.slot(q)
+		*o = *old.slot(q)
+		s.bytes += cap(o.data)
+	}
+}
+
+// What sessions take is bounded, per session and per shard; beyond that, commands wait until outcomes are acknowledged. The bounds are for
+// the leader that decides: how much memory a session takes depends on its history on this node, and no entry does on it.
 const (
-	outcomeOverhead  = 64
+	outcomeBytes     = int(unsafe.Sizeof(outcome{}))
+	keptOutcome      = 256 // memory of an outcome that is used again, at most
+	smallRing        = 16  // outcomes: a ring that is not made smaller
 	maxSessionBytes  = 32 << 20
 	maxSessionsBytes = 512 << 20
+	// idleSessionBytes is more than a session takes of which nothing is known any more, so that those never use up the bound.
+	idleSessionBytes = 8 << 10
 )
+
+// maxSessions is the bound of all sessions of a shard that may have so many of them.
+func maxSessions(n int) int { return max(maxSessionsBytes, n*idleSessionBytes) }
 
 // sessionTable holds all sessions of a shard.
 type sessionTable struct {
@@ -122,7 +155,7 @@ type sessionTable struct {
 	oldest  *session
 	newest  *session
 	uses    uint64
-	bytes   int // of all outcomes
+	bytes   int // of all sessions
 	dirty   []*session
 	removed []SessionID // since the last flush
 }

@@ -325,9 +325,9 @@ type Status struct {
 	Time         Timestamp
 	Hash         uint64 // of all state changes up to Applied; equal on all replicas
 	Sessions     int
-	Inflight     int // entries proposed and not applied
-	Queued       int // calls pending
-	Memory       int64
+	Inflight     int   // entries proposed and not applied
+	Queued       int   // calls pending
+	Memory       int64 // bytes: what is not flushed, log and sessions
 	Quiet        bool
 	Err          *Error // why it serves nobody: it stopped, or it was removed and votes as long as somebody counts on that
 	Stats        Stats
@@ -351,7 +351,7 @@ func (w *Worker) Look(id ShardID, s *Status) bool {
 		Shard: id, Role: roleNames[r.role], Term: r.raftTerm, Leader: r.leader, Voters: r.conf.Voters, Learners: r.conf.Learners, Members: r.conf, Version: r.meta.machine, MaxVersion: r.maxVersion(), JournalShort: r.cutShort,
 		Applied: r.applied, Last: Index(r.log.last()), Flushed: Index(r.log.flushed),
 		Sequence: r.seq, Time: r.time, Hash: r.chain, Sessions: len(r.sessions.byID), Queued: r.pending.requests,
-		Quiet: r.quiet, Err: r.broken, Stats: r.stats, Memory: r.state.LayerBytes() + r.log.bytes,
+		Quiet: r.quiet, Err: r.broken, Stats: r.stats, Memory: r.state.LayerBytes() + r.log.bytes + int64(r.sessions.bytes),
 	}
 	if r.broken == nil && r.damaged != nil {
 		s.Err = r.damaged

@@ -326,7 +326,7 @@ func (r *restore) install(ctx context.Context, store *state.Store, s *snapshot.B
 	if err != nil {
 		return err
 	}
-	h, err := store.Shard(s.Shard, state.Limits{})
+	h, err := store.Shard(s.Shard)
 	if err != nil {
 		return err
 	}

@@ -423,14 +423,16 @@ func (r *Router) answer(now int64, c *Call, attempt uint32, res core.Result, err
 	c.last = err
 	c.step("failed", c.target, err)
 	switch e, no := core.Verdict(err); {
-	case no != nil && no.Code == core.CodeSequenceTooHigh && (c.inDoubt || c.Mark != nil):
-		r.again(now, c, errTooHigh) // outcomes of others make room
-	case no != nil:
-		r.finish(c, core.Result{}, rejected(c, no))
-	case e == nil:
+	case no != nil, e == nil:
 		r.finish(c, core.Result{}, err)
 	case e.Code == core.CodeAnswerTooLarge && (e.Kind != core.ErrNotProposed || !c.inDoubt): // and it would be again
 		r.finish(c, core.Result{}, err)
+	case e.Code == core.CodeSequenceTooHigh && c.Mark == nil && !c.inDoubt:
+		r.finish(c, core.Result{}, err)
+	case e.Code == core.CodeSequenceTooHigh:
+		r.again(now, c, errTooHigh) // outcomes of others make room
+	case e.Code.Ended():
+		r.finish(c, core.Result{}, ended(c, e))
 	case e.Kind == core.ErrNotProposed && final(e.Code) && !c.inDoubt:
 		r.finish(c, core.Result{}, err)
 	case e.Kind != core.ErrNotProposed && !c.repeatable():
@@ -441,9 +443,9 @@ func (r *Router) answer(now int64, c *Call, attempt uint32, res core.Result, err
 	}
 }
 
-// rejected is the answer to a call that was decided. A session that ended, or forgot, while an attempt was unknown took the outcome with it.
-func rejected(c *Call, why *core.Rejection) error {
-	if c.inDoubt && (why.Code == core.CodeSessionExpired || why.Code == core.CodeSequenceAcked) && !mutated("expired-is-rejected") {
+// ended is the answer to a call whose session does not know it. A session that ended, or forgot, while an attempt was unknown took the outcome with it.
+func ended(c *Call, why *core.Error) error {
+	if c.inDoubt && !mutated("expired-is-not-proposed") {
 		return &core.Error{Kind: core.ErrUnknown, Code: why.Code,
 			Message: "the session does not know any more what became of it: read from the state whether it happened (" + why.Error() + ")"}
 	}

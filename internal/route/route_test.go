@@ -171,10 +171,10 @@ func TestWithSession(t *testing.T) {
 
 // Whatever ends a call that may have happened does not say that it did not.
 func TestDoubtStays(t *testing.T) {
-	expired, acked := &core.Rejection{Code: core.CodeSessionExpired}, &core.Rejection{Code: core.CodeSequenceAcked}
+	expired, acked := refusal(core.CodeSessionExpired), refusal(core.CodeSequenceAcked)
 	for name, err := range map[string]error{
 		"not leader": refusal(core.CodeNotLeader), "too large": refusal(core.CodeCommandTooLarge), "overloaded": refusal(core.CodeOverloaded), "answer": refusal(core.CodeAnswerTooLarge),
-		"expired": expired, "acknowledged": acked, "too high": &core.Rejection{Code: core.CodeSequenceTooHigh}, "silence": nil,
+		"expired": expired, "acknowledged": acked, "too high": refusal(core.CodeSequenceTooHigh), "silence": nil,
 	} {
 		t.Run(name, func(t *testing.T) {
 			r, a, b := newPair(Config{})
@@ -202,7 +202,7 @@ func TestDoubtStays(t *testing.T) {
 	c, done := call(200*ms, 5)
 	r.Submit(0, c)
 	a.answer(ms, expired)
-	wantKind(t, c, done, core.ErrRejected)
+	wantKind(t, c, done, core.ErrNotProposed)
 }
 
 // A doubt that comes with a code that is final by itself is still one, and a call that may be repeated is.
@@ -527,7 +527,7 @@ func (m *member) Send(c *Call, number uint32) bool {
 			if tr.executed == 0 {
 				tr.open--
 			}
-			reply(w.r.Int64N(5*ms), &core.Rejection{Code: core.CodeSessionExpired})
+			reply(w.r.Int64N(5*ms), refusal(core.CodeSessionExpired))
 		case kind == 7:
 			tr.open--
 			reply(w.r.Int64N(5*ms), refusal(core.CodeOverloaded))

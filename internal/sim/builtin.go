@@ -236,6 +236,9 @@ func (m *builtinModel) rejection(i core.Index, r *logRequest) {
 		right = code == core.CodeValueTooLarge
 	case opSet, opAdd:
 	}
+	if m.b.s.swarm.narrow > 0 { // whoever led had its own limits
+		right = right || code == core.CodeKeyTooLarge || code == core.CodeValueTooLarge && 8+cmd.pad+1 > narrowValueBytes
+	}
 	if !right || (code == codeMismatch || code == codeShort) && decodeValue(r.outcome.detail) != now {
 		m.o.fail("decision", "entry %d rejects %v with %s %x on value %d", i, cmd, code, r.outcome.detail, now)
 	}

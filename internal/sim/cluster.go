@@ -199,7 +199,7 @@ func (n *node) open() error {
 		return err
 	}
 	cfg := n.s.swarm.core
-	cfg.Node = n.id
+	cfg.Node, cfg.Limits = n.id, n.s.swarm.limits(n.id, n.gen)
 	if err := cfg.Validate(); err != nil {
 		return err
 	}
@@ -210,7 +210,7 @@ func (n *node) open() error {
 		n.workers = append(n.workers, w)
 	}
 	for id := core.ShardID(1); id <= n.s.work.shards(); id++ {
-		st, err := n.store.Shard(uint64(id), state.Limits{MaxKeyBytes: cfg.Limits.MaxKeyBytes, MaxValueBytes: cfg.Limits.MaxValueBytes})
+		st, err := n.store.Shard(uint64(id))
 		if err != nil {
 			return err
 		}

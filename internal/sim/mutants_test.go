@@ -103,6 +103,8 @@ var mutants = []mutant{
 	{guarantee: "repair", faults: "serve-damage", opts: Options{tune: mending}},
 	{guarantee: "bug", faults: "damaged-cuts-again", opts: Options{tune: mending}, from: 1471},
 	{guarantee: "bug", faults: "busy-after-damage", opts: Options{tune: mending}, from: 1101},
+	{guarantee: "limits", faults: "limits-of-followers", opts: Options{tune: unlike}},
+	{guarantee: "limits", faults: "long-keys-stay", opts: Options{tune: unlike}},
 	// Of internal/datadir.
 	{guarantee: "restore", faults: "restore-keeps-cluster", opts: Options{tune: restoringTune}},
 	{guarantee: "restore", faults: "restore-drops-sessions", opts: Options{tune: restoringTune}},
@@ -114,7 +116,7 @@ var mutants = []mutant{
 	{guarantee: "G12", faults: "repeat-without-session", opts: Options{tune: proxied}},
 	{guarantee: "G12", faults: "doubt-is-forgotten", opts: Options{tune: proxied}},
 	{guarantee: "G12", faults: "late-answer", opts: Options{tune: proxied}},
-	{guarantee: "G12", faults: "expired-is-rejected", opts: Options{tune: proxied}},
+	{guarantee: "G12", faults: "expired-is-not-proposed", opts: Options{tune: proxied}},
 }
 
 // TestMutants runs each mutant in a process of its own, as many at a time as there are processors: which one a process is, is a global.

@@ -109,16 +109,22 @@ func verdictOf(err error) verdict {
 	}
 	r, ok := errors.AsType[*core.Rejection](err)
 	switch {
+	case ok && r.Code == core.CodeSequenceReused:
+		return refused
 	case ok:
-		switch r.Code {
-		case core.CodeSessionExpired, core.CodeSequenceAcked, core.CodeSequenceReused, core.CodeSequenceTooHigh:
-			return refused
-		}
 		return rejected
+	case refusedByRules(err):
+		return refused
 	case errors.Is(err, core.ErrNotProposed):
 		return notProposed
 	}
 	return unknownOutcome
+}
+
+// refusedByRules: a sequence number that is not in the session's window, or no session any more.
+func refusedByRules(err error) bool {
+	e, ok := errors.AsType[*core.Error](err)
+	return ok && e.Kind == core.ErrNotProposed && (e.Code.Ended() || e.Code == core.CodeSequenceTooHigh)
 }
 
 func (a *attempt) verdict() verdict { return verdictOf(a.req.Err) }

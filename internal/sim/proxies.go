@@ -599,11 +599,11 @@ func (c *checker) told(k *asking, call *route.Call) {
 		}) {
 			c.s.fail("told", "%v is told that it happened, at index %d, and no node has said so", o, call.Result.Index)
 		}
-	case no != nil && no.Code != core.CodeSessionExpired && no.Code != core.CodeSequenceAcked:
+	case no != nil:
 		if !said(func(a *attempt) bool { return a.code() == no.Code }) {
 			c.s.fail("told", "%v is told %v, and no node has said so", o, no)
 		}
-	case no != nil || e != nil && e.Kind == core.ErrNotProposed:
+	case e != nil && e.Kind == core.ErrNotProposed:
 		if o.kind != core.KindRead && k.mayHappen() {
 			c.s.fail("told", "%v is told that it did not happen (%v), and it may have, or may yet", o, call.Err)
 		}

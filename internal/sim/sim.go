@@ -153,6 +153,7 @@ func Run(seed uint64, opts Options) *Result {
 	s.swarm = drawSwarm(stream(seed, 2))
 	s.swarm.drawMembers(stream(seed, 6))
 	s.swarm.drawProxies(stream(seed, 7))
+	s.swarm.drawLimits(stream(seed, 10))
 	s.swarm.drawRepairs(stream(seed, 8))
 	if opts.User == nil && !opts.Nondeterministic {
 		s.swarm.drawRestores(stream(seed, 9))

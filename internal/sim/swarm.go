@@ -12,6 +12,8 @@ const (
 	registers     = core.ShardID(1)
 	bank          = core.ShardID(2)
 	maxValueBytes = 8 << 10
+
+	narrowValueBytes = 100
 )
 
 // swarm is what a seed draws: each run is a system of its own, with some faults and not others. Drawing all
@@ -57,6 +59,7 @@ type swarm struct {
 	repairs    bool    // replicas that have met damage are repaired
 	rotForGood float64 // of damage to be such that no peer can help
 	ruin       bool    // more disks may be damaged than can be spared
+	narrow     int     // one of so many incarnations of nodes has narrow limits of what may be set; 0: none
 }
 
 // latency is a mean with a heavy tail.
@@ -157,6 +160,21 @@ func (s *swarm) drawMembers(r *rand.Rand) {
 			some(faultDowngrade)
 		}
 	}
+}
+
+// drawLimits draws whether nodes have limits of their own, from a source of its own.
+func (s *swarm) drawLimits(r *rand.Rand) { s.narrow = pick(r, 0, 0, 2, 3) }
+
+// limits returns those of a node's incarnation: they are configured node by node, and change with a restart.
+func (s *swarm) limits(id core.NodeID, gen uint64) core.Limits {
+	l := s.core.Limits
+	if s.narrow > 0 && (uint64(id)+gen)%uint64(s.narrow) == 0 {
+		l.MaxValueBytes = narrowValueBytes
+		if gen%2 == 0 {
+			l.MaxKeyBytes = 2 // no key of the machines fits
+		}
+	}
+	return l
 }
 
 // drawProxies draws what concerns proxies, from a source of its own.

@@ -7,7 +7,7 @@ import (
 
 // Clusters made for what few seeds bring about: each changes what the seed has drawn.
 var tunes = map[string]func(*swarm){
-	"restless": restless, "hanging": hanging, "crowded": crowded, "behind": behind, "arriving": arriving, "slowCuts": slowCuts, "changing": changing, "proxied": proxied,
+	"restless": restless, "hanging": hanging, "crowded": crowded, "behind": behind, "arriving": arriving, "slowCuts": slowCuts, "changing": changing, "unlike": unlike, "proxied": proxied,
 	"upgrading": upgrading, "joining": joining, "rotten": rotten, "mending": mending, "ruined": ruined, "restored": restoringTune, "restoredAfterChanges": restoredAfterChanges,
 }
 
@@ -18,8 +18,11 @@ func proxied(s *swarm) {
 	s.core.Sessions.Max, s.sessions, s.clients, s.clientLoss = 3, 0.7, 6, 0.05
 }
 
-// direct has none: what needs many seeds is looked for in the clusters in which it was first found.
-func direct(s *swarm) { s.proxies, s.every[faultProxy], s.every[faultStream] = 0, 0, 0 }
+// direct has none, and no node is unlike the others: what needs many seeds is looked for in the clusters in which it was first found.
+func direct(s *swarm) { s.proxies, s.every[faultProxy], s.every[faultStream], s.narrow = 0, 0, 0, 0 }
+
+// unlike has nodes with limits of their own.
+func unlike(s *swarm) { s.nodes, s.narrow = 3, 2 }
 
 // restless makes for entries in flight on leaders that are none any more.
 func restless(s *swarm) {

@@ -147,7 +147,7 @@ func (w *userWork) tune(s *swarm) {
 	l := &s.core.Limits
 	l.MaxCommandBytes, l.MaxEntryBytes, l.MaxKeyBytes, l.MaxValueBytes = d.MaxCommandBytes+tagBytes, d.MaxEntryBytes, d.MaxKeyBytes, d.MaxValueBytes
 	l.MaxQueuedBytes = d.MaxQueuedBytes
-	s.maxMemory = 1 << 30
+	s.maxMemory, s.narrow = 1<<30, 0
 	s.proxies, s.every[faultProxy], s.every[faultStream] = 0, 0, 0
 	if s.programs = highest(w.u.New()); s.programs == 0 {
 		s.every[faultUpgrade], s.every[faultDowngrade] = 0, 0

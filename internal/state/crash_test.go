@@ -339,7 +339,7 @@ func readCorrupt(mem *vfs.MemFS, d durable) (err error) {
 		return errOpen
 	}
 	defer s.Close()
-	h, err := s.Shard(1, Limits{})
+	h, err := s.Shard(1)
 	if err != nil {
 		return errOpen
 	}

@@ -47,7 +47,7 @@ func (e *ReadError) Error() string {
 // Unwrap gives access to the cause.
 func (e *ReadError) Unwrap() error { return e.Err }
 
-// LimitError is the value of the panic when Set breaks a limit of the shard.
+// LimitError is the value of the panic when a key or value to be set is too large.
 // Nothing was written.
 type LimitError struct {
 	What   string // "key" or "value"
@@ -58,6 +58,16 @@ type LimitError struct {
 
 func (e *LimitError) Error() string {
 	return fmt.Sprintf("state: %s of %d bytes is over the limit of %d (key %s)", e.What, e.Size, e.Limit, shortKey(e.Prefix))
+}
+
+// CheckLimits panics with *LimitError if key or value has more bytes than that.
+func CheckLimits(key, value []byte, maxKey, maxValue int) {
+	if len(key) > maxKey {
+		panic(&LimitError{"key", len(key), maxKey, keyPrefix(key)})
+	}
+	if len(value) > maxValue {
+		panic(&LimitError{"value", len(value), maxValue, keyPrefix(key)})
+	}
 }
 
 const shortKeyLen = 32

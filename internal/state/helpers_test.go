@@ -29,7 +29,7 @@ func open(t testing.TB, fs vfs.FS) *Store {
 
 func openShard(t testing.TB, s *Store, id uint64) *Shard {
 	t.Helper()
-	h, err := s.Shard(id, Limits{})
+	h, err := s.Shard(id)
 	if err != nil {
 		t.Fatal(err)
 	}

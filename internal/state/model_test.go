@@ -433,29 +433,38 @@ func TestUndoLogReusesMemory(t *testing.T) {
 
 func TestLimits(t *testing.T) {
 	s := open(t, vfs.NewMem())
-	h, err := s.Shard(1, Limits{MaxKeyBytes: 10, MaxValueBytes: 5})
+	h, err := s.Shard(1)
 	if err != nil {
 		t.Fatal(err)
 	}
-	h.Set(make([]byte, 10), make([]byte, 5))
+	longest, value := make([]byte, MaxKeyBytes), []byte("v")
+	h.Set(longest, value)
+	tooLong := append(longest, 0)
 	for _, set := range []func(){
-		func() { h.Set(make([]byte, 11), nil) },
-		func() { h.Set([]byte("k"), make([]byte, 6)) },
+		func() { h.Set(tooLong, nil) },
+		func() { CheckLimits([]byte("k"), make([]byte, 6), 1, 5) },
 	} {
 		err, ok := caught(set).(*LimitError)
 		if !ok || err.Size != err.Limit+1 {
 			t.Errorf("got %v", err)
 		}
 	}
-	if n := len(collect(h.Scan(nil, nil), -1)); n != 1 {
-		t.Errorf("%d keys", n)
-	}
-	for _, l := range []Limits{{MaxKeyBytes: -1}, {MaxKeyBytes: maxKeyBytes + 1}, {MaxValueBytes: maxValueBytes + 1}} {
-		if _, err := s.Shard(2, l); err == nil {
-			t.Errorf("%+v accepted", l)
+	v := h.Version()
+	defer v.Close()
+	for name, get := range map[string]func([]byte) ([]byte, bool){"head": h.Get, "version": v.Get} {
+		if got, ok := get(longest); !ok || string(got) != "v" {
+			t.Errorf("%s: the longest key has %q", name, got)
+		}
+		if _, ok := get(tooLong); ok {
+			t.Errorf("%s: a key that cannot be is there", name)
 		}
 	}
-	if _, err := s.Shard(1, Limits{}); !errors.Is(err, ErrShardOpen) {
+	h.Delete(tooLong)
+	h.Delete(longest)
+	if n := len(collect(h.Scan(nil, nil), -1)); n != 0 {
+		t.Errorf("%d keys", n)
+	}
+	if _, err := s.Shard(1); !errors.Is(err, ErrShardOpen) {
 		t.Errorf("second owner: %v", err)
 	}
 }

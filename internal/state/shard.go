@@ -2,37 +2,18 @@ package state
 
 import (
 	"errors"
-	"fmt"
 	"iter"
 	"slices"
 
 	"github.com/cockroachdb/pebble/v2"
 )
 
-// Limits bound what Set accepts.
-type Limits struct {
-	MaxKeyBytes   int // 0: 64 KiB, which is also the highest that is allowed
-	MaxValueBytes int // 0: 64 MiB; at most 1 GiB
-}
-
+// What a key and a value may have at most. They belong to the format: every replica must take what one
+// of them has taken, so nobody configures them.
 const (
-	maxKeyBytes       = 64 << 10
-	defaultValueBytes = 64 << 20
-	maxValueBytes     = 1 << 30
+	MaxKeyBytes   = 64 << 10
+	MaxValueBytes = 1 << 30
 )
-
-func (l Limits) resolve() (Limits, error) {
-	if l.MaxKeyBytes == 0 {
-		l.MaxKeyBytes = maxKeyBytes
-	}
-	if l.MaxValueBytes == 0 {
-		l.MaxValueBytes = defaultValueBytes
-	}
-	if l.MaxKeyBytes < 0 || l.MaxKeyBytes > maxKeyBytes || l.MaxValueBytes < 0 || l.MaxValueBytes > maxValueBytes {
-		return l, fmt.Errorf("state: limits out of range: %+v", l)
-	}
-	return l, nil
-}
 
 // Shard is the state of one shard as its owner sees it: the head, which on a
 // leader is ahead of what is committed.
@@ -42,7 +23,6 @@ func (l Limits) resolve() (Limits, error) {
 type Shard struct {
 	store   *Store
 	id      uint64
-	limits  Limits
 	closed  bool
 	scans   int // that are under way; no writes meanwhile
 	scanAge int // of scans: EndScans ends those of an earlier one
@@ -106,6 +86,9 @@ func (h *Shard) DropClean() { h.clean = nil }
 // Get returns the value under key. The value is immutable and may be kept,
 // which keeps its memory.
 func (h *Shard) Get(key []byte) ([]byte, bool) {
+	if len(key) > MaxKeyBytes {
+		return nil, false // it cannot exist
+	}
 	k := lookupKey(key)
 	for _, l := range [...]*layer{h.active, h.frozen, h.clean} {
 		if l == nil {
@@ -179,22 +162,17 @@ func (h *Shard) EndScans() {
 }
 
 // Set stores a copy of value under a copy of key. It panics with *LimitError
-// if either is too large.
+// if either has more than the format takes.
 func (h *Shard) Set(key, value []byte) {
-	if len(key) > h.limits.MaxKeyBytes {
-		panic(&LimitError{"key", len(key), h.limits.MaxKeyBytes, keyPrefix(key)})
-	}
-	if len(value) > h.limits.MaxValueBytes {
-		panic(&LimitError{"value", len(value), h.limits.MaxValueBytes, keyPrefix(key)})
-	}
+	CheckLimits(key, value, MaxKeyBytes, MaxValueBytes)
 	assert(h.scans == 0 && h.install == nil, "write during a scan or an install")
 	h.wrote(h.active.set(key, value))
 }
 
 // Delete removes key, which need not exist.
 func (h *Shard) Delete(key []byte) {
-	if len(key) > h.limits.MaxKeyBytes {
-		return // it cannot exist
+	if len(key) > MaxKeyBytes {
+		return // it cannot exist, on any replica
 	}
 	assert(h.scans == 0 && h.install == nil, "write during a scan or an install")
 	h.wrote(h.active.remove(key))

@@ -161,20 +161,16 @@ func (s *Store) ShardIDs() (ids []uint64, err error) {
 }
 
 // Shard opens a shard, which may be new, for one owner. It is closed with Shard.Close.
-func (s *Store) Shard(id uint64, limits Limits) (*Shard, error) {
+func (s *Store) Shard(id uint64) (*Shard, error) {
 	if id == 0 {
 		return nil, errors.New("state: shard 0 is no shard")
-	}
-	limits, err := limits.resolve()
-	if err != nil {
-		return nil, err
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.shards[id] != nil {
 		return nil, fmt.Errorf("%w: %d", ErrShardOpen, id)
 	}
-	h := &Shard{store: s, id: id, limits: limits, active: newLayer()}
+	h := &Shard{store: s, id: id, active: newLayer()}
 	h.keyBuf = prefix(nil, id, kindData)
 	if err := h.load(); err != nil {
 		return nil, fmt.Errorf("state: open shard %d: %w", id, err)

@@ -203,7 +203,7 @@ func (b *besides) install(t *testing.T) error {
 func (b *besides) intact(t *testing.T, s *Store) {
 	t.Helper()
 	for _, id := range []uint64{1, 3} {
-		h, err := s.Shard(id, Limits{})
+		h, err := s.Shard(id)
 		if err != nil {
 			if !b.together || !IsDamage(err) {
 				t.Errorf("shard %d: %v", id, err)

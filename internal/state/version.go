@@ -133,6 +133,9 @@ func (v *Version) Close() {
 // Get is as Shard.Get.
 func (v *Version) Get(key []byte) ([]byte, bool) {
 	assert(!v.closed.Load(), "read of a closed version")
+	if len(key) > MaxKeyBytes {
+		return nil, false // it cannot exist
+	}
 	k := lookupKey(key)
 	for _, t := range v.layers {
 		if t == nil {

@@ -110,6 +110,9 @@ func grpcCode(d *decreev1.Error, err error) codes.Code {
 	case decreev1.Kind_KIND_REJECTED:
 		return codes.FailedPrecondition
 	case decreev1.Kind_KIND_NOT_PROPOSED:
+		if core.Code(d.GetCode()).Ended() {
+			return codes.FailedPrecondition // asking again does not help
+		}
 		return codes.Unavailable
 	case decreev1.Kind_KIND_BROKEN:
 		return codes.Internal

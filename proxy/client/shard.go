@@ -143,7 +143,7 @@ func (p *Pending) finish(c *route.Call) {
 	p.end(err)
 }
 
-var errSessionExpired = &rsm.Rejection{Code: core.CodeSessionExpired}
+var errSessionExpired = &rsm.Error{Kind: rsm.ErrNotProposed, Code: core.CodeSessionExpired}
 
 func (p *Pending) end(err error) {
 	p.err = err

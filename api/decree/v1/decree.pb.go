@@ -108,6 +108,7 @@ const (
 	// Rejected: decided, and the decision was no. Final.
 	Kind_KIND_REJECTED Kind = 1
 	// NotProposed: this attempt certainly did not happen. Safe to send again; if an earlier attempt under the same numbers was unknown, only under those.
+	// With session_expired or sequence_acked nothing answers for those numbers any more: only the state says what became of an earlier attempt.
 	Kind_KIND_NOT_PROPOSED Kind = 2
 	// Unknown: it may have happened, or may yet. Send it again only under the same session and sequence number.
 	Kind_KIND_UNKNOWN Kind = 3
