@@ -201,3 +201,41 @@ func TestRepairPromisesFirst(t *testing.T) {
 	}
 	h.succeeds(outcome)
 }
+
+// Raft panics with what it cannot read of the journal. That is damage like any other, which a peer can help with, and not a fault of this program.
+//
+// Mutation with which it was seen to fail: "damaged-journal".
+func TestDamagedJournal(t *testing.T) {
+	h := newHand(t, smallCache)
+	h.gone = map[uint64]bool{3: true}
+	h.lead()
+	for range 1500 {
+		h.submit("x") // which changes no state: all tables are journal, but for a record
+	}
+	if first, last := h.replica().state.JournalBounds(); first > h.last[3]+1 || last < 1000 {
+		t.Fatalf("the journal has %d to %d, the follower has %d", first, last, h.last[3])
+	}
+	names, err := h.store.Tables(1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range names {
+		b, err := h.fs.UnsafeGetFileDataBuffer("state/pebble/" + name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b[len(b)/3] ^= 1 // in the middle: pebble has looked at its ends, and remembers them
+	}
+	h.gone = nil
+	h.submit("y")
+	h.settle(50)
+	if h.stopped == nil || h.stopped.Code != CodeStorage || !strings.Contains(h.stopped.Error(), strings.TrimSuffix(names[0], ".sst")) {
+		t.Errorf("stopped: %v", h.stopped)
+	}
+	var repairable error
+	h.in.Calls = append(h.in.Calls, func(w *Worker) { _, _, repairable = w.Repairable(1) })
+	h.pass(1)
+	if repairable != nil {
+		t.Error(repairable)
+	}
+}

@@ -317,7 +317,9 @@ func (r *Replica) contain() {
 	case *state.ReadError:
 		err = broken(CodeStorage, cause, "the state store could not be read")
 	default:
-		if e := r.applying; e != nil {
+		if damage, ok := p.(error); ok && state.IsDamage(damage) && !mutated("damaged-journal") {
+			err = broken(CodeStorage, damage, "the journal could not be read") // raft panics with what its storage says
+		} else if e := r.applying; e != nil {
 			err = broken(CodeApplyPanic, nil, "the machine panicked when it applied the event at %v: %v", e.Position, p)
 		} else {
 			err = broken(CodeCorruption, nil, "an invariant does not hold: %v", p)

@@ -99,6 +99,7 @@ var mutants = []mutant{
 	{guarantee: "repair", faults: "repair-forgets-log", opts: Options{tune: mending}},
 	{guarantee: "repair", faults: "serve-damage", opts: Options{tune: mending}},
 	{guarantee: "bug", faults: "damaged-cuts-again", opts: Options{tune: mending}, survives: "few seeds find it: nothing but the cuts of a leader may meet the damage"},
+	{guarantee: "bug", faults: "damaged-journal", opts: Options{tune: mending}},
 	{guarantee: "bug", faults: "busy-after-damage", opts: Options{tune: mending}, from: 1101},
 	// Of internal/datadir.
 	{guarantee: "restore", faults: "restore-keeps-cluster", opts: Options{tune: restoringTune}},
