@@ -42,7 +42,7 @@ type Options struct {
 	// of shards are allowed; a flush or an install fails.
 	ReadOnly bool
 	// OnFatal is called at most once, on any goroutine, with the first error
-	// that leaves the store unfit for use: of a compaction, of the manifest. Damaged tables are not: see OnDamage.
+	// that leaves the store unfit for use: of a compaction, of the manifest. Damaged tables are not, see OnDamage; nor is a compaction without room.
 	// It must not call the store. The node must stop. Nil: logged only.
 	OnFatal func(error)
 	// OnDamage is called, again and again, on a goroutine of its own, when work of the store's own meets a damaged table (the
