@@ -149,7 +149,11 @@ func (s *Store) ShardIDs() (ids []uint64, err error) {
 		}
 		id := binary.BigEndian.Uint64(it.Key())
 		metaKey := prefix(nil, id, kindMeta)
-		if it.SeekGE(metaKey) && string(it.Key()) == string(metaKey) {
+		if !it.SeekGE(metaKey) {
+			if err := it.Error(); err != nil { // which the next seek would forget
+				return nil, fmt.Errorf("state: list shards: shard %d: %w", id, err)
+			}
+		} else if string(it.Key()) == string(metaKey) {
 			ids = append(ids, id)
 		}
 		if id++; id == 0 {
