@@ -284,6 +284,7 @@ func (r *Replica) flushed(f *FlushDone) {
 		if f.Err == nil { // it counts all the same, should the replica be repaired
 			r.state.Flushed(f.Job)
 			r.log.flushedTo(uint64(f.index))
+			r.w.env.Flushed(r.shard, f.index) // else the log keeps these entries, of which unpin writes none again
 		} else {
 			r.state.AbandonFlush(f.Job)
 		}

@@ -106,6 +106,14 @@ func newHand(t *testing.T, limits Limits, voters ...NodeID) *hand {
 // open starts the replica on what the file system has, and this log.
 func (h *hand) open(log wal.ShardLog) {
 	h.t.Helper()
+	if err := h.tryOpen(log); err != nil {
+		h.t.Fatal(err)
+	}
+}
+
+// tryOpen is open of what the replica may refuse.
+func (h *hand) tryOpen(log wal.ShardLog) error {
+	h.t.Helper()
 	st, err := state.Open(state.Options{Dir: "state", FS: h.fs, Logger: slog.New(slog.DiscardHandler), OnFatal: func(err error) { h.t.Error(err) }})
 	if err != nil {
 		h.t.Fatal(err)
@@ -116,9 +124,7 @@ func (h *hand) open(log wal.ShardLog) {
 	}
 	h.store, h.shard = st, sh
 	h.w = NewWorker(Config{Node: 2, Limits: h.limits}.WithDefaults(), h, h.now)
-	if err := h.w.AddShard(1, Deps{Machine: bulky{}, State: sh, Voters: h.voters, Log: log, Rand: rand.New(rand.NewPCG(1, 2)), Logger: slog.New(slog.DiscardHandler)}); err != nil {
-		h.t.Fatal(err)
-	}
+	return h.w.AddShard(1, Deps{Machine: bulky{}, State: sh, Voters: h.voters, Log: log, Rand: rand.New(rand.NewPCG(1, 2)), Logger: slog.New(slog.DiscardHandler)})
 }
 
 func (h *hand) close() {

@@ -33,7 +33,7 @@ func (w *Worker) Repairable(id ShardID) (least Index, members []NodeID, err erro
 		return 0, nil, notProposed(CodeRepair, "the replica of shard %d on node %d is in service: there is nothing to repair", id, w.cfg.Node)
 	case r.broken.Code == CodeRemoved || r.broken.Code == CodeUnsupported || r.broken.Code == CodeClosed:
 		return 0, nil, notProposed(CodeRepair, "no state of a peer helps here: %v", r.broken)
-	case r.logLost:
+	case r.lostTo != 0:
 		// Its votes may be gone with the entries: it could vote twice.
 		return 0, nil, notProposed(CodeRepair, "the log of node %d has lost what shard %d had acknowledged, which no state of a peer brings back: replace the node by a new one (decree replace)", w.cfg.Node, id)
 	case r.repairing != nil:

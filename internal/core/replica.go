@@ -108,7 +108,7 @@ type Replica struct {
 
 	touched bool // is on the worker's list for this pass
 	broken  *Error
-	logLost bool   // which is why it is broken
+	lostTo  uint64 // why it is broken: of the entries up to here, which it acknowledged, some are gone; 0: none
 	damaged *Error // found when it was made: it stops before it does anything
 	stats   Stats
 }
@@ -317,19 +317,34 @@ func (r *Replica) contain() {
 	case *state.ReadError:
 		err = broken(CodeStorage, cause, "the state store could not be read")
 	default:
-		if e := r.applying; e != nil {
+		if damage, ok := p.(error); ok && state.IsDamage(damage) && !mutated("damaged-journal") {
+			err = broken(CodeStorage, damage, "the journal could not be read") // raft panics with what its storage says
+		} else if e := r.applying; e != nil {
 			err = broken(CodeApplyPanic, nil, "the machine panicked when it applied the event at %v: %v", e.Position, p)
 		} else {
 			err = broken(CodeCorruption, nil, "an invariant does not hold: %v", p)
 			if strings.Contains(fmt.Sprint(p), "tocommit") {
 				// raft's words for: the leader counts on entries that this replica acknowledged and does not have.
 				err.Message = fmt.Sprintf("this node has lost part of its log and may not go on under its id; remove its data and add it as a new node (%v)", p)
-				r.logLost = true
+				var commit uint64
+				_, _ = fmt.Sscanf(fmt.Sprint(p), "tocommit(%d)", &commit)
+				r.lostTo = max(commit, r.log.last()+1)
 			}
 		}
 		r.logger.Error("panic", "reason", p, "stack", string(debug.Stack()))
 	}
 	r.stop(err)
+	r.recordLoss()
+}
+
+// recordLoss makes it durable that entries are gone that this replica had acknowledged. Whoever starts the node again finds a log that ends before
+// what is committed, and is refused (restore): else it would vote for somebody who lacks them too.
+func (r *Replica) recordLoss() {
+	if r.writing || r.lostTo <= r.log.hard.Commit { // what is being written may say less; it comes back to this
+		return
+	}
+	r.log.hard.Commit = r.lostTo
+	r.w.write(nil, record(r.shard, r.log.hard, nil))
 }
 
 // stop takes the replica out of service. It will neither vote, apply nor flush again.
@@ -497,6 +512,7 @@ func (r *Replica) written() {
 		in.promised = false
 		if r.broken != nil {
 			r.abandonInstall()
+			r.recordLoss()
 			return
 		}
 		r.continueInstall()
@@ -511,6 +527,7 @@ func (r *Replica) written() {
 		r.log.hard = rd.HardState
 	}
 	if r.broken != nil {
+		r.recordLoss()
 		return // the log is kept for unpin
 	}
 	r.sendAll(r.held)

@@ -4,6 +4,8 @@ import (
 	"testing"
 
 	"go.etcd.io/etcd/raft/v3/raftpb"
+
+	"github.com/decree-raft/decree/wal"
 )
 
 // smallCache lets go of what is flushed at once, and flushes often.
@@ -120,5 +122,56 @@ func TestRejectionsLeadToFlushes(t *testing.T) {
 	}
 	if n := h.replica().stats.Flushes; n < 3 {
 		t.Errorf("%d flushes for 30 MB that were rolled back, with a limit of 8", n)
+	}
+}
+
+// A flush that ends when its replica has stopped counts for the log too: what it wrote is in the way of everybody's segments else, for as long as the
+// replica is out of service.
+//
+// Mutation with which it was seen to fail: flushed does not tell the log of a replica that has stopped.
+func TestFlushEndsAfterStop(t *testing.T) {
+	h := newHand(t, smallCache)
+	log := wal.NewMemory()
+	write := func() {
+		t.Helper()
+		for _, w := range h.writes {
+			if err := log.Append(w.Records); err != nil {
+				t.Fatal(err)
+			}
+		}
+		h.in.Written, h.writes = append(h.in.Written, h.writes...), nil
+	}
+	entries := entriesOf(1, 2000, 1)
+	h.message(raftpb.Message{Type: raftpb.MsgApp, From: 1, Term: 1, Entries: entries, Commit: 2000})
+	h.pass(1)
+	write()
+	h.pass(1)
+	if len(h.flushes) != 1 {
+		t.Fatalf("%d flushes are under way, want one", len(h.flushes))
+	}
+	for { // other shards go on, and begin segments
+		if segments, _ := log.Size(); segments > 2 {
+			break
+		}
+		if err := log.Append([]wal.Record{{Shard: 2, HardState: wal.HardState{Term: 1}, Entries: []wal.Entry{{Index: 1, Term: 1, Data: make([]byte, 64<<10)}}}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	h.damage(CodeDivergence)
+	h.flush()
+	h.pass(1)
+	log.Flushed(1, uint64(h.released))
+	h.in.Pinned = []ShardID{1}
+	h.pass(1)
+	write()
+	h.pass(1)
+	for _, p := range log.Pinned() {
+		if p.Shard == 1 {
+			t.Errorf("the log still holds %+v", p)
+		}
+	}
+	h.reopen(&log)
+	if r := h.replica(); r.applied != 2000 || r.log.last() != 2000 {
+		t.Errorf("after a restart %d entries are applied, and the log ends at %d", r.applied, r.log.last())
 	}
 }

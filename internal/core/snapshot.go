@@ -712,6 +712,7 @@ func (r *Replica) installed(d *InstallDone) {
 		}
 		r.abandonInstall()
 		if r.broken != nil {
+			r.recordLoss()
 			return
 		}
 		// Raft has moved on to the snapshot already. A restart begins with what is on disk.

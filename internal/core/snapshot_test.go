@@ -217,6 +217,13 @@ func (h *hand) offerWriting(s *snapshot.Snapshot, term uint64, write func()) {
 // reopen restarts the replica on its disk.
 func (h *hand) reopen(log **wal.Memory) {
 	h.t.Helper()
+	if err := h.tryReopen(log); err != nil {
+		h.t.Fatal(err)
+	}
+}
+
+func (h *hand) tryReopen(log **wal.Memory) error {
+	h.t.Helper()
 	h.close()
 	h.writes, h.flushes, h.in, h.installs, h.sent, h.stopped = nil, nil, Input{}, nil, nil, nil
 	reopened, rec, err := (*log).Reopen()
@@ -224,7 +231,7 @@ func (h *hand) reopen(log **wal.Memory) {
 		h.t.Fatal(err)
 	}
 	*log = reopened
-	h.open(*rec.Shards[1])
+	return h.tryOpen(*rec.Shards[1])
 }
 
 // A cut that is under way when a snapshot arrives ends some time; the installation waits for it, and for no more than that.

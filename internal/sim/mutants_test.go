@@ -102,6 +102,7 @@ var mutants = []mutant{
 	{guarantee: "repair", faults: "repair-forgets-log", opts: Options{tune: mending}},
 	{guarantee: "repair", faults: "serve-damage", opts: Options{tune: mending}},
 	{guarantee: "bug", faults: "damaged-cuts-again", opts: Options{tune: mending}, from: 1471},
+	{guarantee: "bug", faults: "damaged-journal", opts: Options{tune: mending}},
 	{guarantee: "bug", faults: "busy-after-damage", opts: Options{tune: mending}, from: 1101},
 	{guarantee: "limits", faults: "limits-of-followers", opts: Options{tune: unlike}},
 	{guarantee: "limits", faults: "long-keys-stay", opts: Options{tune: unlike}},

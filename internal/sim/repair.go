@@ -236,7 +236,7 @@ type repairing struct {
 	member []core.NodeID
 }
 
-// repair is rsm's repairStopped.
+// repair is rsm's repairStopped, which looks at the reason too: foundDamage lets through the same.
 func (n *node) repair(w *worker, id core.ShardID, why *core.Error) {
 	if !n.s.swarm.repairs {
 		return

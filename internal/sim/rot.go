@@ -143,9 +143,9 @@ func namesDamage(err error, file string) bool {
 	return strings.HasPrefix(file, "MANIFEST-") || strings.Contains(err.Error(), strings.TrimSuffix(file, ".sst"))
 }
 
-// foundDamage reports whether a replica stopped because it has read what is damaged.
+// foundDamage reports whether a replica stopped because it has read what is damaged: for a reason that rsm's repairStopped takes for damage, no other.
 func (n *node) foundDamage(id core.ShardID, err *core.Error) bool {
-	if n.rotten == "" || err.Code != core.CodeStorage && err.Code != core.CodeCorruption {
+	if n.rotten == "" || err.Code != core.CodeStorage {
 		return false
 	}
 	n.s.trace.note("n%d shard %d: %v", n.id, id, err)

@@ -29,7 +29,8 @@ var (
 	ErrShardOpen = errors.New("state: shard is open already")
 )
 
-// IsDamage reports whether an error says that files are not what was written to them, and not that they cannot be read or written now.
+// IsDamage reports whether an error says that files are not what was written to them, or that the disk cannot read a table of the store: another
+// state of the shard helps against both. What cannot be written, or opened, is none.
 func IsDamage(err error) bool { return errors.Is(err, ErrCorrupt) || pebble.IsCorruptionError(err) }
 
 // ReadError is the value of the panic when a read of durable state fails.

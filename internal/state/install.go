@@ -157,7 +157,22 @@ func (s *Store) replace(shard uint64, paths []string) error {
 // be gone, without an error. A table that lies in the span goes without being read.
 //
 // No compaction writes tables that reach beyond a shard (see oneShard), so what is read here cannot change before it is cut. Programs before that one did.
-func (s *Store) mayExcise(span pebble.KeyRange) error {
+//
+// A table that a compaction has split and removed since it was listed is none to look at any more.
+func (s *Store) mayExcise(span pebble.KeyRange) (err error) {
+	for range listsAtMost {
+		if err = s.readBorders(span); !errors.Is(err, fs.ErrNotExist) {
+			break
+		}
+	}
+	return err
+}
+
+// listsAtMost: a table that is still listed after that, and is not there, was removed by somebody else.
+const listsAtMost = 5
+
+// readBorders looks at all tables that reach beyond the span.
+func (s *Store) readBorders(span pebble.KeyRange) error {
 	all, err := s.db.SSTables(pebble.WithKeyRangeFilter(span.Start, span.End))
 	if err != nil {
 		return err
@@ -180,7 +195,7 @@ func (s *Store) mayExcise(span pebble.KeyRange) error {
 // readAround does with a table what pebble will do, and looks at the errors.
 func (s *Store) readAround(name string, span pebble.KeyRange) (err error) {
 	ctx := context.Background()
-	r, err := openTable(ctx, s.opts.FS, s.opts.FS.PathJoin(s.path(dbDir), name), s.dbOpts.MakeReaderOptions())
+	r, err := openTable(ctx, namesFS{s.opts.FS}, s.opts.FS.PathJoin(s.path(dbDir), name), s.dbOpts.MakeReaderOptions())
 	if err != nil {
 		return err
 	}

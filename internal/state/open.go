@@ -69,7 +69,7 @@ func (s *Store) prepareDirs() error {
 	return makeDir(fs, s.path(dbDir))
 }
 
-// namesFS makes the names of new manifests and markers durable at once. Pebble syncs a manifest's name together with that of the marker
+// namesFS is the file system as pebble sees it. It makes the names of new manifests and markers durable at once. Pebble syncs a manifest's name together with that of the marker
 // that points to it, and a marker's together with the removal of the one before. On a
 // file system that may keep the second and lose the first, a crash during any Open could leave
 // a store that does not open.
@@ -85,6 +85,26 @@ func (m namesFS) Create(name string, c vfs.DiskWriteCategory) (vfs.File, error) 
 		return nil, errors.Join(err, f.Close())
 	}
 	return f, nil
+}
+
+// Open has a table that the disk cannot read counted as damaged, with all that follows for its one shard: pebble marks what fails its checksum, but
+// not that. A compaction that met a bad sector would end the node, at every start anew.
+func (m namesFS) Open(name string, opts ...vfs.OpenOption) (vfs.File, error) {
+	f, err := m.FS.Open(name, opts...)
+	if err != nil || !strings.HasSuffix(name, ".sst") {
+		return f, err
+	}
+	return tableFile{f}, nil
+}
+
+type tableFile struct{ vfs.File }
+
+func (f tableFile) ReadAt(b []byte, off int64) (int, error) {
+	n, err := f.File.ReadAt(b, off)
+	if err != nil && err != io.EOF && !errors.Is(err, fs.ErrClosed) {
+		err = fmt.Errorf("%w: %w", pebble.ErrCorruption, err)
+	}
+	return n, err
 }
 
 // Unwrap is part of vfs.FS.

@@ -10,6 +10,7 @@ import (
 	"runtime/debug"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2"
@@ -71,12 +72,19 @@ func (s *Store) pebbleOptions(cache *pebble.Cache) *pebble.Options {
 
 // backgroundError is told what pebble's own work meets: compactions, and the look at every table's end that follows an Open. It holds pebble's lock if it is a compaction.
 //
-// Damage is one shard's: the others go on, and that one is mended, or waits for it. Anything else leaves the store unfit.
+// Damage is one shard's: the others go on, and that one is mended, or waits for it. A compaction that finds no room has changed nothing, and is done again
+// later: reads go on meanwhile [G11]. (If it is the manifest that finds none, pebble calls Fatalf before this.) Anything else leaves the store unfit.
 func (s *Store) backgroundError(err error) {
-	if pebble.IsCorruptionError(err) {
+	switch {
+	case pebble.IsCorruptionError(err):
 		s.damage.met.Store(true)
 		s.tellDamage(err)
-	} else {
+	case errors.Is(err, syscall.ENOSPC):
+		s.damage.met.Store(true) // Close may have to wait as well
+		if s.damage.news(compactionNews) {
+			s.opts.Logger.Error("the state store has no room to be compacted", "err", err)
+		}
+	default:
 		s.fatal.set(err)
 	}
 	// Pebble does again at once what has failed, and so for ever, except compactions below the top level, which it leaves alone for minutes.
@@ -107,6 +115,9 @@ type damage struct {
 	mu   sync.Mutex
 	said map[string]time.Time
 }
+
+// compactionNews is no file's name.
+const compactionNews = "compaction"
 
 // saidPause: what is not mended is met again and again.
 const saidPause = time.Minute

@@ -42,7 +42,7 @@ type Options struct {
 	// of shards are allowed; a flush or an install fails.
 	ReadOnly bool
 	// OnFatal is called at most once, on any goroutine, with the first error
-	// that leaves the store unfit for use: of a compaction, of the manifest. Damaged tables are not: see OnDamage.
+	// that leaves the store unfit for use: of a compaction, of the manifest. Damaged tables are not, see OnDamage; nor is a compaction without room.
 	// It must not call the store. The node must stop. Nil: logged only.
 	OnFatal func(error)
 	// OnDamage is called, again and again, on a goroutine of its own, when work of the store's own meets a damaged table (the
@@ -149,7 +149,11 @@ func (s *Store) ShardIDs() (ids []uint64, err error) {
 		}
 		id := binary.BigEndian.Uint64(it.Key())
 		metaKey := prefix(nil, id, kindMeta)
-		if it.SeekGE(metaKey) && string(it.Key()) == string(metaKey) {
+		if !it.SeekGE(metaKey) {
+			if err := it.Error(); err != nil { // which the next seek would forget
+				return nil, fmt.Errorf("state: list shards: shard %d: %w", id, err)
+			}
+		} else if string(it.Key()) == string(metaKey) {
 			ids = append(ids, id)
 		}
 		if id++; id == 0 {

@@ -5,9 +5,11 @@ import (
 	"errors"
 	"math/rand/v2"
 	"testing"
+	"time"
 
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/vfs"
+	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
 
 	"github.com/decree-raft/decree/internal/testkit"
 )
@@ -94,6 +96,48 @@ func installBesideDamage(t *testing.T, together bool) {
 	t.Logf("%d times done, %d times refused", done, refused)
 	if done < 3 || together && refused < 2 {
 		t.Error("there is nothing to see")
+	}
+}
+
+// TestInstallDuringCompaction: a table of several shards that a compaction takes apart, just before it is looked at, is not taken for damaged.
+//
+// Mutation with which it was seen to fail: mayExcise lists the tables once.
+func TestInstallDuringCompaction(t *testing.T) {
+	b := besides{together: true, r: testkit.Random(t), fs: vfs.NewMem()}
+	b.write(t)
+	s := b.open(t)
+	h := openShard(t, s, 1)
+	b.was[1] = fill(t, b.r, h, b.was[1], 1) // something to be compacted into the table
+	h.Close()
+	names, err := s.Tables(2)
+	if err != nil || len(names) != 1 {
+		t.Fatal(names, err)
+	}
+	gone := false
+	mem := s.opts.FS
+	s.opts.FS = errorfs.Wrap(mem, errorfs.InjectorFunc(func(op errorfs.Op) error {
+		if op.Kind != errorfs.OpOpen || mem.PathBase(op.Path) != names[0] || gone {
+			return nil
+		}
+		gone = true
+		compact(t, s)
+		for began := time.Now(); ; time.Sleep(time.Millisecond) { // pebble removes it on a goroutine of its own
+			if _, err := mem.Stat(op.Path); err != nil {
+				return nil
+			}
+			if time.Since(began) > 20*time.Second {
+				t.Error("the table is still there")
+				return nil
+			}
+		}
+	}))
+	j := &InstallJob{store: s, shard: 2, in: Install{Index: b.was[2].index, Tables: b.tables}}
+	if err := j.Run(t.Context()); err != nil || !gone {
+		t.Errorf("%v (the table is gone: %v)", err, gone)
+	}
+	b.intact(t, s)
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
 	}
 }
 

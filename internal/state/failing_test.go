@@ -1,0 +1,149 @@
+package state
+
+import (
+	"errors"
+	"fmt"
+	"path"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
+
+	"github.com/decree-raft/decree/internal/testkit"
+)
+
+// openFailing opens a store whose disk fails as it is told to; told gets shard and table of the damage that pebble meets by itself.
+func openFailing(t *testing.T, fs vfs.FS, compactions bool, fails func(op errorfs.Op) error) (s *Store, told chan string) {
+	t.Helper()
+	told = make(chan string, 1)
+	s, err := Open(Options{Dir: "/s", FS: errorfs.Wrap(fs, errorfs.InjectorFunc(fails)), Logger: quiet(), DisableCompactions: !compactions,
+		OnFatal: func(err error) { t.Errorf("fatal: %v", err) },
+		OnDamage: func(shard uint64, table string, _ error) {
+			select {
+			case told <- fmt.Sprint(shard, " ", table):
+			default:
+			}
+		}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s, told
+}
+
+// TestUnreadableTable: a table in a bad sector is a damaged one, whoever meets it: the shard is to be given another state, and the store goes on.
+//
+// Mutation with which it was seen to fail: namesFS hands out tables as they are.
+func TestUnreadableTable(t *testing.T) {
+	r, fs := testkit.Random(t), vfs.NewMem()
+	var bad atomic.Pointer[string]
+	fails := func(op errorfs.Op) error {
+		if b := bad.Load(); b != nil && op.Kind == errorfs.OpFileReadAt && path.Base(op.Path) == *b {
+			return syscall.EIO
+		}
+		return nil
+	}
+	s, _ := openFailing(t, fs, false, fails)
+	h, other := openShard(t, s, 1), openShard(t, s, 2)
+	d, neighbour := fill(t, r, h, newDurable(), 12), fill(t, r, other, newDurable(), 3) // enough for a compaction
+	tables, _ := cutTo(t, s, fs, 1, "/cut", 0)
+	names, err := s.Tables(1)
+	if err != nil || len(names) != 12 {
+		t.Fatal(names, err)
+	}
+	h.Close()
+	other.Close()
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+
+	s, _ = openFailing(t, fs, false, fails)
+	bad.Store(&names[0])
+	h = openShard(t, s, 1)
+	if err, ok := caught(func() { collect(h.Scan(nil, nil), -1) }).(*ReadError); !ok || !IsDamage(err) || !errors.Is(err, syscall.EIO) {
+		t.Errorf("read: %v", err)
+	}
+	h.Close()
+	if c, err := s.Cut(1); err == nil {
+		_, err = c.Write(t.Context(), CutOptions{Create: func(int) (TableFile, error) { return fs.Create("/vain", vfs.WriteCategoryUnspecified) }})
+		c.Close()
+		if !IsDamage(err) {
+			t.Errorf("cut: %v", err)
+		}
+	} else if !IsDamage(err) { // there is not much of the shard: what is read first is in that table
+		t.Errorf("begin of a cut: %v", err)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+
+	s, told := openFailing(t, fs, true, fails)
+	select {
+	case got := <-told:
+		if want := "1 " + names[0]; got != want {
+			t.Errorf("told of shard and table %s, want %s", got, want)
+		}
+	case <-time.After(20 * time.Second):
+		t.Error("nobody is told")
+	}
+	other = openShard(t, s, 2)
+	neighbour = fill(t, r, other, neighbour, 3)
+	j := &InstallJob{store: s, shard: 1, in: Install{Index: d.index, Tables: tables}} // the shard may not open
+	if err := j.Run(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	h = openShard(t, s, 1)
+	if err := errors.Join(sameDurable(h, installed(d)), sameDurable(other, neighbour)); err != nil {
+		t.Error(err)
+	}
+	h.Close()
+	other.Close()
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestCompactionWithoutRoom: a compaction that finds the disk full is done when there is room, and nobody else notices [G11].
+//
+// Mutation with which it was seen to fail: backgroundError sets fatal whatever the error.
+func TestCompactionWithoutRoom(t *testing.T) {
+	r, fs := testkit.Random(t), vfs.NewMem()
+	var full atomic.Bool
+	var refused atomic.Int64
+	s, _ := openFailing(t, fs, true, func(op errorfs.Op) error {
+		// What a flush writes stands in another directory.
+		if full.Load() && (op.Kind == errorfs.OpCreate || op.Kind == errorfs.OpFileWrite) && strings.HasPrefix(op.Path, "/s/"+dbDir) && strings.HasSuffix(op.Path, ".sst") {
+			refused.Add(1)
+			return syscall.ENOSPC
+		}
+		return nil
+	})
+	full.Store(true)
+	h := openShard(t, s, 1)
+	d := newDurable()
+	d = fill(t, r, h, d, 20)
+	for began := time.Now(); refused.Load() == 0; time.Sleep(10 * time.Millisecond) {
+		if time.Since(began) > 30*time.Second {
+			t.Fatalf("no compaction: %+v", s.Metrics())
+		}
+	}
+	if err := s.db.Compact(t.Context(), []byte{0}, []byte{0xff}, false); !errors.Is(err, syscall.ENOSPC) {
+		t.Errorf("compacted without room: %v", err)
+	}
+	d = fill(t, r, h, d, 5)
+	if err := sameDurable(h, d); err != nil {
+		t.Error(err)
+	}
+	full.Store(false)
+	compact(t, s) // pebble itself waits for half a minute
+	if err := sameDurable(h, d); err != nil {
+		t.Error(err)
+	}
+	h.Close()
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
