@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"iter"
+	"math"
 	"os"
 	"runtime/debug"
 	"slices"
@@ -38,12 +39,64 @@ type BackupOptions struct {
 }
 
 // Backup writes a backup of the node's shards to w, as one stream (package snapshot has the format), while the node goes on working. Each shard is as of one position
-// of its log; between shards there is none that they have in common. After an error what was written is no backup. A node that closes ends its backups, but
-// waits for a Write that has begun: w must not block for ever.
+// of its log; between shards there is none that they have in common. After an error what was written is no backup. A node that closes ends its backups. Neither that
+// nor Config.BackupStall ends a Write that has begun: it may return after Backup has.
 //
 // It takes from the shard's worker no more time than it takes to list what was committed since the last flush; from the disk, what BytesPerSecond allows.
 func (n *Node) Backup(ctx context.Context, w io.Writer, o BackupOptions) (*snapshot.Backup, error) {
-	return n.backup(ctx, snapshot.NewStreamSink(w), o)
+	s := &stallWriter{ctx: ctx, quit: n.engine.quit, stall: n.cfg.BackupStall, pieces: make(chan []byte), wrote: make(chan error, 1)}
+	if s.stall < 0 {
+		s.stall = math.MaxInt64
+	}
+	defer close(s.pieces)
+	go s.run(w)
+	return n.backup(ctx, snapshot.NewStreamSink(s), o)
+}
+
+// ErrBackupStalled is what a backup ends with whose receiver takes nothing: see Config.BackupStall.
+var ErrBackupStalled = errors.New("the receiver of the backup has taken nothing for too long, and what it is of cannot be kept for ever")
+
+// stallWriter writes on a goroutine of its own, which may be left behind with a Write that does not end. What it was given is copied: the Write may outlive the caller.
+type stallWriter struct {
+	ctx   context.Context
+	quit  <-chan struct{}
+	stall time.Duration
+
+	pieces chan []byte
+	wrote  chan error // has room for the one that nobody waits for
+	buf    []byte     // the writing goroutine's between pieces and wrote
+	err    error
+}
+
+func (s *stallWriter) run(w io.Writer) {
+	for p := range s.pieces {
+		_, err := w.Write(p)
+		s.wrote <- err
+	}
+}
+
+// Write implements io.Writer. After an error there is only that.
+func (s *stallWriter) Write(p []byte) (int, error) {
+	if s.err != nil {
+		return 0, s.err
+	}
+	s.buf = append(s.buf[:0], p...)
+	s.pieces <- s.buf
+	late := time.NewTimer(s.stall)
+	defer late.Stop()
+	select {
+	case s.err = <-s.wrote:
+	case <-s.ctx.Done():
+		s.err = context.Cause(s.ctx)
+	case <-s.quit:
+		s.err = errClosed
+	case <-late.C:
+		s.err = fmt.Errorf("%w (%v)", ErrBackupStalled, s.stall)
+	}
+	if s.err != nil {
+		return 0, s.err
+	}
+	return len(p), nil
 }
 
 // BackupTo is Backup into a directory, which must be missing or empty. It leaves as much of the data's disk free as Config.DiskWatermark says. After an error

@@ -745,6 +745,48 @@ func TestBackupEndsWithTheNode(t *testing.T) {
 	}
 }
 
+// A backup whose receiver takes nothing ends, and lets go of what it holds, although the Write that it was in does not end.
+//
+// Mutation with which it was seen to fail: no select on the timer.
+func TestBackupToNobody(t *testing.T) {
+	c := startCluster(t, t.TempDir(), blobs{}, smallFlushes, func(cfg *Config) { cfg.BackupStall = time.Second })
+	fillBlobs(t, c, 1, 4<<20, 4000) // more than the buffers on the way take
+	n := leaderOf(t, c, 1)
+	stuck := make(chan struct{})
+	taken := 0
+	done := make(chan error, 1)
+	go func() {
+		_, err := n.Backup(within(t), writerFunc(func(p []byte) (int, error) {
+			if taken += len(p); taken > 100 {
+				<-stuck
+			}
+			return len(p), nil
+		}), BackupOptions{Shards: []ShardID{1}})
+		done <- err
+	}()
+	var oldest time.Duration
+	eventually(t, "the backup holds the state", func() bool {
+		oldest = n.store.Metrics().OldestVersion
+		return oldest > 100*time.Millisecond
+	})
+	select {
+	case err := <-done:
+		if !errors.Is(err, ErrBackupStalled) {
+			t.Errorf("the backup ended with %v", err)
+		}
+	case <-time.After(20 * time.Second):
+		t.Fatal("the backup does not end")
+	}
+	if n := n.store.Metrics().OpenVersions; n > 0 {
+		t.Errorf("it holds %d versions", n)
+	}
+	close(stuck)
+}
+
+type writerFunc func([]byte) (int, error)
+
+func (f writerFunc) Write(p []byte) (int, error) { return f(p) }
+
 // survivorsOf are the directories of nodes.
 func survivorsOf(c *Cluster, ids ...NodeID) (dirs []string) {
 	for _, id := range ids {

@@ -90,6 +90,9 @@ type Config struct {
 	// SnapshotBytesPerSecond bounds, for each snapshot, how fast it is cut or fetched. Default: no bound. A cut rests for the sake of the
 	// log without one.
 	SnapshotBytesPerSecond int64
+	// BackupStall is how long the receiver of a backup's stream may take nothing; then the backup ends with ErrBackupStalled: what it is of stays on the disk meanwhile, replaced or
+	// not. Default 5 minutes; negative: for ever.
+	BackupStall time.Duration
 	// Workers drive the shards. Default one per core, at most one per shard.
 	Workers int
 	// CacheBytes is the memory for blocks of the state store. Default 64 MiB.
@@ -161,6 +164,7 @@ func (c Config) withDefaults() Config {
 	c.Workers = cmp.Or(c.Workers, min(runtime.NumCPU(), max(1, len(c.Shards))))
 	c.CacheBytes = cmp.Or(c.CacheBytes, 64<<20)
 	c.LogSegments = cmp.Or(c.LogSegments, 8)
+	c.BackupStall = cmp.Or(c.BackupStall, 5*time.Minute)
 	c.DiskWatermark = cmp.Or(c.DiskWatermark, 256<<20)
 	c.FsyncStall = cmp.Or(c.FsyncStall, 10*time.Second)
 	if c.Limits.FlushBytes == 0 {
@@ -197,8 +201,14 @@ func (c *Config) core() core.Config {
 	return core.Config{
 		Node: c.Node, Tick: c.tick(), HeartbeatTicks: 2, ElectionTicks: int(c.ElectionTimeout / c.tick()), QuiesceTicks: quiesce,
 		KeepJournal: c.KeepJournal, JournalBytes: c.JournalBytes, JournalAge: c.JournalAge, JournalMaxBytes: c.JournalMaxBytes,
-		Limits: c.Limits, Sessions: c.Sessions,
+		Limits: c.Limits, Sessions: c.Sessions, RewriteBytes: c.rewriteBytes(),
 	}.WithDefaults()
+}
+
+// rewriteBytes is how much a shard may keep in the log although it does nothing: all shards together a quarter of what the log may take.
+func (c *Config) rewriteBytes() int64 {
+	log := int64(c.LogSegments) * cmp.Or(c.segmentBytes, wal.DefaultSegmentBytes)
+	return min(256<<10, max(1, log/int64(4*max(1, len(c.Shards)))))
 }
 
 func (c *Config) validate() error {

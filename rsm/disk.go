@@ -32,6 +32,21 @@ func (d *diskMonitor) look() (low, changed bool) {
 	return low, low != was
 }
 
+// openFiles is how many tables of the state store are kept open, given the limit of the process: eight for a shard, but no more than leaves half of the files to connections and the like.
+// What does not fit is opened, and its index read, again and again.
+func openFiles(shards int, limit uint64) int {
+	return int(min(uint64(max(1000, 8*shards)), max(64, limit/2)))
+}
+
+// fileLimit is how many files this process may have open.
+func fileLimit() uint64 {
+	var l unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &l); err != nil {
+		return 2000 // enough for what is always asked for
+	}
+	return l.Cur
+}
+
 func freeBytes(dir string) (uint64, error) {
 	var st unix.Statfs_t
 	if err := unix.Statfs(dir, &st); err != nil {

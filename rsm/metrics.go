@@ -38,6 +38,7 @@ const (
 var shardMetrics = []metric{
 	{"leader", "1 if this replica leads the shard.", gauge, func(s *ShardStatus) float64 { return boolGauge(s.Role == "leader") }},
 	{"stopped", "1 if this replica is out of service; the log says why.", gauge, func(s *ShardStatus) float64 { return boolGauge(s.Err != nil) }},
+	{"damaged", "1 if this replica's state is damaged where nobody has read, and it goes on, since the shard could not without it. An alarm.", gauge, func(s *ShardStatus) float64 { return boolGauge(s.Damage != nil) }},
 	{"quiet", "1 if the shard rests for want of work.", gauge, func(s *ShardStatus) float64 { return boolGauge(s.Quiet) }},
 	{"term", "Raft term.", gauge, func(s *ShardStatus) float64 { return float64(s.Term) }},
 	{"applied_index", "Last log index that is applied.", gauge, func(s *ShardStatus) float64 { return float64(s.Applied) }},
@@ -102,6 +103,7 @@ var nodeMetrics = []nodeMetric{
 	{"store_cache_hits_total", "Blocks that were found in the cache.", counter, func(s *nodeFigures) float64 { return float64(s.store.CacheHits) }},
 	{"store_cache_misses_total", "Blocks that had to be read from disk.", counter, func(s *nodeFigures) float64 { return float64(s.store.CacheMisses) }},
 	{"store_open_versions", "Versions of the state that queries, cuts and backups keep.", gauge, func(s *nodeFigures) float64 { return float64(s.store.OpenVersions) }},
+	{"store_oldest_version_seconds", "For how long the oldest of them is kept, and with it on disk what compactions have replaced since. If it only grows, something does not end.", gauge, func(s *nodeFigures) float64 { return s.store.OldestVersion.Seconds() }},
 	{"snapshot_sent_bytes_total", "Bytes of snapshots that peers have fetched from this node.", counter, func(s *nodeFigures) float64 { return float64(s.SnapshotsSent) }},
 	{"disk_free_bytes", "Free space on the data directory's file system.", gauge, func(s *nodeFigures) float64 { return float64(s.FreeDiskBytes) }},
 	{"disk_low", "1 if commands are refused for want of disk space.", gauge, func(s *nodeFigures) float64 { return boolGauge(s.DiskLow) }},

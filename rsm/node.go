@@ -186,7 +186,7 @@ type memoryDisk struct {
 func newMemoryDisk() *memoryDisk { return &memoryDisk{log: wal.NewMemory(), fs: vfs.NewMem()} }
 
 func (n *Node) openData() (map[uint64]*wal.ShardLog, error) {
-	options := state.Options{CacheBytes: n.cfg.CacheBytes, Logger: n.cfg.Logger, DisableCompactions: n.cfg.noCompactions, OnFatal: func(err error) {
+	options := state.Options{CacheBytes: n.cfg.CacheBytes, OpenFiles: openFiles(len(n.cfg.Shards), fileLimit()), Logger: n.cfg.Logger, DisableCompactions: n.cfg.noCompactions, OnFatal: func(err error) {
 		n.fail(&Error{Kind: ErrBroken, Code: core.CodeStorage, Message: "the state store failed", Cause: err})
 	}, OnDamage: n.tableDamaged}
 	n.disk = &diskMonitor{stat: n.cfg.freeBytes, watermark: uint64(max(0, n.cfg.DiskWatermark))}
@@ -545,7 +545,8 @@ func (n *Node) replicaStopped(id ShardID, err *Error) {
 	}
 }
 
-// tableDamaged stops the replica to which a damaged table belongs, also if it has not read it itself, so that it is repaired.
+// tableDamaged has the replica to which a damaged table belongs stopped, also if it has not read it itself, so that it is repaired: as soon as the others can do without it.
+// It runs on a goroutine of its own.
 func (n *Node) tableDamaged(shard uint64, table string, err error) {
 	id := ShardID(shard)
 	n.mu.Lock()
@@ -558,10 +559,14 @@ func (n *Node) tableDamaged(shard uint64, table string, err error) {
 	if s == nil || s.stopped.Load() != nil {
 		return
 	}
+	// A repair may put another in its place at any time. The tables are not listed on the worker's goroutine: there may be very many.
+	replaced := n.store.Replaced()
+	if names, terr := n.store.Tables(shard); terr != nil || !slices.Contains(names, table) {
+		return
+	}
 	n.engine.workerOf(id).post(func(in *core.Input) {
 		in.Calls = append(in.Calls, func(w *core.Worker) {
-			// A repair may have put another in its place.
-			if names, terr := n.store.Tables(shard); terr == nil && slices.Contains(names, table) {
+			if n.store.Replaced() == replaced { // else it is met again, if it is still there
 				w.Unreadable(id, err)
 			}
 		})

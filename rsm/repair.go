@@ -15,7 +15,7 @@ import (
 
 // Repair gives a replica that is out of service the state of another replica, and starts it again. A replica whose disk turns out
 // to be damaged is repaired so by itself (Config.KeepDamage); for one that diverged, find out why first: it is a fault of a
-// program, and the evidence goes. What the replica has promised to the others is kept: it is in the log, which is not touched. It
+// program, and the evidence goes. The journal goes too, whatever Config.KeepJournal says: a snapshot has none. What the replica has promised to the others is kept: it is in the log, which is not touched. It
 // returns when the replica is in service again, or with what kept it from that; the replica is then as it was.
 func (s *Shard) Repair(ctx context.Context) error {
 	e := s.node.engine
@@ -79,6 +79,47 @@ const (
 	repairPauseMax = 5 * time.Minute
 )
 
+// journalElsewhere returns nil if the replica may be repaired without being asked. A repair replaces all that there is of the replica, the journal too. Where that is kept
+// as history, it is not for a program to drop what no other voter has.
+func (s *Shard) journalElsewhere(ctx context.Context) error {
+	n := s.node
+	if !n.cfg.KeepJournal && n.cfg.JournalBytes == 0 && n.cfg.JournalAge == 0 {
+		return nil
+	}
+	var first, last Index
+	var members []NodeID
+	var err error
+	if cerr := n.engine.call(s.id, func(w *core.Worker) {
+		if first, last, _ = w.JournalBounds(s.id); first != 0 {
+			_, members, err = w.Repairable(s.id)
+		}
+	}); cerr != nil {
+		return cerr
+	}
+	if first == 0 || err != nil {
+		return err
+	}
+	enough := first
+	if !n.cfg.KeepJournal {
+		enough += (last - first) / 2 // each drops old entries with flushes of its own
+	}
+	for _, m := range members {
+		answer, cerr := n.engine.transport.Call(ctx, uint64(m), callJournal, binary.AppendUvarint(nil, uint64(s.id)))
+		from, k := binary.Uvarint(answer)
+		to, l := binary.Uvarint(answer[max(k, 0):])
+		switch {
+		case cerr != nil:
+			err = errors.Join(err, cerr)
+		case k <= 0 || l <= 0 || from == 0 || Index(from) > enough || Index(to) < first:
+			err = errors.Join(err, fmt.Errorf("node %d has the entries %d to %d", m, from, to))
+		default:
+			return nil
+		}
+	}
+	return &Error{Kind: ErrNotProposed, Code: core.CodeRepair, Cause: err, Message: fmt.Sprintf("a repair would drop the journal of shard %d on node %d, the entries %d to %d, and no other member is known to have it from entry %d on. "+
+		"If it matters, stop the node and copy its directory; then ask for the repair (decree repair)", s.id, n.cfg.Node, first, last, enough)}
+}
+
 // repairStopped repairs a replica whose disk is damaged, in the background. It is called on a worker's goroutine.
 func (n *Node) repairStopped(s *Shard, why *Error) {
 	if why.Code != core.CodeStorage || n.cfg.KeepDamage || s.repairs.Load() >= repairsAtMost {
@@ -88,7 +129,10 @@ func (n *Node) repairStopped(s *Shard, why *Error) {
 	n.engine.background(func(ctx context.Context) {
 		first := cmp.Or(n.cfg.repairPause, repairPause)
 		for pause := first; s.stopped.Load() == why; pause = min(2*pause, repairPauseMax) { // else somebody else has repaired it
-			err := s.Repair(ctx)
+			err := s.journalElsewhere(ctx)
+			if err == nil {
+				err = s.Repair(ctx)
+			}
 			if err == nil {
 				n.cfg.Logger.Warn("a damaged replica was given the state of a peer; check the disk", "shard", uint64(s.id), "damage", why)
 				return

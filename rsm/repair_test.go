@@ -231,6 +231,51 @@ func TestRepairWaitsForPeers(t *testing.T) {
 	sameEverywhere(t, c, 1, 1, 2, 3)
 }
 
+// A journal that is kept as history is not dropped by a repair that nobody asked for, unless another member has it.
+//
+// Mutations with which it was seen to fail: repairStopped does not ask journalElsewhere ("alone"); a member that answers counts, whatever it has ("alone"); none counts ("everywhere").
+func TestRepairKeepsTheOnlyJournal(t *testing.T) {
+	t.Run("alone", func(t *testing.T) { repairWithJournal(t, true) })
+	t.Run("everywhere", func(t *testing.T) { repairWithJournal(t, false) })
+}
+
+func repairWithJournal(t *testing.T, alone bool) {
+	dir := t.TempDir()
+	var failed atomic.Int64
+	c := startCluster(t, dir, counters{}, small, func(cfg *Config) {
+		cfg.noCompactions, cfg.repairPause = true, time.Millisecond
+		cfg.KeepJournal = !alone || cfg.Node == 1
+		cfg.Logger = slog.New(counting{"could not be repaired", &failed})
+	})
+	fill(t, c, 1, 0, 3000)
+	sameEverywhere(t, c, 1, 1, 2, 3)
+	c.Kill(1)
+	damageTables(t, filepath.Join(dir, "node1"))
+	if err := c.Restart(1); err != nil {
+		t.Fatal(err)
+	}
+	s := c.Node(1).Shard(1)
+	for i := 0; i < 3000 && s.repairs.Load() == 0; i++ {
+		_, _ = s.ReadAt(within(t), Stale, 0, fmtKey(i))
+	}
+	repaired := func() bool {
+		st, err := s.Status()
+		return err == nil && st.Err == nil && s.repairs.Load() > 0
+	}
+	if alone {
+		eventually(t, "it is tried again and again", func() bool { return failed.Load() > repairsAtMost })
+		if repaired() {
+			t.Error("it was repaired, and its journal is gone")
+		}
+		if err := s.Repair(within(t)); err != nil {
+			t.Errorf("asked for: %v", err)
+		}
+	}
+	eventually(t, "it is repaired", repaired)
+	fill(t, c, 1, 5000, 100)
+	sameEverywhere(t, c, 1, 1, 2, 3)
+}
+
 // liar is a peer who answers with the chunks of its one snapshot, whatever it is asked for.
 type liar struct {
 	transport.Peer

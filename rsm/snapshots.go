@@ -20,6 +20,8 @@ import (
 const (
 	callChunk = 1 // for a chunk of a snapshot: id (32 bytes), file, chunk (varints)
 	callCut   = 2 // for a snapshot: shard, least index (varints); the answer is its manifest
+	// for the journal that a replica in service has: shard (varint); the answer is its first and its last entry (varints), 0 and 0 if there is none
+	callJournal = 3
 )
 
 // Cut implements core.Env.
@@ -153,6 +155,8 @@ func (e *engine) serve(ctx context.Context, from uint64, method uint8, request [
 		return e.serveChunk(ctx, request)
 	case callCut:
 		return e.serveCut(ctx, request)
+	case callJournal:
+		return e.serveJournal(request)
 	}
 	return nil, fmt.Errorf("node %d knows no call %d: it may be older than node %d", e.node, method, from)
 }
@@ -168,6 +172,25 @@ func (e *engine) serveCut(ctx context.Context, request []byte) ([]byte, error) {
 		return nil, fmt.Errorf("node %d hosts no shard %d", e.node, shard)
 	}
 	return s.cut(ctx, func(w *core.Worker, f func([]byte, error)) { w.CutAtLeast(s.id, Index(least), f) })
+}
+
+func (e *engine) serveJournal(request []byte) ([]byte, error) {
+	shard, n := binary.Uvarint(request)
+	if n <= 0 || n != len(request) {
+		return nil, errors.New("the request for a journal is malformed")
+	}
+	if e.shard(ShardID(shard)) == nil {
+		return nil, fmt.Errorf("node %d hosts no shard %d", e.node, shard)
+	}
+	var first, last Index
+	serves := false
+	if err := e.call(ShardID(shard), func(w *core.Worker) { first, last, serves = w.JournalBounds(ShardID(shard)) }); err != nil {
+		return nil, err
+	}
+	if !serves {
+		return nil, fmt.Errorf("the replica of shard %d on node %d is out of service", shard, e.node)
+	}
+	return binary.AppendUvarint(binary.AppendUvarint(nil, uint64(first)), uint64(last)), nil
 }
 
 func (e *engine) serveChunk(ctx context.Context, request []byte) ([]byte, error) {

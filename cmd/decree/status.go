@@ -73,6 +73,7 @@ type replicaReport struct {
 	MaxMachineVersion uint64            `json:"max_machine_version"` // that this node's program can run
 	Quiet             bool              `json:"quiet"`
 	Error             string            `json:"error"`
+	Damage            string            `json:"damage"` // that nobody has read
 	Counters          map[string]uint64 `json:"counters"`
 }
 
@@ -140,6 +141,9 @@ func report(c *cluster, shard uint64) *statusReport {
 		if p.Error != "" {
 			r.problem("the replica of shard %d on node %d has stopped: %s", p.Shard, p.Node, p.Error)
 		}
+		if p.Damage != "" {
+			r.problem("the state of shard %d on node %d is damaged, where nobody has read yet; it goes on, since too few of the other voters answer: bring them back, or replace them, and it is repaired. %s", p.Shard, p.Node, p.Damage)
+		}
 		if p.JournalShort && p.Role == "leader" {
 			r.problem("%s", journalShort(p))
 		}
@@ -199,7 +203,7 @@ func replicaReportOf(node uint64, s *adminv1.ShardStatus) replicaReport {
 			"machine_panics": k.GetMachinePanics(), "refused": k.GetRefused(), "flushes": k.GetFlushes(), "strange": k.GetStrange(), "stranded": k.GetStranded(),
 			"journal_short": k.GetJournalShort(), "overtaken": k.GetOvertaken(),
 		},
-		JournalBytes: s.GetJournalBytes(), JournalShort: s.GetJournalShort(),
+		JournalBytes: s.GetJournalBytes(), JournalShort: s.GetJournalShort(), Damage: s.GetDamage(),
 	}
 	if s.GetError() != nil {
 		r.Error = admin.FromDetail(s.GetError()).Error()

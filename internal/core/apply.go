@@ -314,18 +314,17 @@ func (r *Replica) unpin() {
 	}
 	// A replica that is out of service does not flush, and must not fill the disk of the others.
 	// Nor can one flush that has applied nothing since the last time: what it holds is not committed.
-	if r.log.unflushed > rewriteBytes && r.broken == nil && uint64(r.applied) > r.log.flushed {
+	last := r.log.last()
+	again := r.rewritten == last // since then nothing has come, and the log has been all around
+	if (r.log.unflushed > r.cfg.RewriteBytes || again) && r.broken == nil && uint64(r.applied) > r.log.flushed {
 		r.freezeWanted = true
 		r.maybeFreeze()
 		return
 	}
 	// Invariant: nothing of this shard is being written, so this record cannot replace newer entries.
-	entries := r.log.slice(r.log.flushed+1, r.log.last())
-	r.w.write(nil, record(r.shard, r.log.hard, entries))
+	r.rewritten = last
+	r.w.write(nil, record(r.shard, r.log.hard, r.log.slice(r.log.flushed+1, last)))
 }
-
-// rewriteBytes is how much of a shard's log is rather written again than flushed.
-const rewriteBytes = 256 << 10
 
 // String names the replica in messages.
 func (r *Replica) String() string { return fmt.Sprintf("shard %d on node %d", r.shard, r.cfg.Node) }

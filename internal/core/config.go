@@ -47,6 +47,10 @@ type Config struct {
 	// QuiesceTicks of idleness quiet a shard. 0 never.
 	QuiesceTicks int
 
+	// RewriteBytes of unflushed log, at most, are written again where they keep a segment of the write-ahead log from being released; more are
+	// flushed. Default 256 KiB. What all shards together may keep like that must fit the log well, or it is written again for ever.
+	RewriteBytes int64
+
 	// KeepJournal keeps all of the journal, not only what another member may still need.
 	KeepJournal bool
 	// JournalBytes and JournalAge keep at least that much of it, as history. 0: none.
@@ -65,6 +69,7 @@ func (c Config) WithDefaults() Config {
 	c.HeartbeatTicks = cmp.Or(c.HeartbeatTicks, 2)
 	c.ElectionTicks = cmp.Or(c.ElectionTicks, 16)
 	c.QuiesceTicks = cmp.Or(c.QuiesceTicks, 4*c.ElectionTicks)
+	c.RewriteBytes = cmp.Or(c.RewriteBytes, 256<<10)
 	c.JournalMaxBytes = max(0, cmp.Or(c.JournalMaxBytes, max(1<<30, 2*c.JournalBytes)))
 	l := &c.Limits
 	l.MaxCommandBytes = cmp.Or(l.MaxCommandBytes, 1<<20)

@@ -40,6 +40,7 @@ type hand struct {
 	apps map[uint64]int    // MsgApp that each peer was sent
 	mute uint64            // the peer that does not answer, 0: none
 	deaf map[uint64]bool   // peers that get no MsgApp, and answer everything else
+	away map[NodeID]bool   // nodes that are not heard of
 	gone map[uint64]bool   // peers that answer nothing, although their nodes are alive
 }
 
@@ -61,9 +62,14 @@ func (h *hand) Fetch(f *Fetch)                 { h.fetches = append(h.fetches, f
 func (h *hand) Install(d *InstallDone)         { h.installs = append(h.installs, d) }
 func (h *hand) Members(ShardID, Configuration) {}
 func (h *hand) Address(NodeID) string          { return "" }
-func (h *hand) LastHeard(NodeID) int64         { return h.now.Mono }
-func (h *hand) Changed(ShardID, NodeID, Term)  {}
-func (h *hand) Stopped(_ ShardID, err *Error)  { h.stopped = err }
+func (h *hand) LastHeard(n NodeID) int64 {
+	if h.away[n] {
+		return -1 << 60
+	}
+	return h.now.Mono
+}
+func (h *hand) Changed(ShardID, NodeID, Term) {}
+func (h *hand) Stopped(_ ShardID, err *Error) { h.stopped = err }
 
 // bulky writes 100 KiB for a command in capitals, sets the key behind a plus, deletes the one behind a minus, rejects "no", and panics with as many bytes as stand behind an exclamation mark.
 type bulky struct{}

@@ -103,6 +103,16 @@ type LogEntry struct {
 // journalBytes is about how much one call of Journal returns.
 const journalBytes = 1 << 20
 
+// JournalBounds returns the first and the last entry of a replica's journal on disk, 0 and 0 if there is none, also of one that has stopped: serves reports whether it has not.
+func (w *Worker) JournalBounds(id ShardID) (first, last Index, serves bool) {
+	r := w.replicas[id]
+	if r == nil {
+		return 0, 0, false
+	}
+	lo, hi := r.state.JournalBounds()
+	return Index(lo), Index(hi), r.broken == nil && r.damaged == nil
+}
+
 // Journal returns applied entries from an index on, as far as they are there, and where the log begins.
 func (w *Worker) Journal(id ShardID, from Index, limit int) (entries []LogEntry, first Index, err error) {
 	r := w.replicas[id]

@@ -29,6 +29,9 @@ func (r *Replica) tick() {
 		r.stop(err)
 		return
 	}
+	if r.lookAtDamage(); r.broken != nil {
+		return
+	}
 	r.tickReads()
 	r.tickSnapshots()
 	if r.quiet {

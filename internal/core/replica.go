@@ -64,6 +64,7 @@ type Replica struct {
 	running     atomic.Int64 // queries that have left pending and not ended
 	// unreadable is why a query, on another goroutine, could not read the state; noticed with the next tick.
 	unreadable atomic.Pointer[Error]
+	unread     *unread // damage that nobody has read, see damage.go
 
 	// The one Ready that raft allows at a time, while the WAL writes it.
 	writing bool
@@ -93,6 +94,8 @@ type Replica struct {
 	repairing     *repair // see repair.go
 
 	freezeWanted bool // whatever has gathered: the log needs it
+
+	rewritten uint64 // the end of the log when it was last written again, for the sake of its segment
 
 	freezing bool // the state is frozen at freezeAt, which is not committed yet
 	freezeAt Index

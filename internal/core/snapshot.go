@@ -774,6 +774,7 @@ func (r *Replica) adopt(m *snapshot.Manifest) error {
 	r.log.hard, r.log.offer = hard, r.offer
 	r.everywhere = min(r.everywhere, r.applied)
 	r.marks = nil
+	r.unread = nil // it is not there any more
 	r.noteDue = true
 	r.setConfiguration(r.conf)
 	r.stats.SnapshotsInstalled++

@@ -330,6 +330,7 @@ type Status struct {
 	Memory       int64 // bytes: what is not flushed, log and sessions
 	Quiet        bool
 	Err          *Error // why it serves nobody: it stopped, or it was removed and votes as long as somebody counts on that
+	Damage       *Error // met in its state by the store, and not read by anybody: it goes on, since the shard could not without it
 	Stats        Stats
 }
 
@@ -353,6 +354,9 @@ func (w *Worker) Look(id ShardID, s *Status) bool {
 		Sequence: r.seq, Time: r.time, Hash: r.chain, Sessions: len(r.sessions.byID), Queued: r.pending.requests,
 		Quiet: r.quiet, Err: r.broken, Stats: r.stats, Memory: r.state.LayerBytes() + r.log.bytes + int64(r.sessions.bytes),
 	}
+	if r.unread != nil && r.broken == nil {
+		s.Damage = r.unread.err
+	}
 	if r.broken == nil && r.damaged != nil {
 		s.Err = r.damaged
 	}
@@ -368,13 +372,6 @@ func (w *Worker) Look(id ShardID, s *Status) bool {
 		s.Inflight = len(r.lead.inflight)
 	}
 	return true
-}
-
-// Unreadable tells a replica that its state is damaged, which it may not have read itself. It stops with the next tick.
-func (w *Worker) Unreadable(id ShardID, err error) {
-	if r := w.replicas[id]; r != nil {
-		r.unreadable.CompareAndSwap(nil, broken(CodeStorage, err, "a table of the state store is damaged"))
-	}
 }
 
 // Version returns the state of a shard at its applied index, with that index and

@@ -42,7 +42,7 @@ func (s *Store) Cut(shard uint64) (*Cut, error) {
 		return nil, fmt.Errorf("state: cut shard %d: %w", shard, err)
 	}
 	s.excise.RLock()
-	b := newBase(s.db, shard)
+	b := s.newBase(shard)
 	s.excise.RUnlock()
 	c := &Cut{store: s, shard: shard, base: b}
 	s.versions.Add(1)

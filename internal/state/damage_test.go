@@ -1,8 +1,11 @@
 package state
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"log/slog"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -116,4 +119,117 @@ func damageMetByPebble(t *testing.T, atEnd bool) {
 		t.Errorf("told of %s after it was replaced", got)
 	case <-time.After(200 * time.Millisecond):
 	}
+}
+
+// TestDamageHoldsNobodyUp: while the compaction of a damaged table waits to be run again, other shards take versions and flush, and the node asks for figures.
+//
+// Mutations with which it was seen to fail: backgroundError waits after a compaction too; patience.noteFailure does not pause ("met again"); resume does not grant
+// ("never again").
+func TestDamageHoldsNobodyUp(t *testing.T) {
+	r, fs := testkit.Random(t), vfs.NewMem()
+	var told, logged atomic.Int64
+	open := func(compactions bool, pause time.Duration) *Store {
+		s, err := Open(Options{Dir: "/s", FS: fs, Logger: slog.New(countHandler{n: &logged}), DisableCompactions: !compactions, failedPause: pause,
+			OnFatal:  func(err error) { t.Errorf("fatal: %v", err) },
+			OnDamage: func(uint64, string, error) { told.Add(1) }})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s
+	}
+	const others = 16
+	s := open(false, 0)
+	h := openShard(t, s, 1)
+	fill(t, r, h, newDurable(), 12)
+	var hs [others]*Shard
+	var was [others]durable
+	for i := range hs {
+		hs[i] = openShard(t, s, uint64(2+i))
+		was[i] = fill(t, r, hs[i], newDurable(), 2)
+		hs[i].Close()
+	}
+	names, err := s.Tables(1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.Close()
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range names {
+		b, err := fs.UnsafeGetFileDataBuffer(fs.PathJoin(s.path(dbDir), name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		b[10] ^= 1 // in the first block
+	}
+
+	awaits := func(what string, f func() bool) {
+		t.Helper()
+		for deadline := time.Now().Add(20 * time.Second); !f(); time.Sleep(time.Millisecond) {
+			if time.Now().After(deadline) {
+				t.Fatal(what)
+			}
+		}
+	}
+	failed := func() int64 { return s.db.Metrics().Compact.FailedCount }
+	within := func(what string, f func()) {
+		t.Helper()
+		done := make(chan struct{})
+		go func() { defer close(done); f() }()
+		select {
+		case <-done:
+		case <-time.After(20 * time.Second):
+			t.Fatalf("%s wait for the compaction of a damaged table", what)
+		}
+	}
+	within("a start and its looks", func() { s = open(true, time.Hour) })
+	awaits("nobody is told", func() bool { return told.Load() > 0 })
+	for i := range hs {
+		within("a shard and its versions", func() {
+			hs[i] = openShard(t, s, uint64(2+i))
+			v := hs[i].Version()
+			if err := sameView(v, was[i].state); err != nil {
+				t.Errorf("shard %d: %v", 2+i, err)
+			}
+			v.Close()
+		})
+		within("flushes", func() { was[i] = fill(t, r, hs[i], was[i], 2) })
+		within("figures", func() { s.Metrics() })
+	}
+	if n := failed(); n != 1 {
+		t.Errorf("the damaged table was met again %d times within its pause", n-1)
+	}
+	if n := told.Load(); n > 1 {
+		t.Errorf("told %d times", n)
+	}
+	s.patience.resume() // the pause is over, once
+	awaits("the compaction is never again run", func() bool { return failed() > 1 })
+	if n := logged.Load(); n > 2 {
+		t.Errorf("%d errors in the log", n)
+	}
+	for i := range hs {
+		if err := sameDurable(hs[i], was[i]); err != nil {
+			t.Errorf("shard %d: %v", 2+i, err)
+		}
+		hs[i].Close()
+	}
+	within("the end", func() {
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// countHandler counts errors that are logged.
+type countHandler struct {
+	slog.Handler
+	n *atomic.Int64
+}
+
+func (c countHandler) Enabled(_ context.Context, l slog.Level) bool { return l >= slog.LevelError }
+
+func (c countHandler) Handle(context.Context, slog.Record) error {
+	c.n.Add(1)
+	return nil
 }

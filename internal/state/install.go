@@ -147,10 +147,17 @@ func (s *Store) replace(shard uint64, paths []string) error {
 		if err := s.mayExcise(span); err != nil {
 			return err
 		}
-		_, err := s.db.IngestAndExcise(context.Background(), paths, nil, nil, span)
-		return err
+		if _, err := s.db.IngestAndExcise(context.Background(), paths, nil, nil, span); err != nil {
+			return err
+		}
+		s.replaced.Add(1)
+		s.patience.resume() // what has failed may be gone
+		return nil
 	})
 }
+
+// Replaced returns how many shards have been replaced since the store was opened. As long as it is the same, a damaged table that was a shard's still is.
+func (s *Store) Replaced() uint64 { return s.replaced.Load() }
 
 // mayExcise refuses to cut out a span if a table that reaches beyond it cannot be read at its ends. Pebble looks there for the last key before and
 // the first after, and takes a block that it cannot read, which may be the shard's own, for the end of the table: the neighbours' keys would

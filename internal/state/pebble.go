@@ -5,9 +5,11 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"runtime"
 	"runtime/debug"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -20,8 +22,6 @@ import (
 
 const (
 	bloomBitsPerKey = 10
-	maxOpenFiles    = 1000
-	failedPause     = 100 * time.Millisecond
 	closePatience   = 10 * time.Second
 )
 
@@ -34,7 +34,7 @@ func (s *Store) pebbleOptions(cache *pebble.Cache) *pebble.Options {
 		DisableWAL:   true,
 		ReadOnly:     s.opts.ReadOnly,
 		MemTableSize: 256 << 10,
-		MaxOpenFiles: maxOpenFiles,
+		MaxOpenFiles: s.opts.OpenFiles,
 		BytesPerSync: bytesPerSync,
 		// By name and not FormatNewest, so that an update of pebble does not
 		// by itself write files that yesterday's program cannot open.
@@ -50,19 +50,17 @@ func (s *Store) pebbleOptions(cache *pebble.Cache) *pebble.Options {
 		Logger:                      s.fatal,
 		EventListener: &pebble.EventListener{
 			BackgroundError: s.backgroundError,
+			CompactionEnd:   s.patience.ended,
 			// Pebble's default is to exit. Whoever reads gets the error too:
 			// a shard's read panics with ReadError, a compaction's is a BackgroundError.
 			DataCorruption: func(i pebble.DataCorruptionInfo) {
-				if s.damage.news(i.Path) {
+				if s.damage.news(i.Path, saidPause) {
 					s.opts.Logger.Error("corrupt file in the state store", "path", i.Path, "err", i.Details)
 				}
 			},
 		},
 	}
-	if s.opts.DisableCompactions {
-		// The usual one has a goroutine, which a failed Open leaves behind.
-		o.Experimental.CompactionScheduler = pebble.NewConcurrencyLimitSchedulerWithNoPeriodicGrantingForTest()
-	}
+	o.Experimental.CompactionScheduler = s.patience
 	o.Experimental.SpanPolicyFunc = oneShard
 	o.Levels[0].FilterPolicy = bloom.FilterPolicy(bloomBitsPerKey)
 	o.Levels[0].Compression = func() *sstable.CompressionProfile { return sstable.SnappyCompression }
@@ -75,37 +73,91 @@ func (s *Store) pebbleOptions(cache *pebble.Cache) *pebble.Options {
 // Damage is one shard's: the others go on, and that one is mended, or waits for it. A compaction that finds no room has changed nothing, and is done again
 // later: reads go on meanwhile [G11]. (If it is the manifest that finds none, pebble calls Fatalf before this.) Anything else leaves the store unfit.
 func (s *Store) backgroundError(err error) {
+	damaged := pebble.IsCorruptionError(err)
 	switch {
-	case pebble.IsCorruptionError(err):
+	case damaged:
 		s.damage.met.Store(true)
 		s.tellDamage(err)
 	case errors.Is(err, syscall.ENOSPC):
 		s.damage.met.Store(true) // Close may have to wait as well
-		if s.damage.news(compactionNews) {
+		if s.damage.news(compactionNews, saidPause) {
 			s.opts.Logger.Error("the state store has no room to be compacted", "err", err)
 		}
 	default:
 		s.fatal.set(err)
 	}
 	// Pebble does again at once what has failed, and so for ever, except compactions below the top level, which it leaves alone for minutes.
-	select {
-	case <-time.After(failedPause):
+	if s.patience.noteFailure(err) || !damaged {
+		return
+	}
+	select { // the look at the tables' ends, which holds no lock
+	case <-time.After(s.patience.first):
 	case <-s.closing:
 	}
 }
 
-// tellDamage says whose table is damaged. One of several shards, as earlier programs wrote them, is found by who reads it.
+// tellDamage says whose table is damaged. It is met again and again, and told seldom.
 func (s *Store) tellDamage(err error) {
 	i := pebble.ExtractDataCorruptionInfo(err)
 	if i == nil {
-		s.opts.Logger.Error("damage in the state store", "err", err)
+		if s.damage.news("", saidPause) {
+			s.opts.Logger.Error("damage in the state store", "err", err)
+		}
 		return
 	}
 	first, last := i.Bounds.Start, i.Bounds.End.Key
-	if s.opts.OnDamage == nil || len(first) < prefixLen || len(last) < prefixLen || string(first[:8]) != string(last[:8]) {
+	if s.opts.OnDamage == nil || len(first) < prefixLen || len(last) < prefixLen || !s.damage.news("tell "+i.Path, tellPause) {
 		return
 	}
-	go s.opts.OnDamage(binary.BigEndian.Uint64(first), s.opts.FS.PathBase(i.Path), err)
+	go func() { // pebble's lock may be held
+		table := s.opts.FS.PathBase(i.Path)
+		for _, shard := range s.damagedShards(table, binary.BigEndian.Uint64(first), binary.BigEndian.Uint64(last)) {
+			s.opts.OnDamage(shard, table, err)
+		}
+	}()
+}
+
+// damagedShards returns those of the open shards from first to last that the damage of a table is in. Who has a table alone has its damage too; one of several
+// shards, as earlier programs wrote them, is read.
+func (s *Store) damagedShards(table string, first, last uint64) (ids []uint64) {
+	if first == last {
+		return []uint64{first}
+	}
+	s.mu.Lock()
+	for id := range s.shards {
+		if first <= id && id <= last {
+			ids = append(ids, id)
+		}
+	}
+	s.mu.Unlock()
+	slices.Sort(ids)
+	return slices.DeleteFunc(ids, func(id uint64) bool { return s.readOf(table, id) == nil })
+}
+
+// readOf reads what a table has of a shard.
+func (s *Store) readOf(table string, shard uint64) (err error) {
+	r, err := openTable(context.Background(), s.opts.FS, s.opts.FS.PathJoin(s.path(dbDir), table), s.dbOpts.MakeReaderOptions())
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // it has been replaced
+	}
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, r.Close()) }()
+	span := shardSpan(shard)
+	it, err := r.NewIter(sstable.NoTransforms, span.Start, span.End, sstable.AssertNoBlobHandles)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, it.Close()) }()
+	for kv := it.First(); kv != nil; kv = it.Next() {
+		select {
+		case <-s.closing:
+			return nil
+		default:
+		}
+	}
+	return it.Error()
 }
 
 // damage is what pebble has met of it.
@@ -119,21 +171,24 @@ type damage struct {
 // compactionNews is no file's name.
 const compactionNews = "compaction"
 
-// saidPause: what is not mended is met again and again.
-const saidPause = time.Minute
+// What is not mended is met again and again: how often it is logged, and told. What was told may have come too early for who was told.
+const (
+	saidPause = time.Minute
+	tellPause = 5 * time.Second
+)
 
-// news reports whether a file's damage is worth a line in the log.
-func (d *damage) news(path string) bool {
+// news reports whether something has not been said for that long.
+func (d *damage) news(what string, pause time.Duration) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	now := time.Now()
-	if at, ok := d.said[path]; ok && now.Sub(at) < saidPause {
+	if at, ok := d.said[what]; ok && now.Sub(at) < pause {
 		return false
 	}
 	if d.said == nil {
 		d.said = make(map[string]time.Time)
 	}
-	d.said[path] = now
+	d.said[what] = now
 	return true
 }
 

@@ -1,6 +1,7 @@
 package state
 
 import (
+	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -21,6 +22,7 @@ const (
 	ingestDir  = "ingest"
 
 	defaultCacheBytes = 64 << 20
+	defaultOpenFiles  = 1000
 )
 
 // Options say where a store lives and how much memory it may take.
@@ -33,6 +35,8 @@ type Options struct {
 	Cache *Cache
 	// CacheBytes is the size of the own block cache; 0 means 64 MiB.
 	CacheBytes int64
+	// OpenFiles is how many tables are kept open, about; 0 means 1000. A shard has one for each level and more at the top.
+	OpenFiles int
 	// Logger is slog.Default if nil.
 	Logger *slog.Logger
 	// DisableCompactions keeps pebble from any work of its own, for simulations: files are
@@ -45,9 +49,11 @@ type Options struct {
 	// that leaves the store unfit for use: of a compaction, of the manifest. Damaged tables are not, see OnDamage; nor is a compaction without room.
 	// It must not call the store. The node must stop. Nil: logged only.
 	OnFatal func(error)
-	// OnDamage is called, again and again, on a goroutine of its own, when work of the store's own meets a damaged table (the
-	// name of its file) that holds one shard's keys only. Reads of that shard may not have met it, and it may have been replaced meanwhile.
+	// OnDamage is called, again and again, but once in five seconds at most, on a goroutine of its own, when work of the store's own meets a damaged
+	// table (the name of its file), for each shard whose keys the damage is among. Reads of that shard may not have met it, and it may have been replaced meanwhile.
 	OnDamage func(shard uint64, table string, err error)
+
+	failedPause time.Duration // instead of the usual one, for tests
 }
 
 // Cache is a block cache for several stores of one process.
@@ -67,10 +73,14 @@ type Store struct {
 	dbOpts *pebble.Options
 	fatal  *fatal
 	damage damage
+	// patience sees to it that compactions which fail are not run again at once.
+	patience *patience
 
 	closing  chan struct{} // closed by Close
 	tableSeq atomic.Uint64 // names of tables to ingest
 	versions atomic.Int64  // that are open
+	pins     pins
+	replaced atomic.Uint64 // shards, since Open
 
 	running sync.RWMutex // held for reading while a flush or an install runs, by Close for writing
 	closed  bool         // guarded by running
@@ -98,10 +108,11 @@ func Open(o Options) (*Store, error) {
 	if o.Logger == nil {
 		o.Logger = slog.Default()
 	}
+	o.OpenFiles = cmp.Or(o.OpenFiles, defaultOpenFiles)
 	if o.CacheBytes == 0 {
 		o.CacheBytes = defaultCacheBytes
 	}
-	s := &Store{opts: o, shards: make(map[uint64]*Shard), closing: make(chan struct{})}
+	s := &Store{opts: o, shards: make(map[uint64]*Shard), closing: make(chan struct{}), patience: newPatience(cmp.Or(o.failedPause, failedPause))}
 	s.fatal = &fatal{log: o.Logger, notify: o.OnFatal, broken: make(chan struct{})}
 	if err := s.open(); err != nil {
 		return nil, fmt.Errorf("state: open %s: %w", o.Dir, err)
@@ -191,6 +202,7 @@ type Metrics struct {
 	L0Sublevels    int32
 	ReadAmp        int // tables that a read may have to look into
 	OpenVersions   int64
+	OldestVersion  time.Duration // for how long that is kept, with all tables that it reads, of which most may have been replaced; 0: none
 	Levels         [levels]Level // 0 first
 	Compactions    int64         // since the store was opened, as all that follows
 	Ingested       uint64        // bytes of tables that flushes and installations brought
@@ -237,6 +249,7 @@ func (s *Store) Metrics() Metrics {
 		L0Sublevels:    m.Levels[0].Sublevels,
 		ReadAmp:        m.ReadAmp(),
 		OpenVersions:   s.versions.Load(),
+		OldestVersion:  s.pins.oldest(),
 		Compactions:    m.Compact.Count,
 		CacheBytes:     m.BlockCache.Size,
 		CacheHits:      m.BlockCache.Hits,
@@ -250,6 +263,9 @@ func (s *Store) Metrics() Metrics {
 	}
 	return out
 }
+
+// OpenFiles returns how many tables are kept open, at most.
+func (s *Store) OpenFiles() int { return s.opts.OpenFiles }
 
 // ingest makes the tables part of the store, all or none, durably.
 func (s *Store) ingest(paths []string) error {

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"math/rand/v2"
+	"slices"
 	"testing"
 	"time"
 
@@ -274,5 +275,48 @@ func (b *besides) intact(t *testing.T, s *Store) {
 			}
 		}
 		h.Close()
+	}
+}
+
+// TestDamageOfSeveral: of the shards that share a damaged table those are told of it that cannot be read.
+//
+// Mutations with which it was seen to fail: damagedShards returns none; it returns all that the table has.
+func TestDamageOfSeveral(t *testing.T) {
+	seed := testkit.Random(t).Uint64()
+	spared := 0
+	for block := 0; ; block++ {
+		b := besides{together: true, r: rand.New(rand.NewPCG(seed, 0)), fs: vfs.NewMem()}
+		b.write(t)
+		damaged := b.damage(t, block)
+		s := b.open(t)
+		var want []uint64
+		for id := uint64(1); id <= 3; id++ {
+			s.shards[id] = &Shard{} // as if it were open: it may not open
+			span := shardSpan(id)
+			it, err := s.db.NewIter(&pebble.IterOptions{LowerBound: span.Start, UpperBound: span.End})
+			if err != nil {
+				t.Fatal(err)
+			}
+			for ok := it.First(); ok; ok = it.Next() {
+			}
+			if it.Error() != nil {
+				want = append(want, id)
+			} else {
+				spared++
+			}
+			_ = it.Close()
+		}
+		if got := s.damagedShards(b.fs.PathBase(b.name), 1, 3); !slices.Equal(got, want) || damaged != (len(want) > 0) {
+			t.Errorf("block %d: the damage is said to be of the shards %v, want %v", block, got, want)
+		}
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if !damaged {
+			break
+		}
+	}
+	if spared <= 3 {
+		t.Error("there is nothing to see")
 	}
 }

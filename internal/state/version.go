@@ -5,7 +5,9 @@ import (
 	"errors"
 	"iter"
 	"slices"
+	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/cockroachdb/pebble/v2"
 )
@@ -18,15 +20,38 @@ import (
 // the memtable: it pins the tables. A plain snapshot sees through an excise: after an Install,
 // all keys of the shard would be absent from it.
 type base struct {
-	snap *pebble.EventuallyFileOnlySnapshot
-	refs atomic.Int64
+	store *Store
+	snap  *pebble.EventuallyFileOnlySnapshot
+	refs  atomic.Int64
 }
 
 // newBase pins pebble as it is now, for the keys of one shard.
-func newBase(db *pebble.DB, shard uint64) *base {
-	b := &base{snap: db.NewEventuallyFileOnlySnapshot([]pebble.KeyRange{shardSpan(shard)})}
+func (s *Store) newBase(shard uint64) *base {
+	b := &base{store: s, snap: s.db.NewEventuallyFileOnlySnapshot([]pebble.KeyRange{shardSpan(shard)})}
 	b.refs.Store(1)
+	s.pins.mu.Lock()
+	defer s.pins.mu.Unlock()
+	if s.pins.since == nil {
+		s.pins.since = make(map[*base]time.Time)
+	}
+	s.pins.since[b] = time.Now()
 	return b
+}
+
+// pins are what is pinned of pebble, and since when.
+type pins struct {
+	mu    sync.Mutex
+	since map[*base]time.Time
+}
+
+// oldest returns for how long the oldest is pinned.
+func (p *pins) oldest() (age time.Duration) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, at := range p.since { // any order
+		age = max(age, time.Since(at))
+	}
+	return age
 }
 
 // get is getDurable on what is pinned. The snapshot's own Get would hide an error of the value.
@@ -62,6 +87,9 @@ func (b *base) release() error {
 	if b.refs.Add(-1) > 0 {
 		return nil
 	}
+	b.store.pins.mu.Lock()
+	delete(b.store.pins.since, b)
+	b.store.pins.mu.Unlock()
 	return b.snap.Close()
 }
 
@@ -96,7 +124,7 @@ func (h *Shard) Version() *Version {
 // it and says the same.
 func (h *Shard) acquireBase() *base {
 	if h.base == nil || !h.base.acquire() {
-		h.base = newBase(h.store.db, h.id)
+		h.base = h.store.newBase(h.id)
 	}
 	return h.base
 }

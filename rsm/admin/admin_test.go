@@ -52,12 +52,15 @@ func start(t *testing.T, dir string) *service {
 	return startMachine(t, dir, register{})
 }
 
-func startMachine(t *testing.T, dir string, m rsm.Machine) *service {
+func startMachine(t *testing.T, dir string, m rsm.Machine, options ...func(*rsm.Config)) *service {
 	t.Helper()
 	c, err := rsm.StartCluster(rsm.ClusterConfig{
 		Dir: dir, Shards: []rsm.ShardConfig{{ID: 1, Machine: m}, {ID: 2, Machine: register{}}},
 		Configure: func(cfg *rsm.Config) {
 			cfg.HeartbeatInterval, cfg.ElectionTimeout, cfg.DiskWatermark = 100*time.Millisecond, time.Second, -1
+			for _, o := range options {
+				o(cfg)
+			}
 		},
 	})
 	if err != nil {
@@ -548,4 +551,24 @@ func TestSnapshots(t *testing.T) {
 	}
 	_, err = s.clients[node].ListSnapshots(ctx, &adminv1.ListSnapshotsRequest{Shard: 9})
 	refused(t, err, rsm.ErrNotProposed, "no_shard")
+}
+
+// A client that stands still in the midst of a backup is told, when it goes on, that it took too long.
+//
+// Mutation with which it was seen to fail: the backup waits for its receiver as long as it takes.
+func TestBackupClientStandsStill(t *testing.T) {
+	s := startMachine(t, "", register{}, func(cfg *rsm.Config) { cfg.BackupStall = 20 * time.Millisecond })
+	for range 10 {
+		s.submit(strings.Repeat("x", 1<<20)) // more than gRPC sends ahead
+	}
+	ctx, cancel := within(t)
+	defer cancel()
+	stream, err := s.clients[s.leader(1)].Backup(ctx, &adminv1.BackupRequest{Shards: []uint64{1}})
+	for err == nil {
+		_, err = stream.Recv()
+		time.Sleep(300 * time.Millisecond) // it is this client that is slow
+	}
+	if err == nil || !strings.Contains(err.Error(), "has taken nothing for too long") {
+		t.Errorf("the backup ended with %v", err)
+	}
 }

@@ -58,6 +58,9 @@ func shardOf(s *rsm.ShardStatus) *adminv1.ShardStatus {
 	if s.Err != nil {
 		r.Error = detailOf(s.Err)
 	}
+	if s.Damage != nil {
+		r.Damage = s.Damage.Error()
+	}
 	return r
 }
 

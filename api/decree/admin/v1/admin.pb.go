@@ -572,8 +572,11 @@ type ShardStatus struct {
 	// program can run. A version becomes active when every member can run it.
 	MachineVersion    uint64 `protobuf:"varint,22,opt,name=machine_version,json=machineVersion,proto3" json:"machine_version,omitempty"`
 	MaxMachineVersion uint64 `protobuf:"varint,23,opt,name=max_machine_version,json=maxMachineVersion,proto3" json:"max_machine_version,omitempty"`
-	unknownFields     protoimpl.UnknownFields
-	sizeCache         protoimpl.SizeCache
+	// Damage: what the store has met of it in this replica's state, where nobody has read. The replica goes on, since the shard
+	// could not without it. Empty: nothing.
+	Damage        string `protobuf:"bytes,24,opt,name=damage,proto3" json:"damage,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ShardStatus) Reset() {
@@ -765,6 +768,13 @@ func (x *ShardStatus) GetMaxMachineVersion() uint64 {
 		return x.MaxMachineVersion
 	}
 	return 0
+}
+
+func (x *ShardStatus) GetDamage() string {
+	if x != nil {
+		return x.Damage
+	}
+	return ""
 }
 
 // Counters count since the node was started.
@@ -2771,7 +2781,7 @@ const file_decree_admin_v1_admin_proto_rawDesc = "" +
 	"\x06shards\x18\x03 \x03(\v2\x1c.decree.admin.v1.ShardStatusR\x06shards\x121\n" +
 	"\x05peers\x18\x04 \x03(\v2\x1b.decree.admin.v1.PeerStatusR\x05peers\x12&\n" +
 	"\x03log\x18\x05 \x01(\v2\x14.decree.admin.v1.LogR\x03log\x12)\n" +
-	"\x04disk\x18\x06 \x01(\v2\x15.decree.admin.v1.DiskR\x04disk\"\xb7\x05\n" +
+	"\x04disk\x18\x06 \x01(\v2\x15.decree.admin.v1.DiskR\x04disk\"\xcf\x05\n" +
 	"\vShardStatus\x12\x14\n" +
 	"\x05shard\x18\x01 \x01(\x04R\x05shard\x12\x12\n" +
 	"\x04role\x18\x02 \x01(\tR\x04role\x12\x12\n" +
@@ -2796,7 +2806,8 @@ const file_decree_admin_v1_admin_proto_rawDesc = "" +
 	"\rjournal_bytes\x18\x14 \x01(\x03R\fjournalBytes\x12#\n" +
 	"\rjournal_short\x18\x15 \x01(\bR\fjournalShort\x12'\n" +
 	"\x0fmachine_version\x18\x16 \x01(\x04R\x0emachineVersion\x12.\n" +
-	"\x13max_machine_version\x18\x17 \x01(\x04R\x11maxMachineVersion\"\xc6\x03\n" +
+	"\x13max_machine_version\x18\x17 \x01(\x04R\x11maxMachineVersion\x12\x16\n" +
+	"\x06damage\x18\x18 \x01(\tR\x06damage\"\xc6\x03\n" +
 	"\bCounters\x12\x18\n" +
 	"\aentries\x18\x01 \x01(\x04R\aentries\x12\x1a\n" +
 	"\bcommands\x18\x02 \x01(\x04R\bcommands\x12\x1e\n" +
