@@ -172,7 +172,9 @@ type Deps struct {
 	// Voters are the initial members; ignored when the store has them already. None: the shard exists already, and
 	// this node is, or will be, added to it.
 	Voters []NodeID
-	Log    wal.ShardLog // what the WAL had at start
-	Rand   *rand.Rand
-	Logger *slog.Logger
+	// Restored: the shard was restored; ignored when the store has a flush, which knows.
+	Restored bool
+	Log      wal.ShardLog // what the WAL had at start
+	Rand     *rand.Rand
+	Logger   *slog.Logger
 }

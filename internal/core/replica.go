@@ -183,7 +183,7 @@ func (r *Replica) raftConfig() *raft.Config {
 
 // restore rebuilds what a crash left: the last flush, and the WAL's entries after it.
 func (r *Replica) restore(d Deps) error {
-	r.conf.Voters = d.Voters
+	r.conf.Voters, r.restored = d.Voters, d.Restored
 	if data := d.State.Meta(); data != nil {
 		m, err := decodeMeta(data)
 		if err != nil {

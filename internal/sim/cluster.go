@@ -58,8 +58,9 @@ type node struct {
 	crashAfterPass bool
 	diskLow        bool
 
-	cluster string       // whose node it is
-	pins    []*state.Cut // of a backup under way
+	cluster  string       // whose node it is
+	restored bool         // as its identity says
+	pins     []*state.Cut // of a backup under way
 
 	rotten string // the file of its disk that was damaged, "" if none
 	rot    damage // the same, where it can be repaired
@@ -217,7 +218,7 @@ func (n *node) open() error {
 		n.shards = append(n.shards, st)
 		d := core.Deps{
 			Machine: n.s.work.machine(n, id), State: st, Voters: n.voters(), Rand: stream(n.rng.Uint64(), uint64(id)),
-			Logger: n.s.logger.With("node", uint64(n.id)),
+			Logger: n.s.logger.With("node", uint64(n.id)), Restored: n.restored,
 		}
 		if l := rec.Shards[uint64(id)]; l != nil {
 			d.Log = *l
