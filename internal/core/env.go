@@ -111,7 +111,7 @@ const (
 	noteRemoved                         // to one that does not know; A: index of the configuration without it, Data: its voters, as in a changeNote
 	noteWho                             // to members: A: is this node one of us?
 	noteKnown                           // the answer: A: yes, B: by this entry, Data: its address
-	noteAwake                           // to members: this replica hears nothing; do not rest, and say who is a member if this one is not
+	noteAwake                           // to members: this replica hears nothing, or led and stops; do not rest, and say who is a member if this one is not
 	noteVersions                        // to the leader; A: the highest version of the machine that this replica can run
 	noteCutting                         // to the leader who wants a cut; A: as asked, B: bytes that are written
 	noteChanged                         // to who asks for a vote; the latest change of members is committed: A: up to this index, B: its term

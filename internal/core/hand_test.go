@@ -36,20 +36,31 @@ type hand struct {
 	installs []*InstallDone
 	stopped  *Error
 
-	last map[uint64]uint64 // index up to which each peer has the log
-	apps map[uint64]int    // MsgApp that each peer was sent
-	mute uint64            // the peer that does not answer, 0: none
-	deaf map[uint64]bool   // peers that get no MsgApp, and answer everything else
-	gone map[uint64]bool   // peers that answer nothing, although their nodes are alive
+	last     map[uint64]uint64 // index up to which each peer has the log
+	apps     map[uint64]int    // MsgApp that each peer was sent
+	mute     uint64            // the peer that does not answer, 0: none
+	deaf     map[uint64]bool   // peers that get no MsgApp, and answer everything else
+	hung     bool              // flushes do not end
+	handedTo []NodeID          // who was told to campaign
+	silent   uint64            // the peer whose node is not heard, 0: none
+	gone     map[uint64]bool   // peers that answer nothing, although their nodes are alive
 }
 
-func (h *hand) Send(_ NodeID, _ ShardID, m *raftpb.Message) { h.sent = append(h.sent, *m) }
-func (h *hand) SendQuiesce(NodeID, Quiesce)                 {}
-func (h *hand) SendCommit(NodeID, CommitNote)               {}
-func (h *hand) Write(w *Write)                              { h.writes = append(h.writes, w) }
-func (h *hand) Query(*QueryBatch)                           {}
-func (h *hand) Flush(f *FlushDone)                          { h.flushes = append(h.flushes, f) }
-func (h *hand) Flushed(_ ShardID, i Index)                  { h.released = i }
+func (h *hand) Send(to NodeID, _ ShardID, m *raftpb.Message) {
+	h.sent = append(h.sent, *m)
+	if m.Type == raftpb.MsgTimeoutNow {
+		h.handedTo = append(h.handedTo, to)
+	}
+}
+func (h *hand) SendQuiesce(NodeID, Quiesce)   {}
+func (h *hand) SendCommit(NodeID, CommitNote) {}
+func (h *hand) Write(w *Write)                { h.writes = append(h.writes, w) }
+func (h *hand) Query(b *QueryBatch) {
+	for b.RunOne() {
+	}
+}
+func (h *hand) Flush(f *FlushDone)         { h.flushes = append(h.flushes, f) }
+func (h *hand) Flushed(_ ShardID, i Index) { h.released = i }
 func (h *hand) SendNote(to NodeID, n Note) {
 	h.notes, h.noted = append(h.notes, n), append(h.noted, to)
 }
@@ -58,9 +69,14 @@ func (h *hand) Fetch(f *Fetch)                 { h.fetches = append(h.fetches, f
 func (h *hand) Install(d *InstallDone)         { h.installs = append(h.installs, d) }
 func (h *hand) Members(ShardID, Configuration) {}
 func (h *hand) Address(NodeID) string          { return "" }
-func (h *hand) LastHeard(NodeID) int64         { return h.now.Mono }
-func (h *hand) Changed(ShardID, NodeID, Term)  {}
-func (h *hand) Stopped(_ ShardID, err *Error)  { h.stopped = err }
+func (h *hand) LastHeard(n NodeID) int64 {
+	if h.silent == uint64(n) {
+		return 0
+	}
+	return h.now.Mono
+}
+func (h *hand) Changed(ShardID, NodeID, Term) {}
+func (h *hand) Stopped(_ ShardID, err *Error) { h.stopped = err }
 
 // bulky writes 100 KiB for a command in capitals, and rejects "no".
 type bulky struct{}
@@ -140,6 +156,9 @@ func (h *hand) sync() {
 }
 
 func (h *hand) flush() {
+	if h.hung {
+		return
+	}
 	for _, f := range h.flushes {
 		f.Err = f.Job.Run()
 	}
@@ -164,7 +183,7 @@ func (h *hand) settle(ticks int) {
 		for i := range sent {
 			h.answer(&sent[i])
 		}
-		if i >= ticks && len(h.in.Messages)+len(h.writes)+len(h.flushes) == 0 {
+		if i >= ticks && len(h.in.Messages)+len(h.writes) == 0 && (h.hung || len(h.flushes) == 0) {
 			return
 		}
 	}

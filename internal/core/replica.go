@@ -344,6 +344,7 @@ func (r *Replica) stop(err *Error) {
 	}
 	inflight := r.orphans
 	if r.lead != nil {
+		r.wakeOthers()
 		inflight = append(inflight, r.lead.inflight...)
 		if b := r.lead.open; b != nil {
 			b.fail(r, err)
