@@ -318,6 +318,9 @@ func (r *Replica) unpin() {
 		r.maybeFreeze()
 		return
 	}
+	if r.log.unflushed > maxRewriteBytes {
+		return // it waits for room in the log, and the disk's watermark for it: a record that cannot be written would stop the node
+	}
 	// Invariant: nothing of this shard is being written, so this record cannot replace newer entries.
 	entries := r.log.slice(r.log.flushed+1, r.log.last())
 	r.w.write(nil, record(r.shard, r.log.hard, entries))
@@ -325,6 +328,9 @@ func (r *Replica) unpin() {
 
 // rewriteBytes is how much of a shard's log is rather written again than flushed.
 const rewriteBytes = 256 << 10
+
+// maxRewriteBytes keeps what is written again, which must be one record, within the log's limit.
+const maxRewriteBytes = 512 << 20
 
 // String names the replica in messages.
 func (r *Replica) String() string { return fmt.Sprintf("shard %d on node %d", r.shard, r.cfg.Node) }

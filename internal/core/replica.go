@@ -454,7 +454,7 @@ func (r *Replica) takeReady() {
 		}
 	}
 	r.writing, r.ready = true, rd
-	r.w.write(r, record(r.shard, hard, rd.Entries))
+	r.writeEntries(record(r.shard, hard, rd.Entries))
 	r.takeReadStates(rd.ReadStates)
 	// What is committed may be applied now where this node has it on disk already. (With a
 	// single voter, and on followers, it may be part of this very write: etcd#14370.)
@@ -541,6 +541,33 @@ func record(shard ShardID, hard raftpb.HardState, entries []raftpb.Entry) wal.Re
 		}
 	}
 	return rec
+}
+
+// maxRecordBytes is how much of a Ready goes into one record of the log, or one entry if that is larger. A follower that took nothing for
+// seconds finds up to 64 messages of 32 MiB, which are one Ready; a record has a limit, and a node whose log cannot be written stops.
+const maxRecordBytes = 64 << 20
+
+// writeEntries has the outstanding Ready written, in as many records as it takes. Of those, a crash leaves the first few: a promise with the
+// beginning of the entries, as if the leader had sent no more. No entry counts as committed that is not there yet.
+// (A record that repeats what is on disk must not be cut: its beginning alone would take back what was acknowledged.)
+func (r *Replica) writeEntries(rec wal.Record) {
+	rest, commit := rec.Entries, rec.HardState.Commit
+	for len(rest) > 0 {
+		n, bytes := 0, int64(0)
+		for n < len(rest) && (n == 0 || bytes+int64(len(rest[n].Data)) <= maxRecordBytes) {
+			bytes += int64(len(rest[n].Data)) + entryOverhead
+			n++
+		}
+		if n == len(rest) {
+			break
+		}
+		rec.Entries, rest = rest[:n], rest[n:]
+		rec.HardState.Commit = min(commit, rec.Entries[n-1].Index)
+		r.w.write(nil, rec)
+		rec.RestartAfter = 0
+	}
+	rec.Entries, rec.HardState.Commit = rest, commit
+	r.w.write(r, rec)
 }
 
 func (r *Replica) sendAll(messages []raftpb.Message) {
