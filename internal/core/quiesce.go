@@ -31,6 +31,7 @@ func (r *Replica) tick() {
 	}
 	r.tickReads()
 	r.tickSnapshots()
+	r.watchFlush()
 	if r.quiet {
 		return
 	}

@@ -97,6 +97,8 @@ type Replica struct {
 	freezing bool // the state is frozen at freezeAt, which is not committed yet
 	freezeAt Index
 	flushing bool
+	// ticks that this leader could decide nothing, since a flush has ended
+	stuffedTicks int
 
 	quiet     bool
 	idleTicks int
