@@ -549,27 +549,35 @@ func record(shard ShardID, hard raftpb.HardState, entries []raftpb.Entry) wal.Re
 // seconds finds up to 64 messages of 32 MiB, which are one Ready; a record has a limit, and a node whose log cannot be written stops.
 const maxRecordBytes = 64 << 20
 
-// writeEntries has the outstanding Ready written, in as many records as it takes. Of those, a crash leaves the first few: a promise with the
+// writeEntries has the outstanding Ready written, in as many records as it takes.
+func (r *Replica) writeEntries(rec wal.Record) {
+	records := cutRecord(rec, maxRecordBytes)
+	for _, rec := range records[:len(records)-1] {
+		r.w.write(nil, rec)
+	}
+	r.w.write(r, records[len(records)-1])
+}
+
+// cutRecord cuts a record into several with at most so many bytes, or one entry, each. Of those, a crash leaves the first few: a promise with the
 // beginning of the entries, as if the leader had sent no more. No entry counts as committed that is not there yet.
 // (A record that repeats what is on disk must not be cut: its beginning alone would take back what was acknowledged.)
-func (r *Replica) writeEntries(rec wal.Record) {
+func cutRecord(rec wal.Record, limit int64) (records []wal.Record) {
 	rest, commit := rec.Entries, rec.HardState.Commit
-	for len(rest) > 0 {
+	for {
 		n, bytes := 0, int64(0)
-		for n < len(rest) && (n == 0 || bytes+int64(len(rest[n].Data)) <= maxRecordBytes) {
+		for n < len(rest) && (n == 0 || bytes+int64(len(rest[n].Data)) <= limit) {
 			bytes += int64(len(rest[n].Data)) + entryOverhead
 			n++
 		}
 		if n == len(rest) {
-			break
+			rec.Entries, rec.HardState.Commit = rest, commit
+			return append(records, rec)
 		}
 		rec.Entries, rest = rest[:n], rest[n:]
 		rec.HardState.Commit = min(commit, rec.Entries[n-1].Index)
-		r.w.write(nil, rec)
+		records = append(records, rec)
 		rec.RestartAfter = 0
 	}
-	rec.Entries, rec.HardState.Commit = rest, commit
-	r.w.write(r, rec)
 }
 
 func (r *Replica) sendAll(messages []raftpb.Message) {
