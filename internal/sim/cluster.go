@@ -82,8 +82,8 @@ type worker struct {
 	shards []core.ShardID
 }
 
-// flushedAt are a shard's last two flushes, and the one that this incarnation began with.
-type flushedAt struct{ start, before, last core.Index }
+// flushedAt are a shard's last three flushes, and the one that this incarnation began with.
+type flushedAt struct{ start, earlier, before, last core.Index }
 
 type flush struct {
 	w    *worker
@@ -570,7 +570,7 @@ func (w *worker) Flush(f *core.FlushDone) {
 func (w *worker) Flushed(shard core.ShardID, index core.Index) {
 	w.n.s.stats.Flushes++
 	if j := &w.n.journal[shard]; index > j.last {
-		j.before, j.last = j.last, index
+		j.earlier, j.before, j.last = j.before, j.last, index
 	}
 	w.n.s.trace.event(evFlushed, w.n.id, uint64(shard), uint64(index), 0, 0)
 	w.n.disk.log.Flushed(uint64(shard), uint64(index))
