@@ -321,6 +321,62 @@ func TestPointInTime(t *testing.T) {
 	}
 }
 
+// Sessions that are opened after a restore have other ids than those that the history which went on without it has given out, in a cluster of the same name
+// too, and they outlive a restart. Shard 1 is restored without a snapshot, and shard 2 with one.
+//
+// Mutations with which it was seen to fail: ids are places alone; a node does not know from node.json that it was restored; RewriteMeta forgets it.
+func TestSessionIDsAfterARestore(t *testing.T) {
+	c := startCluster(t, "", counters{}, patient10s, smallFlushes)
+	add(t, c, 1, "a", 1)
+	for range 40 {
+		add(t, c, 2, strings.Repeat("x", 4000), 1) // flushes
+	}
+	dir := filepath.Join(t.TempDir(), "backup")
+	b, err := leaderOf(t, c, 1).BackupTo(within(t), dir, BackupOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if b.Find(1).HasSnapshot() || !b.Find(2).HasSnapshot() {
+		t.Fatalf("the backup is %+v", b.Shards)
+	}
+	open := func(c *Cluster, id ShardID) SessionID {
+		s, err := leaderOf(t, c, id).Shard(id).OpenSession(within(t))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s
+	}
+	given := map[ShardID]map[SessionID]bool{1: {}, 2: {}}
+	for range 8 { // the restored log begins with an empty entry or two
+		given[1][open(c, 1)], given[2][open(c, 2)] = true, true
+	}
+	target := t.TempDir()
+	r := restoreT(t, RestoreOptions{Backup: dir, Cluster: c.cfg.Name, SameName: true, Nodes: nodeDirs(target, 1)})
+	again := startRestored(t, r, target, counters{})
+	mine := map[ShardID]SessionID{}
+	for id := range given {
+		for range 8 {
+			mine[id] = open(again, id)
+			if given[id][mine[id]] {
+				t.Errorf("session %d of shard %d was given out twice", mine[id], id)
+			}
+		}
+		if _, err := again.Node(1).Shard(id).Do(within(t), Request{Commands: [][]byte{[]byte("a")}, Session: mine[id], Sequence: 1}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	again.Kill(1)
+	if err := again.Restart(1); err != nil {
+		t.Fatal(err)
+	}
+	for id, s := range mine {
+		leaderOf(t, again, id)
+		if _, err := again.Node(1).Shard(id).Do(within(t), Request{Commands: [][]byte{[]byte("a")}, Session: s, Sequence: 2}); err != nil {
+			t.Errorf("session %d of shard %d, after a restart: %v", s, id, err)
+		}
+	}
+}
+
 // Every refusal says why, and leaves everything as it was.
 func TestRestoreRefusals(t *testing.T) {
 	c := startCluster(t, "", counters{})

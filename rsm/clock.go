@@ -14,7 +14,8 @@ type clock struct {
 	beatTicks    int
 	stallSince   int64 // the write to the log that is being watched
 	stallTicks   int
-	ticksPerLook int // at the log's size
+	ticksPerLook int // at the log's size, and at flushes
+	flushStalls  bool
 }
 
 // maxTicks that one pass may take in. A process that stood still must not
@@ -40,6 +41,7 @@ func (c *clock) run() {
 		c.watchLog()
 		if n%c.ticksPerLook == 0 {
 			c.release()
+			c.watchFlushes()
 		}
 	}
 }
@@ -66,6 +68,20 @@ func (c *clock) watchLog() {
 		c.e.fail(core.CodeStorage, nil, "a write to the log has not ended for %v (FsyncStall)", stalled)
 	case c.stallTicks == int(c.cfg.ElectionTimeout/c.e.tick):
 		c.e.logger.Warn("the log's disk is slow: a write takes longer than the election timeout", "so_far", stalled)
+	}
+}
+
+// watchFlushes speaks up when a flush does not end. The node goes on: what its shards need of the disk of the state can be had from others, and leaders
+// that cannot decide any more hand over (core's watchFlush).
+func (c *clock) watchFlushes() {
+	age, shard := c.e.due.oldest(c.e.mono())
+	if stalls := age > c.cfg.FsyncStall; stalls != c.flushStalls {
+		c.flushStalls = stalls
+		if stalls {
+			c.e.logger.Warn("a flush of the state does not end (FsyncStall): its disk hangs, or is far too slow", "shard", uint64(shard), "so_far", age)
+		} else {
+			c.e.logger.Info("the flush of the state has ended")
+		}
 	}
 }
 

@@ -101,7 +101,7 @@ type Config struct {
 	LogSegments int
 	// DiskWatermark: with less free space, in bytes, commands are refused. Default 256 MiB; negative: never.
 	DiskWatermark int64
-	// FsyncStall: a node whose write to the log takes longer stops. Default 10 s.
+	// FsyncStall: a node whose write to the log takes longer stops. One whose flush takes longer says so. Default 10 s.
 	FsyncStall time.Duration
 	// KeepGOMAXPROCS leaves the Go scheduler alone. Otherwise Start raises GOMAXPROCS to 8 if it
 	// is lower: a blocked fsync occupies one of its slots, and with two of them costs half the

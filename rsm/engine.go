@@ -61,6 +61,7 @@ type engine struct {
 	writing  atomic.Int64 // monotonic ns since when an Append runs, 0 if none
 
 	flushes chan struct{} // bounds flushes that run at once
+	due     flushesUnderWay
 	bg      sync.WaitGroup
 	quit    chan struct{}
 	dead    chan struct{} // closed by shutdown: who waits for a worker need wait no longer
@@ -459,6 +460,7 @@ func (e *engine) runQueries(b *core.QueryBatch) {
 
 func (w *worker) Flush(f *core.FlushDone) {
 	w.e.bg.Add(1)
+	w.e.due.begin(f, w.e.mono())
 	go w.e.runFlush(w, f)
 }
 
@@ -471,6 +473,7 @@ func (e *engine) runFlush(w *worker, f *core.FlushDone) {
 	}
 	f.Err = f.Job.Run()
 	<-e.flushes
+	e.due.end(f)
 	if f.Err != nil && !state.IsDamage(f.Err) {
 		e.fail(core.CodeStorage, f.Err, "the state of shard %d could not be flushed", f.Shard)
 	}

@@ -3,6 +3,7 @@ package rsm
 import (
 	"strconv"
 	"sync/atomic"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -82,6 +83,7 @@ type nodeFigures struct {
 	log   wal.Stats
 	store state.Metrics
 	ready bool
+	flush time.Duration // age of the oldest under way
 }
 
 var nodeMetrics = []nodeMetric{
@@ -102,6 +104,7 @@ var nodeMetrics = []nodeMetric{
 	{"store_cache_bytes", "Memory of the cache of blocks.", gauge, func(s *nodeFigures) float64 { return float64(s.store.CacheBytes) }},
 	{"store_cache_hits_total", "Blocks that were found in the cache.", counter, func(s *nodeFigures) float64 { return float64(s.store.CacheHits) }},
 	{"store_cache_misses_total", "Blocks that had to be read from disk.", counter, func(s *nodeFigures) float64 { return float64(s.store.CacheMisses) }},
+	{"store_oldest_flush_seconds", "For how long the oldest flush under way has been due, 0 if there is none. If it only grows, the disk does not answer.", gauge, func(s *nodeFigures) float64 { return s.flush.Seconds() }},
 	{"store_open_versions", "Versions of the state that queries, cuts and backups keep.", gauge, func(s *nodeFigures) float64 { return float64(s.store.OpenVersions) }},
 	{"store_oldest_version_seconds", "For how long the oldest of them is kept, and with it on disk what compactions have replaced since. If it only grows, something does not end.", gauge, func(s *nodeFigures) float64 { return s.store.OldestVersion.Seconds() }},
 	{"snapshot_sent_bytes_total", "Bytes of snapshots that peers have fetched from this node.", counter, func(s *nodeFigures) float64 { return float64(s.SnapshotsSent) }},
@@ -149,6 +152,7 @@ func (c *collector) Collect(out chan<- prometheus.Metric) {
 	if st.NodeStatus, err = n.Status(); err != nil {
 		return // the node is closing
 	}
+	st.flush, _ = n.engine.due.oldest(n.engine.mono())
 	st.log, st.store, st.ready = n.log.Stats(), n.store.Metrics(), len(n.Ready()) == 0
 	node := strconv.FormatUint(uint64(st.Node), 10)
 	for i, m := range nodeMetrics {

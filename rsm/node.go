@@ -319,6 +319,7 @@ func (n *Node) addShards(recovered map[uint64]*wal.ShardLog) error {
 			Machine: sc.Machine, State: st, Voters: sc.Voters, Logger: n.cfg.Logger.With("node", uint64(n.cfg.Node)),
 			Rand: rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64())),
 		}
+		d.Restored = n.identity != nil && n.identity.Restored()
 		if l := recovered[uint64(sc.ID)]; l != nil {
 			d.Log = *l
 		}

@@ -139,6 +139,7 @@ func (p *RecoveryPlan) String() string {
 	}
 	if p.New != "" {
 		fmt.Fprintf(&b, "\nA new cluster %q of the nodes %v is made of it. The directories above are left as they are, and must never be started again.\n", p.New, p.Members)
+		fmt.Fprintf(&b, "Sessions go on, but for those that were opened after what is kept: their ids are not given out again, and who holds one is told that it has expired.\n")
 		fmt.Fprintf(&b, "If that is what you want, confirm it with the token %s\n", p.Token)
 	}
 	return b.String()

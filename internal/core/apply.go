@@ -2,6 +2,7 @@ package core
 
 import (
 	"fmt"
+	"time"
 
 	"go.etcd.io/etcd/raft/v3/raftpb"
 
@@ -226,6 +227,51 @@ func (r *Replica) stuffed(times int64) bool {
 	return (r.flushing || r.freezing) && r.state.LayerBytes()+r.log.unflushed > times*r.cfg.Limits.FlushBytes
 }
 
+// stuckElections is for how many election timeouts no flush may end on a leader that is stuffed, before somebody else is to lead.
+const stuckElections = 8
+
+// stuck reports whether a leader's flush has held it up for so long that it may never end: a bad sector, or a disk that is gone.
+func (r *Replica) stuck() bool {
+	return r.lead != nil && r.stuffedTicks >= stuckElections*r.cfg.ElectionTicks
+}
+
+// watchFlush keeps a leader that cannot decide any more, while its heartbeats go on, from leading for ever: calls that wait end, and another
+// voter leads if one answers.
+func (r *Replica) watchFlush() {
+	if r.lead == nil || !r.stuffed(4) {
+		r.stuffedTicks = 0
+		return
+	}
+	if r.stuffedTicks++; !r.stuck() {
+		return
+	}
+	still := r.queue[:0]
+	for _, q := range r.queue {
+		if q.Kind == kindVersion { // its own
+			still = append(still, q)
+		} else {
+			r.finish(q, Result{}, r.stuckError())
+		}
+	}
+	clear(r.queue[len(still):])
+	r.queue = still
+	if r.stuffedTicks%r.cfg.ElectionTicks != 0 || r.lead.transferee != 0 {
+		return // once per election timeout, after which raft gives a transfer up
+	}
+	to := r.bestVoter()
+	if to != 0 && r.answers(to) {
+		r.lead.transferee = to
+		r.touch()
+	}
+	r.logger.Error("a flush does not end, and nothing can be decided: leadership is to go", "ticks", r.stuffedTicks, "to", uint64(r.lead.transferee))
+}
+
+func (r *Replica) stuckError() *Error {
+	e := notProposed(CodeOverloaded, "no flush of shard %d has ended on node %d for %v, and no more fits into memory: its disk may hang", r.shard, r.cfg.Node, time.Duration(r.stuffedTicks)*r.cfg.Tick)
+	e.RetryAfter = time.Duration(r.cfg.ElectionTicks) * r.cfg.Tick
+	return e
+}
+
 // maybeFreeze starts a flush when enough has gathered: the state is frozen at the head,
 // and written out when the head is committed.
 func (r *Replica) maybeFreeze() {
@@ -279,7 +325,7 @@ func (r *Replica) maybeFlush() {
 // flushed continues after a flush has become durable.
 func (r *Replica) flushed(f *FlushDone) {
 	defer r.contain()
-	r.flushing = false
+	r.flushing, r.stuffedTicks = false, 0
 	if r.broken != nil {
 		if f.Err == nil { // it counts all the same, should the replica be repaired
 			r.state.Flushed(f.Job)
@@ -321,10 +367,16 @@ func (r *Replica) unpin() {
 		r.maybeFreeze()
 		return
 	}
+	if r.log.unflushed > maxRewriteBytes {
+		return // it waits for room in the log, and the disk's watermark for it: a record that cannot be written would stop the node
+	}
 	// Invariant: nothing of this shard is being written, so this record cannot replace newer entries.
 	r.rewritten = last
 	r.w.write(nil, record(r.shard, r.log.hard, r.log.slice(r.log.flushed+1, last)))
 }
+
+// maxRewriteBytes keeps what is written again, which must be one record, within the log's limit.
+const maxRewriteBytes = 512 << 20
 
 // String names the replica in messages.
 func (r *Replica) String() string { return fmt.Sprintf("shard %d on node %d", r.shard, r.cfg.Node) }

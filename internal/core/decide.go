@@ -256,6 +256,9 @@ func (r *Replica) decideOne(q *Request) {
 func (r *Replica) decideOpen(b *batch, q *Request) {
 	o := r.cfg.Sessions
 	h := &requestHeader{flags: flagOpen, ttl: uint64(o.TTL), window: o.Window}
+	if r.restored {
+		h.flags |= flagTimed
+	}
 	l := r.lead
 	if over := len(r.sessions.byID) + l.opening - l.evicting + 1 - o.Max; over > 0 {
 		expiring := 0
@@ -275,7 +278,7 @@ func (r *Replica) decideOpen(b *batch, q *Request) {
 	ordinal := len(b.decided)
 	b.buf = h.append(b.buf)
 	b.decided = append(b.decided, decided{req: q, header: h,
-		result: Result{Session: sessionIDAt(b.index, ordinal), Index: b.index}})
+		result: Result{Session: SessionIDAt(b.index, ordinal, b.time, r.restored), Index: b.index}})
 }
 
 // maxEvicting sessions may be on their way out at once: they are skipped one by one when the next is looked for.

@@ -14,6 +14,7 @@ import (
 //	          if flagOpen:    ttl (ns), window, count of evicted, evicted session ids...
 //	          if flagSession: session id, sequence, acknowledged, digest (8 bytes), outcome (bytes)
 //	          if flagVersion: version of the machine that is active from the next entry on
+//	          (flagTimed adds nothing)
 //	          count of events, event...
 //	event:    data (bytes), count of effects, digest of each effect (2 bytes)
 //	outcome:  0, count of replies, reply (bytes)...
@@ -29,7 +30,8 @@ const (
 	flagOpen
 	flagClose
 	flagVersion
-	flagsKnown = flagSession | flagOpen | flagClose | flagVersion
+	flagTimed  // of an opening: the entry's time goes into the id, see SessionIDAt
+	flagsKnown = flagSession | flagOpen | flagClose | flagVersion | flagTimed
 )
 
 const (

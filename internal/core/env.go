@@ -111,7 +111,7 @@ const (
 	noteRemoved                         // to one that does not know; A: index of the configuration without it, Data: its voters, as in a changeNote
 	noteWho                             // to members: A: is this node one of us?
 	noteKnown                           // the answer: A: yes, B: by this entry, Data: its address
-	noteAwake                           // to members: this replica hears nothing; do not rest, and say who is a member if this one is not
+	noteAwake                           // to members: this replica hears nothing, or led and stops; do not rest, and say who is a member if this one is not
 	noteVersions                        // to the leader; A: the highest version of the machine that this replica can run
 	noteCutting                         // to the leader who wants a cut; A: as asked, B: bytes that are written
 	noteChanged                         // to who asks for a vote; the latest change of members is committed: A: up to this index, B: its term
@@ -172,7 +172,9 @@ type Deps struct {
 	// Voters are the initial members; ignored when the store has them already. None: the shard exists already, and
 	// this node is, or will be, added to it.
 	Voters []NodeID
-	Log    wal.ShardLog // what the WAL had at start
-	Rand   *rand.Rand
-	Logger *slog.Logger
+	// Restored: the shard was restored; ignored when the store has a flush, which knows.
+	Restored bool
+	Log      wal.ShardLog // what the WAL had at start
+	Rand     *rand.Rand
+	Logger   *slog.Logger
 }

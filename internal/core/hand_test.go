@@ -36,18 +36,25 @@ type hand struct {
 	installs []*InstallDone
 	stopped  *Error
 
-	last map[uint64]uint64 // index up to which each peer has the log
-	apps map[uint64]int    // MsgApp that each peer was sent
-	mute uint64            // the peer that does not answer, 0: none
-	deaf map[uint64]bool   // peers that get no MsgApp, and answer everything else
-	away map[NodeID]bool   // nodes that are not heard of
-	gone map[uint64]bool   // peers that answer nothing, although their nodes are alive
+	last     map[uint64]uint64 // index up to which each peer has the log
+	apps     map[uint64]int    // MsgApp that each peer was sent
+	mute     uint64            // the peer that does not answer, 0: none
+	deaf     map[uint64]bool   // peers that get no MsgApp, and answer everything else
+	hung     bool              // flushes do not end
+	handedTo []NodeID          // who was told to campaign
+	away     map[NodeID]bool   // nodes that are not heard of
+	gone     map[uint64]bool   // peers that answer nothing, although their nodes are alive
 }
 
-func (h *hand) Send(_ NodeID, _ ShardID, m *raftpb.Message) { h.sent = append(h.sent, *m) }
-func (h *hand) SendQuiesce(NodeID, Quiesce)                 {}
-func (h *hand) SendCommit(NodeID, CommitNote)               {}
-func (h *hand) Write(w *Write)                              { h.writes = append(h.writes, w) }
+func (h *hand) Send(to NodeID, _ ShardID, m *raftpb.Message) {
+	h.sent = append(h.sent, *m)
+	if m.Type == raftpb.MsgTimeoutNow {
+		h.handedTo = append(h.handedTo, to)
+	}
+}
+func (h *hand) SendQuiesce(NodeID, Quiesce)   {}
+func (h *hand) SendCommit(NodeID, CommitNote) {}
+func (h *hand) Write(w *Write)                { h.writes = append(h.writes, w) }
 func (h *hand) Query(b *QueryBatch) {
 	for b.RunOne() {
 	}
@@ -162,6 +169,9 @@ func (h *hand) sync() {
 }
 
 func (h *hand) flush() {
+	if h.hung {
+		return
+	}
 	for _, f := range h.flushes {
 		f.Err = f.Job.Run()
 	}
@@ -186,7 +196,7 @@ func (h *hand) settle(ticks int) {
 		for i := range sent {
 			h.answer(&sent[i])
 		}
-		if i >= ticks && len(h.in.Messages)+len(h.writes)+len(h.flushes) == 0 {
+		if i >= ticks && len(h.in.Messages)+len(h.writes) == 0 && (h.hung || len(h.flushes) == 0) {
 			return
 		}
 	}

@@ -10,7 +10,8 @@ import (
 // Encoding, version 2: version (1 byte), varints applied, term, seq, time, chain (8 bytes, little-endian), varint version of the
 // machine, then the configuration: varint index; voters, outgoing voters, learners and learners next, each a count and ids; addresses
 // as in a change (members.go); removed, a count and ids. Version 1 ends after the voters, and
-// has neither machine version nor configuration index. The store adds a checksum.
+// has neither machine version nor configuration index. Version 3 is version 2 of a shard that was restored; older programs, which do not know the
+// entries that its leaders make, refuse it. The store adds a checksum.
 type meta struct {
 	applied Index
 	term    Term // of the entry at applied
@@ -19,12 +20,17 @@ type meta struct {
 	chain   uint64
 	machine uint64 // the version that is active
 	conf    Configuration
+	// restored: there may be, or have been, another history of this shard, see SessionIDAt.
+	restored bool
 }
 
-const metaVersion = 2
+const metaVersion = 3
 
 func (m *meta) encode() []byte {
 	b := []byte{metaVersion}
+	if !m.restored {
+		b[0] = 2
+	}
 	for _, v := range []uint64{uint64(m.applied), uint64(m.term), m.seq, uint64(m.time)} {
 		b = binary.AppendUvarint(b, v)
 	}
@@ -76,6 +82,7 @@ func decodeMeta(b []byte) (m meta, err error) {
 	c.Learners, c.LearnersNext = r.ids("learners"), r.ids("learners next")
 	c.Addresses = r.addresses()
 	c.Removed = r.ids("removed")
+	m.restored = version == 3
 	if r.err == nil && len(r.b) > 0 {
 		r.fail("bytes after the meta record")
 	}

@@ -34,6 +34,7 @@ func (r *Replica) tick() {
 	}
 	r.tickReads()
 	r.tickSnapshots()
+	r.watchFlush()
 	if r.quiet {
 		return
 	}
@@ -61,9 +62,7 @@ func (r *Replica) callOut() {
 	if r.silent%patience != 0 {
 		return
 	}
-	for _, m := range r.others() {
-		r.w.env.SendNote(m, Note{Shard: r.shard, Kind: noteAwake})
-	}
+	r.wakeOthers()
 }
 
 func (r *Replica) busy() bool {
@@ -96,10 +95,18 @@ func (r *Replica) proposeQuiesce() {
 	r.quiet = true
 }
 
+// agreeToQuiesce looks at the leader's node too: should it have fallen silent in this very pass, nothing would wake the replica.
 func (r *Replica) agreeToQuiesce(q Quiesce) {
-	if r.broken == nil && !r.busy() && r.leader == q.From && r.raftTerm == q.Term &&
+	if r.broken == nil && r.w.alive(q.From) && !r.busy() && r.leader == q.From && r.raftTerm == q.Term &&
 		Index(r.log.last()) == q.Last && r.applied == q.Last {
 		r.quiet = true
+	}
+}
+
+// wakeOthers ends the rest of the other replicas: this one hears nothing, or it led and stops, while its node goes on beating.
+func (r *Replica) wakeOthers() {
+	for _, m := range r.others() {
+		r.w.env.SendNote(m, Note{Shard: r.shard, Kind: noteAwake})
 	}
 }
 

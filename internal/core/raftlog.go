@@ -144,7 +144,23 @@ func (l *raftLog) Entries(lo, hi, maxSize uint64) ([]raftpb.Entry, error) {
 		return nil, raft.ErrUnavailable
 	}
 	if lo < l.first {
-		return l.journal(lo, min(hi, l.first), maxSize)
+		entries, err := l.journal(lo, min(hi, l.first), maxSize)
+		if err != nil || uint64(len(entries)) < min(hi, l.first)-lo {
+			return entries, err
+		}
+		// What is in memory continues it: who asks without a limit, as raft does before it campaigns, must get all.
+		size := uint64(0)
+		for i := range entries {
+			size += uint64(entries[i].Size())
+		}
+		for i := l.first; i < hi; i++ {
+			e := &l.entries[i-l.first]
+			if size += uint64(e.Size()); size > maxSize {
+				break
+			}
+			entries = append(entries, *e)
+		}
+		return entries, nil
 	}
 	entries := l.entries[lo-l.first : hi-l.first : hi-l.first]
 	size := uint64(0)

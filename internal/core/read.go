@@ -18,8 +18,9 @@ import (
 
 // readQueue holds the reads that wait for something else than an entry of their own.
 type readQueue struct {
-	due     []*Request // to be answered from what is applied now
-	waiting []*Request // for an index to be applied: Session, and ReadIndex when confirmed
+	due     []*Request   // to be answered from what is applied now
+	waiting []*Request   // for an index to be applied: Session, and ReadIndex when confirmed
+	tokens  pendingBound // of those, Session
 
 	// ReadIndex, and a leader's Linearizable without a command: those that came before a round of heartbeats
 	// was asked for may share it, later ones must not. One round at a time.
@@ -73,11 +74,40 @@ func (r *Replica) addRead(q *Request) {
 	case Session:
 		q.readIndex = q.Token
 		r.reads.waiting = append(r.reads.waiting, q)
+		r.reads.tokens.requests++
+		r.reads.tokens.bytes += q.size
 	case ReadIndex:
 		r.reads.wanted = append(r.reads.wanted, q)
 	default:
 		r.finish(q, Result{}, notProposed(CodeNotLeader, "there is no read level %d", q.Level))
 	}
+}
+
+// waited notes that a read does not wait any more.
+func (q *readQueue) waited(req *Request) {
+	if req.Level == Session {
+		q.tokens.requests--
+		q.tokens.bytes -= req.size
+	}
+}
+
+// refusesToken refuses reads at tokens that are waited for in vain, and more of them than there is room for: who may only read could
+// otherwise fill the room for commands, which share the bound of all calls.
+func (r *Replica) refusesToken(q *Request) error {
+	if q.Token <= r.applied {
+		return nil
+	}
+	if l := r.lead; l != nil && l.ready && q.Token > l.head.index {
+		return notProposed(CodeNotReached, "the token %d lies beyond the log of shard %d, which ends at %d: it is not of this shard, or of a time before a restore; read without it", q.Token, r.shard, l.head.index)
+	}
+	limits, held := &r.cfg.Limits, &r.reads.tokens
+	if requests, bytes := max(1, limits.MaxQueuedRequests/4), limits.MaxQueuedBytes/4; held.requests >= requests || held.requests > 0 && held.bytes+q.size > bytes {
+		e := notProposed(CodeOverloaded, "%d reads with %d bytes wait for their tokens on shard %d (allowed: a quarter of the calls that may be pending, %d and %d)",
+			held.requests, held.bytes, r.shard, requests, bytes)
+		e.RetryAfter = r.cfg.Tick
+		return e
+	}
+	return nil
 }
 
 // takeReadStates confirms the ReadIndex reads of a round.
@@ -102,6 +132,7 @@ func (r *Replica) serveReads() {
 		for _, req := range q.waiting {
 			if req.readIndex <= r.applied {
 				q.due = append(q.due, req)
+				q.waited(req)
 			} else {
 				still = append(still, req)
 			}
@@ -152,6 +183,7 @@ func (r *Replica) giveUp(list []*Request, before int64, code Code, format string
 	still := list[:0]
 	for _, req := range list {
 		if req.queuedAt < before {
+			r.reads.waited(req)
 			r.finish(req, Result{}, notProposed(code, format, args...))
 		} else {
 			still = append(still, req)

@@ -33,7 +33,7 @@ func DecodeStored(data []byte) (Stored, error) {
 	return Stored{Applied: m.applied, Term: m.term, Time: m.time, Hash: m.chain, MachineVersion: m.machine, Members: m.conf}, nil
 }
 
-// RewriteMeta returns the record of a flush with other members, and all else as it was.
+// RewriteMeta returns the record of a flush for a shard that is restored, with other members, and all else as it was.
 func RewriteMeta(data []byte, members Configuration) ([]byte, error) {
 	m, err := decodeMeta(data)
 	if err != nil {
@@ -44,6 +44,7 @@ func RewriteMeta(data []byte, members Configuration) ([]byte, error) {
 	}
 	// Whoever was removed from the old cluster has never been in this one.
 	m.conf = Configuration{Voters: members.Voters}
+	m.restored = true
 	return m.encode(), nil
 }
 

@@ -13,18 +13,22 @@ import (
 func TestRewriteMeta(t *testing.T) {
 	m := meta{applied: 300, term: 2, seq: 40, time: 1 << 50, chain: 1 << 63, machine: 3, conf: Configuration{
 		Index: 200, Voters: []NodeID{1, 2, 3}, Outgoing: []NodeID{1, 2, 4}, Learners: []NodeID{5}, Addresses: map[NodeID]string{5: "e:1"}, Removed: []NodeID{9}}}
-	b, err := RewriteMeta(m.encode(), Configuration{Voters: []NodeID{7, 8}})
+	old := m.encode()
+	b, err := RewriteMeta(old, Configuration{Voters: []NodeID{7, 8}})
 	if err != nil {
 		t.Fatal(err)
 	}
 	got, err := decodeMeta(b)
-	m.conf = Configuration{Voters: []NodeID{7, 8}, Addresses: map[NodeID]string{}}
+	m.restored, m.conf = true, Configuration{Voters: []NodeID{7, 8}, Addresses: map[NodeID]string{}}
 	if err != nil || !reflect.DeepEqual(got, m) {
 		t.Errorf("got %+v, %v, want %+v", got, err, m)
 	}
 	s, err := DecodeStored(b)
 	if want := (Stored{Applied: 300, Term: 2, Time: 1 << 50, Hash: 1 << 63, MachineVersion: 3, Members: m.conf}); err != nil || !reflect.DeepEqual(s, want) {
 		t.Errorf("got %+v, %v, want %+v", s, err, want)
+	}
+	if old[0] != 2 || b[0] != 3 {
+		t.Errorf("records of versions %d and %d, want 2, which older programs read, and 3 after a restore", old[0], b[0])
 	}
 	for _, c := range []Configuration{{}, {Voters: []NodeID{1}, Learners: []NodeID{2}}} {
 		if _, err := RewriteMeta(b, c); err == nil {

@@ -100,6 +100,8 @@ type Replica struct {
 	freezing bool // the state is frozen at freezeAt, which is not committed yet
 	freezeAt Index
 	flushing bool
+	// ticks that this leader could decide nothing, since a flush has ended
+	stuffedTicks int
 
 	quiet     bool
 	idleTicks int
@@ -186,7 +188,7 @@ func (r *Replica) raftConfig() *raft.Config {
 
 // restore rebuilds what a crash left: the last flush, and the WAL's entries after it.
 func (r *Replica) restore(d Deps) error {
-	r.conf.Voters = d.Voters
+	r.conf.Voters, r.restored = d.Voters, d.Restored
 	if data := d.State.Meta(); data != nil {
 		m, err := decodeMeta(data)
 		if err != nil {
@@ -362,6 +364,7 @@ func (r *Replica) stop(err *Error) {
 	}
 	inflight := r.orphans
 	if r.lead != nil {
+		r.wakeOthers()
 		inflight = append(inflight, r.lead.inflight...)
 		if b := r.lead.open; b != nil {
 			b.fail(r, err)
@@ -471,7 +474,7 @@ func (r *Replica) takeReady() {
 		}
 	}
 	r.writing, r.ready = true, rd
-	r.w.write(r, record(r.shard, hard, rd.Entries))
+	r.writeEntries(record(r.shard, hard, rd.Entries))
 	r.takeReadStates(rd.ReadStates)
 	// What is committed may be applied now where this node has it on disk already. (With a
 	// single voter, and on followers, it may be part of this very write: etcd#14370.)
@@ -560,6 +563,41 @@ func record(shard ShardID, hard raftpb.HardState, entries []raftpb.Entry) wal.Re
 		}
 	}
 	return rec
+}
+
+// maxRecordBytes is how much of a Ready goes into one record of the log, or one entry if that is larger. A follower that took nothing for
+// seconds finds up to 64 messages of 32 MiB, which are one Ready; a record has a limit, and a node whose log cannot be written stops.
+const maxRecordBytes = 64 << 20
+
+// writeEntries has the outstanding Ready written, in as many records as it takes.
+func (r *Replica) writeEntries(rec wal.Record) {
+	records := cutRecord(rec, maxRecordBytes)
+	for _, rec := range records[:len(records)-1] {
+		r.w.write(nil, rec)
+	}
+	r.w.write(r, records[len(records)-1])
+}
+
+// cutRecord cuts a record into several with at most so many bytes, or one entry, each. Of those, a crash leaves the first few: a promise with the
+// beginning of the entries, as if the leader had sent no more. No entry counts as committed that is not there yet.
+// (A record that repeats what is on disk must not be cut: its beginning alone would take back what was acknowledged.)
+func cutRecord(rec wal.Record, limit int64) (records []wal.Record) {
+	rest, commit := rec.Entries, rec.HardState.Commit
+	for {
+		n, bytes := 0, int64(0)
+		for n < len(rest) && (n == 0 || bytes+int64(len(rest[n].Data)) <= limit) {
+			bytes += int64(len(rest[n].Data)) + entryOverhead
+			n++
+		}
+		if n == len(rest) {
+			rec.Entries, rec.HardState.Commit = rest, commit
+			return append(records, rec)
+		}
+		rec.Entries, rest = rest[:n], rest[n:]
+		rec.HardState.Commit = min(commit, rec.Entries[n-1].Index)
+		records = append(records, rec)
+		rec.RestartAfter = 0
+	}
 }
 
 func (r *Replica) sendAll(messages []raftpb.Message) {

@@ -6,7 +6,7 @@ import (
 )
 
 // SessionID names a client's exactly-once window on one shard. It is given out
-// by the log itself (where the opening stands) and so is never given out twice.
+// by the log itself (where the opening stands, and after a restore also when) and so is never given out twice.
 type SessionID uint64
 
 // Kind is what a Request asks for.

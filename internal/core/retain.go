@@ -64,16 +64,19 @@ func (r *Replica) journalFrom() uint64 {
 	if mutated("forget-journal") {
 		return uint64(r.applied)
 	}
-	// What raft knows to be applied, which during a write is less than what is: it looks at the entries in between when it campaigns.
-	applied := min(r.applied, Index(r.rn.BasicStatus().Applied))
-	if mutated("forget-unapplied") {
-		applied = r.applied
-	}
-	need := min(r.everywhere, applied)
+	need := min(r.everywhere, r.appliedInRaft())
 	if pin, ok := r.pinned(); ok {
 		need = min(need, pin)
 	}
 	return uint64(r.bounded(r.history(need), need))
+}
+
+// appliedInRaft is what raft knows to be applied, which during a write is less than what is: it looks at the entries in between when it campaigns.
+func (r *Replica) appliedInRaft() Index {
+	if mutated("forget-unapplied") {
+		return r.applied
+	}
+	return min(r.applied, Index(r.rn.BasicStatus().Applied))
 }
 
 // history goes back from what is needed as far as the journal is wanted for its own sake.
@@ -108,7 +111,7 @@ func (r *Replica) bounded(from, need Index) Index {
 		if bytes += m.bytes; bytes <= r.cfg.JournalMaxBytes {
 			continue
 		}
-		floor := min(m.last+1, Index(r.log.flushed), r.applied)
+		floor := min(m.last+1, Index(r.log.flushed), r.appliedInRaft())
 		if floor > need {
 			r.cutShort = true
 			r.stats.JournalShort++

@@ -274,7 +274,7 @@ func (t *sessionTable) apply(h *requestHeader, now Timestamp, index Index, ordin
 		for _, id := range h.evicted {
 			t.remove(id)
 		}
-		t.open(sessionIDAt(index, ordinal), int64(h.ttl), h.window, now)
+		t.open(SessionIDAt(index, ordinal, now, h.flags&flagTimed != 0), int64(h.ttl), h.window, now)
 		return
 	}
 	if h.flags&flagClose != 0 {
@@ -295,8 +295,15 @@ func (t *sessionTable) apply(h *requestHeader, now Timestamp, index Index, ordin
 	}
 }
 
-func sessionIDAt(index Index, ordinal int) SessionID {
-	return SessionID(uint64(index)*maxRequestsPerEntry + uint64(ordinal))
+// SessionIDAt returns the id of the session that is opened at a place in the log: that place. After a restore, some places are there a second time, with other
+// entries, while clients still hold sessions of the first time. An entry's time is never there again. So what leaders of a restored shard
+// decide says that place and time make the id together (flagTimed). Its highest bit keeps it apart from those that are places.
+func SessionIDAt(index Index, ordinal int, now Timestamp, timed bool) SessionID {
+	place := uint64(index)*maxRequestsPerEntry + uint64(ordinal)
+	if !timed {
+		return SessionID(place)
+	}
+	return SessionID(mix(place, uint64(now)) | 1<<63)
 }
 
 func digestOf(commands [][]byte) uint64 {

@@ -738,7 +738,7 @@ func (r *Replica) installed(d *InstallDone) {
 	if !mutated("no-restart-after") {
 		rec.RestartAfter = uint64(r.applied)
 	}
-	r.w.write(r, rec)
+	r.writeEntries(rec)
 }
 
 // abandonInstall ends an installation whose replica has stopped: it must not hold back the log for ever. Whether the state is the

@@ -196,6 +196,10 @@ func (r *Replica) refuses(q *Request) error {
 			r.pending.requests, r.pending.bytes, r.shard, l.MaxQueuedRequests, l.MaxQueuedBytes)
 		e.RetryAfter = r.cfg.Tick
 		return e
+	case r.stuck() && q.Kind != KindChange && (q.Kind != KindRead || q.Level == Linearizable):
+		return r.stuckError()
+	case q.Kind == KindRead && q.Level == Session:
+		return r.refusesToken(q)
 	case q.Kind == KindRead || q.Kind == KindChange:
 		return nil
 	case r.w.diskLow && !q.MakesRoom && q.Kind != KindCloseSession:

@@ -16,7 +16,14 @@ import (
 )
 
 // dataFormat is the version of the data directory as a whole. Log and state have their own versions below it.
-const dataFormat = 1
+const dataFormat = formatRestored
+
+// A directory is of format 1, and of format 2 if it was restored: what leaders of a restored shard write into the log, programs that know
+// format 1 only do not know.
+const (
+	formatFirst    = 1
+	formatRestored = 2
+)
 
 // Identity is node.json: whose data this is, and by what name the peers' data is known. It is written last when a
 // directory is made, so that a directory with it was once complete.
@@ -92,7 +99,7 @@ func Load(d Disk, dir string) (*Identity, error) {
 
 // New returns the identity of a directory that is being made.
 func New(cluster string, node core.NodeID) *Identity {
-	return &Identity{Format: dataFormat, Cluster: cluster, Node: node, Data: rand.Text(), Peers: map[core.NodeID]string{}}
+	return &Identity{Format: formatFirst, Cluster: cluster, Node: node, Data: rand.Text(), Peers: map[core.NodeID]string{}}
 }
 
 // Write makes node.json, durably and all at once.
@@ -122,6 +129,9 @@ func Origin(data string) string {
 	_, of, _ := strings.Cut(data, "-")
 	return of
 }
+
+// Restored reports whether the directory was restored, by a program that gives sessions other ids then.
+func (id *Identity) Restored() bool { return id.Format >= formatRestored }
 
 // MadeWith reports whether the peer is one of the nodes that the data of this one was made for.
 func (id *Identity) MadeWith(peer core.NodeID) bool {

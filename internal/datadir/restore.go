@@ -232,11 +232,12 @@ func (r *restore) origin() (string, error) {
 		return "", err
 	}
 	same := struct {
+		Format  int // nodes that another version of the program has restored may not know what these write
 		Cluster string
 		Backup  [sha256.Size]byte
 		Members []core.NodeID
 		Shards  []Restored
-	}{r.Cluster, sha256.Sum256(raw), r.Members, r.shards}
+	}{formatRestored, r.Cluster, sha256.Sum256(raw), r.Members, r.shards}
 	data, err := json.Marshal(same)
 	sum := sha256.Sum256(data)
 	return fmt.Sprintf("%x", sum[:8]), err
@@ -254,6 +255,7 @@ func (r *restore) node(ctx context.Context, node core.NodeID) error {
 		id.Cluster = r.backup.Cluster
 	}
 	id.Data = rand.Text() + "-" + origin
+	id.Format = formatRestored
 	id.Shards = map[core.ShardID][]core.NodeID{}
 	for i := range r.shards {
 		if s := &r.shards[i]; slices.Contains(s.Voters, node) {

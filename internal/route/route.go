@@ -232,6 +232,25 @@ func (r *Router) Refuse(why *core.Error) {
 	r.waiting, r.held = r.waiting[:0], 0
 }
 
+// EndSessions ends the calls that have a session: whoever is reached from now on is of another cluster, which does not know it, or by its id knows somebody
+// else's. A command that may have happened ends as unknown, any other as if its session had expired.
+func (r *Router) EndSessions(why *core.Error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for c := r.all.next; c != &r.all; {
+		next := c.next
+		switch {
+		case c.Kind == CloseSession:
+			r.finish(c, core.Result{}, nil)
+		case c.Kind == Submit && c.Session != 0:
+			c.inDoubt = c.mayHappen()
+			r.finish(c, core.Result{}, ended(c, why))
+		}
+		c = next
+	}
+	r.forgetFinished()
+}
+
 // Close ends all calls with an error.
 func (r *Router) Close(why *core.Error) {
 	r.mu.Lock()
@@ -371,16 +390,21 @@ func (r *Router) Tick(now int64) {
 		c = next
 	}
 	if late {
-		r.waiting = slices.DeleteFunc(r.waiting, func(c *Call) bool { return c.finished })
-		r.held = 0
-		for _, c := range r.waiting {
-			r.held += int64(c.Size())
-		}
+		r.forgetFinished()
 	}
 	r.due.Store(due)
 	r.flush(now)
 	if len(r.waiting) > 0 {
 		r.wanted()
+	}
+}
+
+// forgetFinished takes calls that have ended out of those that wait.
+func (r *Router) forgetFinished() {
+	r.waiting = slices.DeleteFunc(r.waiting, func(c *Call) bool { return c.finished })
+	r.held = 0
+	for _, c := range r.waiting {
+		r.held += int64(c.Size())
 	}
 }
 

@@ -205,6 +205,37 @@ func TestDoubtStays(t *testing.T) {
 	wantKind(t, c, done, core.ErrNotProposed)
 }
 
+// When another cluster is reached, what belongs to sessions ends: as unknown where it may have happened, and otherwise as if the session had expired.
+//
+// Mutations with which it was seen to fail: what waits stays; what was sent counts as not happened.
+func TestEndSessions(t *testing.T) {
+	r, a, _ := newPair(Config{})
+	parked, parkedDone := call(200*ms, 5)
+	r.Submit(0, parked) // nobody leads
+	other, otherDone := call(200*ms, 0)
+	r.Submit(0, other)
+	a.deaf = true
+	r.Learn(0, a, 1)
+	a.deaf = false
+	sent, sentDone := call(200*ms, 6)
+	r.Submit(0, sent)
+	closing, closed := call(200*ms, 6)
+	closing.Kind = CloseSession
+	r.Submit(0, closing)
+	if len(a.got) != 2 || r.Stats().Waiting != 2 {
+		t.Fatalf("%d sent, %+v", len(a.got), r.Stats())
+	}
+	r.EndSessions(&core.Error{Kind: core.ErrNotProposed, Code: core.CodeSessionExpired})
+	wantKind(t, parked, parkedDone, core.ErrNotProposed)
+	wantKind(t, sent, sentDone, core.ErrUnknown)
+	if *closed != 1 || closing.Err != nil {
+		t.Errorf("closing ends %d times, with %v", *closed, closing.Err)
+	}
+	if st := r.Stats(); *otherDone != 0 || st.Waiting != 1 || st.Calls != 1 || st.WaitingBytes != int64(other.Size()) {
+		t.Errorf("the call without a session: ended %d times, %+v", *otherDone, st)
+	}
+}
+
 // A doubt that comes with a code that is final by itself is still one, and a call that may be repeated is.
 func TestUnknownIsNotFinal(t *testing.T) {
 	r, a, b := newPair(Config{})

@@ -58,8 +58,9 @@ type node struct {
 	crashAfterPass bool
 	diskLow        bool
 
-	cluster string       // whose node it is
-	pins    []*state.Cut // of a backup under way
+	cluster  string       // whose node it is
+	restored bool         // as its identity says
+	pins     []*state.Cut // of a backup under way
 
 	rotten string // the file of its disk that was damaged, "" if none
 	rot    damage // the same, where it can be repaired
@@ -81,8 +82,8 @@ type worker struct {
 	shards []core.ShardID
 }
 
-// flushedAt are a shard's last two flushes, and the one that this incarnation began with.
-type flushedAt struct{ start, before, last core.Index }
+// flushedAt are a shard's last three flushes, and the one that this incarnation began with.
+type flushedAt struct{ start, earlier, before, last core.Index }
 
 type flush struct {
 	w    *worker
@@ -217,7 +218,7 @@ func (n *node) open() error {
 		n.shards = append(n.shards, st)
 		d := core.Deps{
 			Machine: n.s.work.machine(n, id), State: st, Voters: n.voters(), Rand: stream(n.rng.Uint64(), uint64(id)),
-			Logger: n.s.logger.With("node", uint64(n.id)),
+			Logger: n.s.logger.With("node", uint64(n.id)), Restored: n.restored,
 		}
 		if l := rec.Shards[uint64(id)]; l != nil {
 			d.Log = *l
@@ -569,7 +570,7 @@ func (w *worker) Flush(f *core.FlushDone) {
 func (w *worker) Flushed(shard core.ShardID, index core.Index) {
 	w.n.s.stats.Flushes++
 	if j := &w.n.journal[shard]; index > j.last {
-		j.before, j.last = j.last, index
+		j.earlier, j.before, j.last = j.before, j.last, index
 	}
 	w.n.s.trace.event(evFlushed, w.n.id, uint64(shard), uint64(index), 0, 0)
 	w.n.disk.log.Flushed(uint64(shard), uint64(index))

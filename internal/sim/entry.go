@@ -18,6 +18,7 @@ type logEntry struct {
 
 type logRequest struct {
 	open, close, session bool
+	timed                bool // the entry's time goes into the id of the session
 	ttl, window          uint64
 	evicted              []core.SessionID
 	id                   core.SessionID
@@ -86,6 +87,7 @@ func decodeEntry(data []byte) (e logEntry, err error) {
 func (d *decoder) request() (r logRequest) {
 	flags := d.u8()
 	r.session, r.open, r.close = flags&1 != 0, flags&2 != 0, flags&4 != 0
+	r.timed = flags&16 != 0
 	if r.open {
 		r.ttl, r.window = d.n(), d.n()
 		for n := d.n(); n > 0; n-- {

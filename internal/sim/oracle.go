@@ -24,6 +24,7 @@ type oracle struct {
 	happened int      // operations, in the entry being learned
 	configs  []config // ascending by index
 	version  uint64   // of the machine, in force
+	restored bool     // from here on
 }
 
 // committedEntry is an entry, and the shard after it.
@@ -160,10 +161,13 @@ func (o *oracle) close(s *sessionModel, i core.Index) {
 func (o *oracle) request(i core.Index, ordinal int, now int64, r *logRequest) {
 	switch {
 	case r.open:
+		if r.timed != o.restored {
+			o.fail("sessions", "entry %d opens a session by time: %v, and the shard was restored: %v", i, r.timed, o.restored)
+		}
 		for _, id := range r.evicted {
 			o.close(o.sessions[id], i)
 		}
-		id := core.SessionID(uint64(i)<<16 + uint64(ordinal))
+		id := core.SessionIDAt(i, ordinal, core.Timestamp(now), r.timed)
 		o.sessions[id] = &sessionModel{ttl: int64(r.ttl), used: now, window: r.window, openedAt: i, done: map[uint64]*recorded{}}
 		o.live++
 		return

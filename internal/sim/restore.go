@@ -346,7 +346,7 @@ func (n *node) restore(t *target, r *rand.Rand) {
 
 // adopt takes over a directory that a restore has made.
 func (n *node) adopt(d *restoring, id *datadir.Identity, t *target) {
-	n.cluster = id.Cluster
+	n.cluster, n.restored = id.Cluster, id.Restored()
 	if id.Cluster != restoredName || id.Node != n.id {
 		n.s.fail("restore", "the data of node %d of %q says that it is node %d of %q", n.id, restoredName, id.Node, id.Cluster)
 	}
@@ -383,6 +383,7 @@ func (s *sim) replay(t *target) {
 			}
 			s.check.shards[id].learn(e)
 		}
+		s.check.shards[id].restored = true
 		if got, was := s.check.shards[id].after(t.want[id]), s.first.check.shards[id].after(t.want[id]); got.chain != was.chain || got.sessions != was.sessions {
 			s.fail("harness", "shard %d at %d has the hash %x and %d sessions, and had %x and %d", id, t.want[id], got.chain, got.sessions, was.chain, was.sessions)
 		}

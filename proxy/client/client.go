@@ -5,6 +5,9 @@
 // nothing but latency [G12]. Any number of calls may be under way at once, from any number of goroutines, or from one that does not wait for each (Shard.Go):
 // they share one stream, and whatever is ready when the connection is free travels in one message.
 //
+// Should another cluster be reached than before, by the name that proxies and nodes have for it, commands that may have happened in the old one end as unknown, and
+// the client begins anew there: with other sessions, and without a token.
+//
 // A call belongs to the OpenTelemetry span of its context, if that has one: see Options.Tracer.
 package client
 
@@ -75,13 +78,14 @@ type Client struct {
 	broken    chan *link.Link // a link that went down
 	leaving   chan *link.Link // a link whose other side closes
 
-	mu     sync.Mutex
-	closed bool
-	at     int        // of addresses
-	link   *link.Link // to addresses[at]
-	hinted map[string]*link.Link
-	shards map[rsm.ShardID]*Shard
-	failed int // addresses in a row that could not be reached
+	mu      sync.Mutex
+	closed  bool
+	at      int        // of addresses
+	link    *link.Link // to addresses[at]
+	cluster string     // that was reached last
+	hinted  map[string]*link.Link
+	shards  map[rsm.ShardID]*Shard
+	failed  int // addresses in a row that could not be reached
 }
 
 // Dial returns a client of a cluster whose proxies, or nodes, are found at some addresses (host:port). It connects to one of them, any, and keeps to
@@ -157,7 +161,7 @@ func (c *Client) Shard(id rsm.ShardID) *Shard {
 
 func (c *Client) dial(address string) (*link.Link, error) {
 	options := access.DialOptions(c.options.TLS, c.options.Credentials)
-	return link.New(address, link.Config{Options: options, Now: monotonic, Silence: c.options.Silence, Up: c.up, Down: c.down, Leaving: c.leave})
+	return link.New(address, link.Config{Options: options, Now: monotonic, Silence: c.options.Silence, Check: c.meet, Up: c.up, Down: c.down, Leaving: c.leave})
 }
 
 // each calls f for the router of every shard.
@@ -168,6 +172,28 @@ func (c *Client) each(f func(*route.Router)) {
 	for _, s := range shards {
 		f(s.router)
 	}
+}
+
+// meet notices that a stream leads into another cluster than those before, before anything is sent on it.
+func (c *Client) meet(cluster string) error {
+	if cluster == "" { // a proxy that does not know yet
+		return nil
+	}
+	c.mu.Lock()
+	was := c.cluster
+	c.cluster = cluster
+	shards := slices.Collect(maps.Values(c.shards))
+	c.mu.Unlock()
+	if was == "" || was == cluster {
+		return nil
+	}
+	c.log.Warn("another cluster is reached: sessions and tokens of the former are forgotten", "cluster", cluster, "before", was)
+	for _, s := range shards {
+		s.window.Drop()
+		s.token.Store(0)
+		s.router.EndSessions(&core.Error{Kind: core.ErrNotProposed, Code: core.CodeSessionExpired, Message: "another cluster is reached than the one that knows the session"})
+	}
+	return nil
 }
 
 func (c *Client) up(l *link.Link) {
