@@ -23,21 +23,29 @@ type readQueue struct {
 	tokens  pendingBound // of those, Session
 
 	// ReadIndex, and a leader's Linearizable without a command: those that came before a round of heartbeats
-	// was asked for may share it, later ones must not. One round at a time.
-	wanted   []*Request
-	asked    []*Request
-	context  uint64 // of the round; never used twice, so that an old answer fits nothing
-	askedAt  int64
-	attempts uint64
+	// was asked for may share it, later ones must not. One round at a time, but one that gets no answer is asked for again:
+	// an answer to any of these rounds is as good for those who were there when it began.
+	wanted  []*Request
+	asked   []*Request
+	rounds  []readRound // that were asked for, in order; the last has all that are in asked
+	askedAt int64
+	again   bool   // another round is due for what has had no answer
+	begun   uint64 // rounds so far
 }
 
-// reset forgets the round under way: an answer from another term or leader proves nothing (etcd#20418).
+// readRound is one question to a quorum.
+type readRound struct {
+	num     uint64
+	context uint64 // never used twice, so that an old answer fits nothing
+}
+
+// reset forgets the rounds under way: nobody need know what an answer from another term or leader proves (etcd#20418).
 func (q *readQueue) reset() {
 	if mutated("no-read-reset") {
 		return
 	}
 	q.wanted = append(q.asked, q.wanted...)
-	q.asked, q.context = nil, 0
+	q.asked, q.rounds, q.again = nil, nil, false
 }
 
 func (q *readQueue) failAll(r *Replica, err *Error) {
@@ -110,17 +118,31 @@ func (r *Replica) refusesToken(q *Request) error {
 	return nil
 }
 
-// takeReadStates confirms the ReadIndex reads of a round.
+// takeReadStates confirms the ReadIndex reads of a round: those that came before it began.
 func (r *Replica) takeReadStates(states []raft.ReadState) {
+	reads := &r.reads
 	for _, s := range states {
-		if len(s.RequestCtx) != 8 || r.reads.context == 0 || binary.LittleEndian.Uint64(s.RequestCtx) != r.reads.context {
+		if len(s.RequestCtx) != 8 {
 			continue
 		}
-		for _, q := range r.reads.asked {
-			q.readIndex = max(q.readIndex, Index(s.Index))
+		context := binary.LittleEndian.Uint64(s.RequestCtx)
+		i := slices.IndexFunc(reads.rounds, func(o readRound) bool { return o.context == context })
+		if i < 0 {
+			continue
 		}
-		r.reads.waiting = append(r.reads.waiting, r.reads.asked...)
-		r.reads.asked, r.reads.context = nil, 0
+		round := reads.rounds[i].num
+		reads.asked = slices.DeleteFunc(reads.asked, func(q *Request) bool {
+			confirmed := q.round <= round || mutated("late-answer-for-all")
+			if confirmed {
+				q.readIndex = max(q.readIndex, Index(s.Index))
+				reads.waiting = append(reads.waiting, q)
+			}
+			return confirmed
+		})
+		if len(reads.asked) == 0 {
+			i = len(reads.rounds) - 1
+		}
+		reads.rounds = slices.Delete(reads.rounds, 0, i+1)
 	}
 }
 
@@ -145,22 +167,32 @@ func (r *Replica) serveReads() {
 		r.query(r.appliedVersion(), q.due, Result{Index: r.applied, Age: r.age()})
 		q.due = nil
 	}
-	if len(q.wanted) > 0 && len(q.asked) == 0 && r.leader != 0 && !r.leaving {
+	if due := len(q.asked) == 0 && len(q.wanted) > 0 || len(q.asked) > 0 && q.again; due && r.leader != 0 && !r.leaving {
 		// (A leader that has removed itself must not confirm anything: with one voter left, raft would not even ask that one.)
-		q.asked, q.wanted = q.wanted, nil
 		r.askReadIndex()
 	}
 }
 
+// askReadIndex begins a round for all who want one, and for those who have had no answer.
 func (r *Replica) askReadIndex() {
 	q := &r.reads
-	q.attempts++
-	q.context = r.rand.Uint64() | 1
-	if mutated("same-read-context") {
-		q.context = 1
+	q.begun++
+	for _, req := range q.wanted {
+		req.round = q.begun
 	}
+	if len(q.asked) == 0 {
+		q.asked = q.wanted
+	} else {
+		q.asked = append(q.asked, q.wanted...)
+	}
+	q.wanted, q.again = nil, false
+	round := readRound{num: q.begun, context: r.rand.Uint64() | 1}
+	if mutated("same-read-context") {
+		round.context = 1
+	}
+	q.rounds = append(q.rounds, round)
 	q.askedAt = r.w.now.Mono
-	r.rn.ReadIndex(binary.LittleEndian.AppendUint64(nil, q.context))
+	r.rn.ReadIndex(binary.LittleEndian.AppendUint64(nil, round.context))
 	r.touch() // the round starts with a Ready
 }
 
@@ -171,10 +203,13 @@ func (r *Replica) tickReads() {
 		return
 	}
 	now, election := r.w.now.Mono, int64(r.cfg.ElectionTicks)*int64(r.cfg.Tick)
-	if len(q.asked) > 0 && now-q.askedAt > election/2 {
-		q.reset()
-	}
 	q.wanted = r.giveUp(q.wanted, now-3*election, CodeNoLeader, "no leader of shard %d confirmed the read", r.shard)
+	if len(q.asked) > 0 && now-q.askedAt > election/2 {
+		q.again = true // the answers may have been lost, or wait behind a write
+		if q.asked = r.giveUp(q.asked, now-3*election, CodeNoLeader, "no leader of shard %d confirmed the read", r.shard); len(q.asked) == 0 {
+			q.rounds = q.rounds[:0]
+		}
+	}
 	q.waiting = r.giveUp(q.waiting, now-8*election, CodeNotReached, "this replica of shard %d has applied up to index %d only; ask another", r.shard, r.applied)
 	r.touch()
 }

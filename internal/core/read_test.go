@@ -2,6 +2,7 @@ package core
 
 import (
 	"errors"
+	"slices"
 	"testing"
 
 	"go.etcd.io/etcd/raft/v3/raftpb"
@@ -102,5 +103,96 @@ func TestReadAloneEndsWithTheLeadership(t *testing.T) {
 				t.Fatalf("the read ended %d times, with %v, want once, as not proposed", a.done, a.req.Err)
 			}
 		})
+	}
+}
+
+// On a disk that takes longer for a write than a round waits, the answers wait behind the write: they count when it is done.
+func TestReadAloneOnASlowDisk(t *testing.T) {
+	h := newHand(t, Limits{})
+	h.lead()
+	a := h.ask()
+	h.pass(1)
+	for i := range 12 {
+		for range 8 { // peers answer at once, and the disk after three quarters of an election timeout
+			if i > 0 || a.done > 0 || len(h.writes) == 0 {
+				h.in.Requests = append(h.in.Requests, &Request{Kind: KindCommand, Shard: 1, Commands: [][]byte{[]byte("x")}, Done: func(*Request) {}})
+			}
+			h.in.Ticks = 1
+			h.pass(75)
+			sent := h.sent
+			h.sent = nil
+			for k := range sent {
+				h.answer(&sent[k])
+			}
+		}
+		h.sync()
+		h.pass(1)
+	}
+	if a.done != 1 || a.req.Err != nil {
+		t.Fatalf("the read ended %d times, with %v, want an answer", a.done, a.req.Err)
+	}
+}
+
+// What was asked for again need not begin again: any answer that was asked for after the reads came will do, and none that was before.
+func TestReadAloneAskedAgain(t *testing.T) {
+	h := newHand(t, Limits{})
+	h.lead()
+	h.settle(0)
+	h.gone = map[uint64]bool{1: true, 3: true}
+	first := h.ask()
+	h.pass(1)
+	heartbeats := h.sent
+	second := h.ask() // after the round began
+	h.pass(1)
+	for range 9 { // more than half an election timeout: it is asked again, for both
+		h.in.Ticks = 1
+		h.pass(50)
+	}
+	h.gone, h.sent = nil, nil
+	for i := range heartbeats {
+		h.answer(&heartbeats[i])
+	}
+	h.pass(1)
+	if first.done != 1 || first.req.Err != nil {
+		t.Fatalf("the late answer did not count: the first read ended %d times, with %v", first.done, first.req.Err)
+	}
+	if second.done != 0 {
+		t.Fatal("the second read was answered by a round that began before it came")
+	}
+	h.settle(4)
+	if second.done != 1 || second.req.Err != nil {
+		t.Fatalf("the second read ended %d times, with %v", second.done, second.req.Err)
+	}
+}
+
+// Who asked a leader that is none any more asks the next one at once, and does not wait for an answer that may be lost.
+func TestReadIndexAsksTheNextLeaderAtOnce(t *testing.T) {
+	h := newHand(t, Limits{})
+	term := uint64(h.replica().raftTerm) + 1
+	follow := func(leader uint64) {
+		h.message(raftpb.Message{Type: raftpb.MsgHeartbeat, From: leader, Term: term})
+		h.pass(1)
+		h.sync()
+		h.pass(1)
+		term++
+	}
+	asks := func() (to []uint64) {
+		for _, m := range h.sent {
+			if m.Type == raftpb.MsgReadIndex {
+				to = append(to, m.To)
+			}
+		}
+		h.sent = nil
+		return to
+	}
+	follow(1)
+	h.in.Requests = append(h.in.Requests, &Request{Kind: KindRead, Level: ReadIndex, Shard: 1, Done: func(*Request) {}})
+	h.pass(1)
+	if to := asks(); !slices.Equal(to, []uint64{1}) {
+		t.Fatalf("nodes %v were asked, want the leader, 1", to)
+	}
+	follow(3)
+	if to := asks(); !slices.Equal(to, []uint64{3}) {
+		t.Fatalf("nodes %v were asked, want the next leader, 3", to)
 	}
 }

@@ -92,6 +92,7 @@ type Request struct {
 	size      int
 	queuedAt  int64 // monotonic ns
 	readIndex Index
+	round     uint64 // the first of the rounds of ReadIndex that may confirm it
 }
 
 // Step is how far a request has come.

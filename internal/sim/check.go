@@ -24,6 +24,9 @@ type checker struct {
 	latest  [shardCount + 1]core.NodeID // who was last seen to lead
 	status  core.Status                 // of observe
 
+	turns  uint64       // calls that were given to nodes
+	behind [][]*attempt // linearizable reads that were answered, by node, in that order
+
 	changes    map[changeKey]*memberChange // of the members
 	changeList []*memberChange             // the same, in order
 	proposed   map[proposedKey]bool        // changes that have been written
@@ -380,7 +383,28 @@ func (c *checker) read(a *attempt) {
 	if res.Index < want {
 		c.s.fail("stale-read", "%v was answered from index %d, and had to see %d", o, res.Index, want)
 	}
+	if o.level == core.Linearizable {
+		for int(a.node.id) >= len(c.behind) {
+			c.behind = append(c.behind, nil)
+		}
+		c.behind[a.node.id] = append(c.behind[a.node.id], a)
+	}
 	c.shards[o.shard].model.read(a)
+}
+
+// inTurn: a linearizable read sees every command that its leader took before it, also one that nobody had waited for. (One
+// with a session may have been decided for another attempt.)
+func (c *checker) inTurn(a *attempt) {
+	if a.op.session != nil || int(a.node.id) >= len(c.behind) {
+		return
+	}
+	reads := c.behind[a.node.id]
+	for i := len(reads) - 1; i >= 0 && reads[i].at >= a.givenAt; i-- {
+		r := reads[i]
+		if r.op.shard == a.op.shard && r.gen == a.gen && r.turn > a.turn && r.req.Result.Index < a.req.Result.Index {
+			c.s.fail("order", "%v was answered from index %d, and %v, which node %d was given before it, is at %d", r.op, r.req.Result.Index, a.op, a.node.id, a.req.Result.Index)
+		}
+	}
 }
 
 // command checks the outcome of a command against the log.
@@ -393,6 +417,9 @@ func (c *checker) command(a *attempt) {
 		c.s.stats.Acked++
 	} else {
 		c.s.stats.Rejected++
+	}
+	if rejection == nil {
+		c.inTurn(a)
 	}
 	if res.Index <= o.floor {
 		c.s.fail("real-time", "%v is at index %d, and was asked when %d was committed", o, res.Index, o.floor)

@@ -103,9 +103,9 @@ func (c *client) drawKind(o *operation) core.Kind {
 	switch p := o.r.IntN(100); {
 	case c.useSessions && sess == nil && !c.opening[o.shard]:
 		return core.KindOpenSession
-	case p < 35 && c.s.work.reads():
+	case p < c.s.swarm.reads && c.s.work.reads():
 		return core.KindRead
-	case p == 35 && sess != nil:
+	case p == c.s.swarm.reads && sess != nil:
 		return core.KindCloseSession
 	}
 	return core.KindCommand
@@ -122,6 +122,9 @@ func (c *client) fill(o *operation) {
 		c.sessions[o.shard] = nil
 	case core.KindRead:
 		o.level = pick(o.r, core.Linearizable, core.Linearizable, core.ReadIndex, core.ReadIndex, core.Session, core.Stale)
+		if c.s.swarm.linear && o.level != core.ReadIndex {
+			o.level = core.Linearizable
+		}
 		if o.level == core.Session {
 			o.token = c.token[o.shard]
 		}

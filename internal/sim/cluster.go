@@ -329,6 +329,9 @@ func (n *node) end() {
 // tick is rsm's clock.
 func (n *node) tick() {
 	n.after(n.rate, n.ticker)
+	if n.isPaused() && n.s.swarm.lateTicks {
+		return
+	}
 	for _, w := range n.workers {
 		w.in.Ticks = min(w.in.Ticks+1, 2)
 		w.wake()

@@ -84,6 +84,7 @@ type attempt struct {
 
 	given   bool // to the node
 	givenAt int64
+	turn    uint64     // of all that was given to any node
 	floor   core.Index // the highest position known to be committed when it was given
 	answers int        // from the node; must not exceed 1
 	at      int64      // of the answer
@@ -159,6 +160,8 @@ func (a *attempt) give() {
 	a.gen, a.given = a.node.gen, true
 	a.floor = s.check.shards[o.shard].last()
 	a.givenAt = s.now
+	s.check.turns++
+	a.turn = s.check.turns
 	if o.asked == 0 {
 		o.asked, o.floor = s.now, a.floor
 	}

@@ -4,6 +4,7 @@ import "testing"
 
 // rotten makes for much on disks, and early damage to it.
 func rotten(s *swarm) {
+	asUsual(s)
 	s.nodes = max(s.nodes, 3)
 	s.every[faultRot] = 300 * millisecond
 	s.core.Limits.FlushBytes, s.core.Limits.LogCacheBytes = 64<<10, 1

@@ -157,6 +157,7 @@ func Run(seed uint64, opts Options) *Result {
 	s.swarm.drawRepairs(stream(seed, 8))
 	if opts.User == nil && !opts.Nondeterministic {
 		s.swarm.drawRestores(stream(seed, 9))
+		s.swarm.drawReads(stream(seed, 11))
 	}
 	if opts.User != nil {
 		s.work = newUserWork(s, opts.User)

@@ -45,6 +45,9 @@ type swarm struct {
 	clientLoss        float64 // of a request or a reply between client and node
 	idleEvery, idleOf int64   // phases in which nobody asks
 	longQueries       float64
+	reads             int   // percent of what is asked
+	linear            bool  // most of them linearizable
+	lateTicks         bool  // who has slept reads what came meanwhile before its clock ticks
 	maxMemory         int64 // that a replica may take
 
 	proxies int     // 0: every client asks nodes
@@ -100,7 +103,7 @@ func drawSwarm(r *rand.Rand) swarm {
 		pad:   pick(r, 200, 2000, 6000), padChance: pick(r, 0, 0.1, 0.6),
 		sessions: pick(r, 0, 0.5, 0.7, 1), patience: pick[int64](r, 50, 200, 800) * millisecond,
 		clientLoss: pick(r, 0, 0.02, 0.1), longQueries: pick(r, 0, 0.1),
-		maxMemory: 16 << 20,
+		maxMemory: 16 << 20, reads: usualReads,
 	}
 	s.torn = pick(r, 0, 0.3, 0.8)
 	if r.IntN(3) == 0 {
@@ -175,6 +178,17 @@ func (s *swarm) limits(id core.NodeID, gen uint64) core.Limits {
 		}
 	}
 	return l
+}
+
+// usualReads is the share of reads, in percent, where a seed does not have mostly reads.
+const usualReads = 35
+
+// drawReads draws whether there are next to no commands, from a source of its own: reads that no command is there for go another way.
+func (s *swarm) drawReads(r *rand.Rand) {
+	if r.IntN(8) > 0 {
+		return
+	}
+	s.reads, s.linear, s.lateTicks = pick(r, 80, 95, 97), true, r.IntN(2) == 0
 }
 
 // drawProxies draws what concerns proxies, from a source of its own.

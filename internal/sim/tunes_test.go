@@ -8,7 +8,7 @@ import (
 // Clusters made for what few seeds bring about: each changes what the seed has drawn.
 var tunes = map[string]func(*swarm){
 	"restless": restless, "hanging": hanging, "crowded": crowded, "behind": behind, "arriving": arriving, "slowCuts": slowCuts, "changing": changing, "unlike": unlike, "proxied": proxied,
-	"upgrading": upgrading, "joining": joining, "rotten": rotten, "mending": mending, "ruined": ruined, "restored": restoringTune, "restoredAfterChanges": restoredAfterChanges,
+	"upgrading": upgrading, "joining": joining, "rotten": rotten, "mending": mending, "ruined": ruined, "restored": restoringTune, "lookups": lookups, "restoredAfterChanges": restoredAfterChanges,
 }
 
 // proxied has clients that ask through proxies only, over streams that break, with sessions that are few.
@@ -19,10 +19,26 @@ func proxied(s *swarm) {
 }
 
 // direct has none, and no node is unlike the others: what needs many seeds is looked for in the clusters in which it was first found.
-func direct(s *swarm) { s.proxies, s.every[faultProxy], s.every[faultStream], s.narrow = 0, 0, 0, 0 }
+func direct(s *swarm) {
+	s.proxies, s.every[faultProxy], s.every[faultStream], s.narrow = 0, 0, 0, 0
+	asUsual(s)
+}
 
 // unlike has nodes with limits of their own.
 func unlike(s *swarm) { s.nodes, s.narrow = 3, 2 }
+
+// asUsual has as many commands as most clusters have.
+func asUsual(s *swarm) { s.reads, s.linear, s.lateTicks = usualReads, false, false }
+
+// lookups has leaders of the past that are asked for reads, with hardly a command beside them, which would be in doubt and hold them up.
+func lookups(s *swarm) {
+	direct(s)
+	membersStay(s)
+	s.nodes, s.reads, s.linear, s.lateTicks = max(s.nodes, 3), 97, true, true
+	s.every[faultSleepyLeader], s.every[faultIsolate], s.every[faultOneWay] = 150*millisecond, 300*millisecond, 300*millisecond
+	s.last = 50 * millisecond
+	s.clientLoss, s.sessions, s.patience = 0, 0, max(s.patience, 200*millisecond)
+}
 
 // restless makes for entries in flight on leaders that are none any more.
 func restless(s *swarm) {
