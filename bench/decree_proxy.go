@@ -23,13 +23,32 @@ type proxiedCluster struct {
 	next    atomic.Uint64
 }
 
+// startProxied has a proxy that stands by itself.
 func startProxied(ctx context.Context, o options) (System, error) {
+	return startThrough(ctx, o, func(c *decreeCluster) (proxy.Config, error) {
+		return proxy.Config{Nodes: []string{c.cluster.Nodes()[0].Addr()}}, nil
+	})
+}
+
+// startNodeProxied has the proxy within the node that leads the first shard, as small clusters do: there is no way between the two.
+func startNodeProxied(ctx context.Context, o options) (System, error) {
+	return startThrough(ctx, o, func(c *decreeCluster) (proxy.Config, error) {
+		leader, err := c.cluster.Leader(ctx, 1)
+		return proxy.Config{Node: leader}, err
+	})
+}
+
+func startThrough(ctx context.Context, o options, configure func(*decreeCluster) (proxy.Config, error)) (System, error) {
 	c, err := startDecreeCluster(ctx, o, proxy.Register)
 	if err != nil {
 		return nil, err
 	}
 	p := &proxiedCluster{decreeCluster: c}
-	if p.proxy, err = proxy.New(proxy.Config{Nodes: []string{c.cluster.Nodes()[0].Addr()}}); err == nil {
+	cfg, err := configure(c)
+	if err == nil {
+		p.proxy, err = proxy.New(cfg)
+	}
+	if err == nil {
 		p.server, err = p.proxy.Serve(proxy.ServerConfig{Listen: "127.0.0.1:0"})
 	}
 	for range proxyConnections {

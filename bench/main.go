@@ -24,6 +24,7 @@ func contenders() []contender {
 		{name: "decree", about: "this library, with its defaults", machines: decreeMachines, start: startDecree, workload: decreeWorkload},
 		{name: inSessions, extra: true, about: "the same, each command exactly once: 16 rsm.Clients that wait", machines: decreeMachines, start: startSessions, workload: decreeWorkload},
 		{name: throughProxy, extra: true, about: "the same through a proxy, with 16 client connections", machines: decreeMachines, start: startProxied, workload: decreeWorkload},
+		{name: throughNode, extra: true, about: "the same through a proxy within the node that leads", machines: decreeMachines, start: startNodeProxied, workload: decreeWorkload},
 		{name: "dragonboat", about: "tan, a log per shard, 16 step workers", machines: dragonboatMachines, start: startDragonboat(tanLog)},
 		{name: "dragonboat-best", about: "tan, a log per step worker, 16 step workers", machines: dragonboatMachines, start: startDragonboat(tanMuxLog)},
 		{name: "dragonboat-best-one", about: "one pebble, one step worker", machines: dragonboatMachines, start: startDragonboat(onePebble)},

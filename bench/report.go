@@ -62,9 +62,10 @@ type ratio struct {
 	Errors  int64   `json:"errors"`         // of both; with any, look before you believe
 }
 
-// throughProxy is to reach proxyNeed of the embedded rate.
+// throughProxy is to reach proxyNeed of the embedded rate; so is throughNode, where the proxy is within the node that leads.
 const (
 	throughProxy = "decree-proxy"
+	throughNode  = "decree-proxy-node"
 	inSessions   = "decree-session"
 	proxyNeed    = 0.6
 )
@@ -122,14 +123,14 @@ func ratiosOf(lines []line) []ratio {
 }
 
 func cellRatios(lines []line) []ratio {
-	var us, proxied, sessions *line
-	var them []*line
+	var us, sessions *line
+	var proxied, them []*line
 	for i := range lines {
 		switch {
 		case lines[i].System == ours:
 			us = &lines[i]
-		case lines[i].System == throughProxy:
-			proxied = &lines[i]
+		case lines[i].System == throughProxy, lines[i].System == throughNode:
+			proxied = append(proxied, &lines[i])
 		case lines[i].System == inSessions:
 			sessions = &lines[i]
 		case strings.HasPrefix(lines[i].System, theirs):
@@ -140,13 +141,13 @@ func cellRatios(lines []line) []ratio {
 		return nil
 	}
 	var ratios []ratio
-	if proxied != nil { // what clients in other processes get of it
-		r := newRatio(proxied, us, promise{need: proxyNeed})
-		r.Against = "decree, embedded"
+	for _, p := range proxied { // what clients in other processes get of it
+		r := newRatio(p, us, promise{need: proxyNeed})
+		r.Against = p.System + " against decree"
 		ratios = append(ratios, r)
 		if sessions != nil { // which do the same for each command
-			r = newRatio(proxied, sessions, promise{})
-			r.Against = "decree, embedded, exactly once"
+			r = newRatio(p, sessions, promise{})
+			r.Against = p.System + " against " + inSessions
 			ratios = append(ratios, r)
 		}
 	}
