@@ -75,7 +75,8 @@ type Call struct {
 	node  *Node
 	copy  []byte // of the command or the query of who waits, for use again
 	then  func(Result, error)
-	trace *callTrace // nil: nobody looks
+	trace *callTrace  // nil: nobody looks
+	ended atomic.Bool // there is an outcome; who waits may not have been told
 }
 
 // keepCopy is the size above which the copy of a command or a query is not kept for the next.
@@ -106,6 +107,7 @@ func newCall() *Call {
 }
 
 func (c *Call) finish() {
+	c.ended.Store(true)
 	if c.trace != nil {
 		c.finishTraced()
 		return
@@ -145,6 +147,7 @@ func (c *Call) release() {
 	done := c.req.Done
 	c.req = core.Request{Done: done}
 	c.node, c.then, c.trace = nil, nil, nil
+	c.ended.Store(false)
 	calls.Put(c)
 }
 
@@ -173,11 +176,14 @@ func (c *Call) wait(ctx context.Context) error {
 		return c.abandoned(core.CodeCancelled, "the caller stopped waiting", ctx.Err())
 	case <-c.node.engine.dead:
 	}
-	select {
-	case <-c.done: // at the very end
-		return nil
-	default:
+	if !c.ended.Load() {
 		return c.abandoned(core.CodeClosed, "the node stopped before there was an answer", nil)
+	}
+	select { // there is an answer, which its spans may hold up
+	case <-c.done:
+		return nil
+	case <-ctx.Done():
+		return c.abandoned(core.CodeCancelled, "the caller stopped waiting", ctx.Err())
 	}
 }
 

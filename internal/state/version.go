@@ -5,9 +5,7 @@ import (
 	"errors"
 	"iter"
 	"slices"
-	"sync"
 	"sync/atomic"
-	"time"
 
 	"github.com/cockroachdb/pebble/v2"
 )
@@ -29,29 +27,8 @@ type base struct {
 func (s *Store) newBase(shard uint64) *base {
 	b := &base{store: s, snap: s.db.NewEventuallyFileOnlySnapshot([]pebble.KeyRange{shardSpan(shard)})}
 	b.refs.Store(1)
-	s.pins.mu.Lock()
-	defer s.pins.mu.Unlock()
-	if s.pins.since == nil {
-		s.pins.since = make(map[*base]time.Time)
-	}
-	s.pins.since[b] = time.Now()
+	s.pins.add(b)
 	return b
-}
-
-// pins are what is pinned of pebble, and since when.
-type pins struct {
-	mu    sync.Mutex
-	since map[*base]time.Time
-}
-
-// oldest returns for how long the oldest is pinned.
-func (p *pins) oldest() (age time.Duration) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	for _, at := range p.since { // any order
-		age = max(age, time.Since(at))
-	}
-	return age
 }
 
 // get is getDurable on what is pinned. The snapshot's own Get would hide an error of the value.
@@ -87,9 +64,7 @@ func (b *base) release() error {
 	if b.refs.Add(-1) > 0 {
 		return nil
 	}
-	b.store.pins.mu.Lock()
-	delete(b.store.pins.since, b)
-	b.store.pins.mu.Unlock()
+	b.store.pins.remove(b)
 	return b.snap.Close()
 }
 
