@@ -159,6 +159,16 @@ func (h *hand) pass(d int64) {
 	h.w.Pass(h.now, &in)
 }
 
+// logTo appends what is being written to a log, which does not end the writes.
+func (h *hand) logTo(log *wal.Memory) {
+	h.t.Helper()
+	for _, w := range h.writes {
+		if err := log.Append(w.Records); err != nil {
+			h.t.Fatal(err)
+		}
+	}
+}
+
 // sync lets the disk finish, and the flushes.
 func (h *hand) sync() {
 	if h.onSync != nil {

@@ -43,12 +43,8 @@ func TestLogPressesDuringRepair(t *testing.T) {
 	s := snapshotAt(t, h.fs, "snap", 3)
 	log := wal.NewMemory()
 	write := func() {
-		t.Helper()
-		for _, w := range h.writes {
-			if err := log.Append(w.Records); err != nil {
-				t.Fatal(err)
-			}
-		}
+		h.t.Helper()
+		h.logTo(log)
 		h.sync()
 	}
 	h.message(raftpb.Message{From: 1, Type: raftpb.MsgApp, Term: 1, Entries: entriesOf(1, 2, 1), Commit: 2})
@@ -90,12 +86,8 @@ func lostLogIsNotRepaired(t *testing.T, writing bool) {
 	s := snapshotAt(t, h.fs, "snap", 3)
 	log := wal.NewMemory()
 	write := func() {
-		t.Helper()
-		for _, w := range h.writes {
-			if err := log.Append(w.Records); err != nil {
-				t.Fatal(err)
-			}
-		}
+		h.t.Helper()
+		h.logTo(log)
 		h.sync()
 	}
 	h.message(raftpb.Message{From: 1, Type: raftpb.MsgApp, Term: 4, Entries: entriesOf(1, 2, 4), Commit: 2})
@@ -151,12 +143,8 @@ func TestRepairedTwice(t *testing.T) {
 	s := snapshotAt(t, h.fs, "snap", 3)
 	log := wal.NewMemory()
 	write := func() {
-		t.Helper()
-		for _, w := range h.writes {
-			if err := log.Append(w.Records); err != nil {
-				t.Fatal(err)
-			}
-		}
+		h.t.Helper()
+		h.logTo(log)
 		h.sync()
 	}
 	h.message(raftpb.Message{From: 1, Type: raftpb.MsgApp, Term: 1, Entries: entriesOf(1, 2, 1), Commit: 2})

@@ -133,12 +133,8 @@ func TestFlushEndsAfterStop(t *testing.T) {
 	h := newHand(t, smallCache)
 	log := wal.NewMemory()
 	write := func() {
-		t.Helper()
-		for _, w := range h.writes {
-			if err := log.Append(w.Records); err != nil {
-				t.Fatal(err)
-			}
-		}
+		h.t.Helper()
+		h.logTo(log)
 		h.in.Written, h.writes = append(h.in.Written, h.writes...), nil
 	}
 	entries := entriesOf(1, 2000, 1)

@@ -134,12 +134,8 @@ func TestCrashAfterInstall(t *testing.T) {
 			index := s.Manifest.Index
 			log := wal.NewMemory()
 			write := func() {
-				t.Helper()
-				for _, w := range h.writes {
-					if err := log.Append(w.Records); err != nil {
-						t.Fatal(err)
-					}
-				}
+				h.t.Helper()
+				h.logTo(log)
 			}
 			if old != nil {
 				h.message(raftpb.Message{From: 1, Type: raftpb.MsgApp, Term: 1, Entries: old})

@@ -23,18 +23,23 @@ func TestDamageMetByPebble(t *testing.T) {
 	t.Run("block", func(t *testing.T) { damageMetByPebble(t, false) })
 }
 
+// telling hands on shard and table of the first damage, and of the next when that was taken.
+func telling(told chan<- string) func(shard uint64, table string, _ error) {
+	return func(shard uint64, table string, _ error) {
+		select {
+		case told <- fmt.Sprint(shard, " ", table):
+		default:
+		}
+	}
+}
+
 func damageMetByPebble(t *testing.T, atEnd bool) {
 	r, fs := testkit.Random(t), vfs.NewMem()
 	told := make(chan string, 1)
 	open := func(compactions bool) *Store {
 		s, err := Open(Options{Dir: "/s", FS: fs, Logger: quiet(), DisableCompactions: !compactions,
-			OnFatal: func(err error) { t.Errorf("fatal: %v", err) },
-			OnDamage: func(shard uint64, table string, _ error) {
-				select {
-				case told <- fmt.Sprint(shard, " ", table):
-				default:
-				}
-			}})
+			OnFatal:  func(err error) { t.Errorf("fatal: %v", err) },
+			OnDamage: telling(told)})
 		if err != nil {
 			t.Fatal(err)
 		}

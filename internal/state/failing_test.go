@@ -2,7 +2,6 @@ package state
 
 import (
 	"errors"
-	"fmt"
 	"path"
 	"strings"
 	"sync/atomic"
@@ -21,13 +20,8 @@ func openFailing(t *testing.T, fs vfs.FS, compactions bool, fails func(op errorf
 	t.Helper()
 	told = make(chan string, 1)
 	s, err := Open(Options{Dir: "/s", FS: errorfs.Wrap(fs, errorfs.InjectorFunc(fails)), Logger: quiet(), DisableCompactions: !compactions,
-		OnFatal: func(err error) { t.Errorf("fatal: %v", err) },
-		OnDamage: func(shard uint64, table string, _ error) {
-			select {
-			case told <- fmt.Sprint(shard, " ", table):
-			default:
-			}
-		}})
+		OnFatal:  func(err error) { t.Errorf("fatal: %v", err) },
+		OnDamage: telling(told)})
 	if err != nil {
 		t.Fatal(err)
 	}
