@@ -99,7 +99,7 @@ func TestCrashOfRestore(t *testing.T) {
 	for i := range report.Failures {
 		t.Error(&report.Failures[i])
 	}
-	if !testing.Short() && complete.Load() == 0 || not.Load() == 0 {
+	if complete.Load() == 0 || not.Load() == 0 {
 		t.Errorf("%d states were complete, %d were not", complete.Load(), not.Load())
 	}
 }

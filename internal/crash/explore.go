@@ -15,7 +15,8 @@ import (
 type Explorer struct {
 	Ops  []Op
 	Seed uint64
-	// Sample is about how many states are made and opened, drawn evenly from all by the seed; 0 is all.
+	// Sample is about how many states are made and opened, drawn evenly from all by the seed, beside
+	// those after the last operation: what the program leaves when it has ended is always looked at. 0 is all.
 	Sample int
 	// At, if set, says after which operations a crash is assumed.
 	At func(i int) bool
@@ -112,7 +113,7 @@ func (e *Explorer) Run() (*Report, error) {
 	}
 	r.Crashes = e.each(func(i, end int, d *Disk, label func() string, keep []part) {
 		r.States++
-		if every > 1 && mix(uint64(r.States), e.Seed)%every != 0 {
+		if every > 1 && end < len(e.Ops) && mix(uint64(r.States), e.Seed)%every != 0 {
 			return
 		}
 		if time.Since(begun) > limit {
