@@ -144,6 +144,43 @@ func TestArchitecturePage(t *testing.T) {
 	}
 }
 
+// A fault that is built in and that TestMutants (of another build) does not run would prove nothing.
+func TestEveryMutantRuns(t *testing.T) {
+	list, err := os.ReadFile("mutants_test.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	run := map[string]bool{}
+	for _, m := range regexp.MustCompile(`faults: "([^"]+)"`).FindAllStringSubmatch(string(list), -1) {
+		for _, fault := range strings.Fields(m[1]) {
+			run[fault] = true
+		}
+	}
+	built := map[string]bool{}
+	for dir := range imports(t) {
+		files, err := filepath.Glob(filepath.Join("..", "..", filepath.FromSlash(dir), "*.go"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, file := range files {
+			src, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, m := range regexp.MustCompile(`\bmutated\("([^"]+)"\)`).FindAllStringSubmatch(string(src), -1) {
+				if built[m[1]] = true; !run[m[1]] {
+					t.Errorf("%s has the fault %q, which mutants_test.go does not run", file, m[1])
+				}
+			}
+		}
+	}
+	for _, fault := range slices.Sorted(maps.Keys(run)) {
+		if !built[fault] {
+			t.Errorf("mutants_test.go runs %q, which is nowhere", fault)
+		}
+	}
+}
+
 // Every module that go.mod requires directly is in docs/decisions/0001-dependencies.md, with whoever imports it, or else named as one that only tests need.
 func TestDependenciesPage(t *testing.T) {
 	text, rows := tableOf(t, "decisions/0001-dependencies.md", "module")
