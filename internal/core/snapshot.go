@@ -258,7 +258,7 @@ func (r *Replica) cutter(least Index) (best NodeID) {
 			best, match = n, p.Match
 		}
 	})
-	if best == 0 || mutated("leader-cuts") {
+	if best == 0 {
 		return r.cfg.Node
 	}
 	return best

@@ -1,6 +1,6 @@
 // Package access says who may do what at a port: TLS and mutual TLS whose files may be replaced while the port is open, tokens
-// with roles, and a safe default for what may be listened on at all. The proxy, the client ports of nodes, the admin service and
-// the HTTP ports of programs use it in the same way:
+// with roles, and a safe default for what may be listened on at all. The proxy, what a node offers on its own port, the admin service
+// and the HTTP ports of programs use it in the same way:
 //
 //	tokens, err := access.OpenTokens("tokens", log)                        // nobody has a role without one
 //	cfg, err := access.ServerTLS("port.crt", "port.key", "", log)         // TLS; a third file asks clients for certificates
