@@ -65,6 +65,8 @@ type Replica struct {
 	// unreadable is why a query, on another goroutine, could not read the state; noticed with the next tick.
 	unreadable atomic.Pointer[Error]
 	unread     *unread // damage that nobody has read, see damage.go
+	givenBy    NodeID  // who last handed leadership to this replica
+	givenTerm  Term    // of the leadership that was handed over
 
 	// The one Ready that raft allows at a time, while the WAL writes it.
 	writing bool
@@ -648,6 +650,8 @@ func (r *Replica) step(m *Message) {
 		return
 	case raftpb.MsgPreVote, raftpb.MsgVote:
 		r.tellChanged(&m.Raft)
+	case raftpb.MsgTimeoutNow:
+		r.givenBy, r.givenTerm = m.From, Term(m.Raft.Term)+1
 	}
 	// What raft refuses (an unknown sender, an answer to a former term) is not an error of ours.
 	_ = r.rn.Step(m.Raft)
@@ -725,6 +729,10 @@ func (r *Replica) hear(n Note) {
 		r.hearVersions(n)
 	case noteChanged:
 		r.hearChanged(n)
+	case noteMayStop:
+		r.hearMayStop(n)
+	case noteStop:
+		r.hearStop(n)
 	}
 }
 
