@@ -103,6 +103,7 @@ type Replica struct {
 	freezing bool // the state is frozen at freezeAt, which is not committed yet
 	freezeAt Index
 	flushing bool
+	untaken  int // messages that raft was given while nothing is taken from it, see full
 	// ticks that this leader could decide nothing, since a flush has ended
 	stuffedTicks int
 
@@ -290,7 +291,7 @@ func (r *Replica) process() {
 	r.promoteCommitted()
 	r.decideQueue()
 	for range 16 { // bounded: each round consumes what raft had ready
-		if r.writing || r.stuffed(8) && r.lead == nil {
+		if r.writing || r.full() {
 			break
 		}
 		r.propose()
@@ -441,6 +442,7 @@ func (r *Replica) notLeader() *Error {
 
 // takeReady handles one Ready. The order of things is raft's contract (raft/doc.go; Raft thesis 10.2.1).
 func (r *Replica) takeReady() {
+	r.untaken = 0
 	rd := r.rn.Ready()
 	if !raft.IsEmptySnap(rd.Snapshot) {
 		r.beginInstall(rd)
@@ -641,6 +643,12 @@ func (r *Replica) step(m *Message) {
 	}
 	r.wakeFor(&m.Raft)
 	r.silent = 0
+	if r.deaf() {
+		return
+	}
+	if r.full() {
+		r.untaken++
+	}
 	if l := r.lead; l != nil {
 		l.heard[m.From] = r.w.now.Mono
 	}
