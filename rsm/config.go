@@ -132,6 +132,8 @@ type Config struct {
 	readPause time.Duration
 	// repairPause, if not zero, is after how long a repair that failed is tried again.
 	repairPause time.Duration
+	// peerPatience, if not zero, is how long a peer that could help with a repair may say nothing.
+	peerPatience time.Duration
 	// farewell, if not zero, is how long a node that was removed is still talked to; likewise.
 	farewell time.Duration
 	// Set by Cluster.

@@ -233,6 +233,11 @@ func (e *engine) unreachable(peer uint64) {
 
 // call runs f on the worker of a shard, between two passes, and waits for it.
 func (e *engine) call(id ShardID, f func(*core.Worker)) error {
+	return e.callWithin(context.Background(), id, f)
+}
+
+// callWithin waits no longer than ctx lasts: a pass may hang in a disk, or in a machine. After an error f may run yet.
+func (e *engine) callWithin(ctx context.Context, id ShardID, f func(*core.Worker)) error {
 	done := make(chan struct{})
 	w := e.workerOf(id)
 	if !w.post(func(in *core.Input) {
@@ -243,6 +248,8 @@ func (e *engine) call(id ShardID, f func(*core.Worker)) error {
 	select {
 	case <-done:
 		return nil
+	case <-ctx.Done():
+		return &Error{Kind: ErrNotProposed, Code: core.CodeCancelled, Message: fmt.Sprintf("the worker of shard %d on node %d did not answer in time", id, e.node), Cause: context.Cause(ctx)}
 	case <-w.done:
 	case <-e.dead:
 	}
@@ -469,6 +476,7 @@ func (e *engine) runFlush(w *worker, f *core.FlushDone) {
 	select {
 	case e.flushes <- struct{}{}:
 	case <-e.quit:
+		e.due.end(f)
 		return
 	}
 	f.Err = f.Job.Run()

@@ -43,3 +43,19 @@ func TestFlushesAreWatched(t *testing.T) {
 		t.Errorf("none is under way, and the oldest is %v old", age)
 	}
 }
+
+// A flush that gets no turn any more, since the node ends, is not under way any more.
+func TestFlushThatGetsNoTurn(t *testing.T) {
+	e := newEngine(1, slog.New(slog.DiscardHandler), nil, 0)
+	for range maxFlushes {
+		e.flushes <- struct{}{}
+	}
+	f := &core.FlushDone{Shard: 2}
+	e.due.begin(f, e.mono()-int64(time.Minute))
+	close(e.quit)
+	e.bg.Add(1)
+	e.runFlush(nil, f)
+	if age, shard := e.due.oldest(e.mono()); age != 0 {
+		t.Errorf("one of shard %d is under way for %v", shard, age)
+	}
+}

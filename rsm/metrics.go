@@ -99,6 +99,7 @@ var nodeMetrics = []nodeMetric{
 	{"store_read_amplification", "Tables that a read may have to look into.", gauge, func(s *nodeFigures) float64 { return float64(s.store.ReadAmp) }},
 	{"store_compaction_debt_bytes", "Bytes that wait to be compacted. If it only grows, the disk is too slow for the load.", gauge, func(s *nodeFigures) float64 { return float64(s.store.CompactionDebt) }},
 	{"store_compactions_total", "Compactions.", counter, func(s *nodeFigures) float64 { return float64(s.store.Compactions) }},
+	{"store_compactions_failed_total", "Compactions that have failed. If it grows, a table is damaged or there is no room, and nothing of this node may be compacted meanwhile. An alarm.", counter, func(s *nodeFigures) float64 { return float64(s.store.Failed) }},
 	{"store_compacted_bytes_total", "Bytes of tables that compactions have written.", counter, func(s *nodeFigures) float64 { return float64(s.store.Compacted) }},
 	{"store_ingested_bytes_total", "Bytes of tables that flushes and installed snapshots have brought.", counter, func(s *nodeFigures) float64 { return float64(s.store.Ingested) }},
 	{"store_cache_bytes", "Memory of the cache of blocks.", gauge, func(s *nodeFigures) float64 { return float64(s.store.CacheBytes) }},

@@ -56,7 +56,7 @@ func (s *Shard) snapshotOf(ctx context.Context, members []NodeID, least Index) (
 	e := s.node.engine
 	request := binary.AppendUvarint(binary.AppendUvarint(nil, uint64(s.id)), uint64(least))
 	for _, m := range members {
-		manifest, cerr := e.transport.Call(ctx, uint64(m), callCut, request)
+		manifest, cerr := s.askForCut(ctx, m, request)
 		if cerr != nil {
 			err = errors.Join(err, cerr)
 			continue
@@ -70,6 +70,53 @@ func (s *Shard) snapshotOf(ctx context.Context, members []NodeID, least Index) (
 	}
 	return nil, err
 }
+
+// peerPatience is how long the worker of a shard on another node may take to say something. That its node is connected says nothing of the worker: it may hang in a disk, or in a machine.
+const peerPatience = 20 * time.Second
+
+// askForCut has a member cut a snapshot, and returns its manifest. That takes as long as it takes, but no longer than the member's worker answers.
+func (s *Shard) askForCut(ctx context.Context, m NodeID, request []byte) ([]byte, error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		for ctx.Err() == nil {
+			if _, _, err := s.askForJournal(ctx, m); errors.Is(err, context.DeadlineExceeded) {
+				cancel(err)
+				return
+			}
+			select {
+			case <-ctx.Done():
+			case <-time.After(s.peerPatience()):
+			}
+		}
+	}()
+	manifest, err := s.node.engine.transport.Call(ctx, uint64(m), callCut, request)
+	if err != nil && ctx.Err() != nil {
+		err = context.Cause(ctx)
+	}
+	cancel(nil)
+	<-ended
+	return manifest, err
+}
+
+// askForJournal returns the bounds of the journal that a member has; context.DeadlineExceeded if it does not say.
+func (s *Shard) askForJournal(ctx context.Context, m NodeID) (from, to Index, err error) {
+	ctx, cancel := context.WithTimeout(ctx, s.peerPatience())
+	defer cancel()
+	answer, err := s.node.engine.transport.Call(ctx, uint64(m), callJournal, binary.AppendUvarint(nil, uint64(s.id)))
+	if err != nil {
+		return 0, 0, err
+	}
+	first, k := binary.Uvarint(answer)
+	last, l := binary.Uvarint(answer[max(k, 0):])
+	if k <= 0 || l <= 0 {
+		return 0, 0, fmt.Errorf("node %d answers the question for its journal with %d bytes that mean nothing", m, len(answer))
+	}
+	return Index(first), Index(last), nil
+}
+
+func (s *Shard) peerPatience() time.Duration { return cmp.Or(s.node.cfg.peerPatience, peerPatience) }
 
 const (
 	// repairsAtMost: damage that comes back again and again is not worth a transfer each time.
@@ -104,13 +151,11 @@ func (s *Shard) journalElsewhere(ctx context.Context) error {
 		enough += (last - first) / 2 // each drops old entries with flushes of its own
 	}
 	for _, m := range members {
-		answer, cerr := n.engine.transport.Call(ctx, uint64(m), callJournal, binary.AppendUvarint(nil, uint64(s.id)))
-		from, k := binary.Uvarint(answer)
-		to, l := binary.Uvarint(answer[max(k, 0):])
+		from, to, cerr := s.askForJournal(ctx, m)
 		switch {
 		case cerr != nil:
 			err = errors.Join(err, cerr)
-		case k <= 0 || l <= 0 || from == 0 || Index(from) > enough || Index(to) < first:
+		case from == 0 || from > enough || to < first:
 			err = errors.Join(err, fmt.Errorf("node %d has the entries %d to %d", m, from, to))
 		default:
 			return nil

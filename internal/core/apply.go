@@ -227,6 +227,19 @@ func (r *Replica) stuffed(times int64) bool {
 	return (r.flushing || r.freezing) && r.state.LayerBytes()+r.log.unflushed > times*r.cfg.Limits.FlushBytes
 }
 
+// stuffedFollower is from how many times FlushBytes on a follower takes nothing more until the flush has ended; a leader decides nothing more from the half of that on.
+const stuffedFollower = 8
+
+// full reports whether a follower takes nothing from raft for now.
+func (r *Replica) full() bool { return r.lead == nil && r.stuffed(stuffedFollower) }
+
+// maxUntaken bounds what raft hears meanwhile: it has an answer for each message, and they wait. What else comes is as good as lost; the clock that would have it campaign, which
+// it cannot, stands still. These are the entries that a leader sends without an answer, and the heartbeats of some seconds.
+const maxUntaken = 256
+
+// deaf reports whether raft is told nothing more until the flush has ended.
+func (r *Replica) deaf() bool { return r.untaken >= maxUntaken && r.full() }
+
 // stuckElections is for how many election timeouts no flush may end on a leader that is stuffed, before somebody else is to lead.
 const stuckElections = 8
 

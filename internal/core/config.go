@@ -30,7 +30,8 @@ type Limits struct {
 	// Beyond them calls end with CodeOverloaded. Default 65,536 and 64 MiB.
 	MaxQueuedRequests, MaxQueuedBytes int
 	// FlushBytes is how much of a shard's state and log is kept in memory before it is flushed. Default 32 MiB,
-	// on a node of many shards 512 MiB shared among them, but at least 1 MiB.
+	// on a node of many shards 512 MiB shared among them, but at least 1 MiB; at most 64 MiB, since up to eight times as much waits where flushes cannot keep up, and
+	// a record of the log must take that.
 	FlushBytes int64
 	// LogCacheBytes of flushed log stay in memory for followers that are a little behind. Default 4 MiB.
 	LogCacheBytes int64
@@ -92,6 +93,10 @@ func (c Config) WithDefaults() Config {
 // maxFramedEntry keeps an entry with all that is around it below the transport's limit of a frame, 64 MiB.
 const maxFramedEntry = 56 << 20
 
+// maxFlushBytes keeps what a shard has not flushed, which is up to stuffedFollower times FlushBytes, within what is written again: a log whose shard has more could not release its segments while
+// the replica is out of service.
+const maxFlushBytes = maxRewriteBytes / stuffedFollower
+
 // Validate reports every field that is out of its range.
 func (c Config) Validate() error {
 	var errs []error
@@ -114,7 +119,7 @@ func (c Config) Validate() error {
 	check(l.MaxValueBytes > 0 && l.MaxValueBytes <= 64<<20, "MaxValueBytes is %d: 1 to %d", l.MaxValueBytes, 64<<20)
 	check(l.MaxRequestCommands > 0 && l.MaxRequestCommands < maxRequestsPerEntry, "MaxRequestCommands is %d: 1 to %d", l.MaxRequestCommands, maxRequestsPerEntry-1)
 	check(l.MaxQueuedRequests > 0 && l.MaxQueuedBytes >= l.MaxCommandBytes, "queues of %d requests and %d bytes: at least 1 and MaxCommandBytes", l.MaxQueuedRequests, l.MaxQueuedBytes)
-	check(l.FlushBytes >= 64<<10, "FlushBytes is %d: at least 64 KiB", l.FlushBytes)
+	check(l.FlushBytes >= 64<<10 && l.FlushBytes <= maxFlushBytes, "FlushBytes is %d: 64 KiB to %d MiB, so that what waits for a flush fits a record of the log", l.FlushBytes, maxFlushBytes>>20)
 	check(c.JournalBytes >= 0 && c.JournalAge >= 0, "JournalBytes is %d and JournalAge %v: at least 0", c.JournalBytes, c.JournalAge)
 	check(c.JournalMaxBytes == 0 || c.JournalMaxBytes >= c.JournalBytes, "JournalMaxBytes is %d: at least JournalBytes, %d", c.JournalMaxBytes, c.JournalBytes)
 	check(c.Sessions.TTL >= time.Minute, "session TTL is %v: at least 1 minute", c.Sessions.TTL)

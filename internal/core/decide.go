@@ -52,6 +52,8 @@ type leadership struct {
 	cutFailed   map[NodeID]bool
 	transfers   map[NodeID]*transfer
 
+	sparing sparing // see damage.go
+
 	transferee   NodeID // leadership is to go there; nothing new is decided meanwhile
 	transferSent bool
 }

@@ -90,7 +90,7 @@ type Quiesce struct {
 	Last  Index
 }
 
-// Note is a word from replica to replica for which raft has none. See snapshot.go, members.go and version.go for who says what.
+// Note is a word from replica to replica for which raft has none. See snapshot.go, members.go, version.go and damage.go for who says what.
 type Note struct {
 	From    NodeID
 	Shard   ShardID
@@ -102,7 +102,7 @@ type Note struct {
 // NoteKind says what a Note means.
 type NoteKind uint8
 
-// They travel: never renumber them.
+// They travel: never renumber them. Who does not know a kind ignores the note: whoever waits for an answer must be able to go without.
 const (
 	noteCutWanted   NoteKind = 1 + iota // leader: cut a snapshot; A: that has at least this index
 	noteCut                             // the answer; A: as asked, Data: manifest, empty if it failed
@@ -115,6 +115,8 @@ const (
 	noteVersions                        // to the leader; A: the highest version of the machine that this replica can run
 	noteCutting                         // to the leader who wants a cut; A: as asked, B: bytes that are written
 	noteChanged                         // to who asks for a vote; the latest change of members is committed: A: up to this index, B: its term
+	noteMayStop                         // to the leader: damage was met here that nobody has read; A: names the question
+	noteStop                            // the answer, if the shard goes on without that replica, else there is none; A: as asked, B: the leader's term
 )
 
 func (k NoteKind) String() string {
@@ -125,7 +127,7 @@ func (k NoteKind) String() string {
 }
 
 var noteNames = [...]string{
-	noteCutWanted: "cut wanted", noteCut: "cut", noteFetching: "fetching", noteFetchFailed: "fetch failed", noteRemoved: "removed", noteWho: "who", noteKnown: "known", noteAwake: "awake", noteVersions: "versions", noteCutting: "cutting", noteChanged: "changed",
+	noteCutWanted: "cut wanted", noteCut: "cut", noteFetching: "fetching", noteFetchFailed: "fetch failed", noteRemoved: "removed", noteWho: "who", noteKnown: "known", noteAwake: "awake", noteVersions: "versions", noteCutting: "cutting", noteChanged: "changed", noteMayStop: "may stop", noteStop: "stop",
 }
 
 // CommitNote is a leader's word of what is committed, and of what every voter has. Raft's heartbeats do not tell:

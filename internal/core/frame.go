@@ -18,7 +18,7 @@ import (
 //	  quiesce: shard, term, last index (varints)
 //	  beat:    nothing
 //	  commit:  shard, term, commit index, index that everybody has, age in ns (varints)
-//	  note:    shard (varint), kind (1 byte), a, b, c (varints), data (bytes); see NoteKind
+//	  note:    shard (varint), kind (1 byte), a, b, c (varints), data (bytes); see NoteKind. One of a kind that is not known is ignored
 //
 // The transport's own header has the version and the checksum.
 const (

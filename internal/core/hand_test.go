@@ -12,13 +12,14 @@ import (
 	"github.com/decree-raft/decree/wal"
 )
 
-// hand drives one replica, node 2 of three, by hand: it is the replica's disk, its clock, and both of its peers.
+// hand drives one replica, node 2 of three unless there are few, by hand: it is the replica's disk, its clock, and both of its peers.
 // What depends on a bad moment can be put there exactly; the simulator finds such moments by the thousand, but not each.
 type hand struct {
 	t        *testing.T
 	fs       *vfs.MemFS
 	store    *state.Store
 	shard    *state.Shard
+	node     NodeID
 	limits   Limits
 	voters   []NodeID
 	w        *Worker
@@ -29,6 +30,8 @@ type hand struct {
 	sent     []raftpb.Message
 	notes    []Note
 	noted    []NodeID // to whom
+	rests    []Quiesce
+	restOf   []NodeID // to whom
 	onSync   func()   // before the writes are confirmed
 	released Index    // of the log, which is told so
 	cuts     []*CutDone
@@ -52,7 +55,9 @@ func (h *hand) Send(to NodeID, _ ShardID, m *raftpb.Message) {
 		h.handedTo = append(h.handedTo, to)
 	}
 }
-func (h *hand) SendQuiesce(NodeID, Quiesce)   {}
+func (h *hand) SendQuiesce(to NodeID, q Quiesce) {
+	h.rests, h.restOf = append(h.rests, q), append(h.restOf, to)
+}
 func (h *hand) SendCommit(NodeID, CommitNote) {}
 func (h *hand) Write(w *Write)                { h.writes = append(h.writes, w) }
 func (h *hand) Query(b *QueryBatch) {
@@ -107,10 +112,14 @@ func (bulky) Apply(s State, e Event) {
 func (bulky) Query(View, []byte) ([]byte, error) { return nil, nil }
 
 func newHand(t *testing.T, limits Limits, voters ...NodeID) *hand {
-	h := &hand{t: t, fs: vfs.NewMem(), limits: limits, voters: voters, last: map[uint64]uint64{}, apps: map[uint64]int{}}
 	if len(voters) == 0 {
-		h.voters = []NodeID{1, 2, 3}
+		voters = []NodeID{1, 2, 3}
 	}
+	return newHandOf(t, 2, limits, voters)
+}
+
+func newHandOf(t *testing.T, node NodeID, limits Limits, voters []NodeID) *hand {
+	h := &hand{t: t, fs: vfs.NewMem(), node: node, limits: limits, voters: voters, last: map[uint64]uint64{}, apps: map[uint64]int{}}
 	h.open(wal.ShardLog{})
 	t.Cleanup(func() { h.close() })
 	return h
@@ -136,7 +145,7 @@ func (h *hand) tryOpen(log wal.ShardLog) error {
 		h.t.Fatal(err)
 	}
 	h.store, h.shard = st, sh
-	h.w = NewWorker(Config{Node: 2, Limits: h.limits}.WithDefaults(), h, h.now)
+	h.w = NewWorker(Config{Node: h.node, Limits: h.limits}.WithDefaults(), h, h.now)
 	return h.w.AddShard(1, Deps{Machine: bulky{}, State: sh, Voters: h.voters, Log: log, Rand: rand.New(rand.NewPCG(1, 2)), Logger: slog.New(slog.DiscardHandler)})
 }
 

@@ -85,3 +85,14 @@ func TestDeleteOfALongKey(t *testing.T) {
 		t.Error("it is still there")
 	}
 }
+
+// What waits for flushes that cannot keep up fits a record of the log, into which it is written again: else a log could not release its segments.
+func TestFlushBytesAreBounded(t *testing.T) {
+	c := Config{Node: 1}.WithDefaults()
+	for bytes, want := range map[int64]bool{64<<10 - 1: false, 64 << 10: true, 64 << 20: true, 64<<20 + 1: false} {
+		c.Limits.FlushBytes = bytes
+		if err := c.Validate(); (err == nil) != want {
+			t.Errorf("FlushBytes %d: %v", bytes, err)
+		}
+	}
+}

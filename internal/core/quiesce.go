@@ -38,7 +38,9 @@ func (r *Replica) tick() {
 	if r.quiet {
 		return
 	}
-	r.rn.Tick()
+	if !r.deaf() {
+		r.rn.Tick()
+	}
 	r.idleTicks++
 	r.ticks++
 	r.tellVersion()
@@ -73,7 +75,7 @@ func (r *Replica) busy() bool {
 
 func (r *Replica) proposeQuiesce() {
 	l := r.lead
-	if r.busy() || !l.ready || l.open != nil || len(l.inflight) > 0 || l.transferee != 0 || l.change != nil || r.conf.Joint() {
+	if r.busy() || r.stuffed(4) || !l.ready || l.open != nil || len(l.inflight) > 0 || l.transferee != 0 || l.change != nil || r.conf.Joint() {
 		return
 	}
 	last, same := r.log.last(), true

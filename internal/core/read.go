@@ -106,7 +106,11 @@ func (r *Replica) refusesToken(q *Request) error {
 		return nil
 	}
 	if l := r.lead; l != nil && l.ready && q.Token > l.head.index {
-		return notProposed(CodeNotReached, "the token %d lies beyond the log of shard %d, which ends at %d: it is not of this shard, or of a time before a restore; read without it", q.Token, r.shard, l.head.index)
+		// Another may lead meanwhile, who has more.
+		e := notProposed(CodeNotReached, "the token %d lies beyond the log of shard %d, which ends at %d on node %d, who leads it or did until lately: ask again. "+
+			"If that stays so, the token is not of this shard, or of a time before a restore", q.Token, r.shard, l.head.index, r.cfg.Node)
+		e.RetryAfter = r.cfg.Tick
+		return e
 	}
 	limits, held := &r.cfg.Limits, &r.reads.tokens
 	if requests, bytes := max(1, limits.MaxQueuedRequests/4), limits.MaxQueuedBytes/4; held.requests >= requests || held.requests > 0 && held.bytes+q.size > bytes {

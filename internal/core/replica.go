@@ -65,6 +65,8 @@ type Replica struct {
 	// unreadable is why a query, on another goroutine, could not read the state; noticed with the next tick.
 	unreadable atomic.Pointer[Error]
 	unread     *unread // damage that nobody has read, see damage.go
+	givenBy    NodeID  // who last handed leadership to this replica
+	givenTerm  Term    // of the leadership that was handed over
 
 	// The one Ready that raft allows at a time, while the WAL writes it.
 	writing bool
@@ -101,6 +103,7 @@ type Replica struct {
 	freezing bool // the state is frozen at freezeAt, which is not committed yet
 	freezeAt Index
 	flushing bool
+	untaken  int // messages that raft was given while nothing is taken from it, see full
 	// ticks that this leader could decide nothing, since a flush has ended
 	stuffedTicks int
 
@@ -288,7 +291,7 @@ func (r *Replica) process() {
 	r.promoteCommitted()
 	r.decideQueue()
 	for range 16 { // bounded: each round consumes what raft had ready
-		if r.writing || r.stuffed(8) && r.lead == nil {
+		if r.writing || r.full() {
 			break
 		}
 		r.propose()
@@ -439,6 +442,7 @@ func (r *Replica) notLeader() *Error {
 
 // takeReady handles one Ready. The order of things is raft's contract (raft/doc.go; Raft thesis 10.2.1).
 func (r *Replica) takeReady() {
+	r.untaken = 0
 	rd := r.rn.Ready()
 	if !raft.IsEmptySnap(rd.Snapshot) {
 		r.beginInstall(rd)
@@ -639,6 +643,12 @@ func (r *Replica) step(m *Message) {
 	}
 	r.wakeFor(&m.Raft)
 	r.silent = 0
+	if r.deaf() {
+		return
+	}
+	if r.full() {
+		r.untaken++
+	}
 	if l := r.lead; l != nil {
 		l.heard[m.From] = r.w.now.Mono
 	}
@@ -648,6 +658,8 @@ func (r *Replica) step(m *Message) {
 		return
 	case raftpb.MsgPreVote, raftpb.MsgVote:
 		r.tellChanged(&m.Raft)
+	case raftpb.MsgTimeoutNow:
+		r.givenBy, r.givenTerm = m.From, Term(m.Raft.Term)+1
 	}
 	// What raft refuses (an unknown sender, an answer to a former term) is not an error of ours.
 	_ = r.rn.Step(m.Raft)
@@ -725,6 +737,10 @@ func (r *Replica) hear(n Note) {
 		r.hearVersions(n)
 	case noteChanged:
 		r.hearChanged(n)
+	case noteMayStop:
+		r.hearMayStop(n)
+	case noteStop:
+		r.hearStop(n)
 	}
 }
 

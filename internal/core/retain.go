@@ -162,11 +162,5 @@ func (r *Replica) late(m *raftpb.Message) bool {
 	if m.Type != raftpb.MsgAppResp || !m.Reject || r.lead == nil {
 		return false
 	}
-	match := uint64(0)
-	r.rn.WithProgress(func(id uint64, _ raft.ProgressType, p tracker.Progress) {
-		if id == m.From {
-			match = p.Match
-		}
-	})
-	return m.RejectHint < match
+	return m.RejectHint < r.matched(NodeID(m.From))
 }

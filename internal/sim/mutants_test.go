@@ -106,6 +106,7 @@ var mutants = []mutant{
 	{guarantee: "bug", faults: "damaged-cuts-again", opts: Options{tune: mending}, survives: "few seeds find it: nothing but the cuts of a leader may meet the damage; TestCutThatMeetsDamage does"},
 	{guarantee: "bug", faults: "damaged-journal", opts: Options{tune: mending}},
 	{guarantee: "bug", faults: "busy-after-damage", opts: Options{tune: mending}, from: 1101},
+	{guarantee: "bug", faults: "save-again", survives: "little is cut in the simulator, and a flush seldom overtakes the log; TestEntriesSavedAgain does"},
 	{guarantee: "limits", faults: "limits-of-followers", opts: Options{tune: unlike}},
 	{guarantee: "limits", faults: "long-keys-stay", opts: Options{tune: unlike}},
 	// Of internal/datadir.

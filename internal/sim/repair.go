@@ -49,7 +49,8 @@ func (f *faults) spoil(n *node) {
 			intact++
 		}
 	}
-	if n.rotten != "" || !n.up || 2*(intact-1) <= len(f.s.nodes) && !f.s.swarm.ruin {
+	n.tellDamage()
+	if n.rotten != "" || !n.up || n.unfit != nil || 2*(intact-1) <= len(f.s.nodes) && !f.s.swarm.ruin {
 		return
 	}
 	d, path := n.disk, ""
@@ -76,6 +77,25 @@ func (f *faults) spoil(n *node) {
 	f.s.trace.note("n%d: the damage is in %v", n.id, n.rot.files)
 	if f.r.IntN(3) == 0 {
 		f.crash(n)
+	}
+	n.tellDamage()
+}
+
+// tellDamage has the replicas of a damaged table told, as a compaction would that meets it, which nobody may ever read.
+func (n *node) tellDamage() {
+	if !n.s.swarm.tells || !n.up {
+		return
+	}
+	for _, d := range n.rot.files {
+		if d.shard == 0 {
+			continue
+		}
+		n.s.stats.Told++
+		n.workerOf(d.shard).post(func(in *core.Input) {
+			in.Calls = append(in.Calls, func(w *core.Worker) {
+				w.Unreadable(d.shard, fmt.Errorf("%s is damaged, and nobody has read it", d.path))
+			})
+		})
 	}
 }
 
@@ -140,7 +160,7 @@ func (n *node) namesOf(memory *byte) (names []damagedFile) {
 // tablesOf are the files that a shard's state is in, by what the store says: pebble takes away those that are not needed any more when it likes.
 func (n *node) tablesOf(id core.ShardID) (paths []string) {
 	tables, err := n.store.Tables(uint64(id))
-	if err != nil {
+	if err != nil && n.unfit == nil {
 		n.s.fail("state", "node %d: %v", n.id, err)
 	}
 	for _, name := range tables {
@@ -182,7 +202,7 @@ func (n *node) snapshotFile(r *rand.Rand) string {
 
 // lookAtRot notices that what was damaged is gone, or not in use any more.
 func (n *node) lookAtRot() {
-	if len(n.rot.files) == 0 || n.rot.forGood || n.store == nil {
+	if len(n.rot.files) == 0 || n.rot.forGood || n.store == nil || n.unfit != nil {
 		return
 	}
 	n.rot.files = slices.DeleteFunc(n.rot.files, func(d damagedFile) bool {

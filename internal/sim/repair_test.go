@@ -45,6 +45,25 @@ func TestRuin(t *testing.T) {
 	}
 }
 
+// TestToldOfDamage tells replicas of damage that nobody has read, on more disks than can be spared: they stop, and are repaired, where the others can do without them, and every rule holds
+// meanwhile.
+func TestToldOfDamage(t *testing.T) {
+	seeds := uint64(40)
+	if testing.Short() {
+		seeds = 10
+	}
+	total := judgeAll(t, 1, seeds, toldOfDamage)
+	t.Logf("%d files damaged, told of %d times, %d replicas stopped for what was read or told, %d repaired; %d clusters stood still", total.Rotten, total.Told, total.RotStopped, total.Repaired, total.Ruined)
+	if total.Told < int(seeds) || total.Repaired == 0 {
+		t.Error("the runs have not seen enough damage")
+	}
+}
+
+func toldOfDamage(s *swarm) {
+	ruined(s)
+	s.tells = true
+}
+
 func ruined(s *swarm) {
 	mending(s)
 	s.every[faultRot], s.ruin = 30*millisecond, true

@@ -61,6 +61,7 @@ type Stats struct {
 	Rollbacks, Duplicates                uint64
 	SegmentsReleased, WritesLost         int
 	WritesTorn, DiskFailures             int
+	Told                                 int // of damage that nobody has read
 	Rotten, RotRefused, RotStopped       int // disks damaged; of these, nodes that did not start, replicas that stopped
 	FramesLost                           int
 	Cuts, Fetches, Installs              int // of snapshots

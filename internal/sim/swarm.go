@@ -62,6 +62,7 @@ type swarm struct {
 	repairs    bool    // replicas that have met damage are repaired
 	rotForGood float64 // of damage to be such that no peer can help
 	ruin       bool    // more disks may be damaged than can be spared
+	tells      bool    // replicas are told of damage that they have not read
 	narrow     int     // one of so many incarnations of nodes has narrow limits of what may be set; 0: none
 }
 

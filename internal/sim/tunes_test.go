@@ -8,7 +8,7 @@ import (
 // Clusters made for what few seeds bring about: each changes what the seed has drawn.
 var tunes = map[string]func(*swarm){
 	"restless": restless, "hanging": hanging, "crowded": crowded, "behind": behind, "arriving": arriving, "slowCuts": slowCuts, "changing": changing, "unlike": unlike, "proxied": proxied,
-	"upgrading": upgrading, "joining": joining, "rotten": rotten, "mending": mending, "ruined": ruined, "restored": restoringTune, "lookups": lookups, "restoredAfterChanges": restoredAfterChanges,
+	"upgrading": upgrading, "joining": joining, "rotten": rotten, "mending": mending, "ruined": ruined, "told": toldOfDamage, "restored": restoringTune, "lookups": lookups, "restoredAfterChanges": restoredAfterChanges,
 }
 
 // proxied has clients that ask through proxies only, over streams that break, with sessions that are few.

@@ -126,6 +126,72 @@ func damageMetByPebble(t *testing.T, atEnd bool) {
 	}
 }
 
+// Who is told of damage looks into the store, which may be closed meanwhile: it waits for nobody who has been told.
+//
+// Mutation with which it was seen to fail: Tables does not look whether the store is closed.
+func TestDamageToldAtTheEnd(t *testing.T) {
+	r, fs := testkit.Random(t), vfs.NewMem()
+	s, err := Open(Options{Dir: "/s", FS: fs, Logger: quiet(), DisableCompactions: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := openShard(t, s, 1)
+	fill(t, r, h, newDurable(), 12)
+	names, err := s.Tables(1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.Close()
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	b, err := fs.UnsafeGetFileDataBuffer(fs.PathJoin(s.path(dbDir), names[0]))
+	if err != nil {
+		t.Fatal(err)
+	}
+	b[10] ^= 1 // in the first block
+	for i := range 40 {
+		told, opened, closed := make(chan struct{}), make(chan *Store, 1), make(chan struct{})
+		looked := make(chan error, 1)
+		s, err := Open(Options{Dir: "/s", FS: fs, Logger: quiet(),
+			OnFatal: func(err error) { t.Errorf("fatal: %v", err) },
+			OnDamage: func(uint64, string, error) {
+				close(told) // once: five seconds are longer than this takes
+				s := <-opened
+				for n := 0; ; n++ { // before, during and after Close
+					if _, err := s.Tables(1); err != nil {
+						looked <- err
+						return
+					}
+					if n == 1000 {
+						<-closed
+					}
+				}
+			}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		select {
+		case <-told:
+		case <-time.After(20 * time.Second):
+			t.Fatal("nobody is told")
+		}
+		if i%2 == 0 {
+			opened <- s
+		}
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if i%2 == 1 {
+			opened <- s
+		}
+		close(closed)
+		if err := <-looked; !errors.Is(err, ErrClosed) {
+			t.Errorf("who looks then gets %v", err)
+		}
+	}
+}
+
 // TestDamageHoldsNobodyUp: while the compaction of a damaged table waits to be run again, other shards take versions and flush, and the node asks for figures.
 //
 // Mutations with which it was seen to fail: backgroundError waits after a compaction too; patience.noteFailure does not pause ("met again"); resume does not grant

@@ -134,7 +134,7 @@ func (s *Store) damagedShards(table string, first, last uint64) (ids []uint64) {
 	return slices.DeleteFunc(ids, func(id uint64) bool { return s.readOf(table, id) == nil })
 }
 
-// readOf reads what a table has of a shard.
+// readOf reads what a table has of a shard. It may go on after Close, since it has nothing of pebble's but the file: these options have no cache.
 func (s *Store) readOf(table string, shard uint64) (err error) {
 	r, err := openTable(context.Background(), s.opts.FS, s.opts.FS.PathJoin(s.path(dbDir), table), s.dbOpts.MakeReaderOptions())
 	if errors.Is(err, fs.ErrNotExist) {

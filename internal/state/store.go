@@ -50,7 +50,8 @@ type Options struct {
 	// It must not call the store. The node must stop. Nil: logged only.
 	OnFatal func(error)
 	// OnDamage is called, again and again, but once in five seconds at most, on a goroutine of its own, when work of the store's own meets a damaged
-	// table (the name of its file), for each shard whose keys the damage is among. Reads of that shard may not have met it, and it may have been replaced meanwhile.
+	// table (the name of its file), for each shard whose keys the damage is among. Reads of that shard may not have met it, and it may have been replaced meanwhile. Close
+	// does not wait for it, and it may come later: of the store it may call Tables and Replaced.
 	OnDamage func(shard uint64, table string, err error)
 
 	failedPause time.Duration // instead of the usual one, for tests
@@ -205,6 +206,7 @@ type Metrics struct {
 	OldestVersion  time.Duration // for how long that is kept, with all tables that it reads, of which most may have been replaced; 0: none
 	Levels         [levels]Level // 0 first
 	Compactions    int64         // since the store was opened, as all that follows
+	Failed         int64         // compactions
 	Ingested       uint64        // bytes of tables that flushes and installations brought
 	Compacted      uint64        // bytes of tables that compactions wrote
 	CacheBytes     int64         // now
@@ -220,10 +222,20 @@ type Level struct {
 	Tables, Bytes int64
 }
 
-// Tables returns the names of the files that hold a shard's keys, without the directory, ascending: whose a damaged file is.
+// Tables returns the names of the files that hold a shard's keys, without the directory, ascending: whose a damaged file is. It may be called at any time, as OnDamage may
+// be: after Close it returns ErrClosed.
 func (s *Store) Tables(shard uint64) (names []string, err error) {
+	s.running.RLock()
+	defer s.running.RUnlock()
+	if s.closed {
+		return nil, ErrClosed
+	}
 	span := shardSpan(shard)
-	all, err := s.db.SSTables(pebble.WithKeyRangeFilter(span.Start, span.End))
+	var all [][]pebble.SSTableInfo
+	err = s.fatal.guard(func() (err error) { // else Close would wait for a lock that pebble never lets go
+		all, err = s.db.SSTables(pebble.WithKeyRangeFilter(span.Start, span.End))
+		return err
+	})
 	if err != nil {
 		return nil, fmt.Errorf("state: list the tables of shard %d: %w", shard, err)
 	}
@@ -251,6 +263,7 @@ func (s *Store) Metrics() Metrics {
 		OpenVersions:   s.versions.Load(),
 		OldestVersion:  s.pins.oldest(),
 		Compactions:    m.Compact.Count,
+		Failed:         m.Compact.FailedCount,
 		CacheBytes:     m.BlockCache.Size,
 		CacheHits:      m.BlockCache.Hits,
 		CacheMisses:    m.BlockCache.Misses,
