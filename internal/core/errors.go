@@ -40,7 +40,8 @@ const (
 	CodeOverwritten     Code = "overwritten"       // another leader's entry stands where this one would have
 	CodeOverloaded      Code = "overloaded"        // a queue is full
 	CodeDiskLow         Code = "disk_low"          // free disk space is below the watermark
-	CodeCommandTooLarge Code = "command_too_large" // over MaxCommandBytes
+	CodeCommandTooLarge Code = "command_too_large" // over MaxCommandBytes, or what a proxy lets through in one call
+	CodeTooManyCommands Code = "too_many_commands" // over MaxRequestCommands
 	CodeEntryTooLarge   Code = "entry_too_large"   // what was decided exceeds MaxEntryBytes
 	CodeKeyTooLarge     Code = "key_too_large"     // Apply set a key over MaxKeyBytes
 	CodeValueTooLarge   Code = "value_too_large"   // Apply set a value over MaxValueBytes

@@ -207,11 +207,11 @@ func (r *Replica) refuses(q *Request) error {
 		e.RetryAfter = time.Second
 		return e
 	case len(q.Commands) > l.MaxRequestCommands:
-		return notProposed(CodeCommandTooLarge, "the request has %d commands, %d are allowed (MaxRequestCommands)", len(q.Commands), l.MaxRequestCommands)
+		return notProposed(CodeTooManyCommands, "the request has %d commands, %d are allowed (MaxRequestCommands): send them in several requests", len(q.Commands), l.MaxRequestCommands)
 	case q.Kind == KindCommand && len(q.Commands) == 0:
-		return notProposed(CodeCommandTooLarge, "the request has no command")
+		return notProposed(CodeBadRequest, "the request has no command: it needs at least one")
 	case q.Session != 0 && q.Kind == KindCommand && q.Sequence == 0:
-		return notProposed(CodeSequenceAcked, "sequence numbers start at 1")
+		return notProposed(CodeBadRequest, "the sequence number is 0: within a session numbers start at 1")
 	}
 	for _, c := range q.Commands {
 		if len(c) > l.MaxCommandBytes {

@@ -236,10 +236,11 @@ func CheckCall(c *route.Call) error {
 	case c.Kind == route.Submit && c.Session == 0 && c.Sequence != 0:
 		return bad(fmt.Sprintf("there is a sequence number, %d, and no session: open one first", c.Sequence))
 	case len(c.Commands) > maxCommands:
-		return bad(fmt.Sprintf("the call has more than %d commands", maxCommands))
+		return &core.Error{Kind: core.ErrNotProposed, Code: core.CodeTooManyCommands,
+			Message: fmt.Sprintf("the call has more than %d commands: send them in several calls", maxCommands)}
 	case c.Size() > MaxCallBytes:
 		return &core.Error{Kind: core.ErrNotProposed, Code: core.CodeCommandTooLarge,
-			Message: fmt.Sprintf("the call carries %d bytes: at most %d, with all its commands", c.Size(), MaxCallBytes)}
+			Message: fmt.Sprintf("the call carries %d bytes, at most %d are taken over a connection, whatever MaxCommandBytes allows within a node: make its commands smaller, or send them in several calls", c.Size(), MaxCallBytes)}
 	case c.Kind == route.CloseSession && c.Session == 0:
 		return bad("the call names no session")
 	case c.Kind == route.Read && int(c.Level) >= len(levels):
