@@ -347,7 +347,7 @@ func (s *Shard) Audit(f func(View) error) (at Index, hash uint64, err error) {
 	return at, hash, f(v)
 }
 
-// WaitReady returns when somebody leads the shard as far as this replica knows, or with ctx's error.
+// WaitReady returns when somebody leads the shard as far as this replica knows. If ctx ends first, the error is an *Error with CodeNoLeader over ctx's.
 func (s *Shard) WaitReady(ctx context.Context) error {
 	for s.Leader() == 0 {
 		select {
@@ -361,8 +361,10 @@ func (s *Shard) WaitReady(ctx context.Context) error {
 	return nil
 }
 
-// TransferLeadership hands leadership to another voter, and returns when this replica does not lead any more,
-// or with an error. Calls that are decided meanwhile wait.
+// TransferLeadership hands leadership to another voter, and returns when this replica does not lead any more. Calls that come meanwhile wait. Leader only.
+//
+// ErrNotProposed: this replica goes on leading, or did not lead, or to is no other voter; with CodeTransfer the other one has not taken over within two
+// election timeouts. ErrUnknown: the transfer has begun, and ctx ended (CodeCancelled) or the node stopped (CodeClosed) before it was over.
 func (s *Shard) TransferLeadership(ctx context.Context, to NodeID) error {
 	var err error
 	if e := s.node.engine.call(s.id, func(w *core.Worker) { err = w.Transfer(s.id, to) }); e != nil {
@@ -378,9 +380,9 @@ func (s *Shard) TransferLeadership(ctx context.Context, to NodeID) error {
 		}
 		select {
 		case <-ctx.Done():
-			return ctx.Err()
+			return &Error{Kind: ErrUnknown, Code: core.CodeCancelled, Message: "the transfer has begun, and may succeed; the caller stopped waiting", Cause: ctx.Err()}
 		case <-s.node.done:
-			return errClosed
+			return &Error{Kind: ErrUnknown, Code: core.CodeClosed, Message: "the transfer had begun when this node stopped"}
 		case <-time.After(s.node.cfg.tick() / 8):
 		}
 	}

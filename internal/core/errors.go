@@ -88,7 +88,7 @@ type Error struct {
 	LeaderAddress string
 	// RetryAfter is how long to wait before trying again; 0 says nothing.
 	RetryAfter time.Duration
-	// Cause, if any, is the error below.
+	// Cause, if any, is the error below. Of one of the library's own only the words count: errors.Is and errors.As do not find it.
 	Cause error
 }
 
@@ -109,8 +109,37 @@ func (e *Error) Is(target error) bool {
 	return ok && t.Code == e.Code && (t.Kind == nil || t.Kind == e.Kind)
 }
 
-// Unwrap returns the cause.
-func (e *Error) Unwrap() error { return e.Cause }
+// Unwrap returns the cause, for errors.Is and errors.As to look into: for everything but an error of the library's own, whose kind is not this call's.
+func (e *Error) Unwrap() error {
+	if e.Cause == nil {
+		return nil
+	}
+	return below{e.Cause}
+}
+
+// below is what stands below an Error. Invariant: an error matches one kind. A cause may be the library's too, and have another kind, as when
+// a call that has begun fails because the node, which is asked how far it is, proposes nothing any more. What happened is the outermost error's to say.
+type below struct{ error }
+
+func (b below) Is(target error) bool {
+	switch target {
+	case ErrRejected, ErrNotProposed, ErrUnknown, ErrBroken:
+		return false
+	}
+	switch target.(type) {
+	case *Error, *Rejection:
+		return false
+	}
+	return errors.Is(b.error, target)
+}
+
+func (b below) As(target any) bool {
+	switch target.(type) {
+	case **Error, **Rejection:
+		return false
+	}
+	return errors.As(b.error, target)
+}
 
 // Rejection is the decision "no". It is replicated like any other outcome.
 type Rejection struct {
