@@ -25,7 +25,7 @@ const (
 	ReadIndex = core.ReadIndex
 	// AtToken answers from any replica that has applied Request.Token: read your
 	// writes, and monotonic if each answer's index becomes the next token.
-	AtToken = core.Session
+	AtToken = core.AtToken
 	// Stale answers at once from what this replica has applied. Result.Age says how old that may be.
 	Stale = core.Stale
 )

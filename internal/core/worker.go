@@ -155,7 +155,7 @@ func (w *Worker) accept(q *Request) {
 	}
 	r.pending.requests++
 	r.pending.bytes += q.size
-	if q.Kind != KindRead || q.Level < Session {
+	if q.Kind != KindRead || q.Level < AtToken {
 		r.wake() // the others are answered from what is here
 	}
 	r.touch()
@@ -198,7 +198,7 @@ func (r *Replica) refuses(q *Request) error {
 		return e
 	case r.stuck() && q.Kind != KindChange && (q.Kind != KindRead || q.Level == Linearizable):
 		return r.stuckError()
-	case q.Kind == KindRead && q.Level == Session:
+	case q.Kind == KindRead && q.Level == AtToken:
 		return r.refusesToken(q)
 	case q.Kind == KindRead || q.Kind == KindChange:
 		return nil

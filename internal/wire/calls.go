@@ -79,7 +79,7 @@ func header(b []byte, field protowire.Number, n int) []byte {
 }
 
 // levels, as they travel.
-var levels = [...]uint64{core.Linearizable: 1, core.ReadIndex: 2, core.Session: 3, core.Stale: 4}
+var levels = [...]uint64{core.Linearizable: 1, core.ReadIndex: 2, core.AtToken: 3, core.Stale: 4}
 
 // AppendCall appends a call to a ConnectRequest.
 func AppendCall(b []byte, id uint64, timeout time.Duration, c *route.Call) []byte {
