@@ -27,8 +27,8 @@ type (
 	// Query answers a read at one log position. It may run long: it never holds up the shard. An error is returned to the caller as a rejection.
 	//
 	// Decide and Apply of one shard are called on one goroutine at a time, Query on any, also at the same time as the others. A Machine that keeps no
-	// fields of its own, as it should, needs no locks. What the arguments hold belongs to the library and may not be changed; only Decide may let its events and its
-	// reply alias the command and what the View returned.
+	// fields of its own, as it should, needs no locks. What the arguments hold belongs to the library and may not be changed or kept; what Decide and Query
+	// return may be made of the same memory.
 	Machine = core.Machine
 	// Versioned is a Machine whose rules change from one program to the next. All replicas must fold the same events into the same state, also while half of the nodes
 	// run the new program and half the old one. So a new version becomes active through the log: when every member of the shard has said that it can

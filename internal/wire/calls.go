@@ -240,7 +240,7 @@ func CheckCall(c *route.Call) error {
 			Message: fmt.Sprintf("the call has more than %d commands: send them in several calls", maxCommands)}
 	case c.Size() > MaxCallBytes:
 		return &core.Error{Kind: core.ErrNotProposed, Code: core.CodeCommandTooLarge,
-			Message: fmt.Sprintf("the call carries %d bytes, at most %d are taken over a connection, whatever MaxCommandBytes allows within a node: make its commands smaller, or send them in several calls", c.Size(), MaxCallBytes)}
+			Message: fmt.Sprintf("the call carries %d bytes, at most %d are taken by proxies and over connections, whatever MaxCommandBytes allows within a node: make its commands smaller, or send them in several calls", c.Size(), MaxCallBytes)}
 	case c.Kind == route.CloseSession && c.Session == 0:
 		return bad("the call names no session")
 	case c.Kind == route.Read && int(c.Level) >= len(levels):
