@@ -12,7 +12,7 @@ FUZZTIME ?= 20s
 SEEDS ?= 1000
 CYCLES ?= 1000
 
-.PHONY: help demo test race fuzz sim mutants crash powercut bench endure snapshots joins restarts nobody overload lint proto proto-check ci clean
+.PHONY: help demo test race fuzz sim mutants crash powercut bench endure snapshots joins restarts nobody overload lint macos proto proto-check ci clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -75,6 +75,10 @@ lint: $(STATICCHECK) ## gofmt, go vet, staticcheck
 	go vet ./...
 	$(STATICCHECK) ./...
 	cd bench && go vet ./... && $(STATICCHECK) ./...
+
+macos: ## build and vet for macOS, on any machine: no test is run there
+	GOOS=darwin GOARCH=arm64 go build ./...
+	GOOS=darwin GOARCH=arm64 go vet ./...
 
 proto: $(BUF) $(GEN_GO) $(GEN_GRPC) ## generate code from api/**/*.proto
 	cd api && PATH="$(BIN):$$PATH" $(BUF) generate

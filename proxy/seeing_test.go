@@ -75,7 +75,8 @@ type prometheusFamily struct {
 	labels     []string
 }
 
-// Every metric of nodes and proxies is documented with what it means, every one that is documented exists, and so does each that the dashboard asks for.
+// Every metric of nodes and proxies is documented with what it means, every one that is documented exists, and so does each that the dashboard or the operators' page asks for.
+// One whose help calls it an alarm is on the dashboard, and among the alarms of the operators' page.
 func TestMetricsPage(t *testing.T) {
 	registry := prometheus.NewRegistry()
 	c := startCluster(t, func(cfg *rsm.Config) { cfg.Metrics = registry })
@@ -131,7 +132,7 @@ func TestMetricsPage(t *testing.T) {
 	if err := json.Unmarshal(dashboard, &d); err != nil || len(d.Panels) < 10 {
 		t.Fatalf("%d panels, %v", len(d.Panels), err)
 	}
-	names := regexp.MustCompile(`\bdecree_\w+`)
+	names, shown := regexp.MustCompile(`\bdecree_\w+`), map[string]bool{}
 	for _, panel := range d.Panels {
 		if panel.Type != "row" && len(panel.Targets) == 0 {
 			t.Errorf("%q asks for nothing", panel.Title)
@@ -150,8 +151,36 @@ func TestMetricsPage(t *testing.T) {
 				if !is {
 					t.Errorf("%q: there is no metric %s", panel.Title, name)
 				}
+				shown[name] = true
 			}
 		}
+	}
+	operations, err := os.ReadFile("../docs/operations.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range names.FindAllString(string(operations), -1) {
+		if _, is := families[name]; !is {
+			t.Errorf("docs/operations.md: there is no metric %s", name)
+		}
+	}
+	_, alarms, _ := strings.Cut(string(operations), "\n| alarm | when |")
+	alarms, _, _ = strings.Cut(alarms, "\n\n")
+	count := 0
+	for name, f := range families {
+		if !regexp.MustCompile(`(?i)\balarm\b`).MatchString(f.help) {
+			continue
+		}
+		count++
+		if !slices.Contains(names.FindAllString(alarms, -1), name) {
+			t.Errorf("%s is an alarm, and docs/operations.md does not have it among the alarms", name)
+		}
+		if !shown[name] {
+			t.Errorf("%s is an alarm, and docs/grafana/decree.json does not show it", name)
+		}
+	}
+	if count < 5 {
+		t.Errorf("%d metrics call themselves alarms", count)
 	}
 }
 

@@ -26,7 +26,7 @@ import (
 // a decision binds the leader that decides. docs/limits.md has these and all others, with what to do about each.
 type Limits struct {
 	// MaxCommandBytes bounds one command. Default 1 MiB; 1 to MaxEntryBytes. Beyond it: ErrNotProposed with CodeCommandTooLarge. Over a connection, to a
-	// proxy or to a node's client port, a call with all its commands has 8 MiB at most, whatever is set here.
+	// proxy or to a node's own port, a call with all its commands has 8 MiB at most, whatever is set here.
 	MaxCommandBytes int
 	// MaxRequestCommands bounds the commands that are decided together in one request. Default 4096; 1 to 65,535. Beyond it: ErrNotProposed with
 	// CodeTooManyCommands.

@@ -38,7 +38,7 @@ const (
 
 var shardMetrics = []metric{
 	{"leader", "1 if this replica leads the shard.", gauge, func(s *ShardStatus) float64 { return boolGauge(s.Role == "leader") }},
-	{"stopped", "1 if this replica is out of service; the log says why.", gauge, func(s *ShardStatus) float64 { return boolGauge(s.Err != nil) }},
+	{"stopped", "1 if this replica is out of service; the log says why. An alarm.", gauge, func(s *ShardStatus) float64 { return boolGauge(s.Err != nil) }},
 	{"damaged", "1 if this replica's state is damaged where nobody has read, and it goes on, since the shard could not without it. An alarm.", gauge, func(s *ShardStatus) float64 { return boolGauge(s.Damage != nil) }},
 	{"quiet", "1 if the shard rests for want of work.", gauge, func(s *ShardStatus) float64 { return boolGauge(s.Quiet) }},
 	{"term", "Raft term.", gauge, func(s *ShardStatus) float64 { return float64(s.Term) }},
@@ -55,7 +55,7 @@ var shardMetrics = []metric{
 	{"log_reads_total", "Reads that rode the log.", counter, func(s *ShardStatus) float64 { return float64(s.Stats.LogReads) }},
 	{"other_reads_total", "Reads that did not ride the log.", counter, func(s *ShardStatus) float64 { return float64(s.Stats.OtherReads) }},
 	{"duplicates_total", "Retries answered from a session.", counter, func(s *ShardStatus) float64 { return float64(s.Stats.Duplicates) }},
-	{"void_entries_total", "Entries that failed the check of term and sequence. Not 0: a bug.", counter, func(s *ShardStatus) float64 { return float64(s.Stats.Voids) }},
+	{"void_entries_total", "Entries that failed the check of term and sequence. Not 0: a bug. An alarm.", counter, func(s *ShardStatus) float64 { return float64(s.Stats.Voids) }},
 	{"rollbacks_total", "Times that speculative state was thrown away.", counter, func(s *ShardStatus) float64 { return float64(s.Stats.Rollbacks) }},
 	{"machine_panics_total", "Panics of the machine that were contained.", counter, func(s *ShardStatus) float64 { return float64(s.Stats.MachinePanics) }},
 	{"refused_total", "Calls turned away by a limit.", counter, func(s *ShardStatus) float64 { return float64(s.Stats.Refused) }},
@@ -104,12 +104,12 @@ var nodeMetrics = []nodeMetric{
 	{"store_cache_bytes", "Memory of the cache of blocks.", gauge, func(s *nodeFigures) float64 { return float64(s.store.CacheBytes) }},
 	{"store_cache_hits_total", "Blocks that were found in the cache.", counter, func(s *nodeFigures) float64 { return float64(s.store.CacheHits) }},
 	{"store_cache_misses_total", "Blocks that had to be read from disk.", counter, func(s *nodeFigures) float64 { return float64(s.store.CacheMisses) }},
-	{"store_oldest_flush_seconds", "For how long the oldest flush under way has been due, 0 if there is none. If it only grows, the disk does not answer.", gauge, func(s *nodeFigures) float64 { return s.flush.Seconds() }},
+	{"store_oldest_flush_seconds", "For how long the oldest flush under way has been due, 0 if there is none. If it only grows, the disk does not answer: an alarm.", gauge, func(s *nodeFigures) float64 { return s.flush.Seconds() }},
 	{"store_open_versions", "Versions of the state that queries, cuts and backups keep.", gauge, func(s *nodeFigures) float64 { return float64(s.store.OpenVersions) }},
-	{"store_oldest_version_seconds", "For how long the oldest of them is kept, and with it on disk what compactions have replaced since. If it only grows, something does not end.", gauge, func(s *nodeFigures) float64 { return s.store.OldestVersion.Seconds() }},
+	{"store_oldest_version_seconds", "Age of the oldest version of the state that a query, a cut or a backup keeps, and with it on disk what compactions have replaced since; 0 if there is none. If it only grows, one of them does not end: an alarm.", gauge, func(s *nodeFigures) float64 { return s.store.OldestVersion.Seconds() }},
 	{"snapshot_sent_bytes_total", "Bytes of snapshots that peers have fetched from this node.", counter, func(s *nodeFigures) float64 { return float64(s.SnapshotsSent) }},
 	{"disk_free_bytes", "Free space on the data directory's file system.", gauge, func(s *nodeFigures) float64 { return float64(s.FreeDiskBytes) }},
-	{"disk_low", "1 if commands are refused for want of disk space.", gauge, func(s *nodeFigures) float64 { return boolGauge(s.DiskLow) }},
+	{"disk_low", "1 if commands are refused for want of disk space. An alarm.", gauge, func(s *nodeFigures) float64 { return boolGauge(s.DiskLow) }},
 }
 
 var (

@@ -344,9 +344,13 @@ func (r *Replica) admit(b *batch, q *Request) bool {
 	case q.Acknowledged >= q.Sequence:
 		return refuse(CodeSequenceAcked, "sequence %d of session %d comes with an acknowledgement of itself (%d)", q.Sequence, q.Session, q.Acknowledged)
 	}
-	if limit := maxSessions(r.cfg.Sessions.Max); s.bytes > maxSessionBytes || r.sessions.bytes > limit {
-		b.ride(q, notProposed(CodeOverloaded, "the session keeps %d bytes for outcomes, all sessions %d (allowed: %d and %d): acknowledge them",
-			s.bytes, r.sessions.bytes, maxSessionBytes, limit))
+	// What is full is emptied by commands that acknowledge, as nothing else does that: one that leaves nothing before it is taken.
+	empties := q.Acknowledged > s.willBeAcked() && q.Acknowledged+1 == q.Sequence
+	if limit := maxSessions(r.cfg.Sessions.Max); !empties && (s.bytes > maxSessionBytes || r.sessions.bytes > limit) {
+		e := notProposed(CodeOverloaded, "the session keeps %d bytes for outcomes, all sessions %d (allowed: %d and %d): acknowledge them; a command that acknowledges all before it is taken",
+			s.bytes, r.sessions.bytes, maxSessionBytes, limit)
+		e.RetryAfter = r.cfg.Tick
+		b.ride(q, e)
 		return false
 	}
 	if s.inflight == nil {

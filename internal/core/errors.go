@@ -84,7 +84,7 @@ type Error struct {
 	Message string
 	// Leader is who is believed to lead, or 0. A hint, no promise.
 	Leader NodeID
-	// LeaderAddress is where the leader serves clients, if that was said. A hint, too.
+	// LeaderAddress is where other nodes find the leader, on its own port, if that was said. A hint, too.
 	LeaderAddress string
 	// RetryAfter is how long to wait before trying again; 0 says nothing.
 	RetryAfter time.Duration

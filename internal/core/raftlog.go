@@ -44,6 +44,21 @@ func newRaftLog(shard *state.Shard, flushed Index, flushedTerm Term, keep int64)
 
 func (l *raftLog) last() uint64 { return l.first + uint64(len(l.entries)) - 1 }
 
+// missing returns what the log lacks of entries that raft wants saved. When they replace some that were being written, raft, which has not heard
+// of that write, wants those before them saved again, although they are durable by now, acknowledged, and perhaps flushed.
+func (l *raftLog) missing(entries []raftpb.Entry) []raftpb.Entry {
+	if mutated("save-again") {
+		return entries
+	}
+	for i := range entries {
+		e := &entries[i]
+		if e.Index >= l.first && (e.Index > l.last() || l.entries[e.Index-l.first].Term != e.Term) {
+			return entries[i:]
+		}
+	}
+	return nil
+}
+
 // append adds entries that the WAL has made durable; they replace what stood at their indices.
 func (l *raftLog) append(entries []raftpb.Entry) error {
 	if len(entries) == 0 {

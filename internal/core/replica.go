@@ -69,6 +69,7 @@ type Replica struct {
 	// The one Ready that raft allows at a time, while the WAL writes it.
 	writing bool
 	ready   raft.Ready
+	fresh   []raftpb.Entry   // of its entries, those that are being written
 	held    []raftpb.Message // that must not leave before the write is durable
 
 	everywhere Index // see retain.go
@@ -448,7 +449,8 @@ func (r *Replica) takeReady() {
 		hard = rd.HardState
 	}
 	promised := hard.Term != r.log.hard.Term || hard.Vote != r.log.hard.Vote
-	if !promised && len(rd.Entries) == 0 {
+	fresh := r.log.missing(rd.Entries)
+	if !promised && len(fresh) == 0 {
 		// A commit index alone is not worth a write: it is found out again.
 		r.log.hard = hard
 		r.sendAll(rd.Messages)
@@ -460,8 +462,8 @@ func (r *Replica) takeReady() {
 	// A leader may replicate while it writes; everything else says "I have it", or "I vote", and waits. So does word of what is
 	// committed and not on disk here: a single voter commits what it appends, and a learner would apply what a crash takes back.
 	durable := r.log.last()
-	if len(rd.Entries) > 0 {
-		durable = min(durable, rd.Entries[0].Index-1)
+	if len(fresh) > 0 {
+		durable = min(durable, fresh[0].Index-1)
 	}
 	for i := range rd.Messages {
 		m := &rd.Messages[i]
@@ -473,28 +475,28 @@ func (r *Replica) takeReady() {
 			r.held = append(r.held, *m)
 		}
 	}
-	r.writing, r.ready = true, rd
-	r.writeEntries(record(r.shard, hard, rd.Entries))
+	r.writing, r.ready, r.fresh = true, rd, fresh
+	r.writeEntries(record(r.shard, hard, fresh))
 	r.takeReadStates(rd.ReadStates)
 	// What is committed may be applied now where this node has it on disk already. (With a
 	// single voter, and on followers, it may be part of this very write: etcd#14370.)
-	r.applyCommitted(r.durable(rd))
+	r.applyCommitted(r.durable(rd.CommittedEntries, fresh))
 }
 
-// durable returns the committed entries of a Ready that are on disk before its write. An index alone does not tell:
+// durable returns those of the committed entries of a Ready that are on disk before its fresh ones are written. An index alone does not tell:
 // at those that are being written, the disk may have another term's entries still.
-func (r *Replica) durable(rd raft.Ready) []raftpb.Entry {
-	last, n := r.log.last(), len(rd.CommittedEntries)
+func (r *Replica) durable(committed, fresh []raftpb.Entry) []raftpb.Entry {
+	last, n := r.log.last(), len(committed)
 	if mutated("apply-before-sync") {
 		last = 1 << 62
 	}
-	if len(rd.Entries) > 0 && !mutated("apply-before-sync") && !mutated("durable-by-index") {
-		last = min(last, rd.Entries[0].Index-1)
+	if len(fresh) > 0 && !mutated("apply-before-sync") && !mutated("durable-by-index") {
+		last = min(last, fresh[0].Index-1)
 	}
-	for n > 0 && rd.CommittedEntries[n-1].Index > last {
+	for n > 0 && committed[n-1].Index > last {
 		n--
 	}
-	return rd.CommittedEntries[:n]
+	return committed[:n]
 }
 
 // written continues after the outstanding Ready has become durable.
@@ -525,8 +527,9 @@ func (r *Replica) written() {
 		return
 	}
 	r.installing = nil
-	r.writing, r.ready = false, raft.Ready{}
-	if err := r.log.append(rd.Entries); err != nil {
+	fresh := r.fresh
+	r.writing, r.ready, r.fresh = false, raft.Ready{}, nil
+	if err := r.log.append(fresh); err != nil {
 		panic(broken(CodeCorruption, err, "raft saved entries that do not fit"))
 	}
 	if !raft.IsEmptyHardState(rd.HardState) {
@@ -580,7 +583,7 @@ func (r *Replica) writeEntries(rec wal.Record) {
 
 // cutRecord cuts a record into several with at most so many bytes, or one entry, each. Of those, a crash leaves the first few: a promise with the
 // beginning of the entries, as if the leader had sent no more. No entry counts as committed that is not there yet.
-// (A record that repeats what is on disk must not be cut: its beginning alone would take back what was acknowledged.)
+// A record that repeats what is on disk must not be cut: its beginning alone would take back what was acknowledged (see raftLog.missing).
 func cutRecord(rec wal.Record, limit int64) (records []wal.Record) {
 	rest, commit := rec.Entries, rec.HardState.Commit
 	for {

@@ -144,3 +144,41 @@ func TestPanicTextIsBounded(t *testing.T) {
 		t.Errorf("rejected with %v", rejected)
 	}
 }
+
+// A session that is full can be emptied: by a command that acknowledges all before it, as nothing else brings an acknowledgement.
+//
+// Mutations with which it was seen to fail: no command is taken; every command that acknowledges something is.
+func TestFullSessionIsEmptied(t *testing.T) {
+	h := newHand(t, Limits{})
+	h.lead()
+	do := func(q *Request) error {
+		q.Shard, q.Done = 1, func(*Request) {}
+		h.in.Requests = append(h.in.Requests, q)
+		h.settle(2)
+		return q.Err
+	}
+	open := &Request{Kind: KindOpenSession}
+	if err := do(open); err != nil {
+		t.Fatal(err)
+	}
+	command := func(seq, acked uint64) error {
+		return do(&Request{Session: open.Result.Session, Sequence: seq, Acknowledged: acked, Commands: [][]byte{[]byte("a")}})
+	}
+	for seq := uint64(1); seq <= 3; seq++ { // as if each had had such an answer
+		h.replica().sessions.command(open.Result.Session, seq, 0, make([]byte, maxSessionBytes/2))
+	}
+	for _, c := range []struct{ seq, acked uint64 }{{4, 0}, {5, 3}, {4, 1}} {
+		if e, ok := command(c.seq, c.acked).(*Error); !ok || e.Kind != ErrNotProposed || e.Code != CodeOverloaded {
+			t.Errorf("number %d, which acknowledges %d: %v", c.seq, c.acked, e)
+		}
+	}
+	if err := command(4, 3); err != nil {
+		t.Fatalf("a command that acknowledges everything: %v", err)
+	}
+	if err := command(5, 3); err != nil {
+		t.Errorf("the next: %v", err)
+	}
+	if n := h.replica().sessions.bytes; n > 1<<20 {
+		t.Errorf("the sessions have %d bytes, of which nothing is wanted any more", n)
+	}
+}

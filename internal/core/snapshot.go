@@ -258,7 +258,7 @@ func (r *Replica) cutter(least Index) (best NodeID) {
 			best, match = n, p.Match
 		}
 	})
-	if best == 0 || mutated("leader-cuts") {
+	if best == 0 {
 		return r.cfg.Node
 	}
 	return best
@@ -658,7 +658,7 @@ func (r *Replica) beginInstall(rd raft.Ready) {
 	if r.have == nil || r.have.Manifest.Index != rd.Snapshot.Metadata.Index || r.have.Manifest.Term != rd.Snapshot.Metadata.Term {
 		panic(broken(CodeCorruption, nil, "raft wants a snapshot at %d installed that was not fetched", rd.Snapshot.Metadata.Index))
 	}
-	r.writing, r.ready = true, rd
+	r.writing, r.ready, r.fresh = true, rd, rd.Entries
 	if mutated("ack-before-install") {
 		r.sendAll(rd.Messages)
 	} else {
@@ -734,7 +734,7 @@ func (r *Replica) installed(d *InstallDone) {
 		hard = rd.HardState
 	}
 	hard.Commit = max(hard.Commit, uint64(r.applied))
-	rec := record(r.shard, hard, rd.Entries)
+	rec := record(r.shard, hard, r.fresh)
 	if !mutated("no-restart-after") {
 		rec.RestartAfter = uint64(r.applied)
 	}
@@ -744,7 +744,7 @@ func (r *Replica) installed(d *InstallDone) {
 // abandonInstall ends an installation whose replica has stopped: it must not hold back the log for ever. Whether the state is the
 // snapshot's already or not, a restart finds out.
 func (r *Replica) abandonInstall() {
-	r.installing, r.writing, r.ready, r.held = nil, false, raft.Ready{}, nil
+	r.installing, r.writing, r.ready, r.fresh, r.held = nil, false, raft.Ready{}, nil, nil
 }
 
 // adopt makes what the state store says now what this replica has applied.

@@ -53,6 +53,76 @@ func TestLargeReady(t *testing.T) {
 	h.writes = nil
 }
 
+// A leader of another term takes entries back that are being written. Raft, which has not heard of that write, then wants those before them saved again: they are
+// on disk, acknowledged, perhaps flushed, and no crash may take them back; nor is it damage that they are there.
+//
+// Mutations with which it was seen to fail: all that raft wants is written again, with and without the second write being large.
+func TestEntriesSavedAgain(t *testing.T) {
+	for _, large := range []bool{false, true} {
+		t.Run(map[bool]string{false: "flushed", true: "cut"}[large], func(t *testing.T) {
+			h := newHand(t, Limits{MaxEntryBytes: 32 << 20})
+			disk := wal.NewMemory()
+			commit := uint64(4)
+			entry := func(term, index uint64) raftpb.Entry { return raftpb.Entry{Term: term, Index: index} }
+			if large {
+				data := make([]byte, 30<<20)
+				commit = 1
+				entry = func(term, index uint64) raftpb.Entry {
+					return raftpb.Entry{Term: term, Index: index, Type: raftpb.EntryConfChange, Data: data}
+				}
+			}
+			h.message(raftpb.Message{Type: raftpb.MsgApp, From: 1, Term: 7, Entries: []raftpb.Entry{{Term: 7, Index: 1}}})
+			h.pass(1)
+			h.logTo(disk)
+			h.sync()
+			h.pass(1)
+
+			first := raftpb.Message{Type: raftpb.MsgApp, From: 1, Term: 7, Index: 1, LogTerm: 7, Commit: commit}
+			for i := uint64(2); i <= 8; i++ {
+				first.Entries = append(first.Entries, entry(7, i))
+			}
+			h.message(first)
+			h.pass(1)
+			h.logTo(disk) // it is being written
+			other := raftpb.Message{Type: raftpb.MsgApp, From: 3, Term: 8, Index: 6, LogTerm: 7, Commit: commit, Entries: []raftpb.Entry{entry(8, 7), entry(8, 8), entry(8, 9)}}
+			h.message(other)
+			h.pass(1)
+			h.in.Written, h.writes = h.writes, nil
+			h.pass(1) // what was written is acknowledged, and the next write begins
+			if len(h.writes) != 1 {
+				t.Fatalf("%d writes", len(h.writes))
+			}
+			for _, rec := range h.writes[0].Records {
+				if err := disk.Append([]wal.Record{rec}); err != nil {
+					t.Fatal(err)
+				}
+				next, found, err := disk.Reopen()
+				if err != nil {
+					t.Fatal(err)
+				}
+				disk = next
+				es := found.Shards[1].Entries
+				if len(es) < 6 || es[5].Index != 6 || es[5].Term != 7 {
+					t.Fatalf("a crash now leaves %d entries of those that were acknowledged, 6 of which nobody took back", len(es))
+				}
+			}
+			h.replica().freezeWanted = true
+			h.replica().touch()
+			h.pass(1)
+			h.flush() // told before the write is
+			h.pass(1)
+			h.in.Written, h.writes = h.writes, nil
+			h.pass(1)
+			if err := h.replica().broken; err != nil {
+				t.Fatal(err)
+			}
+			if l := h.replica().log; l.last() != 9 || l.flushed < commit {
+				t.Errorf("the log ends at %d, and is flushed to %d", l.last(), l.flushed)
+			}
+		})
+	}
+}
+
 // Whatever a crash leaves of a record that was cut, the log knows the promise and a beginning of the entries, with nothing committed that is not there; what stood in
 // their place before is gone, as raft has it. All of them together are as good as the record that was cut.
 //

@@ -200,6 +200,3 @@ func (d *Disk) image(keep []part) *Image {
 
 // Whole returns the state with everything kept: what the program itself sees.
 func (d *Disk) Whole() *Image { return d.image(slices.Repeat([]part{whole}, len(d.pending))) }
-
-// Durable returns the state with nothing kept but what is durable.
-func (d *Disk) Durable() *Image { return d.image(make([]part, len(d.pending))) }

@@ -63,6 +63,7 @@ var mutants = []mutant{
 	{guarantee: "sessions", faults: "no-inflight-dedup"},
 	{guarantee: "sessions", faults: "no-digest"},
 	{guarantee: "sessions", faults: "no-ack-window"},
+	{guarantee: "sessions", faults: "no-expiry"},
 	{guarantee: "time", faults: "time-goes-back"},
 	{guarantee: "rest", faults: "no-wake"},
 	{guarantee: "divergence", faults: "no-hash-check", opts: Options{Nondeterministic: true}},

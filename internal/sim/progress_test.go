@@ -18,6 +18,7 @@ type progress struct {
 	seeds    int
 	started  time.Time
 	shown    time.Time
+	told     int // failures
 }
 
 func newProgress(f *os.File, seeds int) *progress {
@@ -26,6 +27,12 @@ func newProgress(f *os.File, seeds int) *progress {
 }
 
 func (p *progress) show(r *report) {
+	for _, f := range r.Failures[p.told:] { // at once: the rest may take an hour
+		why, _, _ := strings.Cut(f.Failure, "\n")
+		p.end()
+		fmt.Fprintf(p.out, "sim: seed %d FAILS: %s (make sim %s shows it)\n", f.Seed, why, again(f.Seed))
+	}
+	p.told = len(r.Failures)
 	every := 5 * time.Second
 	if p.terminal {
 		every = 200 * time.Millisecond

@@ -25,7 +25,7 @@ func benchShard(b *testing.B, flushed, clean bool) *Shard {
 	if flushed {
 		flush(b, h, Flush{Index: 1})
 		if !clean {
-			h.DropClean()
+			h.clean = nil
 		}
 	}
 	return h

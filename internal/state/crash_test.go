@@ -480,7 +480,7 @@ func TestReadAfterFailureOfTheDisk(t *testing.T) {
 	h := openShard(t, s, 1)
 	h.Set([]byte("k"), []byte("v"))
 	flush(t, h, Flush{Index: 1})
-	h.DropClean()
+	h.clean = nil
 	v := h.Version()
 	broken.On()
 	for name, read := range map[string]func(){

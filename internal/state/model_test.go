@@ -344,7 +344,7 @@ func (m *model) step() {
 	case n < 97:
 		m.flushStep()
 	case n < 98:
-		m.h.DropClean()
+		m.h.clean = nil
 	case n < 99:
 		m.journal()
 	default:

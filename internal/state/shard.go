@@ -79,10 +79,6 @@ func (h *Shard) FlushedIndex() uint64 { return h.meta.index }
 // LayerBytes estimates the memory of what was written since the last Freeze.
 func (h *Shard) LayerBytes() int64 { return h.active.bytes }
 
-// DropClean gives back the memory of the last flushed layer, which is kept
-// because its keys are likely to be read next: for idle shards and when memory is short.
-func (h *Shard) DropClean() { h.clean = nil }
-
 // Get returns the value under key. The value is immutable and may be kept,
 // which keeps its memory.
 func (h *Shard) Get(key []byte) ([]byte, bool) {

@@ -24,14 +24,6 @@ type TLS struct {
 	Server, Client func() (*tls.Config, error)
 }
 
-// StaticTLS uses the same two configurations for good.
-func StaticTLS(server, client *tls.Config) *TLS {
-	return &TLS{
-		Server: func() (*tls.Config, error) { return server, nil },
-		Client: func() (*tls.Config, error) { return client, nil },
-	}
-}
-
 // TLSFiles reads a node's certificate, its key, and the authorities that sign the
 // nodes' certificates from PEM files, and reads them again when they change. A
 // change that cannot be read is logged to log (which may be nil), and what was

@@ -151,9 +151,9 @@ func TestTLSConfigRefused(t *testing.T) {
 	lax := good.Clone()
 	lax.ClientAuth = tls.RequestClientCert
 	for name, cfg := range map[string]*TLS{
-		"no client certificate":   StaticTLS(lax, &tls.Config{}),
-		"unverified server":       StaticTLS(good, &tls.Config{InsecureSkipVerify: true}),
-		"no server config":        StaticTLS(nil, &tls.Config{}),
+		"no client certificate":   staticTLS(lax, &tls.Config{}),
+		"unverified server":       staticTLS(good, &tls.Config{InsecureSkipVerify: true}),
+		"no server config":        staticTLS(nil, &tls.Config{}),
 		"failing server config":   {Server: func() (*tls.Config, error) { return nil, os.ErrNotExist }, Client: func() (*tls.Config, error) { return &tls.Config{}, nil }},
 		"failing client config":   {Server: func() (*tls.Config, error) { return good, nil }, Client: func() (*tls.Config, error) { return nil, os.ErrNotExist }},
 		"no client config at all": {Server: func() (*tls.Config, error) { return good, nil }},
@@ -233,4 +233,12 @@ func TestStreamEndsWithItsCertificate(t *testing.T) {
 	a.expectUp(t, b)
 	a.send(t, 2, "with the new one")
 	b.expect(t, 1, "with the new one")
+}
+
+// staticTLS uses the same two configurations for good.
+func staticTLS(server, client *tls.Config) *TLS {
+	return &TLS{
+		Server: func() (*tls.Config, error) { return server, nil },
+		Client: func() (*tls.Config, error) { return client, nil },
+	}
 }

@@ -1,5 +1,5 @@
 // Package access says who may do what at a port: TLS and mutual TLS whose files may be replaced while the port is open, tokens
-// with roles, and a safe default for what may be listened on at all. The proxy, the client ports of nodes, the admin service and
+// with roles, and a safe default for what may be listened on at all. The proxy, what a node offers on its own port, the admin service and
 // the HTTP ports of programs use it in the same way: files of tokens and certificates are opened ([OpenTokens], [ServerTLS]), a [Policy] says who has
 // which role, [Listen] refuses what everybody could reach, and [Policy.Unary], [Policy.Stream] or [Policy.HTTP] check every call. A client connects with
 // [DialOptions], from [ClientTLS] and [TokenFile]. The examples of the package show both sides.

@@ -4,7 +4,8 @@
 // 	protoc        (unknown)
 // source: decree/v1/decree.proto
 
-// What a client speaks, in any language, to a proxy or to a node's client port: both offer the same service.
+// What a client speaks, in any language, to a proxy, or to a node whose program offers it on the node's own port, the one for other nodes
+// (package proxy, Register): both offer the same service.
 //
 // A call is about one shard. Commands, queries, replies and answers are bytes of the user's machine. Every call answers one
 // question first: did it happen? (Error.kind)
@@ -987,8 +988,10 @@ type Error struct {
 	Code string `protobuf:"bytes,2,opt,name=code,proto3" json:"code,omitempty"`
 	// Message is for people.
 	Message string `protobuf:"bytes,3,opt,name=message,proto3" json:"message,omitempty"`
-	// Leader, and where it serves clients, if known.
-	Leader        uint64 `protobuf:"varint,4,opt,name=leader,proto3" json:"leader,omitempty"`
+	// Leader, if known.
+	Leader uint64 `protobuf:"varint,4,opt,name=leader,proto3" json:"leader,omitempty"`
+	// Leader address (host:port), if known: of its own port, where other nodes find it. A client that is not within their network, or has no
+	// certificate where that port asks for one, ignores it and asks a proxy.
 	LeaderAddress string `protobuf:"bytes,5,opt,name=leader_address,json=leaderAddress,proto3" json:"leader_address,omitempty"`
 	// RetryAfter is how long to wait before trying again, in milliseconds; 0 says nothing.
 	RetryAfterMs uint32 `protobuf:"varint,6,opt,name=retry_after_ms,json=retryAfterMs,proto3" json:"retry_after_ms,omitempty"`
@@ -1177,7 +1180,7 @@ func (x *GetTopologyResponse) GetShards() []*GetTopologyResponse_Shard {
 type GetTopologyResponse_Node struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Node  uint64                 `protobuf:"varint,1,opt,name=node,proto3" json:"node,omitempty"`
-	// Address at which it serves clients; empty if that is not known.
+	// Address (host:port) of its own port, where other nodes find it, and proxies ask it; empty if that is not known.
 	Address       string `protobuf:"bytes,2,opt,name=address,proto3" json:"address,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

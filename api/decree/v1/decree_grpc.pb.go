@@ -4,7 +4,8 @@
 // - protoc             (unknown)
 // source: decree/v1/decree.proto
 
-// What a client speaks, in any language, to a proxy or to a node's client port: both offer the same service.
+// What a client speaks, in any language, to a proxy, or to a node whose program offers it on the node's own port, the one for other nodes
+// (package proxy, Register): both offer the same service.
 //
 // A call is about one shard. Commands, queries, replies and answers are bytes of the user's machine. Every call answers one
 // question first: did it happen? (Error.kind)
@@ -59,8 +60,8 @@ type DecreeServiceClient interface {
 	// Connect is for speed: any number of calls under way on one stream, many in one message, answered in the order in which they end.
 	// A stream that ends says nothing about the calls that it left without an answer: send them again on another.
 	Connect(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[ConnectRequest, ConnectResponse], error)
-	// GetTopology says what shards there are, who leads them, and at what addresses clients are served. A hint: whoever is asked for
-	// something checks.
+	// GetTopology says what shards there are, who leads them, and at what addresses the nodes are. A hint: whoever is asked for something
+	// checks.
 	GetTopology(ctx context.Context, in *GetTopologyRequest, opts ...grpc.CallOption) (*GetTopologyResponse, error)
 }
 
@@ -150,8 +151,8 @@ type DecreeServiceServer interface {
 	// Connect is for speed: any number of calls under way on one stream, many in one message, answered in the order in which they end.
 	// A stream that ends says nothing about the calls that it left without an answer: send them again on another.
 	Connect(grpc.BidiStreamingServer[ConnectRequest, ConnectResponse]) error
-	// GetTopology says what shards there are, who leads them, and at what addresses clients are served. A hint: whoever is asked for
-	// something checks.
+	// GetTopology says what shards there are, who leads them, and at what addresses the nodes are. A hint: whoever is asked for something
+	// checks.
 	GetTopology(context.Context, *GetTopologyRequest) (*GetTopologyResponse, error)
 	mustEmbedUnimplementedDecreeServiceServer()
 }

@@ -1,4 +1,4 @@
-// Package decreev1 is decree.v1 in Go, generated from decree.proto: what a client speaks, in any language, to a proxy or to a node's client port. The
+// Package decreev1 is decree.v1 in Go, generated from decree.proto: what a client speaks, in any language, to a proxy or to a node's own port. The
 // conventions, exactly-once and the meaning of every field stand in that file.
 //
 // A program in Go needs little of it: package proxy/client speaks the protocol, and package proxy offers it. What is here is for those who write another client

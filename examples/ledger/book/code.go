@@ -193,16 +193,6 @@ func (c Code) String() string {
 	return fmt.Sprintf("code_%d", uint8(c))
 }
 
-// ParseCode returns the code of a name.
-func ParseCode(name string) (Code, bool) {
-	for c, n := range codeNames {
-		if n == name {
-			return Code(c), true
-		}
-	}
-	return 0, false
-}
-
 // OK reports whether the item is in the book, now or from before.
 func (c Code) OK() bool { return c == Created || c == Exists }
 

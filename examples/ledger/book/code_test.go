@@ -373,14 +373,14 @@ func TestCodesNeverChange(t *testing.T) {
 		t.Fatalf("%d codes, the table has %d", codeCount, len(golden))
 	}
 	for i, name := range golden {
-		if c, ok := ParseCode(name); !ok || c != Code(i) || c.String() != name {
+		if c, ok := parseCode(name); !ok || c != Code(i) || c.String() != name {
 			t.Errorf("code %d is %v, want %s", i, Code(i), name)
 		}
 	}
 	if got := codeCount.String(); !strings.HasPrefix(got, "code_") {
 		t.Errorf("an unknown code is called %q", got)
 	}
-	if _, ok := ParseCode(""); ok {
+	if _, ok := parseCode(""); ok {
 		t.Error("the empty name is a code")
 	}
 }

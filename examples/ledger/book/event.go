@@ -1,7 +1,5 @@
 package book
 
-import "fmt"
-
 // The kinds of event. An item of a command carries the same encoding as the
 // event that it becomes, so that Decide hands the client's bytes on instead of writing them again.
 const (
@@ -279,49 +277,4 @@ func appendExpiry(b []byte, id ID) []byte {
 // appendBurnt appends the event that id became unusable: kind 4, version 1, id, code that burnt it.
 func appendBurnt(b []byte, id ID, why Code) []byte {
 	return append(append(append(b, kindBurnt, formatVersion), id[:]...), byte(why))
-}
-
-// Event is a decoded event, for whoever follows the log. Exactly one field is set.
-type Event struct {
-	Account *Account // was opened
-	Entry   *Entry   // was recorded
-	Expired *ID      // of a pending entry whose timeout passed
-	Burnt   *Burnt
-}
-
-// Burnt is an id that a passing failure made unusable.
-type Burnt struct {
-	ID  ID
-	Why Code
-}
-
-// ParseEvent decodes an event of the machine. The result shares no memory with data.
-func ParseEvent(data []byte) (Event, error) {
-	r := reader{b: data}
-	var e Event
-	if len(data) == 0 {
-		r.fail("it is empty")
-		return e, r.err
-	}
-	switch data[0] {
-	case kindAccount:
-		e.Account = new(Account)
-		r.account(e.Account)
-	case kindEntry:
-		e.Entry = new(Entry)
-		r.entry(e.Entry)
-	case kindExpiry:
-		r.header(kindExpiry)
-		id := r.id()
-		e.Expired = &id
-	case kindBurnt:
-		r.header(kindBurnt)
-		e.Burnt = &Burnt{ID: r.id(), Why: Code(r.u8())}
-	default:
-		return e, fmt.Errorf("%w: event of kind %d", ErrEncoding, data[0])
-	}
-	if err := r.end(); err != nil {
-		return Event{}, err
-	}
-	return e, nil
 }

@@ -86,7 +86,7 @@ func checkReplay(t *testing.T, l *ledger) {
 	replica := newLedger(t)
 	for i, data := range l.events {
 		replica.apply(rsm.Event{Data: bytes.Clone(data), Time: l.times[i], Version: l.versions[i]})
-		if _, err := ParseEvent(data); err != nil {
+		if _, err := parseEvent(data); err != nil {
 			t.Fatalf("event %d: %v", i, err)
 		}
 	}

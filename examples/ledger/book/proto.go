@@ -191,16 +191,3 @@ func (r Reply) ResultsProto() []*ledgerv1.Result {
 	}
 	return results
 }
-
-// OutcomesFromProto is the inverse of Reply.ResultsProto, for clients.
-func OutcomesFromProto(results []*ledgerv1.Result) ([]Outcome, error) {
-	outcomes := make([]Outcome, len(results))
-	for i, r := range results {
-		code, ok := ParseCode(r.GetCode())
-		if !ok || r.GetLeg() > MaxLegs {
-			return nil, fmt.Errorf("outcome %q of leg %d is not known to this program", r.GetCode(), r.GetLeg())
-		}
-		outcomes[i] = Outcome{Code: code, Leg: uint8(r.GetLeg())}
-	}
-	return outcomes, nil
-}

@@ -22,7 +22,7 @@ func TestREADME(t *testing.T) {
 		}
 		codes := make(map[Code]bool)
 		for _, m := range row.FindAllStringSubmatch(body, -1) {
-			code, ok := ParseCode(m[2])
+			code, ok := parseCode(m[2])
 			if !ok || codes[code] {
 				t.Errorf("table %s: %s is no code, or stands there twice", table, m[2])
 			}

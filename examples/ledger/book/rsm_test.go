@@ -161,7 +161,7 @@ func showCommand(b []byte) string {
 }
 
 func showEvent(b []byte) string {
-	e, err := ParseEvent(b)
+	e, err := parseEvent(b)
 	switch {
 	case err != nil:
 		return fmt.Sprintf("%x (%v)", b, err)

@@ -100,7 +100,7 @@ func TestFormatOfReference(t *testing.T) {
 		"an empty reference":          append(bytes.Clone(got[:len(got)-len("R-2024/17")-2]), 0, 0),
 		"cut short":                   got[:len(got)-1],
 	} {
-		if e, err := ParseEvent(bad); err == nil {
+		if e, err := parseEvent(bad); err == nil {
 			t.Errorf("%s: %+v", name, e.Entry)
 		}
 	}

@@ -100,7 +100,7 @@ func FuzzEvent(f *testing.F) {
 		f.Add(e)
 	}
 	f.Fuzz(func(t *testing.T, data []byte) {
-		e, err := ParseEvent(data)
+		e, err := parseEvent(data)
 		if err != nil {
 			return
 		}

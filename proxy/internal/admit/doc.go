@@ -1,4 +1,4 @@
-// Package admit says which requests a proxy, or a node's client port, takes to work on, and which it refuses at once.
+// Package admit says which requests a proxy takes to work on, and which it refuses at once.
 //
 // A server that takes everything answers nobody in time: its queue grows until every answer comes after its deadline.
 // A Controller keeps the queue short instead. It bounds what is at work by count and by bytes, per client and per
