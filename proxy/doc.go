@@ -11,5 +11,7 @@
 // [Register] offers the protocol (api/decree/v1) on a node's own port, for proxies; it answers for that node's replicas only.
 // With [Config].Tracer, and those of clients and nodes, a call is one OpenTelemetry trace from its caller to the leader's log.
 //
+// [Config], [ServerConfig] with its [Limits] and [Admission], and the protocol have limits: docs/limits.md has them all. Calls through a proxy have 8 MiB at most.
+//
 // Package [github.com/decree-raft/decree/proxy/client] has the client.
 package proxy

@@ -26,7 +26,7 @@ var kinds = [...]string{route.Submit: route.Submit.String(), route.Read: route.R
 var knownCodes = func() map[core.Code]bool {
 	m := map[core.Code]bool{}
 	for _, c := range []core.Code{core.CodeNotLeader, core.CodeNoLeader, core.CodeTransfer, core.CodeLeadershipLost, core.CodeOverwritten, core.CodeOverloaded, core.CodeDiskLow,
-		core.CodeCommandTooLarge, core.CodeAnswerTooLarge, core.CodeEntryTooLarge, core.CodeKeyTooLarge, core.CodeValueTooLarge, core.CodeMachinePanic, core.CodeMachineError,
+		core.CodeCommandTooLarge, core.CodeTooManyCommands, core.CodeAnswerTooLarge, core.CodeEntryTooLarge, core.CodeKeyTooLarge, core.CodeValueTooLarge, core.CodeMachinePanic, core.CodeMachineError,
 		core.CodeChangePending, core.CodeChangeRefused, core.CodeNotCaughtUp, core.CodeRepair, core.CodeCompacted, core.CodeClosed, core.CodeCancelled,
 		core.CodeNoShard, core.CodeUnreachable, core.CodeNotReached, core.CodeBadRequest, core.CodeUnauthenticated, core.CodeForbidden,
 		core.CodeSessionExpired, core.CodeSequenceReused, core.CodeSequenceAcked, core.CodeSequenceTooHigh,

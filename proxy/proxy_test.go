@@ -7,6 +7,7 @@ import (
 	"flag"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -105,6 +106,23 @@ func sum(t testing.TB, reply []byte, err error) uint64 {
 		t.Fatalf("got %v, %v", reply, err)
 	}
 	return binary.BigEndian.Uint64(reply)
+}
+
+// What MaxCommandBytes allows beyond 8 MiB is for the program that hosts the node: a proxy refuses it in words that say so.
+func TestCommandThatNoProxyTakes(t *testing.T) {
+	c := startCluster(t, func(cfg *rsm.Config) { cfg.Limits = rsm.Limits{MaxCommandBytes: 10 << 20, MaxEntryBytes: 16 << 20} })
+	p, s := startProxy(t, proxy.Config{Nodes: anyNode(c)})
+	command := make([]byte, 9<<20) // too long for a key, which is for the leader to say
+	if _, err := c.Client(1).Submit(within(t), command); !errors.Is(err, &rsm.Rejection{Code: rsm.CodeKeyTooLarge}) {
+		t.Errorf("within the program: %v", err)
+	}
+	_, err := p.Shard(1).Do(within(t), rsm.Request{Commands: [][]byte{command}})
+	_, far := dial(t, s.Addr()).Shard(1).Submit(within(t), command)
+	for name, err := range map[string]error{"proxy": err, "client": far} {
+		if !errors.Is(err, &rsm.Error{Kind: rsm.ErrNotProposed, Code: rsm.CodeCommandTooLarge}) || !strings.Contains(err.Error(), "MaxCommandBytes") {
+			t.Errorf("through a %s: %v", name, err)
+		}
+	}
 }
 
 // A command and each kind of read go through a proxy to any shard, whoever leads it; and with nodes for addresses, to the leader by its hint.

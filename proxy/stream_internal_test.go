@@ -68,7 +68,7 @@ func (s *taken) SendHeader(metadata.MD) error { close(s.greeted); return nil }
 
 // A stream that a closing server ends says that what was under way on it may have happened, and if nothing was, that nothing has.
 func TestCutSaysUnknown(t *testing.T) {
-	waits := wire.AppendCall(nil, 1, time.Hour, &route.Call{Kind: route.Read, Shard: 1, Query: []byte("q"), Level: core.Session, Token: 1})
+	waits := wire.AppendCall(nil, 1, time.Hour, &route.Call{Kind: route.Read, Shard: 1, Query: []byte("q"), Level: core.AtToken, Token: 1})
 	for name, want := range map[string]error{"under way": core.ErrUnknown, "idle": core.ErrNotProposed} {
 		ctx, cancel := context.WithCancel(context.Background())
 		s := newService(&slowOnes{}, Limits{}.withDefaults())
@@ -98,7 +98,7 @@ func TestSlowCallsKeepLittle(t *testing.T) {
 		for i := range 15 {
 			c := &route.Call{Kind: route.Read, Shard: 1, Query: []byte("q")}
 			if i == 14 {
-				c.Level, c.Token = core.Session, 1<<60
+				c.Level, c.Token = core.AtToken, 1<<60
 			}
 			b = wire.AppendCall(b, id, time.Hour, c)
 			id++

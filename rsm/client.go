@@ -22,7 +22,7 @@ type Client struct {
 
 	mu    sync.Mutex
 	guess NodeID // who leads
-	token Index  // of the latest outcome: what a Session read must see
+	token Index  // of the latest outcome: what a read at AtToken must see
 }
 
 // clientPatience bounds a call whose context has no deadline.
@@ -139,7 +139,7 @@ func (c *Client) retryWith(ctx context.Context, inDoubt *bool, try func() error)
 		err := try()
 		switch {
 		case errors.Is(err, errSequenceTooHigh): // the session's window is full: others' outcomes will make room
-		case err == nil, errors.Is(err, ErrRejected), errors.Is(err, errSessionExpired), errors.Is(err, errSequenceAcked), tooLarge(err) && !*inDoubt:
+		case err == nil, errors.Is(err, ErrRejected), errors.Is(err, errSessionExpired), errors.Is(err, errSequenceAcked), futile(err) && !*inDoubt:
 			return err
 		}
 		// A cancelled wait says nothing about an earlier answer.
@@ -163,8 +163,10 @@ func (c *Client) retryWith(ctx context.Context, inDoubt *bool, try func() error)
 	}
 }
 
-// tooLarge: asking again would not help.
-func tooLarge(err error) bool { return errors.Is(err, &Error{Code: core.CodeCommandTooLarge}) }
+// futile: asking again would not help.
+func futile(err error) bool {
+	return errors.Is(err, &Error{Code: CodeCommandTooLarge}) || errors.Is(err, &Error{Code: CodeTooManyCommands}) || errors.Is(err, &Error{Code: CodeBadRequest})
+}
 
 var errUnreachable = &Error{Kind: ErrNotProposed, Code: core.CodeUnreachable, Message: "the node is not running"}
 

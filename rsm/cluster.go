@@ -172,7 +172,7 @@ func (c *Cluster) Nodes() (nodes []*Node) {
 	return nodes
 }
 
-// Kill stops a node as kill -9 would.
+// Kill stops a node as kill -9 would, see Node.Kill.
 func (c *Cluster) Kill(id NodeID) {
 	c.mu.Lock()
 	n := c.nodes[id]
@@ -212,7 +212,7 @@ func (c *Cluster) Heal() {
 	}
 }
 
-// Leader returns the node that leads a shard and says so itself, or ctx's error.
+// Leader returns the node that leads a shard and says so itself. If ctx ends first, the error is an *Error with CodeNoLeader over ctx's.
 func (c *Cluster) Leader(ctx context.Context, id ShardID) (*Node, error) {
 	for {
 		for _, n := range c.Nodes() {

@@ -22,11 +22,50 @@ import (
 	"github.com/decree-raft/decree/wal"
 )
 
-// Limits bound everything that grows; zero fields take their defaults.
-type Limits = core.Limits
+// Limits bound everything that grows; zero fields take their defaults. They are each node's own, and may differ from node to node and change with a restart: what binds
+// a decision binds the leader that decides. docs/limits.md has these and all others, with what to do about each.
+type Limits struct {
+	// MaxCommandBytes bounds one command. Default 1 MiB; 1 to MaxEntryBytes. Beyond it: ErrNotProposed with CodeCommandTooLarge. Over a connection, to a
+	// proxy or to a node's own port, a call with all its commands has 8 MiB at most, whatever is set here.
+	MaxCommandBytes int
+	// MaxRequestCommands bounds the commands that are decided together in one request. Default 4096; 1 to 65,535. Beyond it: ErrNotProposed with
+	// CodeTooManyCommands.
+	MaxRequestCommands int
+	// MaxEntryBytes bounds what one request may put into the log: events and replies. Default 8 MiB; at most 32 MiB. Beyond it the
+	// command is rejected with CodeEntryTooLarge.
+	MaxEntryBytes int
+	// BatchBytes is when a batch is full and the next request waits for the next entry. Default 256 KiB, so
+	// that an entry, which is copied several times on its way, fits into a processor's cache; 1 to MaxEntryBytes, and at most 56 MiB with it. A full batch
+	// waits for nothing: several go out in one write.
+	BatchBytes int
+	// PipelineDepth is how many entries may be proposed and not yet applied, per shard. Default 16; 1 to 1024.
+	PipelineDepth int
+	// MaxKeyBytes and MaxValueBytes bound what a command may have Apply set, while this node leads: what another leader has decided, or this
+	// one under other limits, is applied whatever its size. Default 4 KiB and 4 MiB; at most 64 KiB and 64 MiB. Beyond them the command is rejected with
+	// CodeKeyTooLarge or CodeValueTooLarge.
+	MaxKeyBytes, MaxValueBytes int
+	// MaxQueuedRequests and MaxQueuedBytes bound, per shard, the calls that are pending on this node, reads included. Beyond them:
+	// ErrNotProposed with CodeOverloaded. Default 65,536 and 64 MiB; at least 1 and MaxCommandBytes.
+	MaxQueuedRequests, MaxQueuedBytes int
+	// FlushBytes is how much of a shard's state and log is kept in memory before it is flushed. Default 32 MiB,
+	// on a node of many shards 512 MiB shared among them, but at least 1 MiB; at least 64 KiB.
+	FlushBytes int64
+	// LogCacheBytes of flushed log stay in memory, per shard, for followers that are a little behind. Default 4 MiB.
+	LogCacheBytes int64
+}
 
-// SessionOptions say how long and how many sessions live.
-type SessionOptions = core.SessionOptions
+// SessionOptions are what sessions are opened with; zero fields take their defaults. They are replicated with the opening, so changing them
+// changes the sessions that are opened from then on. Outcomes that are kept may take 32 MiB of memory for a session, and 512 MiB (or 8 KiB for each of Max,
+// if that is more) for all of a shard: beyond that, commands in sessions end with ErrNotProposed and CodeOverloaded until outcomes are acknowledged.
+type SessionOptions struct {
+	// TTL is how long, by the time of the log's entries, a session outlives its last use. Default 1 hour; at least 1 minute. After it: CodeSessionExpired.
+	TTL time.Duration
+	// Window is how many sequence numbers may be unacknowledged at once. Default 4096; 1 to 65,536. Beyond it: ErrNotProposed with CodeSequenceTooHigh.
+	Window uint64
+	// Max is how many sessions a shard keeps. Default 65,536; at least 1. For a new one beyond it the session that was unused for longest is evicted, though it
+	// may be in use: its client meets CodeSessionExpired. So it must exceed the clients that are alive at the same time.
+	Max int
+}
 
 // TLS configures mutual TLS between nodes.
 type TLS = transport.TLS
@@ -203,7 +242,7 @@ func (c *Config) core() core.Config {
 	return core.Config{
 		Node: c.Node, Tick: c.tick(), HeartbeatTicks: 2, ElectionTicks: int(c.ElectionTimeout / c.tick()), QuiesceTicks: quiesce,
 		KeepJournal: c.KeepJournal, JournalBytes: c.JournalBytes, JournalAge: c.JournalAge, JournalMaxBytes: c.JournalMaxBytes,
-		Limits: c.Limits, Sessions: c.Sessions, RewriteBytes: c.rewriteBytes(),
+		Limits: core.Limits(c.Limits), Sessions: core.SessionOptions(c.Sessions), RewriteBytes: c.rewriteBytes(),
 	}.WithDefaults()
 }
 

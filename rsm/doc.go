@@ -7,7 +7,12 @@
 // # Did it happen?
 //
 // Every error of a call matches exactly one of [ErrRejected], [ErrNotProposed], [ErrUnknown] and [ErrBroken] with errors.Is. They
-// answer that question before any other; an [Error]'s or a [Rejection]'s Code tells why.
+// answer that question before any other; an [Error]'s or a [Rejection]'s Code tells why: [CodeNotLeader] and its like are the library's. What such an error
+// has for a cause does not count. Errors of starting a node, of backups and of restoring them are not of calls, and may be others.
+//
+// # Limits
+//
+// Everything that grows has a limit: [Limits], [SessionOptions], fields of [Config], and fixed ones. docs/limits.md has them all, with the code that names each.
 //
 // # Concurrency
 //

@@ -148,6 +148,33 @@ func TestFailoverTime(t *testing.T) {
 	}
 }
 
+// What ends with its caller's context says whether it happened, like every other call, and why.
+//
+// Mutations with which it was seen to fail: the transfer, the hand-over and the journal return the context's error itself.
+func TestEndedContext(t *testing.T) {
+	c := startCluster(t, "", counters{}, func(cfg *Config) { cfg.ElectionTimeout, cfg.FsyncStall = 10*time.Second, 20*time.Second }) // nobody else comes to lead
+	n := leaderOf(t, c, 1)
+	s, to := n.Shard(1), n.ID()%3+1
+	c.Cut(n.ID(), to) // it cannot take over
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	for _, test := range []struct {
+		name string
+		call func() error
+		kind error
+		code Code
+	}{
+		{"leader", func() error { _, err := c.Leader(ctx, 9); return err }, ErrNotProposed, CodeNoLeader},
+		{"journal", func() error { _, _, err := s.Journal(ctx, 1, 0); return err }, ErrNotProposed, CodeCancelled},
+		{"transfer", func() error { return s.TransferLeadership(ctx, to) }, ErrUnknown, CodeCancelled},
+		{"drain", func() error { return n.Drain(ctx) }, ErrUnknown, CodeCancelled}, // the transfer is under way
+	} {
+		if err := test.call(); !errors.Is(err, &Error{Kind: test.kind, Code: test.code}) || !errors.Is(err, context.Canceled) {
+			t.Errorf("%s: %v", test.name, err)
+		}
+	}
+}
+
 func TestTransferLeadership(t *testing.T) {
 	c := startCluster(t, "", counters{})
 	l := startLoad(t, c, 1, 8)

@@ -298,14 +298,20 @@ func TestLimits(t *testing.T) {
 		code Code
 	}{
 		{"command", Request{Commands: [][]byte{make([]byte, 1001)}}, ErrNotProposed, core.CodeCommandTooLarge},
-		{"commands", Request{Commands: make([][]byte, 5)}, ErrNotProposed, core.CodeCommandTooLarge},
-		{"none", Request{}, ErrNotProposed, core.CodeCommandTooLarge},
+		{"commands", Request{Commands: make([][]byte, 5)}, ErrNotProposed, core.CodeTooManyCommands},
+		{"none", Request{}, ErrNotProposed, core.CodeBadRequest},
 		{"key", Request{Commands: [][]byte{make([]byte, 101)}}, ErrRejected, core.CodeKeyTooLarge},
-		{"sequence", Request{Commands: [][]byte{nil}, Session: 1}, ErrNotProposed, core.CodeSequenceAcked},
+		{"sequence", Request{Commands: [][]byte{nil}, Session: 1}, ErrNotProposed, core.CodeBadRequest},
 	} {
 		_, err := s.Do(within(t), test.req)
 		if !errors.Is(err, test.kind) || !strings.Contains(err.Error(), string(test.code)) {
 			t.Errorf("%s: got %v, want %v with code %s", test.name, err, test.kind, test.code)
+		}
+	}
+	// Asking again does not help: a client says so, and does not ask until its time is over.
+	for code, commands := range map[Code][][]byte{CodeCommandTooLarge: {make([]byte, 1001)}, CodeTooManyCommands: make([][]byte, 5), CodeBadRequest: nil} {
+		if _, err := c.Client(1).SubmitAll(within(t), commands...); !errors.Is(err, &Error{Kind: ErrNotProposed, Code: code}) {
+			t.Errorf("a client is told %v, want %s", err, code)
 		}
 	}
 }

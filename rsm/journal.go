@@ -7,6 +7,17 @@ import (
 )
 
 // Entry is a committed entry of a shard's log, taken apart.
+//
+//	type Entry struct {
+//		Index    Index
+//		Term     Term
+//		Time     Timestamp // 0: the entry has none
+//		Sequence uint64    // of decided entries; 0: it is none
+//		Kind     string    // decision, reads (nothing but reads rode on it), empty (a leader's first), members
+//		Note     string    // for people: what a change of members did, or which version became active
+//		Events   []Event   // of a decision
+//		Hash     uint64    // the running hash after it, as its leader computed it
+//	}
 type Entry = core.LogEntry
 
 // maxJournalEntries are returned by one call of Journal, at most.
@@ -19,7 +30,7 @@ func (s *Shard) Journal(ctx context.Context, from Index, limit int) (entries []E
 		limit = maxJournalEntries
 	}
 	if err := ctx.Err(); err != nil {
-		return nil, 0, err
+		return nil, 0, &Error{Kind: ErrNotProposed, Code: core.CodeCancelled, Message: "the caller does not wait any more", Cause: err}
 	}
 	cerr := s.node.engine.call(s.id, func(w *core.Worker) { entries, first, err = w.Journal(s.id, from, limit) })
 	if cerr != nil {

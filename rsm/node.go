@@ -426,8 +426,13 @@ func (n *Node) fail(reason *Error) {
 // closePatience is how long a stopping node waits for queries, flushes and the log.
 const closePatience = 20 * time.Second
 
-// Close hands leaderships over, ends pending calls and closes the files. It takes
-// about an election timeout at most. What is acknowledged is durable without it.
+// Close hands leaderships over, for an election timeout at most, ends pending calls and closes the files. What is acknowledged is durable without it.
+//
+// It returns when nothing of the node runs any more, so that the same process may start it again: usually a few milliseconds after the last leadership
+// has gone. For a query, a pass of a machine, a flush or a write to the log that does not return, it waits 20 s; then it
+// returns all the same, an error in the log says so, and the files stay open: only another process can start on them. Compactions under way are waited for, 10 s at
+// most where the store has met damage.
+// A node that has stopped by itself, and one that was closed, has nothing to hand over.
 func (n *Node) Close() error {
 	ctx, cancel := context.WithTimeout(context.Background(), n.cfg.ElectionTimeout)
 	defer cancel()
@@ -437,7 +442,7 @@ func (n *Node) Close() error {
 }
 
 // Kill stops the node as kill -9 would: nothing is handed over, flushed or
-// written any more. For tests and demonstrations.
+// written any more. It waits like Close for what is under way, as in the same process the files must be closed before they are opened again. For tests and demonstrations.
 func (n *Node) Kill() { n.shutdown(errClosed) }
 
 func (n *Node) shutdown(reason *Error) {
@@ -483,7 +488,7 @@ func (n *Node) closeData() {
 }
 
 // Drain hands over the leadership of every shard that the node leads, and
-// returns when it leads none, or with ctx's error.
+// returns when it leads none. If ctx ends first, the error is an *Error with ErrUnknown and CodeCancelled, over ctx's: some may have gone, and the last transfers may yet succeed.
 func (n *Node) Drain(ctx context.Context) error {
 	n.draining.Add(1)
 	defer n.draining.Add(-1)
@@ -500,7 +505,7 @@ func (n *Node) Drain(ctx context.Context) error {
 		}
 		select {
 		case <-ctx.Done():
-			return ctx.Err()
+			return &Error{Kind: ErrUnknown, Code: core.CodeCancelled, Message: "not every leadership was handed over before the caller stopped waiting", Cause: ctx.Err()}
 		case <-n.done:
 			return errClosed
 		case <-time.After(n.cfg.tick() / 4):

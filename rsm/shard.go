@@ -14,6 +14,10 @@ import (
 )
 
 // Level says what a read promises.
+//
+//	type Level uint8
+//
+//	func (l Level) String() string // linearizable, read-index, token, stale
 type Level = core.Level
 
 // The levels of a read.
@@ -25,19 +29,93 @@ const (
 	ReadIndex = core.ReadIndex
 	// AtToken answers from any replica that has applied Request.Token: read your
 	// writes, and monotonic if each answer's index becomes the next token.
-	AtToken = core.Session
+	AtToken = core.AtToken
 	// Stale answers at once from what this replica has applied. Result.Age says how old that may be.
 	Stale = core.Stale
 )
 
-// SessionID names a client's exactly-once window on one shard.
+// SessionID, a uint64, names a client's exactly-once window on one shard.
 type SessionID = core.SessionID
 
-// Result is what a call yields.
+// Result is what a call yields. It is the caller's, but for callbacks, see Shard.GoFunc.
+//
+//	type Result struct {
+//		Replies [][]byte      // one per command
+//		Answer  []byte        // of a read
+//		Session SessionID     // that was opened
+//		Index   Index         // the position of the outcome, or the one that a read saw: the token for a read at AtToken that must see it
+//		Age     time.Duration // how old a Stale answer may be, as far as this replica knows; math.MaxInt64 if it knows nothing
+//	}
 type Result = core.Result
 
 // ShardStatus is a replica at a glance.
+//
+//	type ShardStatus struct {
+//		Shard        ShardID
+//		Role         string // leader, follower, candidate, pre-candidate, stopped
+//		Term         Term
+//		Leader       NodeID // 0: unknown
+//		Voters       []NodeID
+//		Learners     []NodeID
+//		Members      Configuration // not to be changed
+//		Version      uint64        // of the machine, active
+//		MaxVersion   uint64        // that this program can run
+//		JournalBytes int64         // about; what followers or history need
+//		JournalShort bool          // it has lost, for want of room (Config.JournalMaxBytes), what a member lacks, which needs a snapshot
+//		Applied      Index
+//		Commit       Index
+//		Last         Index  // of the log, durable
+//		Flushed      Index  // what the state store has on disk
+//		Sequence     uint64 // decided entries so far
+//		Time         Timestamp
+//		Hash         uint64 // of all state changes up to Applied; equal on all replicas
+//		Sessions     int
+//		Inflight     int   // entries proposed and not applied
+//		Queued       int   // calls pending
+//		Memory       int64 // bytes: what is not flushed, log and sessions
+//		Quiet        bool  // it rests, for want of work
+//		Err          *Error // why it serves nobody: it stopped, or it was removed
+//		Damage       *Error // met in its state by the store, and not read by anybody: it goes on, since the shard could not without it
+//		Stats        Stats
+//	}
 type ShardStatus = core.Status
+
+// Configuration is who takes part in a shard, as of a position of its log. Shard.Members has it in a form for people.
+//
+//	type Configuration struct {
+//		Index                                    Index             // of the entry that made it; 0: as the shard was made
+//		Voters, Outgoing, Learners, LearnersNext []NodeID          // ascending; Outgoing and LearnersNext while a replacement is under way
+//		Addresses                                map[NodeID]string // as far as a change has named them
+//		Removed                                  []NodeID          // were members, and never will be again
+//	}
+//
+//	func (c *Configuration) Has(n NodeID) bool // n is a member
+//	func (c *Configuration) Joint() bool       // it is one in between
+//	func (c *Configuration) Members() []NodeID // all of them, ascending
+type Configuration = core.Configuration
+
+// Stats are what a replica has counted since its node's start.
+//
+//	type Stats struct {
+//		Entries            uint64 // applied
+//		Commands           uint64 // decided here and committed
+//		Rejections         uint64 // of those
+//		LogReads           uint64 // answered by riding the log
+//		OtherReads         uint64 // answered without that
+//		Duplicates         uint64 // retries answered from a session
+//		Voids              uint64 // entries that failed the check of term and sequence
+//		Rollbacks          uint64 // times that speculative state was thrown away
+//		MachinePanics      uint64 // contained in Decide, Query or the leader's Apply
+//		Refused            uint64 // calls turned away by a limit
+//		Flushes            uint64
+//		Strange            uint64 // messages from peers that were not acceptable
+//		Stranded           uint64 // times that a voter asked for what every voter had had: it has lost part of its log
+//		JournalShort       uint64 // flushes that dropped entries which a member may lack, for want of room
+//		Overtaken          uint64 // times that a snapshot had arrived at a member and the journal did not continue it any more
+//		SnapshotsFetched   uint64 // begun
+//		SnapshotsInstalled uint64
+//	}
+type Stats = core.Stats
 
 // Request is a call in full; Shard.Submit and Shard.Read are the usual ones.
 type Request struct {
@@ -347,7 +425,7 @@ func (s *Shard) Audit(f func(View) error) (at Index, hash uint64, err error) {
 	return at, hash, f(v)
 }
 
-// WaitReady returns when somebody leads the shard as far as this replica knows, or with ctx's error.
+// WaitReady returns when somebody leads the shard as far as this replica knows. If ctx ends first, the error is an *Error with CodeNoLeader over ctx's.
 func (s *Shard) WaitReady(ctx context.Context) error {
 	for s.Leader() == 0 {
 		select {
@@ -361,8 +439,10 @@ func (s *Shard) WaitReady(ctx context.Context) error {
 	return nil
 }
 
-// TransferLeadership hands leadership to another voter, and returns when this replica does not lead any more,
-// or with an error. Calls that are decided meanwhile wait.
+// TransferLeadership hands leadership to another voter, and returns when this replica does not lead any more. Calls that come meanwhile wait. Leader only.
+//
+// ErrNotProposed: this replica goes on leading, or did not lead, or to is no other voter; with CodeTransfer the other one has not taken over within two
+// election timeouts. ErrUnknown: the transfer has begun, and ctx ended (CodeCancelled) or the node stopped (CodeClosed) before it was over.
 func (s *Shard) TransferLeadership(ctx context.Context, to NodeID) error {
 	var err error
 	if e := s.node.engine.call(s.id, func(w *core.Worker) { err = w.Transfer(s.id, to) }); e != nil {
@@ -378,9 +458,9 @@ func (s *Shard) TransferLeadership(ctx context.Context, to NodeID) error {
 		}
 		select {
 		case <-ctx.Done():
-			return ctx.Err()
+			return &Error{Kind: ErrUnknown, Code: core.CodeCancelled, Message: "the transfer has begun, and may succeed; the caller stopped waiting", Cause: ctx.Err()}
 		case <-s.node.done:
-			return errClosed
+			return &Error{Kind: ErrUnknown, Code: core.CodeClosed, Message: "the transfer had begun when this node stopped"}
 		case <-time.After(s.node.cfg.tick() / 8):
 		}
 	}

@@ -302,7 +302,7 @@ func (r *reader) backupShard() BackupShard {
 }
 
 // ReadBackup reads a backup's manifest. ErrNoBackup: the directory has none, so it is no backup, or not a complete one. That
-// the files are whole is for VerifyBackup to say. fs may be nil for vfs.Default.
+// the files are whole is for VerifyBackup to say. fsys may be nil for vfs.Default.
 func ReadBackup(fsys vfs.FS, dir string) (*Backup, error) {
 	if fsys == nil {
 		fsys = vfs.Default

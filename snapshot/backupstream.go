@@ -103,7 +103,7 @@ func (f *streamFile) Sync() error {
 
 func (f *streamFile) Close() error { return f.s.err }
 
-// PackBackup writes the backup in dir as a stream. It checks no more than that the files are there: see VerifyBackup. fs may be nil for vfs.Default.
+// PackBackup writes the backup in dir as a stream. It checks no more than that the files are there: see VerifyBackup. fsys may be nil for vfs.Default.
 func PackBackup(ctx context.Context, fsys vfs.FS, dir string, w io.Writer, progress func(Progress)) error {
 	if fsys == nil {
 		fsys = vfs.Default

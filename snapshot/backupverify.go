@@ -17,7 +17,7 @@ import (
 // VerifyBackup reads a backup, every byte of it, and says what it is: the manifests and all files pass their checksums, the tables are what Verify
 // demands, every journal entry is there, in order, right after the snapshot, and no file is missing or too many. The error has the first damage
 // of every snapshot and of every journal file; each names the file, and the offset where that is known. The manifest is returned with such an error too, if it
-// could be read. fs may be nil for vfs.Default, and progress nil.
+// could be read. fsys may be nil for vfs.Default, and progress nil.
 func VerifyBackup(ctx context.Context, fsys vfs.FS, dir string, progress func(Progress)) (*Backup, error) {
 	if fsys == nil {
 		fsys = vfs.Default

@@ -242,7 +242,7 @@ type DirSink struct {
 	dirs    map[string]bool
 }
 
-// NewDirSink makes the directory if it is missing. ErrNotEmpty: something is in it. reserve bytes of the disk stay free. fs may be nil for vfs.Default.
+// NewDirSink makes the directory if it is missing. ErrNotEmpty: something is in it. reserve bytes of the disk stay free. fsys may be nil for vfs.Default.
 func NewDirSink(fsys vfs.FS, dir string, reserve uint64) (*DirSink, error) {
 	if fsys == nil {
 		fsys = vfs.Default

@@ -21,13 +21,14 @@ const (
 	minEntryBytes  = 3 // term, type, length
 )
 
-// Limits. A payload is one write; an Append that would exceed splitBytes becomes several.
+// MaxEntryBytes is the limit of one Entry.Data. A larger one is refused with ErrTooLarge.
+const MaxEntryBytes = 256 << 20
+
 const (
-	// MaxEntryBytes is the limit of one Entry.Data.
-	MaxEntryBytes = 256 << 20
 	// maxPayloadBytes is the limit of one payload, and so of one Record.
 	maxPayloadBytes = 1 << 30
-	splitBytes      = 64 << 20
+	// splitBytes is where an Append, of which one payload is one write, becomes several.
+	splitBytes = 64 << 20
 	// entryOverhead is more than what an entry, recordOverhead than what a record takes beside data.
 	entryOverhead  = 16
 	recordOverhead = 64

@@ -33,27 +33,6 @@ const (
 	maxPause = 5 * time.Second
 )
 
-// Codes of the library that the command acts on.
-const (
-	codeNotLeader      rsm.Code = "not_leader"
-	codeNoLeader       rsm.Code = "no_leader"
-	codeTransfer       rsm.Code = "leader_transfer"
-	codeLeadershipLost rsm.Code = "leadership_lost"
-	codeOverwritten    rsm.Code = "overwritten"
-	codeOverloaded     rsm.Code = "overloaded"
-	codeClosed         rsm.Code = "closed"
-	codeNoShard        rsm.Code = "no_shard"
-	codeDivergence     rsm.Code = "divergence"
-	codeCancelled      rsm.Code = "cancelled"
-	codeUnreachable    rsm.Code = "unreachable"
-	codeChangeRefused  rsm.Code = "change_refused"
-	codeChangePending  rsm.Code = "change_pending"
-	codeNotCaughtUp    rsm.Code = "not_caught_up"
-	// What a port refuses before the node hears of it.
-	codeUnauthenticated rsm.Code = "unauthenticated"
-	codeDenied          rsm.Code = "permission_denied"
-)
-
 // node is a node that has answered.
 type node struct {
 	id      uint64
@@ -119,7 +98,7 @@ func (c *cluster) connect(ctx context.Context) error {
 		var why []string
 		for _, a := range c.given {
 			// A node that wants a token, or another one, is reached, and so are the others who want the same.
-			if errors.Is(failed[a], &rsm.Error{Code: codeUnauthenticated}) || errors.Is(failed[a], &rsm.Error{Code: codeDenied}) {
+			if errors.Is(failed[a], &rsm.Error{Code: rsm.CodeUnauthenticated}) || errors.Is(failed[a], &rsm.Error{Code: rsm.CodeForbidden}) {
 				return &refusedError{fmt.Errorf("the node at %s refuses: %w", a, failed[a])}
 			}
 			why = append(why, fmt.Sprintf("%s: %v", a, failed[a]))
@@ -252,7 +231,7 @@ func (c *cluster) shards(named uint64) ([]uint64, error) {
 		return ids, nil
 	}
 	if !all[named] {
-		return nil, notProposed(codeNoShard, "no node that answers hosts shard %d; they host %v", named, ids)
+		return nil, notProposed(rsm.CodeNoShard, "no node that answers hosts shard %d; they host %v", named, ids)
 	}
 	return []uint64{named}, nil
 }
@@ -310,7 +289,7 @@ func (c *cluster) drop(n *node, reason error) {
 }
 
 // passing are the refusals that another node, or the same one a little later, may take back.
-var passing = []rsm.Code{codeNotLeader, codeNoLeader, codeTransfer, codeLeadershipLost, codeOverwritten, codeOverloaded, codeClosed, codeChangePending}
+var passing = []rsm.Code{rsm.CodeNotLeader, rsm.CodeNoLeader, rsm.CodeTransfer, rsm.CodeLeadershipLost, rsm.CodeOverwritten, rsm.CodeOverloaded, rsm.CodeClosed, rsm.CodeChangePending}
 
 // change asks the leader of a shard for something that happens once. It goes where the nodes say that the leader is, and
 // asks again only what certainly did not happen, a bounded number of times.
@@ -361,7 +340,7 @@ func (c *cluster) change(ctx context.Context, shard uint64, again []rsm.Code, as
 func (c *cluster) next(ctx context.Context, shard uint64, n *node, err error, e *rsm.Error) *node {
 	leader := uint64(e.Leader)
 	switch {
-	case e.Code == codeOverloaded, e.Code == codeChangePending:
+	case e.Code == rsm.CodeOverloaded, e.Code == rsm.CodeChangePending:
 		return n // the right node, at the wrong time
 	case leader == 0, leader == n.id:
 		return nil
@@ -430,7 +409,7 @@ func changeError(n *node, err error) error {
 	if d := admin.Detail(err); d != nil {
 		return &refusal{n.id, d.GetLeaderAddress(), admin.FromDetail(d)}
 	}
-	return &rsm.Error{Kind: rsm.ErrUnknown, Code: codeUnreachable, Message: fmt.Sprintf("node %d at %s gave no answer", n.id, n.address), Cause: plain(err)}
+	return &rsm.Error{Kind: rsm.ErrUnknown, Code: rsm.CodeUnreachable, Message: fmt.Sprintf("node %d at %s gave no answer", n.id, n.address), Cause: plain(err)}
 }
 
 // readError is the error of a call that changes nothing.

@@ -121,7 +121,7 @@ func (e *eventReader) run(ctx context.Context, from int64) error {
 // goneAway reports whether another node may do better.
 func goneAway(err error) bool {
 	var away *unreachableError
-	return errors.As(err, &away) || errors.Is(err, &rsm.Error{Code: codeClosed}) || errors.Is(err, rsm.ErrBroken)
+	return errors.As(err, &away) || errors.Is(err, &rsm.Error{Code: rsm.CodeClosed}) || errors.Is(err, rsm.ErrBroken)
 }
 
 func (e *eventReader) read(ctx context.Context, n *node) error {

@@ -134,7 +134,7 @@ func (a *hashAnswer) ask(ctx context.Context, n *node, shard, at uint64, window 
 	if err != nil {
 		a.err = readError(n, err)
 		d := admin.Detail(err)
-		a.stopped = d != nil && rsm.Code(d.GetCode()) == codeDivergence
+		a.stopped = d != nil && rsm.Code(d.GetCode()) == rsm.CodeDivergence
 		return
 	}
 	if a.samples == nil {

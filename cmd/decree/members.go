@@ -153,7 +153,7 @@ func (s *session) add(ctx context.Context, shard, id uint64, address string) (bo
 	}
 	if there := memberOf(m, id); there != nil {
 		if there.GetAddress() != address {
-			return false, "", notProposed(codeChangeRefused, "node %d is a member already (%s), at %s: use set-address to change that", id, there.GetRole(), dash(there.GetAddress()))
+			return false, "", notProposed(rsm.CodeChangeRefused, "node %d is a member already (%s), at %s: use set-address to change that", id, there.GetRole(), dash(there.GetAddress()))
 		}
 		return false, fmt.Sprintf("node %d was a %s already", id, there.GetRole()), nil
 	}
@@ -197,7 +197,7 @@ func (s *session) promote(ctx context.Context, shard, id uint64) (bool, string, 
 	case member == nil && s.opts.shard == 0:
 		return false, fmt.Sprintf("node %d is no member", id), nil
 	case member == nil:
-		return false, "", notProposed(codeChangeRefused, "node %d is no member: add it first", id)
+		return false, "", notProposed(rsm.CodeChangeRefused, "node %d is no member: add it first", id)
 	case is(member, rsm.RoleVoter):
 		return false, fmt.Sprintf("node %d was a voter already", id), nil
 	}
@@ -224,13 +224,13 @@ func (s *session) whenCaughtUp(ctx context.Context, shard, id uint64, change fun
 		}
 		member := memberOf(m, id)
 		if member == nil {
-			return notProposed(codeChangeRefused, "node %d is no member any more", id)
+			return notProposed(rsm.CodeChangeRefused, "node %d is no member any more", id)
 		}
 		text, near := catchingUp(m, member)
 		s.progress.show("shard %d: %s", shard, text)
 		if near {
 			err := s.cluster.change(ctx, shard, passing, change)
-			if !errors.Is(err, &rsm.Error{Kind: rsm.ErrNotProposed, Code: codeNotCaughtUp}) {
+			if !errors.Is(err, &rsm.Error{Kind: rsm.ErrNotProposed, Code: rsm.CodeNotCaughtUp}) {
 				return err
 			}
 		}
@@ -356,7 +356,7 @@ func (s *session) replace(ctx context.Context, shard, old, id uint64, address st
 	case out == nil && in == nil && s.opts.shard == 0:
 		return false, fmt.Sprintf("node %d is no member", old), nil
 	case out == nil:
-		return false, "", notProposed(codeChangeRefused, "node %d is no member: add and promote a node that takes nobody's place", old)
+		return false, "", notProposed(rsm.CodeChangeRefused, "node %d is no member: add and promote a node that takes nobody's place", old)
 	case is(in, rsm.RoleVoter):
 		_, result, err := s.remove(ctx, shard, old)
 		return err == nil, result + fmt.Sprintf("; node %d was a voter already", id), err
@@ -367,7 +367,7 @@ func (s *session) replace(ctx context.Context, shard, old, id uint64, address st
 		}
 		s.progress.say("shard %d: %s", shard, result)
 	case in.GetAddress() != address:
-		return false, "", notProposed(codeChangeRefused, "node %d is a learner at %s, not at %s: use set-address to change that", id, dash(in.GetAddress()), address)
+		return false, "", notProposed(rsm.CodeChangeRefused, "node %d is a learner at %s, not at %s: use set-address to change that", id, dash(in.GetAddress()), address)
 	}
 	err = s.whenCaughtUp(ctx, shard, id, func(ctx context.Context, n *node) error {
 		_, err := n.admin.Replace(ctx, &adminv1.ReplaceRequest{Shard: shard, Old: old, Learner: id})
@@ -394,7 +394,7 @@ func (s *session) settle(ctx context.Context, shard, old, id uint64) error {
 		}
 		s.progress.show("shard %d: waiting until node %d is out and node %d stands alone", shard, old, id)
 		if !wait(ctx, catchUpLook) {
-			return &rsm.Error{Kind: rsm.ErrUnknown, Code: codeCancelled, Message: "the replacement does not show; look with decree members, and run the same command again", Cause: ctx.Err()}
+			return &rsm.Error{Kind: rsm.ErrUnknown, Code: rsm.CodeCancelled, Message: "the replacement does not show; look with decree members, and run the same command again", Cause: ctx.Err()}
 		}
 	}
 }
@@ -478,7 +478,7 @@ Example:
 func (s *session) transfer(ctx context.Context, shard, id uint64) (bool, string, error) {
 	already := false
 	// A leader that is handing over, or to whom the other is no voter, is not asked again.
-	err := s.cluster.change(ctx, shard, []rsm.Code{codeNotLeader, codeNoLeader}, func(ctx context.Context, n *node) error {
+	err := s.cluster.change(ctx, shard, []rsm.Code{rsm.CodeNotLeader, rsm.CodeNoLeader}, func(ctx context.Context, n *node) error {
 		if sh := n.shard(shard); n.id == id && sh.GetRole() == "leader" {
 			already = true
 			return nil

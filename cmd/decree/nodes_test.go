@@ -497,7 +497,7 @@ func TestAsksAreBounded(t *testing.T) {
 	c := start(t, "", 1, nil)
 	var errs strings.Builder
 	s := reached(t, c, &errs)
-	for _, code := range []rsm.Code{codeNotLeader, codeChangePending, codeNotCaughtUp} {
+	for _, code := range []rsm.Code{rsm.CodeNotLeader, rsm.CodeChangePending, rsm.CodeNotCaughtUp} {
 		asked, lost := 0, status.New(codes.Unavailable, "no")
 		st, err := lost.WithDetails(&adminv1.ErrorDetail{Kind: adminv1.ErrorKind_ERROR_KIND_NOT_PROPOSED, Code: string(code), Message: "not now"})
 		if err != nil {

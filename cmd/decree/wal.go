@@ -11,6 +11,7 @@ import (
 	"slices"
 	"text/tabwriter"
 
+	"github.com/decree-raft/decree/rsm"
 	"github.com/decree-raft/decree/wal"
 )
 
@@ -94,7 +95,7 @@ func (s *session) readWAL(dir string, list bool) error {
 		}
 	}
 	if s.opts.shard != 0 && len(r.Shards) == 0 {
-		return notProposed(codeNoShard, "the log in %s has nothing of shard %d", dir, s.opts.shard)
+		return notProposed(rsm.CodeNoShard, "the log in %s has nothing of shard %d", dir, s.opts.shard)
 	}
 	return s.print(r, func(w *tabwriter.Writer) { r.table(w) })
 }

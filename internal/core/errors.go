@@ -40,7 +40,8 @@ const (
 	CodeOverwritten     Code = "overwritten"       // another leader's entry stands where this one would have
 	CodeOverloaded      Code = "overloaded"        // a queue is full
 	CodeDiskLow         Code = "disk_low"          // free disk space is below the watermark
-	CodeCommandTooLarge Code = "command_too_large" // over MaxCommandBytes
+	CodeCommandTooLarge Code = "command_too_large" // over MaxCommandBytes, or what a proxy lets through in one call
+	CodeTooManyCommands Code = "too_many_commands" // over MaxRequestCommands
 	CodeEntryTooLarge   Code = "entry_too_large"   // what was decided exceeds MaxEntryBytes
 	CodeKeyTooLarge     Code = "key_too_large"     // Apply set a key over MaxKeyBytes
 	CodeValueTooLarge   Code = "value_too_large"   // Apply set a value over MaxValueBytes
@@ -87,7 +88,7 @@ type Error struct {
 	LeaderAddress string
 	// RetryAfter is how long to wait before trying again; 0 says nothing.
 	RetryAfter time.Duration
-	// Cause, if any, is the error below.
+	// Cause, if any, is the error below. Of one of the library's own only the words count: errors.Is and errors.As do not find it.
 	Cause error
 }
 
@@ -108,8 +109,37 @@ func (e *Error) Is(target error) bool {
 	return ok && t.Code == e.Code && (t.Kind == nil || t.Kind == e.Kind)
 }
 
-// Unwrap returns the cause.
-func (e *Error) Unwrap() error { return e.Cause }
+// Unwrap returns the cause, for errors.Is and errors.As to look into: for everything but an error of the library's own, whose kind is not this call's.
+func (e *Error) Unwrap() error {
+	if e.Cause == nil {
+		return nil
+	}
+	return below{e.Cause}
+}
+
+// below is what stands below an Error. Invariant: an error matches one kind. A cause may be the library's too, and have another kind, as when
+// a call that has begun fails because the node, which is asked how far it is, proposes nothing any more. What happened is the outermost error's to say.
+type below struct{ error }
+
+func (b below) Is(target error) bool {
+	switch target {
+	case ErrRejected, ErrNotProposed, ErrUnknown, ErrBroken:
+		return false
+	}
+	switch target.(type) {
+	case *Error, *Rejection:
+		return false
+	}
+	return errors.Is(b.error, target)
+}
+
+func (b below) As(target any) bool {
+	switch target.(type) {
+	case **Error, **Rejection:
+		return false
+	}
+	return errors.As(b.error, target)
+}
 
 // Rejection is the decision "no". It is replicated like any other outcome.
 type Rejection struct {

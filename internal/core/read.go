@@ -19,8 +19,8 @@ import (
 // readQueue holds the reads that wait for something else than an entry of their own.
 type readQueue struct {
 	due     []*Request   // to be answered from what is applied now
-	waiting []*Request   // for an index to be applied: Session, and ReadIndex when confirmed
-	tokens  pendingBound // of those, Session
+	waiting []*Request   // for an index to be applied: AtToken, and ReadIndex when confirmed
+	tokens  pendingBound // of those, AtToken
 
 	// ReadIndex, and a leader's Linearizable without a command: those that came before a round of heartbeats
 	// was asked for may share it, later ones must not. One round at a time, but one that gets no answer is asked for again:
@@ -79,7 +79,7 @@ func (r *Replica) addRead(q *Request) {
 	switch q.Level {
 	case Stale:
 		r.reads.due = append(r.reads.due, q)
-	case Session:
+	case AtToken:
 		q.readIndex = q.Token
 		r.reads.waiting = append(r.reads.waiting, q)
 		r.reads.tokens.requests++
@@ -93,7 +93,7 @@ func (r *Replica) addRead(q *Request) {
 
 // waited notes that a read does not wait any more.
 func (q *readQueue) waited(req *Request) {
-	if req.Level == Session {
+	if req.Level == AtToken {
 		q.tokens.requests--
 		q.tokens.bytes -= req.size
 	}

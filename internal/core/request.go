@@ -32,9 +32,9 @@ const (
 	Linearizable Level = iota
 	// ReadIndex is linearizable without a log write; any replica can be asked.
 	ReadIndex
-	// Session answers from any replica that has applied Request.Token: read
+	// AtToken answers from any replica that has applied Request.Token: read
 	// your writes, and monotonic if each answer's index becomes the next token.
-	Session
+	AtToken
 	// Stale answers at once from what this replica has applied. Result.Age says how old that may be.
 	Stale
 )
@@ -45,8 +45,8 @@ func (l Level) String() string {
 		return "linearizable"
 	case ReadIndex:
 		return "read-index"
-	case Session:
-		return "session"
+	case AtToken:
+		return "token"
 	case Stale:
 		return "stale"
 	}
@@ -135,7 +135,7 @@ type Result struct {
 	Replies [][]byte // one per command
 	Answer  []byte   // of a read
 	Session SessionID
-	// Index is the position of the outcome: the token for a Session read that must see it.
+	// Index is the position of the outcome: the token for a read at AtToken that must see it.
 	Index Index
 	// Age bounds how old a Stale answer may be, as far as this replica knows;
 	// math.MaxInt64 if it knows nothing.

@@ -37,7 +37,7 @@ func TestTokensThatNobodyHas(t *testing.T) {
 	for range 2 {
 		codes = nil
 		for range 40 {
-			ask(Session, 1<<63)
+			ask(AtToken, 1<<63)
 		}
 		h.pass(1)
 		if n := count(CodeOverloaded); n != 30 || len(codes) != n {
@@ -54,7 +54,7 @@ func TestTokensThatNobodyHas(t *testing.T) {
 			t.Fatalf("%d were given up, want 10; %d are pending", n, h.replica().pending.requests)
 		}
 	}
-	ask(Session, 2) // one that is reached
+	ask(AtToken, 2) // one that is reached
 	h.pass(1)
 	h.message(raftpb.Message{Type: raftpb.MsgApp, From: 1, Term: 1, Index: 1, LogTerm: 1, Entries: []raftpb.Entry{{Term: 1, Index: 2}}, Commit: 2})
 	h.pass(1)
@@ -67,12 +67,12 @@ func TestTokensThatNobodyHas(t *testing.T) {
 	h = newHand(t, Limits{})
 	h.lead()
 	codes = nil
-	ask(Session, 1<<63)
+	ask(AtToken, 1<<63)
 	h.pass(1)
 	if count(CodeNotReached) != 1 || h.replica().pending.requests != 0 {
 		t.Errorf("a leader answers %v, %d are pending", codes, h.replica().pending.requests)
 	}
-	ask(Session, h.replica().applied)
+	ask(AtToken, h.replica().applied)
 	h.pass(1)
 	if len(codes) != 1 {
 		t.Errorf("a token that it has: %v", codes)

@@ -155,7 +155,7 @@ func (w *Worker) accept(q *Request) {
 	}
 	r.pending.requests++
 	r.pending.bytes += q.size
-	if q.Kind != KindRead || q.Level < Session {
+	if q.Kind != KindRead || q.Level < AtToken {
 		r.wake() // the others are answered from what is here
 	}
 	r.touch()
@@ -198,7 +198,7 @@ func (r *Replica) refuses(q *Request) error {
 		return e
 	case r.stuck() && q.Kind != KindChange && (q.Kind != KindRead || q.Level == Linearizable):
 		return r.stuckError()
-	case q.Kind == KindRead && q.Level == Session:
+	case q.Kind == KindRead && q.Level == AtToken:
 		return r.refusesToken(q)
 	case q.Kind == KindRead || q.Kind == KindChange:
 		return nil
@@ -207,11 +207,11 @@ func (r *Replica) refuses(q *Request) error {
 		e.RetryAfter = time.Second
 		return e
 	case len(q.Commands) > l.MaxRequestCommands:
-		return notProposed(CodeCommandTooLarge, "the request has %d commands, %d are allowed (MaxRequestCommands)", len(q.Commands), l.MaxRequestCommands)
+		return notProposed(CodeTooManyCommands, "the request has %d commands, %d are allowed (MaxRequestCommands): send them in several requests", len(q.Commands), l.MaxRequestCommands)
 	case q.Kind == KindCommand && len(q.Commands) == 0:
-		return notProposed(CodeCommandTooLarge, "the request has no command")
+		return notProposed(CodeBadRequest, "the request has no command: it needs at least one")
 	case q.Session != 0 && q.Kind == KindCommand && q.Sequence == 0:
-		return notProposed(CodeSequenceAcked, "sequence numbers start at 1")
+		return notProposed(CodeBadRequest, "the sequence number is 0: within a session numbers start at 1")
 	}
 	for _, c := range q.Commands {
 		if len(c) > l.MaxCommandBytes {

@@ -481,7 +481,7 @@ var errTooHigh = &core.Error{Kind: core.ErrNotProposed, Code: core.CodeOverloade
 // final: asking again, or somebody else, would not help, or is for the caller to decide.
 func final(code core.Code) bool {
 	switch code {
-	case core.CodeCommandTooLarge, core.CodeBadRequest, core.CodeOverloaded, core.CodeDiskLow, core.CodeUnauthenticated, core.CodeForbidden:
+	case core.CodeCommandTooLarge, core.CodeTooManyCommands, core.CodeBadRequest, core.CodeOverloaded, core.CodeDiskLow, core.CodeUnauthenticated, core.CodeForbidden:
 		return true
 	}
 	return false

@@ -203,6 +203,13 @@ func TestDoubtStays(t *testing.T) {
 	r.Submit(0, c)
 	a.answer(ms, expired)
 	wantKind(t, c, done, core.ErrNotProposed)
+	// What asking again does not help is told at once.
+	for _, code := range []core.Code{core.CodeCommandTooLarge, core.CodeTooManyCommands, core.CodeBadRequest, core.CodeForbidden} {
+		c, done := call(200*ms, 5)
+		r.Submit(0, c)
+		a.answer(ms, refusal(code))
+		wantKind(t, c, done, core.ErrNotProposed)
+	}
 }
 
 // When another cluster is reached, what belongs to sessions ends: as unknown where it may have happened, and otherwise as if the session had expired.

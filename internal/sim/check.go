@@ -375,7 +375,7 @@ func (c *checker) read(a *attempt) {
 	switch o.level {
 	case core.Linearizable, core.ReadIndex:
 		want = a.floor
-	case core.Session:
+	case core.AtToken:
 		want = o.token
 	case core.Stale:
 		if res.Age < 0 {

@@ -121,11 +121,11 @@ func (c *client) fill(o *operation) {
 		o.session = sess
 		c.sessions[o.shard] = nil
 	case core.KindRead:
-		o.level = pick(o.r, core.Linearizable, core.Linearizable, core.ReadIndex, core.ReadIndex, core.Session, core.Stale)
+		o.level = pick(o.r, core.Linearizable, core.Linearizable, core.ReadIndex, core.ReadIndex, core.AtToken, core.Stale)
 		if c.s.swarm.linear && o.level != core.ReadIndex {
 			o.level = core.Linearizable
 		}
-		if o.level == core.Session {
+		if o.level == core.AtToken {
 			o.token = c.token[o.shard]
 		}
 		c.s.work.drawRead(o)

@@ -123,7 +123,7 @@ func (s *sim) probe(num int, proxied bool) func() bool {
 	for id := core.ShardID(1); id <= s.work.shards(); id++ {
 		c.guess[id] = 1
 		ask(id, func(o *operation) { o.kind = core.KindOpenSession }, func() {
-			for _, level := range []core.Level{core.Linearizable, core.ReadIndex, core.Session} {
+			for _, level := range []core.Level{core.Linearizable, core.ReadIndex, core.AtToken} {
 				if !s.work.reads() {
 					break
 				}

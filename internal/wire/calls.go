@@ -79,7 +79,7 @@ func header(b []byte, field protowire.Number, n int) []byte {
 }
 
 // levels, as they travel.
-var levels = [...]uint64{core.Linearizable: 1, core.ReadIndex: 2, core.Session: 3, core.Stale: 4}
+var levels = [...]uint64{core.Linearizable: 1, core.ReadIndex: 2, core.AtToken: 3, core.Stale: 4}
 
 // AppendCall appends a call to a ConnectRequest.
 func AppendCall(b []byte, id uint64, timeout time.Duration, c *route.Call) []byte {
@@ -236,10 +236,11 @@ func CheckCall(c *route.Call) error {
 	case c.Kind == route.Submit && c.Session == 0 && c.Sequence != 0:
 		return bad(fmt.Sprintf("there is a sequence number, %d, and no session: open one first", c.Sequence))
 	case len(c.Commands) > maxCommands:
-		return bad(fmt.Sprintf("the call has more than %d commands", maxCommands))
+		return &core.Error{Kind: core.ErrNotProposed, Code: core.CodeTooManyCommands,
+			Message: fmt.Sprintf("the call has more than %d commands: send them in several calls", maxCommands)}
 	case c.Size() > MaxCallBytes:
 		return &core.Error{Kind: core.ErrNotProposed, Code: core.CodeCommandTooLarge,
-			Message: fmt.Sprintf("the call carries %d bytes: at most %d, with all its commands", c.Size(), MaxCallBytes)}
+			Message: fmt.Sprintf("the call carries %d bytes, at most %d are taken by proxies and over connections, whatever MaxCommandBytes allows within a node: make its commands smaller, or send them in several calls", c.Size(), MaxCallBytes)}
 	case c.Kind == route.CloseSession && c.Session == 0:
 		return bad("the call names no session")
 	case c.Kind == route.Read && int(c.Level) >= len(levels):

@@ -90,7 +90,7 @@ func Status(err error) error {
 // grpcCode is for clients that look no further. Unavailable: asking again may help.
 func grpcCode(d *decreev1.Error, err error) codes.Code {
 	switch core.Code(d.GetCode()) {
-	case core.CodeBadRequest, core.CodeCommandTooLarge:
+	case core.CodeBadRequest, core.CodeCommandTooLarge, core.CodeTooManyCommands:
 		return codes.InvalidArgument
 	case core.CodeOverloaded, core.CodeDiskLow:
 		return codes.ResourceExhausted

@@ -347,7 +347,7 @@ func TestManyCommands(t *testing.T) {
 		n = len(r.Call.Commands)
 		return CheckCall(r.Call)
 	})
-	if e, _ := core.Verdict(err); e == nil || e.Code != core.CodeBadRequest || n > maxCommands+1 {
+	if e, _ := core.Verdict(err); e == nil || e.Code != core.CodeTooManyCommands || n > maxCommands+1 {
 		t.Errorf("%d commands: %v", n, err)
 	}
 }

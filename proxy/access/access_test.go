@@ -433,7 +433,7 @@ func TestHTTP(t *testing.T) {
 	}{
 		"none":   {"GET", "", 401, `{"code":"unauthenticated","message":"this port wants a token`},
 		"wrong":  {"GET", "Bearer decree_wrong", 401, "not known here"},
-		"role":   {"POST", "Bearer " + secret, 403, `{"code":"permission_denied","message":"token of \"rita\"`},
+		"role":   {"POST", "Bearer " + secret, 403, `{"code":"forbidden","message":"token of \"rita\"`},
 		"reader": {"GET", "Bearer " + secret, 200, "rita"},
 	} {
 		r, w := httptest.NewRequest(c.method, "/", nil), httptest.NewRecorder()

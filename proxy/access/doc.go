@@ -1,18 +1,8 @@
 // Package access says who may do what at a port: TLS and mutual TLS whose files may be replaced while the port is open, tokens
-// with roles, and a safe default for what may be listened on at all. The proxy, what a node offers on its own port, the admin service
-// and the HTTP ports of programs use it in the same way:
-//
-//	tokens, err := access.OpenTokens("tokens", log)                        // nobody has a role without one
-//	cfg, err := access.ServerTLS("port.crt", "port.key", "", log)         // TLS; a third file asks clients for certificates
-//	policy := &access.Policy{Tokens: tokens, Log: log}
-//	l, err := access.Listen("0.0.0.0:7443", access.Port{TLS: cfg, Policy: policy})
-//	server := grpc.NewServer(grpc.Creds(credentials.NewTLS(cfg)),
-//		grpc.ChainUnaryInterceptor(policy.Unary(need)), grpc.ChainStreamInterceptor(policy.Stream(need)))
-//
-// and a client
-//
-//	creds, err := access.ClientTLS("ca.crt", "", "", "", log)
-//	conn, err := grpc.NewClient(address, access.DialOptions(creds, access.TokenFile("alice.token"))...)
+// with roles, and a safe default for what may be listened on at all. The proxy, what a node offers on its own port, the admin service and
+// the HTTP ports of programs use it in the same way: files of tokens and certificates are opened ([OpenTokens], [ServerTLS]), a [Policy] says who has
+// which role, [Listen] refuses what everybody could reach, and [Policy.Unary], [Policy.Stream] or [Policy.HTTP] check every call. A client connects with
+// [DialOptions], from [ClientTLS] and [TokenFile]. The examples of the package show both sides.
 //
 // # Roles
 //

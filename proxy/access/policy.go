@@ -281,7 +281,7 @@ func (p *Policy) Registrar(r grpc.ServiceRegistrar, need func(method string) Rol
 }
 
 // HTTP returns a handler that checks every request before next gets it: the same header, the same certificates. A refusal has
-// the status 401 or 403, and the body {"code":"unauthenticated" or "permission_denied","message":"..."}.
+// the status 401 or 403, and the body, with the codes of package rsm, {"code":"unauthenticated" or "forbidden","message":"..."}.
 func (p *Policy) HTTP(need func(*http.Request) Role, next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		who, err := Identity{Role: Admin}, error(nil)
@@ -292,7 +292,7 @@ func (p *Policy) HTTP(need func(*http.Request) Role, next http.Handler) http.Han
 			next.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), identityKey{}, who)))
 			return
 		}
-		code, name := http.StatusForbidden, "permission_denied"
+		code, name := http.StatusForbidden, "forbidden"
 		if status.Code(err) == codes.Unauthenticated {
 			code, name = http.StatusUnauthorized, "unauthenticated"
 			w.Header().Set("WWW-Authenticate", "Bearer")

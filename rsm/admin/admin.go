@@ -132,11 +132,11 @@ func (s *service) fail(shard *rsm.Shard, err error) error {
 // shard returns the replica that a request is about.
 func (s *service) shard(id uint64) (*rsm.Shard, error) {
 	if id == 0 {
-		return nil, s.fail(nil, notProposed(codeBadRequest, "the request names no shard: ids start at 1"))
+		return nil, s.fail(nil, notProposed(rsm.CodeBadRequest, "the request names no shard: ids start at 1"))
 	}
 	sh := s.node.Shard(rsm.ShardID(id))
 	if sh == nil {
-		return nil, s.fail(nil, notProposed(codeNoShard, "node %d hosts no shard %d", s.node.ID(), id))
+		return nil, s.fail(nil, notProposed(rsm.CodeNoShard, "node %d hosts no shard %d", s.node.ID(), id))
 	}
 	return sh, nil
 }
@@ -149,7 +149,7 @@ func (s *service) change(shard uint64, nodes []uint64, f func(*rsm.Shard) error)
 	}
 	for _, id := range nodes {
 		if id == 0 {
-			return s.fail(nil, notProposed(codeBadRequest, "the request does not name every node that it needs: ids start at 1"))
+			return s.fail(nil, notProposed(rsm.CodeBadRequest, "the request does not name every node that it needs: ids start at 1"))
 		}
 	}
 	if err := f(sh); err != nil {
@@ -198,7 +198,7 @@ func (s *service) SetAddress(ctx context.Context, r *adminv1.SetAddressRequest) 
 func checkAddress(address string) error {
 	host, port, err := net.SplitHostPort(address)
 	if err != nil || host == "" || port == "" {
-		return notProposed(codeBadRequest, "the address is %q: it has the form host:port", address)
+		return notProposed(rsm.CodeBadRequest, "the address is %q: it has the form host:port", address)
 	}
 	return nil
 }

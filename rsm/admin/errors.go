@@ -13,18 +13,6 @@ import (
 	"github.com/decree-raft/decree/rsm"
 )
 
-// Codes of the library that the service knows, or gives itself.
-const (
-	codeBadRequest rsm.Code = "bad_request" // the request lacks something, whatever the node's state
-	codeNoShard    rsm.Code = "no_shard"
-	codeCancelled  rsm.Code = "cancelled"
-	codeCompacted  rsm.Code = "compacted"
-	codeClosed     rsm.Code = "closed"
-	// What the port refuses before the node hears of it, see package access.
-	codeUnauthenticated rsm.Code = "unauthenticated"
-	codeDenied          rsm.Code = "permission_denied"
-)
-
 var kinds = map[adminv1.ErrorKind]error{
 	adminv1.ErrorKind_ERROR_KIND_REJECTED:     rsm.ErrRejected,
 	adminv1.ErrorKind_ERROR_KIND_NOT_PROPOSED: rsm.ErrNotProposed,
@@ -56,7 +44,7 @@ func detailOf(err error) *adminv1.ErrorDetail {
 	if !errors.As(err, &e) {
 		d := &adminv1.ErrorDetail{Kind: adminv1.ErrorKind_ERROR_KIND_UNKNOWN, Message: err.Error()}
 		if isContext(err) {
-			d.Code = string(codeCancelled)
+			d.Code = string(rsm.CodeCancelled)
 		}
 		return d
 	}
@@ -90,11 +78,11 @@ func grpcCode(d *adminv1.ErrorDetail, err error) codes.Code {
 		return codes.FailedPrecondition
 	case adminv1.ErrorKind_ERROR_KIND_NOT_PROPOSED:
 		switch rsm.Code(d.GetCode()) {
-		case codeBadRequest:
+		case rsm.CodeBadRequest:
 			return codes.InvalidArgument
-		case codeNoShard:
+		case rsm.CodeNoShard:
 			return codes.NotFound
-		case codeCompacted:
+		case rsm.CodeCompacted:
 			return codes.OutOfRange
 		}
 		return codes.Unavailable
@@ -126,9 +114,9 @@ func Detail(err error) *adminv1.ErrorDetail {
 	refused := &adminv1.ErrorDetail{Kind: adminv1.ErrorKind_ERROR_KIND_NOT_PROPOSED, Message: st.Message()}
 	switch st.Code() {
 	case codes.Unauthenticated:
-		refused.Code = string(codeUnauthenticated)
+		refused.Code = string(rsm.CodeUnauthenticated)
 	case codes.PermissionDenied:
-		refused.Code = string(codeDenied)
+		refused.Code = string(rsm.CodeForbidden)
 	default:
 		return nil
 	}

@@ -135,7 +135,7 @@ func (s *service) Journal(r *adminv1.JournalRequest, stream grpc.ServerStreaming
 			batch = min(batch, r.GetLimit()-sent)
 		}
 		entries, first, err := sh.Journal(ctx, next, int(batch))
-		if err != nil && r.GetFrom() == 0 && sent == 0 && first > next && chases < journalChases && errors.Is(err, &rsm.Error{Code: codeCompacted}) {
+		if err != nil && r.GetFrom() == 0 && sent == 0 && first > next && chases < journalChases && errors.Is(err, &rsm.Error{Code: rsm.CodeCompacted}) {
 			next = first
 			chases++
 			continue
@@ -170,9 +170,9 @@ func (s *service) pause(ctx context.Context, d time.Duration) error {
 	defer t.Stop()
 	select {
 	case <-ctx.Done():
-		return &rsm.Error{Kind: rsm.ErrNotProposed, Code: codeCancelled, Message: "the caller stopped waiting", Cause: ctx.Err()}
+		return &rsm.Error{Kind: rsm.ErrNotProposed, Code: rsm.CodeCancelled, Message: "the caller stopped waiting", Cause: ctx.Err()}
 	case <-s.node.Done():
-		return notProposed(codeClosed, "node %d has stopped", s.node.ID())
+		return notProposed(rsm.CodeClosed, "node %d has stopped", s.node.ID())
 	case <-t.C:
 		return nil
 	}
@@ -204,7 +204,7 @@ func (s *service) Hash(ctx context.Context, r *adminv1.HashRequest) (*adminv1.Ha
 	}
 	window := time.Duration(r.GetWindow())
 	if window < 0 || window > maxWindow {
-		return nil, s.fail(sh, notProposed(codeBadRequest, "the window is %v: 0 to %v", window, maxWindow))
+		return nil, s.fail(sh, notProposed(rsm.CodeBadRequest, "the window is %v: 0 to %v", window, maxWindow))
 	}
 	node, err := s.node.Status()
 	if err != nil {

@@ -21,22 +21,13 @@ const (
 	KindBroken      = "broken"
 )
 
-// codeBadRequest: the message does not say what a command or query needs.
-const codeBadRequest rsm.Code = "bad_request"
-
-// Codes of the library that the server knows, or gives itself.
-const (
-	codeOverloaded rsm.Code = "overloaded"
-	codeTooLarge   rsm.Code = "command_too_large"
-)
-
 // codeNoReplica: the call is about the state of one node.
 const codeNoReplica rsm.Code = "no_replica"
 
 var errNoReplica = rsm.Reject(codeNoReplica, "this is a proxy, without a replica of its own: ask a node, at its own address for the ledger")
 
 func badRequest(format string, args ...any) error {
-	return rsm.Reject(codeBadRequest, format, args...)
+	return rsm.Reject(rsm.CodeBadRequest, format, args...)
 }
 
 // detail describes any error of a call.
@@ -79,7 +70,7 @@ func grpcCode(err error, d *ledgerv1.ErrorDetail) codes.Code {
 	switch d.Kind {
 	case KindRejected:
 		switch rsm.Code(d.Code) {
-		case codeBadRequest, book.CodeBadCommand, book.CodeBadQuery:
+		case rsm.CodeBadRequest, book.CodeBadCommand, book.CodeBadQuery:
 			return codes.InvalidArgument
 		case book.CodeAccountNotFound:
 			return codes.NotFound
@@ -88,7 +79,8 @@ func grpcCode(err error, d *ledgerv1.ErrorDetail) codes.Code {
 		}
 		return codes.FailedPrecondition
 	case KindNotProposed:
-		if rsm.Code(d.Code) == codeTooLarge {
+		switch rsm.Code(d.Code) {
+		case rsm.CodeCommandTooLarge, rsm.CodeTooManyCommands, rsm.CodeBadRequest:
 			return codes.InvalidArgument // it will be next time, too
 		}
 		return codes.Unavailable

@@ -104,7 +104,7 @@ func (s *Server) write(w http.ResponseWriter, code int, m proto.Message) {
 func (s *Server) fail(w http.ResponseWriter, err error) {
 	d := detailOf(err)
 	code := httpCode(status.Code(err))
-	if rsm.Code(d.GetCode()) == codeTooLarge {
+	if rsm.Code(d.GetCode()) == rsm.CodeCommandTooLarge {
 		code = http.StatusRequestEntityTooLarge
 	}
 	s.write(w, code, d)
@@ -142,7 +142,7 @@ func (s *Server) body(r *http.Request, m proto.Message) error {
 	var large *http.MaxBytesError
 	switch {
 	case errors.As(err, &large):
-		return s.status(&rsm.Error{Kind: rsm.ErrNotProposed, Code: codeTooLarge, Message: fmt.Sprintf("the body is over %d bytes", MaxBodyBytes)})
+		return s.status(&rsm.Error{Kind: rsm.ErrNotProposed, Code: rsm.CodeCommandTooLarge, Message: fmt.Sprintf("the body is over %d bytes", MaxBodyBytes)})
 	case err != nil:
 		return s.status(badRequest("the body cannot be read: %v", err))
 	}

@@ -119,7 +119,7 @@ func (s *Server) decode(decode func(any) error, m proto.Message) error {
 	}
 	data := whole.ProtoReflect().GetUnknown()
 	if len(data) > MaxBodyBytes {
-		return s.status(&rsm.Error{Kind: rsm.ErrNotProposed, Code: codeTooLarge, Message: fmt.Sprintf("the request has %d bytes: at most %d", len(data), MaxBodyBytes)})
+		return s.status(&rsm.Error{Kind: rsm.ErrNotProposed, Code: rsm.CodeCommandTooLarge, Message: fmt.Sprintf("the request has %d bytes: at most %d", len(data), MaxBodyBytes)})
 	}
 	if err := proto.Unmarshal(data, m); err != nil {
 		return s.status(badRequest("the request does not parse: %v", err))
@@ -199,7 +199,7 @@ func (s *Server) admit(items int) (done func(), err error) {
 	case s.slots <- struct{}{}:
 		return func() { <-s.slots }, nil
 	default:
-		return nil, &rsm.Error{Kind: rsm.ErrNotProposed, Code: codeOverloaded, RetryAfter: 50 * time.Millisecond,
+		return nil, &rsm.Error{Kind: rsm.ErrNotProposed, Code: rsm.CodeOverloaded, RetryAfter: 50 * time.Millisecond,
 			Message: fmt.Sprintf("%d requests are at work on this node already", cap(s.slots))}
 	}
 }

@@ -47,7 +47,7 @@ func refused(t *testing.T, err error, has ...string) *rsm.Error {
 	if !errors.As(err, &e) || !errors.Is(err, rsm.ErrNotProposed) {
 		t.Fatalf("not refused: %v", err)
 	}
-	if e.Code == codeOverloaded && (e.RetryAfter < minRetry || e.RetryAfter > maxRetry) {
+	if e.Code == rsm.CodeOverloaded && (e.RetryAfter < minRetry || e.RetryAfter > maxRetry) {
 		t.Errorf("come back in %v: %v", e.RetryAfter, err)
 	}
 	for _, s := range has {
@@ -103,7 +103,7 @@ func TestClientBounds(t *testing.T) {
 	}
 	refused(t, admit(2, 1, true), "8192", "ClientBytes")
 	done()
-	if e := refused(t, admit(2, 7169, false), "7169 bytes", "7168", "smaller"); e.Code != codeTooLarge || e.RetryAfter != 0 {
+	if e := refused(t, admit(2, 7169, false), "7169 bytes", "7168", "smaller"); e.Code != rsm.CodeCommandTooLarge || e.RetryAfter != 0 {
 		t.Errorf("too large: %+v", e)
 	}
 	if err := admit(2, -5, false); err != nil {

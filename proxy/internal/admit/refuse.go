@@ -7,12 +7,6 @@ import (
 	"github.com/decree-raft/decree/rsm"
 )
 
-// Codes of the library that refusals carry.
-const (
-	codeOverloaded rsm.Code = "overloaded"
-	codeTooLarge   rsm.Code = "command_too_large"
-)
-
 // Reason is which limit a request was refused by.
 type Reason uint8
 
@@ -68,9 +62,9 @@ func (r *refusal) retryAfter() time.Duration {
 }
 
 func (r *refusal) err() error {
-	e := &rsm.Error{Kind: rsm.ErrNotProposed, Code: codeOverloaded}
+	e := &rsm.Error{Kind: rsm.ErrNotProposed, Code: rsm.CodeOverloaded}
 	if r.reason == TooLarge {
-		e.Code = codeTooLarge
+		e.Code = rsm.CodeCommandTooLarge
 		e.Message = fmt.Sprintf("the request has %d bytes, at most %d may be at work (ClientBytes, ShardBytes): make it smaller", r.add, r.allowed)
 		return e
 	}

@@ -1,0 +1,79 @@
+package core
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"testing"
+)
+
+var fourKinds = []error{ErrRejected, ErrNotProposed, ErrUnknown, ErrBroken}
+
+func kindsOf(err error) (of []error) {
+	for _, k := range fourKinds {
+		if errors.Is(err, k) {
+			of = append(of, k)
+		}
+	}
+	return of
+}
+
+// Whatever an error of the library is made of, it answers once whether it happened: the outermost does, and what stands below is there for its words, and for
+// what is not the library's.
+//
+// Mutations with which it was seen to fail: Unwrap returns the cause; below looks at its cause for the kinds; As does not look for a *Rejection, Is for an *Error.
+func TestOneKind(t *testing.T) {
+	path := &fs.PathError{Op: "open", Path: "x", Err: context.Canceled}
+	causes := []error{nil, path, Reject("no", "no"), fmt.Errorf("wrapped: %w", Reject("no", "no")), errors.Join(path, unknown(CodeClosed, "joined"))}
+	for _, k := range fourKinds {
+		causes = append(causes, k, fmt.Errorf("wrapped: %w and %w", path, k))
+		if k != ErrRejected {
+			inner := &Error{Kind: k, Code: CodeNoLeader, Message: "below", Cause: path}
+			causes = append(causes, inner, fmt.Errorf("wrapped: %w", inner), &Error{Kind: k, Code: CodeNoLeader, Cause: inner})
+		}
+	}
+	for _, kind := range fourKinds[1:] {
+		for _, cause := range causes {
+			e := &Error{Kind: kind, Code: CodeRepair, Message: "m", Cause: cause}
+			for _, err := range []error{e, fmt.Errorf("outside: %w", e)} {
+				if got := kindsOf(err); len(got) != 1 || got[0] != kind {
+					t.Errorf("%v matches %v", err, got)
+				}
+				var found *Error
+				var no *Rejection
+				if !errors.As(err, &found) || found != e || errors.As(err, &no) {
+					t.Errorf("in %v there are found %v and %v", err, found, no)
+				}
+				if errors.Is(err, &Error{Code: CodeNoLeader}) || errors.Is(err, &Rejection{Code: "no"}) || !errors.Is(err, &Error{Code: CodeRepair}) {
+					t.Errorf("%v matches another's code, or not its own", err)
+				}
+				// Both find what is not the library's, below its own errors too.
+				var p *fs.PathError
+				if want := errors.Is(cause, context.Canceled); errors.Is(err, context.Canceled) != want || errors.As(err, &p) != want {
+					t.Errorf("of the cause %v %v finds %v", cause, err, p)
+				}
+			}
+		}
+	}
+	if got := kindsOf(Reject("no", "no")); len(got) != 1 || got[0] != ErrRejected {
+		t.Errorf("a rejection matches %v", got)
+	}
+	if err := notProposed(CodeClosed, "m"); errors.Unwrap(err) != nil {
+		t.Errorf("without a cause, %v is below", errors.Unwrap(err))
+	}
+}
+
+// The constructors.
+func TestConstructors(t *testing.T) {
+	below := notProposed(CodeClosed, "below")
+	for want, err := range map[error]error{ErrNotProposed: notProposed(CodeClosed, "m"), ErrUnknown: unknown(CodeClosed, "m"), ErrBroken: broken(CodeStorage, below, "m"),
+		ErrRejected: Reject("no", "m")} {
+		if got := kindsOf(err); len(got) != 1 || got[0] != want {
+			t.Errorf("%v matches %v, want %v", err, got, want)
+		}
+		if got := kindsOf(rejectionOf(err)); len(got) != 1 || got[0] != ErrRejected {
+			t.Errorf("what a machine returned, %v, is %v", err, got)
+		}
+	}
+}
