@@ -32,6 +32,9 @@ const (
 	sendPatience = 15 * time.Second
 	// beginUnread is where a client that does not read its answers is not listened to any more.
 	beginUnread = 4 << 20
+	// meetPatience is how long a stream waits until it is known of which cluster the server is: less than links wait for a stream to be taken, so that they are told why
+	// it is not.
+	meetPatience = time.Second
 )
 
 // stream is one client's stream of calls. What it has to say is sent by a goroutine that exists only as long as there is something, so
@@ -61,7 +64,7 @@ func (s *service) serveStream(g grpc.ServerStream) error {
 		return wire.Status(err)
 	}
 	defer s.leave(st)
-	if err := g.SendHeader(link.Greeting(s.backend.cluster())); err != nil { // it is taken
+	if err := st.greet(); err != nil {
 		return err
 	}
 	read := make(chan error, 1)
@@ -85,6 +88,27 @@ func (s *service) serveStream(g grpc.ServerStream) error {
 		return g.Context().Err()
 	}
 }
+
+// greet takes the stream, as soon as it can be said of which cluster the server is. Before that nothing that comes on it may wait here: a client whose address led into
+// another cluster would have its calls asked in this one, under a session that is somebody else's here. They wait with the client.
+func (st *stream) greet() error {
+	s := st.service
+	t := time.NewTimer(s.meeting)
+	defer t.Stop()
+	select {
+	case <-s.backend.met():
+	case err := <-st.kicked:
+		return err
+	case <-st.Context().Done():
+		return st.Context().Err()
+	case <-t.C:
+		return wire.Status(errNameless)
+	}
+	return st.SendHeader(link.Greeting(s.backend.cluster()))
+}
+
+var errNameless = &core.Error{Kind: core.ErrNotProposed, Code: core.CodeUnreachable,
+	Message: "this proxy does not know yet of which cluster it is, as none of its nodes has answered: ask another, or again"}
 
 var errClosing = &core.Error{Kind: core.ErrNotProposed, Code: core.CodeClosed, Message: "this server closes: go on with another, under the same session"}
 

@@ -55,6 +55,7 @@ func (b *slowOnes) start(_ int64, c *route.Call) {
 	c.Done(c)
 }
 func (b *slowOnes) leads(rsm.ShardID) bool                  { return true }
+func (b *slowOnes) met() <-chan struct{}                    { return always }
 func (b *slowOnes) cluster() string                         { return "" }
 func (b *slowOnes) topology() *decreev1.GetTopologyResponse { return nil }
 
