@@ -248,7 +248,7 @@ func (p *Proxy) up(l *link.Link) {
 	p.each(func(r *route.Router) { r.Up(monotonic()) })
 }
 
-func (p *Proxy) down(l *link.Link, why error) {
+func (p *Proxy) down(l *link.Link, _ bool, why error) {
 	if why == nil {
 		return
 	}

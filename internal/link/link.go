@@ -31,10 +31,10 @@ type Config struct {
 	Options []grpc.DialOption
 	// Now is the clock, in nanoseconds, of the routers whose calls go over the link.
 	Now func() int64
-	// Up and Down are called, from the link's goroutine, when the stream is there and when it is gone. Why is nil when the link is closed.
+	// Up and Down are called, from the link's goroutine, when the stream is there and when it is gone. Opened: it was there. Why is nil when the link is closed.
 	Up   func(*Link)
-	Down func(l *Link, why error)
-	// Check, if set, is told which cluster the other side says that it is of, "" if it does not say: an error keeps the stream from being used.
+	Down func(l *Link, opened bool, why error)
+	// Check, if set, is told which cluster the other side says that it is of, "" if it does not say: an error keeps the stream from being used. Nothing is sent before.
 	Check func(cluster string) error
 	// Leaving, if set, is called when the other side refuses a call because it closes: what it has taken it still answers.
 	Leaving func(*Link)
@@ -208,7 +208,7 @@ func (l *Link) run(ctx context.Context) {
 			err = nil
 		}
 		if l.cfg.Down != nil {
-			l.cfg.Down(l, err)
+			l.cfg.Down(l, opened, err)
 		}
 		select {
 		case <-ctx.Done():
