@@ -30,6 +30,10 @@ const (
 	maxUnread = 64 << 20
 	// sendPatience is how long a client may read nothing while there is something for it.
 	sendPatience = 15 * time.Second
+	// maxPiece is how much is sent as one message, unless one answer has more: who reads slowly learns by the first of them that there are some.
+	maxPiece = 256 << 10
+	// leastRate in bytes a second is what a client is supposed to read at least: it has the longer for what is large.
+	leastRate = 1 << 20
 	// beginUnread is where a client that does not read its answers is not listened to any more.
 	beginUnread = 4 << 20
 	// meetPatience is how long a stream waits until it is known of which cluster the server is: less than links wait for a stream to be taken, so that they are told why
@@ -54,6 +58,7 @@ type stream struct {
 	calls   int
 	bytes   int64 // that the calls hold
 	said    int64 // when something was begun to be sent last
+	large   int64 // what was sent before that has so many bytes more than a piece
 	ended   bool
 }
 
@@ -167,7 +172,7 @@ func (s *service) beats(quiet chan struct{}) {
 			st.mu.Lock()
 			switch silent := now - st.said; {
 			case st.ended:
-			case st.sending && silent > int64(s.patience):
+			case st.sending && silent > int64(s.patience)+st.large*int64(time.Second)/leastRate:
 				st.kick(wire.Status(&core.Error{Kind: core.ErrUnknown, Code: core.CodeOverloaded, Message: "the answers have not been read for too long"}))
 			case st.calls > 0 && !st.sending && silent > int64(beat/2):
 				st.send()
@@ -372,19 +377,30 @@ func (st *stream) send() {
 }
 
 func (st *stream) flush() {
+	var frame []byte // what is left of it
 	for {
-		runtime.Gosched() // what else is answered now may travel in the same frame
+		if len(frame) == 0 {
+			runtime.Gosched() // what else is answered now may travel in the same frame
+		}
 		st.mu.Lock()
-		frame := st.out
-		st.out = make([]byte, 0, min(cap(frame), 64<<10))
+		if len(frame) == 0 {
+			frame = st.out
+			st.out = make([]byte, 0, min(cap(frame), 64<<10))
+		}
+		piece := frame
+		if len(piece) > maxPiece {
+			piece = frame[:wire.FirstAnswers(frame, maxPiece)]
+		}
+		frame = frame[len(piece):]
 		st.said = monotonic()
 		st.mu.Unlock()
-		err := st.SendMsg(&codec.Frame{Data: frame})
+		err := st.SendMsg(&codec.Frame{Data: piece})
 		st.mu.Lock()
+		st.large = max(0, int64(len(piece))-maxPiece)
 		if err != nil { // who may not go on, it is said: what was to be sent is lost
 			st.kick(err)
 		}
-		if st.room.Broadcast(); err != nil || len(st.out) == 0 || st.ended {
+		if st.room.Broadcast(); err != nil || len(frame) == 0 && len(st.out) == 0 || st.ended {
 			st.sending = false
 			st.mu.Unlock()
 			return

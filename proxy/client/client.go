@@ -199,6 +199,7 @@ func (c *Client) lead(at int) error {
 
 func (c *Client) dial(address string, cfg link.Config) (*link.Link, error) {
 	cfg.Options, cfg.Now, cfg.Silence = access.DialOptions(c.options.TLS, c.options.Credentials), monotonic, c.options.Silence
+	cfg.Own = true // by whoever calls
 	return link.New(address, cfg)
 }
 
