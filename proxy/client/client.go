@@ -6,7 +6,8 @@
 // they share one stream, and whatever is ready when the connection is free travels in one message.
 //
 // Should another cluster be reached than before, by the name that proxies and nodes have for it, commands that may have happened in the old one end as unknown, and
-// the client begins anew there: with other sessions, and without a token.
+// the client begins anew there: with other sessions, and without a token. What did not happen, and reads, go there too. Only the address that the client keeps to says which
+// cluster it is, not those that errors name.
 //
 // A call belongs to the OpenTelemetry span of its context, if that has one: see Options.Tracer.
 package client
@@ -44,7 +45,8 @@ type Options struct {
 	Credentials credentials.PerRPCCredentials
 	// Patience bounds a call whose context has no deadline. Default a minute, at most a year.
 	Patience time.Duration
-	// Silence is how long a proxy may say nothing while calls wait for it. Default 3 s, from 1.5 s, as proxies say something every second, to an hour.
+	// Silence is how long a proxy may say nothing while calls wait for it. Default 3 s, from 1.5 s, as proxies say something every second, to an hour. Bytes of what is large, and on
+	// its way, count.
 	Silence time.Duration
 	// Logger gets what happens to connections. Default: none.
 	Logger *slog.Logger
