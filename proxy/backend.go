@@ -13,6 +13,8 @@ type backend interface {
 	start(now int64, c *route.Call)
 	// leads reports whether somebody is known to lead the shard.
 	leads(shard rsm.ShardID) bool
+	// met is closed when it is known which cluster this is.
+	met() <-chan struct{}
 	// cluster is the cluster's name, "" while it is not known.
 	cluster() string
 	topology() *decreev1.GetTopologyResponse

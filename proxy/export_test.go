@@ -9,6 +9,9 @@ import (
 // Patience replaces how long a client may read nothing.
 func (s *Server) Patience(d time.Duration) { s.service.patience = d }
 
+// Meeting replaces how long a stream waits until it is known of which cluster the server is.
+func (s *Server) Meeting(d time.Duration) { s.service.meeting = d }
+
 // PublicPatience replaces how long a call that needs no token may take to say what it asks.
 func (s *Server) PublicPatience(d time.Duration) { s.public.patience = d }
 

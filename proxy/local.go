@@ -27,6 +27,13 @@ type local struct {
 	ends *deadlines
 }
 
+// always is closed.
+var always = func() <-chan struct{} {
+	c := make(chan struct{})
+	close(c)
+	return c
+}()
+
 func newLocal(n *rsm.Node) *local { return &local{node: n, ends: newDeadlines()} }
 
 // Send implements route.Target.
@@ -55,6 +62,8 @@ func (l *local) start(now int64, c *route.Call) {
 		end(rsm.Result{}, err)
 	}
 }
+
+func (l *local) met() <-chan struct{} { return always }
 
 func (l *local) cluster() string { return l.node.Cluster() }
 

@@ -84,6 +84,7 @@ type Proxy struct {
 	tracer trace.Tracer // nil: nothing is traced
 	local  *local       // nil if no node is in this process
 	wanted chan struct{}
+	named  chan struct{} // closed when name is known
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
 
@@ -138,10 +139,11 @@ func New(cfg Config) (*Proxy, error) {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	p := &Proxy{cfg: cfg, log: cfg.Logger, wanted: make(chan struct{}, 1), cancel: cancel,
-		name: cfg.Cluster, asking: map[*link.Link]bool{},
-		links: map[string]*link.Link{}, address: map[rsm.NodeID]string{}, shards: map[rsm.ShardID]*shard{}, guessed: map[rsm.ShardID]int64{}, seen: map[rsm.NodeID]int64{}, meter: &meter{}, metrics: &collector{}, clock: clock.New(monotonic)}
+	p := &Proxy{cfg: cfg, log: cfg.Logger, wanted: make(chan struct{}, 1), named: make(chan struct{}), cancel: cancel,
+		asking: map[*link.Link]bool{},
+		links:  map[string]*link.Link{}, address: map[rsm.NodeID]string{}, shards: map[rsm.ShardID]*shard{}, guessed: map[rsm.ShardID]int64{}, seen: map[rsm.NodeID]int64{}, meter: &meter{}, metrics: &collector{}, clock: clock.New(monotonic)}
 	p.routers.Store(&map[rsm.ShardID]*route.Router{})
+	p.meet(cfg.Cluster)
 	if cfg.Tracer != nil {
 		p.tracer = cfg.Tracer.Tracer(tracerName)
 	}
@@ -232,6 +234,8 @@ func (p *Proxy) foreign(l *link.Link) bool {
 	return c != "" && p.name != "" && c != p.name
 }
 
+func (p *Proxy) met() <-chan struct{} { return p.named }
+
 func (p *Proxy) cluster() string {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -244,7 +248,7 @@ func (p *Proxy) up(l *link.Link) {
 	p.each(func(r *route.Router) { r.Up(monotonic()) })
 }
 
-func (p *Proxy) down(l *link.Link, why error) {
+func (p *Proxy) down(l *link.Link, _ bool, why error) {
 	if why == nil {
 		return
 	}
@@ -381,10 +385,8 @@ func (p *Proxy) learn(t *decreev1.GetTopologyResponse) {
 	if p.closed {
 		return
 	}
-	if p.name == "" {
-		p.name = t.GetCluster()
-	}
-	if t.GetCluster() != p.name {
+	p.meet(t.GetCluster())
+	if t.GetCluster() != p.name || p.name == "" {
 		p.log.Error("a node belongs to another cluster, and is not listened to", "cluster", t.GetCluster(), "ours", p.name)
 		return
 	}
@@ -431,6 +433,14 @@ func (p *Proxy) learn(t *decreev1.GetTopologyResponse) {
 		}
 	}
 	p.publish()
+}
+
+// meet gives the cluster its name, if it has none yet. It has that for ever. p.mu is held, if others know p.
+func (p *Proxy) meet(cluster string) {
+	if p.name == "" && cluster != "" {
+		p.name = cluster
+		close(p.named)
+	}
 }
 
 // forget takes out the nodes that nobody speaks of any more and that are members of nothing: they were removed. p.mu is held.

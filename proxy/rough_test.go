@@ -53,7 +53,7 @@ func lonely(t testing.TB) (*proxy.Proxy, *proxy.Server) {
 	}
 	address := l.Addr().String()
 	_ = l.Close() // nobody is there
-	return startProxy(t, proxy.Config{Nodes: []string{address}})
+	return startProxy(t, proxy.Config{Nodes: []string{address}, Cluster: "lonely"})
 }
 
 func soon(t testing.TB, what string, f func()) {

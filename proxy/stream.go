@@ -30,8 +30,15 @@ const (
 	maxUnread = 64 << 20
 	// sendPatience is how long a client may read nothing while there is something for it.
 	sendPatience = 15 * time.Second
+	// maxPiece is how much is sent as one message, unless one answer has more: who reads slowly learns by the first of them that there are some.
+	maxPiece = 256 << 10
+	// leastRate in bytes a second is what a client is supposed to read at least: it has the longer for what is large.
+	leastRate = 1 << 20
 	// beginUnread is where a client that does not read its answers is not listened to any more.
 	beginUnread = 4 << 20
+	// meetPatience is how long a stream waits until it is known of which cluster the server is: less than links wait for a stream to be taken, so that they are told why
+	// it is not.
+	meetPatience = time.Second
 )
 
 // stream is one client's stream of calls. What it has to say is sent by a goroutine that exists only as long as there is something, so
@@ -51,6 +58,7 @@ type stream struct {
 	calls   int
 	bytes   int64 // that the calls hold
 	said    int64 // when something was begun to be sent last
+	large   int64 // what was sent before that has so many bytes more than a piece
 	ended   bool
 }
 
@@ -61,7 +69,7 @@ func (s *service) serveStream(g grpc.ServerStream) error {
 		return wire.Status(err)
 	}
 	defer s.leave(st)
-	if err := g.SendHeader(link.Greeting(s.backend.cluster())); err != nil { // it is taken
+	if err := st.greet(); err != nil {
 		return err
 	}
 	read := make(chan error, 1)
@@ -85,6 +93,27 @@ func (s *service) serveStream(g grpc.ServerStream) error {
 		return g.Context().Err()
 	}
 }
+
+// greet takes the stream, as soon as it can be said of which cluster the server is. Before that nothing that comes on it may wait here: a client whose address led into
+// another cluster would have its calls asked in this one, under a session that is somebody else's here. They wait with the client.
+func (st *stream) greet() error {
+	s := st.service
+	t := time.NewTimer(s.meeting)
+	defer t.Stop()
+	select {
+	case <-s.backend.met():
+	case err := <-st.kicked:
+		return err
+	case <-st.Context().Done():
+		return st.Context().Err()
+	case <-t.C:
+		return wire.Status(errNameless)
+	}
+	return st.SendHeader(link.Greeting(s.backend.cluster()))
+}
+
+var errNameless = &core.Error{Kind: core.ErrNotProposed, Code: core.CodeUnreachable,
+	Message: "this proxy does not know yet of which cluster it is, as none of its nodes has answered: ask another, or again"}
 
 var errClosing = &core.Error{Kind: core.ErrNotProposed, Code: core.CodeClosed, Message: "this server closes: go on with another, under the same session"}
 
@@ -143,7 +172,7 @@ func (s *service) beats(quiet chan struct{}) {
 			st.mu.Lock()
 			switch silent := now - st.said; {
 			case st.ended:
-			case st.sending && silent > int64(s.patience):
+			case st.sending && silent > int64(s.patience)+st.large*int64(time.Second)/leastRate:
 				st.kick(wire.Status(&core.Error{Kind: core.ErrUnknown, Code: core.CodeOverloaded, Message: "the answers have not been read for too long"}))
 			case st.calls > 0 && !st.sending && silent > int64(beat/2):
 				st.send()
@@ -348,19 +377,30 @@ func (st *stream) send() {
 }
 
 func (st *stream) flush() {
+	var frame []byte // what is left of it
 	for {
-		runtime.Gosched() // what else is answered now may travel in the same frame
+		if len(frame) == 0 {
+			runtime.Gosched() // what else is answered now may travel in the same frame
+		}
 		st.mu.Lock()
-		frame := st.out
-		st.out = make([]byte, 0, min(cap(frame), 64<<10))
+		if len(frame) == 0 {
+			frame = st.out
+			st.out = make([]byte, 0, min(cap(frame), 64<<10))
+		}
+		piece := frame
+		if len(piece) > maxPiece {
+			piece = frame[:wire.FirstAnswers(frame, maxPiece)]
+		}
+		frame = frame[len(piece):]
 		st.said = monotonic()
 		st.mu.Unlock()
-		err := st.SendMsg(&codec.Frame{Data: frame})
+		err := st.SendMsg(&codec.Frame{Data: piece})
 		st.mu.Lock()
+		st.large = max(0, int64(len(piece))-maxPiece)
 		if err != nil { // who may not go on, it is said: what was to be sent is lost
 			st.kick(err)
 		}
-		if st.room.Broadcast(); err != nil || len(st.out) == 0 || st.ended {
+		if st.room.Broadcast(); err != nil || len(frame) == 0 && len(st.out) == 0 || st.ended {
 			st.sending = false
 			st.mu.Unlock()
 			return

@@ -5,6 +5,8 @@ import (
 	"context"
 	"errors"
 	"runtime"
+	"slices"
+	"sync"
 	"testing"
 	"time"
 
@@ -55,6 +57,7 @@ func (b *slowOnes) start(_ int64, c *route.Call) {
 	c.Done(c)
 }
 func (b *slowOnes) leads(rsm.ShardID) bool                  { return true }
+func (b *slowOnes) met() <-chan struct{}                    { return always }
 func (b *slowOnes) cluster() string                         { return "" }
 func (b *slowOnes) topology() *decreev1.GetTopologyResponse { return nil }
 
@@ -133,4 +136,61 @@ func TestSlowCallsKeepLittle(t *testing.T) {
 	runtime.KeepAlive(backend)
 	cancel()
 	<-done
+}
+
+// reader is a client that reads when it is told to.
+type reader struct {
+	script
+	reads chan struct{}
+	mu    sync.Mutex
+	got   [][]byte
+}
+
+func (s *reader) SendMsg(m any) error {
+	<-s.reads
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.got = append(s.got, m.(*codec.Frame).Data)
+	return nil
+}
+
+// What has become much while a client did not read goes to it in pieces, each of which tells it that the server lives.
+//
+// Mutation with which it was seen to fail: all that there is goes as one message.
+func TestAnswersGoInPieces(t *testing.T) {
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	g := &reader{script: script{ctx: ctx}, reads: make(chan struct{})}
+	st := &stream{ServerStream: g, service: newService(&slowOnes{}, Limits{}.withDefaults()), kicked: make(chan error, 1)}
+	st.room.L = &st.mu
+	sizes := append(slices.Repeat([]int{1000}, 2000), 1<<20, 100<<10)
+	for i, size := range sizes {
+		st.mu.Lock()
+		st.calls++
+		st.mu.Unlock()
+		st.done(uint64(i+1), 0, &route.Call{Kind: route.Read, Result: rsm.Result{Answer: make([]byte, size)}})
+	}
+	close(g.reads)
+	if err := st.drain(); err != nil {
+		t.Fatal(err)
+	}
+	next := uint64(1)
+	for _, frame := range g.got {
+		answers := 0
+		if err := wire.ParseAnswers(frame, func(a *wire.ReceivedAnswer) {
+			if a.ID != next || len(a.Result.Answer) != sizes[next-1] {
+				t.Fatalf("answer %d has %d bytes, and comes as number %d", a.ID, len(a.Result.Answer), next)
+			}
+			next++
+			answers++
+		}); err != nil {
+			t.Fatal(err)
+		}
+		if len(frame) > 256<<10 && answers > 1 {
+			t.Errorf("a message has %d bytes, of %d answers", len(frame), answers)
+		}
+	}
+	if next != uint64(len(sizes)+1) {
+		t.Errorf("%d answers came", next-1)
+	}
 }

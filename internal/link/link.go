@@ -3,14 +3,17 @@
 package link
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"math/rand/v2"
 	"runtime"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc"
@@ -31,15 +34,18 @@ type Config struct {
 	Options []grpc.DialOption
 	// Now is the clock, in nanoseconds, of the routers whose calls go over the link.
 	Now func() int64
-	// Up and Down are called, from the link's goroutine, when the stream is there and when it is gone. Why is nil when the link is closed.
+	// Up and Down are called, from the link's goroutine, when the stream is there and when it is gone. Opened: it was there. Why is nil when the link is closed.
 	Up   func(*Link)
-	Down func(l *Link, why error)
-	// Check, if set, is told which cluster the other side says that it is of, "" if it does not say: an error keeps the stream from being used.
+	Down func(l *Link, opened bool, why error)
+	// Check, if set, is told which cluster the other side says that it is of, "" if it does not say: an error keeps the stream from being used. Nothing is sent before.
 	Check func(cluster string) error
 	// Leaving, if set, is called when the other side refuses a call because it closes: what it has taken it still answers.
 	Leaving func(*Link)
-	// Silence after which a stream is given up although calls wait: whoever serves one says something every second then. Default 3 s.
+	// Silence after which a stream is given up although calls wait: whoever serves one says something every second then. Bytes of an answer that is on its way count, and so do
+	// those of calls, as long as the other side has none of those that wait as a whole. Default 3 s.
 	Silence time.Duration
+	// Own: answers are kept, by who does not know in what they came. Small ones are copied out of large frames.
+	Own bool
 }
 
 const (
@@ -62,6 +68,10 @@ const (
 	LeastSilence = 1500 * time.Millisecond
 	// MaxFrame bounds a frame that is received.
 	MaxFrame = 64 << 20
+	// maxPinned is the largest frame that a small answer may keep in memory, if answers are kept.
+	maxPinned = 64 << 10
+	// maxFrames is how many frames are remembered that have been sent.
+	maxFrames = 64
 )
 
 // Link is a stream to an address. It is a route.Target.
@@ -69,6 +79,7 @@ type Link struct {
 	address string
 	cfg     Config
 	conn    *grpc.ClientConn
+	pulse   pulse
 	cancel  context.CancelFunc
 	ended   chan struct{}
 
@@ -77,15 +88,33 @@ type Link struct {
 	cluster string // that the other side says it is of
 	out     []byte // calls that are not sent yet
 	pending pending
-	sent    uint64 // up to this id they may have arrived
-	heard   int64  // when something came, or the first call after a pause was sent
+	sent    uint64               // up to this id they may have arrived
+	heard   int64                // when something came, or the first call after a pause was sent
+	frames  [maxFrames]sentFrame // the last that were sent, in a ring
+	framed  int                  // frames that were sent on the stream
+	seen    seen
+	sending atomic.Int64 // since when a frame is being sent, 0: none is
 	wake    chan struct{}
+}
+
+// sentFrame is a frame of calls.
+type sentFrame struct {
+	last uint64 // id of a call in it
+	end  int64  // of the bytes that are written
+}
+
+// seen is what there was at the last look at the pulse.
+type seen struct {
+	read, delivered int64
+	moved           int64 // when something was delivered
 }
 
 // New returns a link to an address, which it begins to open. Close it.
 func New(address string, cfg Config) (*Link, error) {
 	cfg.Silence = cmp.Or(cfg.Silence, 3*time.Second)
+	l := &Link{address: address, cfg: cfg, ended: make(chan struct{}), wake: make(chan struct{}, 1)}
 	conn, err := grpc.NewClient(address, append([]grpc.DialOption{
+		grpc.WithContextDialer(l.pulse.dial), grpc.WithChainUnaryInterceptor(l.pulse.unary),
 		grpc.WithDefaultCallOptions(grpc.ForceCodecV2(codec.Codec{}), grpc.MaxCallRecvMsgSize(MaxFrame), grpc.MaxCallSendMsgSize(MaxFrame)),
 		grpc.WithDisableRetry(), // what is sent again is decided here
 		grpc.WithNoProxy(),
@@ -99,7 +128,7 @@ func New(address string, cfg Config) (*Link, error) {
 		return nil, fmt.Errorf("address %q: %w", address, err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	l := &Link{address: address, cfg: cfg, conn: conn, cancel: cancel, ended: make(chan struct{}), wake: make(chan struct{}, 1)}
+	l.conn, l.cancel = conn, cancel
 	go l.run(ctx)
 	return l, nil
 }
@@ -208,7 +237,7 @@ func (l *Link) run(ctx context.Context) {
 			err = nil
 		}
 		if l.cfg.Down != nil {
-			l.cfg.Down(l, err)
+			l.cfg.Down(l, opened, err)
 		}
 		select {
 		case <-ctx.Done():
@@ -250,40 +279,28 @@ func (l *Link) serve(ctx context.Context) (opened bool, err error) {
 	}
 	l.mu.Lock()
 	l.up, l.heard = true, l.cfg.Now()
+	l.framed = 0
 	l.mu.Unlock()
 	if l.cfg.Up != nil {
 		l.cfg.Up(l)
 	}
-	written := make(chan struct{})
-	go func() {
-		defer close(written)
-		l.write(ctx, cancel, stream)
-	}()
+	var beside sync.WaitGroup
+	beside.Go(func() { l.write(ctx, stream) })
+	beside.Go(func() { l.watch(ctx, cancel) })
 	err = l.read(stream)
 	cancel()
-	<-written
+	beside.Wait()
 	l.lose(err)
 	return true, err
 }
 
-// write sends what there is, all of it in one frame, until ctx ends. It also watches the silence.
-func (l *Link) write(ctx context.Context, cancel context.CancelFunc, stream grpc.ClientStream) {
-	watch := time.NewTicker(l.cfg.Silence / 4)
-	defer watch.Stop()
-	// A stream that takes nothing is given up, too.
-	stuck := time.AfterFunc(time.Hour, cancel)
-	defer stuck.Stop()
-	stuck.Stop()
+// write sends what there is, all of it in one frame, until ctx ends.
+func (l *Link) write(ctx context.Context, stream grpc.ClientStream) {
+	defer l.sending.Store(0)
 	for {
 		select {
 		case <-ctx.Done():
 			return
-		case <-watch.C:
-			if l.silent() {
-				cancel()
-				return
-			}
-			continue
 		case <-l.wake:
 		}
 		runtime.Gosched() // who else has something to say may say it in the same frame
@@ -291,9 +308,9 @@ func (l *Link) write(ctx context.Context, cancel context.CancelFunc, stream grpc
 		if len(frame) == 0 {
 			continue
 		}
-		stuck.Reset(l.cfg.Silence)
+		l.sending.Store(l.cfg.Now())
 		err := stream.SendMsg(&codec.Frame{Data: frame})
-		stuck.Stop()
+		l.sending.Store(0)
 		if err != nil {
 			return // the reader learns why
 		}
@@ -306,21 +323,74 @@ func (l *Link) take() []byte {
 	defer l.mu.Unlock()
 	frame := l.out
 	l.out, l.sent = make([]byte, 0, min(cap(frame), 64<<10)), l.pending.last
+	if len(frame) == 0 {
+		return nil
+	}
+	begin := l.pulse.written.Load()
+	if l.framed > 0 {
+		begin = max(begin, l.frames[(l.framed-1)%maxFrames].end)
+	}
+	l.frames[l.framed%maxFrames] = sentFrame{l.sent, begin + int64(len(frame))}
+	l.framed++
 	return frame
 }
 
-// silent reports whether nothing was heard for too long. It also forgets calls whose time is over: their routers have, and whoever answers
+// watch gives the stream up when it is silent for too long, or takes nothing, until ctx ends.
+func (l *Link) watch(ctx context.Context, cancel context.CancelFunc) {
+	t := time.NewTicker(l.cfg.Silence / 4)
+	defer t.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-t.C:
+		}
+		if l.silent() {
+			cancel()
+			return
+		}
+	}
+}
+
+// silent reports whether nothing was heard for too long, or nothing taken. It also forgets calls whose time is over: their routers have, and whoever answers
 // late, or never, must not use up the link.
 func (l *Link) silent() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	now := l.cfg.Now()
+	now, oldest := l.cfg.Now(), uint64(math.MaxUint64)
 	for a := range l.pending.all {
 		if a.call.Deadline+int64(l.cfg.Silence) < now {
 			l.pending.take(a.id)
+		} else {
+			oldest = min(oldest, a.id)
 		}
 	}
+	read, delivered := l.pulse.read.Load()-l.pulse.readAside.Load(), l.pulse.delivered()
+	if read-l.seen.read >= leastProgress { // an answer is on its way
+		l.heard = now
+	}
+	if delivered-l.pulse.writtenAside.Load()-l.seen.delivered >= leastProgress {
+		l.seen.moved = now
+		if l.onItsWay(oldest, delivered) { // who has no call yet has nothing to say
+			l.heard = now
+		}
+	}
+	l.seen.read, l.seen.delivered = read, delivered-l.pulse.writtenAside.Load()
+	if since := l.sending.Load(); since != 0 && now-max(since, l.seen.moved) > int64(l.cfg.Silence) {
+		return true
+	}
 	return l.pending.count > 0 && now-l.heard > int64(l.cfg.Silence)
+}
+
+// onItsWay reports whether the frame of a call has not been delivered. l.mu is held.
+func (l *Link) onItsWay(id uint64, delivered int64) bool {
+	first := max(0, l.framed-maxFrames)
+	for i := first; i < l.framed; i++ {
+		if f := l.frames[i%maxFrames]; f.last >= id {
+			return f.end > delivered && (i > first || first == 0) // it may have been in one before, which is forgotten
+		}
+	}
+	return false
 }
 
 // read takes answers in until the stream ends.
@@ -338,6 +408,11 @@ func (l *Link) read(stream grpc.ClientStream) error {
 		got, calls = got[:0], calls[:0]
 		if err := wire.ParseAnswers(f.Data, func(a *wire.ReceivedAnswer) { got = append(got, *a) }); err != nil {
 			return fmt.Errorf("%s answers what cannot be understood: %w", l.address, err)
+		}
+		if l.cfg.Own && len(f.Data) > maxPinned {
+			for i := range got {
+				own(&got[i].Result, len(f.Data))
+			}
 		}
 		now := l.cfg.Now()
 		l.mu.Lock()
@@ -373,6 +448,17 @@ func (l *Link) read(stream grpc.ClientStream) error {
 		}
 		clear(got)
 		clear(calls)
+	}
+}
+
+// own copies what is small out of a frame of n bytes.
+func own(r *core.Result, n int) {
+	if size := wire.AnswerBytes(r); size >= n/8 {
+		return
+	}
+	r.Answer = bytes.Clone(r.Answer)
+	for i, b := range r.Replies {
+		r.Replies[i] = bytes.Clone(b)
 	}
 }
 

@@ -76,7 +76,7 @@ func start(t *testing.T, do func(b *bench, g grpc.ServerStream) error) *bench {
 			b.mu.Unlock()
 			b.router.Up(clock())
 		},
-		Down: func(l *Link, _ error) { b.router.Down(l) }})
+		Down: func(l *Link, _ bool, _ error) { b.router.Down(l) }})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -232,26 +232,7 @@ func (r *Router) Refuse(why *core.Error) {
 	r.waiting, r.held = r.waiting[:0], 0
 }
 
-// EndSessions ends the calls that have a session: whoever is reached from now on is of another cluster, which does not know it, or by its id knows somebody
-// else's. A command that may have happened ends as unknown, any other as if its session had expired.
-func (r *Router) EndSessions(why *core.Error) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	for c := r.all.next; c != &r.all; {
-		next := c.next
-		switch {
-		case c.Kind == CloseSession:
-			r.finish(c, core.Result{}, nil)
-		case c.Kind == Submit && c.Session != 0:
-			c.inDoubt = c.mayHappen()
-			r.finish(c, core.Result{}, ended(c, why))
-		}
-		c = next
-	}
-	r.forgetFinished()
-}
-
-// Close ends all calls with an error.
+// Close ends all calls with an error, also those that come later: as unknown, what may have happened.
 func (r *Router) Close(why *core.Error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()

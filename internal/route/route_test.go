@@ -212,34 +212,32 @@ func TestDoubtStays(t *testing.T) {
 	}
 }
 
-// When another cluster is reached, what belongs to sessions ends: as unknown where it may have happened, and otherwise as if the session had expired.
+// A router that is closed is so for good: what may have happened ends as unknown, and everything else as not proposed, also what comes later. Nothing is sent any more.
 //
-// Mutations with which it was seen to fail: what waits stays; what was sent counts as not happened.
-func TestEndSessions(t *testing.T) {
+// Mutations with which it was seen to fail: what was sent counts as not happened; what comes later is sent.
+func TestCloseIsForGood(t *testing.T) {
 	r, a, _ := newPair(Config{})
 	parked, parkedDone := call(200*ms, 5)
 	r.Submit(0, parked) // nobody leads
-	other, otherDone := call(200*ms, 0)
-	r.Submit(0, other)
 	a.deaf = true
 	r.Learn(0, a, 1)
 	a.deaf = false
 	sent, sentDone := call(200*ms, 6)
 	r.Submit(0, sent)
-	closing, closed := call(200*ms, 6)
-	closing.Kind = CloseSession
-	r.Submit(0, closing)
-	if len(a.got) != 2 || r.Stats().Waiting != 2 {
+	if len(a.got) != 1 || r.Stats().Waiting != 1 {
 		t.Fatalf("%d sent, %+v", len(a.got), r.Stats())
 	}
-	r.EndSessions(&core.Error{Kind: core.ErrNotProposed, Code: core.CodeSessionExpired})
+	r.Close(&core.Error{Kind: core.ErrNotProposed, Code: core.CodeSessionExpired})
 	wantKind(t, parked, parkedDone, core.ErrNotProposed)
 	wantKind(t, sent, sentDone, core.ErrUnknown)
-	if *closed != 1 || closing.Err != nil {
-		t.Errorf("closing ends %d times, with %v", *closed, closing.Err)
-	}
-	if st := r.Stats(); *otherDone != 0 || st.Waiting != 1 || st.Calls != 1 || st.WaitingBytes != int64(other.Size()) {
-		t.Errorf("the call without a session: ended %d times, %+v", *otherDone, st)
+	late, lateDone := call(200*ms, 6)
+	r.Submit(ms, late)
+	wantKind(t, late, lateDone, core.ErrNotProposed)
+	a.answer(ms, nil)
+	r.Up(ms)
+	r.Tick(100 * ms)
+	if st := r.Stats(); len(a.got) != 1 || *sentDone != 1 || st.Waiting != 0 || st.Calls != 0 || st.WaitingBytes != 0 {
+		t.Errorf("%d sent, %+v", len(a.got), st)
 	}
 }
 

@@ -22,7 +22,6 @@ type Window struct {
 	id      core.SessionID
 	opening chan struct{} // closed when the opening under way ends
 	room    chan struct{} // closed when numbers are free again; nil if nobody waits
-	drops   uint64        // times that everything was dropped
 	last    uint64        // given out
 	acked   uint64        // outcomes known up to here
 	known   map[uint64]bool
@@ -82,9 +81,8 @@ func (w *Window) Begin(ctx context.Context) (Number, error) {
 			}
 		default:
 			w.opening = make(chan struct{})
-			drops := w.drops
 			w.mu.Unlock()
-			if err := w.open(ctx, drops); err != nil {
+			if err := w.open(ctx); err != nil {
 				return Number{}, err
 			}
 		}
@@ -92,15 +90,12 @@ func (w *Window) Begin(ctx context.Context) (Number, error) {
 }
 
 // open opens a session. That an opening may have happened unseen does not matter: it expires.
-func (w *Window) open(ctx context.Context, drops uint64) error {
+func (w *Window) open(ctx context.Context) error {
 	id, err := w.Open(ctx)
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	close(w.opening)
 	w.opening = nil
-	if err == nil && w.drops != drops {
-		return nil // it is of the cluster before; another is opened
-	}
 	if err == nil {
 		w.id, w.last, w.acked, w.known = id, 0, 0, map[uint64]bool{}
 		return nil
@@ -157,15 +152,6 @@ func (w *Window) Forget(id core.SessionID) {
 		w.id = 0
 		w.wake()
 	}
-}
-
-// Drop forgets whatever session there is, and one that is being opened: it is of another cluster than who is reached from now on.
-func (w *Window) Drop() {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.id = 0
-	w.drops++
-	w.wake()
 }
 
 // Take drops the session and returns it, 0 if there is none: to be closed.

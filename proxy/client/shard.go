@@ -24,16 +24,26 @@ import (
 type Shard struct {
 	client *Client
 	id     rsm.ShardID
-	router *route.Router
+	stay   atomic.Pointer[stay] // replaced under client.mu
+}
+
+// stay is what a Shard has in one cluster. When another is reached the Shard has another: what belongs to the former, wherever it is held up, gets there never.
+type stay struct {
+	shard  *Shard
+	router *route.Router // closed when the stay is over
 	window session.Window
 	token  atomic.Uint64
 }
+
+// over reports whether another cluster is reached by now.
+func (st *stay) over() bool { return st.shard.stay.Load() != st }
 
 // Pending is a request under way.
 type Pending struct {
 	shard    *Shard
 	ctx      context.Context
 	span     trace.Span // nil: there is none, or nobody looks
+	stay     *stay      // to which number belongs
 	number   session.Number
 	first    route.Call
 	call     *route.Call
@@ -89,7 +99,8 @@ func (s *Shard) deadline(ctx context.Context, now int64) int64 {
 
 // begin sends the request under a new number.
 func (p *Pending) begin(now int64) {
-	n, ok := p.shard.window.TryBegin()
+	st := p.shard.stay.Load()
+	n, ok := st.window.TryBegin()
 	if !ok {
 		ctx := p.ctx
 		if _, has := ctx.Deadline(); !has {
@@ -98,18 +109,23 @@ func (p *Pending) begin(now int64) {
 			defer cancel()
 		}
 		var err error
-		if n, err = p.shard.window.Begin(ctx); err != nil {
+		n, err = st.window.Begin(ctx)
+		for err != nil && st.over() && ctx.Err() == nil {
+			st = p.shard.stay.Load()
+			n, err = st.window.Begin(ctx)
+		}
+		if err != nil {
 			p.end(err)
 			return
 		}
 		now = monotonic()
 	}
-	p.number = n
+	p.stay, p.number = st, n
 	if p.span != nil {
 		p.span.SetAttributes(traced.Number("decree.session", n.Session), traced.Number("decree.sequence", n.Sequence))
 	}
 	p.call.Session, p.call.Sequence = n.Session, n.Sequence
-	p.shard.router.Submit(now, p.call)
+	st.router.Submit(now, p.call)
 }
 
 // finish gets the outcome of a call of a Pending. The router calls it, and must not be called.
@@ -118,7 +134,7 @@ func finish(c *route.Call) { c.Owner.(*Pending).finish(c) }
 // mark is what each attempt acknowledges: outcomes that have come meanwhile make room in the session.
 func mark(c *route.Call) uint64 {
 	p := c.Owner.(*Pending)
-	return p.shard.window.Acknowledged(p.number)
+	return p.stay.window.Acknowledged(p.number)
 }
 
 func (p *Pending) finish(c *route.Call) {
@@ -127,19 +143,19 @@ func (p *Pending) finish(c *route.Call) {
 	switch {
 	case err == nil:
 		p.replies, p.index = c.Result.Replies, c.Result.Index
-		p.shard.saw(p.index)
+		p.stay.saw(p.index)
 	case errors.Is(err, errSessionExpired):
-		// It certainly did not happen: a router that was in doubt says so. Once more, in a new session.
-		p.shard.window.Forget(p.number.Session)
+		// It certainly did not happen: a router that was in doubt says so. Once more, in a new session, and where the stay is over, in the next.
+		p.stay.window.Forget(p.number.Session)
 		p.call = c.Again()
 		go p.begin(monotonic())
 		return
 	case refused:
 		p.call = c.Again()
-		time.AfterFunc(wait, func() { p.shard.router.Submit(monotonic(), p.call) })
+		time.AfterFunc(wait, func() { p.stay.router.Submit(monotonic(), p.call) })
 		return
 	}
-	p.shard.window.Finish(p.number)
+	p.stay.window.Finish(p.number)
 	p.end(err)
 }
 
@@ -213,31 +229,31 @@ func (p *Pending) Index() rsm.Index { return p.index }
 
 // Read answers a query. At rsm.AtToken it sees everything that this handle has been told.
 func (s *Shard) Read(ctx context.Context, level rsm.Level, query []byte) ([]byte, error) {
-	res, err := s.ReadAt(ctx, level, rsm.Index(s.token.Load()), query)
+	res, err := s.ask(ctx, route.Call{Kind: route.Read, Level: level, Query: bytes.Clone(query)}, true).Wait(ctx)
 	return res.Answer, err
 }
 
 // ReadAt answers a query; at rsm.AtToken from a replica that has applied up to token.
 func (s *Shard) ReadAt(ctx context.Context, level rsm.Level, token rsm.Index, query []byte) (rsm.Result, error) {
 	// A copy: if ctx ends first, the caller has its memory back and the query goes on.
-	return s.ask(ctx, route.Call{Kind: route.Read, Level: level, Token: token, Query: bytes.Clone(query)}).Wait(ctx)
+	return s.ask(ctx, route.Call{Kind: route.Read, Level: level, Token: token, Query: bytes.Clone(query)}, false).Wait(ctx)
 }
 
 // GoRead starts a read and does not wait for its answer. The query must not be changed until that is there.
 func (s *Shard) GoRead(ctx context.Context, level rsm.Level, query []byte) *PendingRead {
-	return s.ask(ctx, route.Call{Kind: route.Read, Level: level, Token: rsm.Index(s.token.Load()), Query: query})
+	return s.ask(ctx, route.Call{Kind: route.Read, Level: level, Query: query}, true)
 }
 
 // Token returns the latest index that this handle was told: give it to another handle, and its reads at rsm.AtToken see at least that.
-func (s *Shard) Token() rsm.Index { return rsm.Index(s.token.Load()) }
+func (s *Shard) Token() rsm.Index { return rsm.Index(s.stay.Load().token.Load()) }
 
 // SetToken has later reads at rsm.AtToken see at least what is applied at an index.
-func (s *Shard) SetToken(at rsm.Index) { s.saw(at) }
+func (s *Shard) SetToken(at rsm.Index) { s.stay.Load().saw(at) }
 
-func (s *Shard) saw(index rsm.Index) {
+func (st *stay) saw(index rsm.Index) {
 	for {
-		old := s.token.Load()
-		if uint64(index) <= old || s.token.CompareAndSwap(old, uint64(index)) {
+		old := st.token.Load()
+		if uint64(index) <= old || st.token.CompareAndSwap(old, uint64(index)) {
 			return
 		}
 	}
@@ -245,37 +261,50 @@ func (s *Shard) saw(index rsm.Index) {
 
 // Close gives the session back; without it, it expires. The handle can be used again, with a new session.
 func (s *Shard) Close(ctx context.Context) error {
-	id := s.window.Take()
+	st := s.stay.Load()
+	id := st.window.Take()
 	if id == 0 {
 		return nil
 	}
-	_, err := s.call(ctx, route.Call{Kind: route.CloseSession, Shard: s.id, Session: id})
+	_, err := st.call(ctx, route.Call{Kind: route.CloseSession, Session: id})
+	if err != nil && st.over() {
+		return nil // the cluster that is reached now does not know it, and in the other it expires
+	}
 	return err
 }
 
-func (s *Shard) open(ctx context.Context) (rsm.SessionID, error) {
-	res, err := s.call(ctx, route.Call{Kind: route.OpenSession, Shard: s.id})
+func (st *stay) open(ctx context.Context) (rsm.SessionID, error) {
+	res, err := st.call(ctx, route.Call{Kind: route.OpenSession})
 	return res.Session, err
 }
 
-// call runs a call that may be asked twice.
-func (s *Shard) call(ctx context.Context, c route.Call) (rsm.Result, error) {
-	return s.ask(ctx, c).Wait(ctx)
+// call runs a call that may be asked twice, in this stay only.
+func (st *stay) call(ctx context.Context, c route.Call) (rsm.Result, error) {
+	return st.ask(ctx, c, false).Wait(ctx)
 }
 
 // PendingRead is a read under way.
 type PendingRead struct {
-	shard *Shard
-	call  route.Call
-	span  trace.Span // nil: there is none, or nobody looks
-	done  done
-	res   rsm.Result
-	err   error
+	stay *stay
+	own  bool // the token is the handle's
+	call route.Call
+	span trace.Span // nil: there is none, or nobody looks
+	done done
+	res  rsm.Result
+	err  error
 }
 
-func (s *Shard) ask(ctx context.Context, c route.Call) *PendingRead {
-	now := monotonic()
-	p := &PendingRead{shard: s, call: c}
+// ask begins a call. Own: its token is what the handle has been told.
+func (s *Shard) ask(ctx context.Context, c route.Call, own bool) *PendingRead {
+	return s.stay.Load().ask(ctx, c, own)
+}
+
+func (st *stay) ask(ctx context.Context, c route.Call, own bool) *PendingRead {
+	s, now := st.shard, monotonic()
+	p := &PendingRead{stay: st, own: own, call: c}
+	if own {
+		p.call.Token = rsm.Index(st.token.Load())
+	}
 	p.call.Shard, p.call.Deadline, p.call.Done, p.call.Owner = s.id, s.deadline(ctx, now), finishRead, p
 	_, p.span = s.trace(ctx, &p.call)
 	if err := wire.CheckCall(&p.call); err != nil {
@@ -283,23 +312,32 @@ func (s *Shard) ask(ctx context.Context, c route.Call) *PendingRead {
 		end(p.span, err, &p.done, p.call.Deadline)
 		return p
 	}
-	s.router.Submit(now, &p.call)
+	st.router.Submit(now, &p.call)
 	return p
 }
 
 // finishRead gets the outcome of a call of a PendingRead. The router calls it, and must not be called.
 func finishRead(c *route.Call) { c.Owner.(*PendingRead).finish(c) }
 
-// finish asks again if the call was refused for a while.
+// finish asks again if the call was refused for a while, and if it is a read and another cluster is to be asked.
 func (p *PendingRead) finish(c *route.Call) {
 	if wait, ok := later(c.Err, c.Deadline); ok {
 		again := c.Again()
-		time.AfterFunc(wait, func() { p.shard.router.Submit(monotonic(), again) })
+		time.AfterFunc(wait, func() { p.stay.router.Submit(monotonic(), again) })
+		return
+	}
+	if c.Err != nil && c.Kind == route.Read && p.stay.over() {
+		again := c.Again()
+		p.stay = p.stay.shard.stay.Load()
+		if p.own {
+			again.Token = rsm.Index(p.stay.token.Load())
+		}
+		go p.stay.router.Submit(monotonic(), again)
 		return
 	}
 	p.res, p.err = c.Result, c.Err
 	if p.err == nil {
-		p.shard.saw(p.res.Index)
+		p.stay.saw(p.res.Index)
 	}
 	end(p.span, p.err, &p.done, c.Deadline)
 }

@@ -59,6 +59,14 @@ type DecreeServiceClient interface {
 	CloseSession(ctx context.Context, in *CloseSessionRequest, opts ...grpc.CallOption) (*CloseSessionResponse, error)
 	// Connect is for speed: any number of calls under way on one stream, many in one message, answered in the order in which they end.
 	// A stream that ends says nothing about the calls that it left without an answer: send them again on another.
+	//
+	// The stream is taken with a header that has the metadata decree-cluster-bin: the name of the cluster that is reached. A session is of the cluster that opened it. If another is
+	// reached, its sessions are others', also those of the same id: open one there, and what was sent to the former and not answered stays unknown. Send nothing before the header is
+	// there. A proxy that does not know yet which cluster it serves takes no stream, and says so after a second (unreachable, UNAVAILABLE). Unary calls do not say which cluster
+	// answers: where an address may come to lead into another one, use a stream for what has a session.
+	//
+	// While a call waits on a stream, the server sends something at least once a second, an empty message if there is nothing else, but for what takes longer on its way. What it has
+	// to say comes in messages of 256 KiB at most, or of one answer.
 	Connect(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[ConnectRequest, ConnectResponse], error)
 	// GetTopology says what shards there are, who leads them, and at what addresses the nodes are. A hint: whoever is asked for something
 	// checks.
@@ -150,6 +158,14 @@ type DecreeServiceServer interface {
 	CloseSession(context.Context, *CloseSessionRequest) (*CloseSessionResponse, error)
 	// Connect is for speed: any number of calls under way on one stream, many in one message, answered in the order in which they end.
 	// A stream that ends says nothing about the calls that it left without an answer: send them again on another.
+	//
+	// The stream is taken with a header that has the metadata decree-cluster-bin: the name of the cluster that is reached. A session is of the cluster that opened it. If another is
+	// reached, its sessions are others', also those of the same id: open one there, and what was sent to the former and not answered stays unknown. Send nothing before the header is
+	// there. A proxy that does not know yet which cluster it serves takes no stream, and says so after a second (unreachable, UNAVAILABLE). Unary calls do not say which cluster
+	// answers: where an address may come to lead into another one, use a stream for what has a session.
+	//
+	// While a call waits on a stream, the server sends something at least once a second, an empty message if there is nothing else, but for what takes longer on its way. What it has
+	// to say comes in messages of 256 KiB at most, or of one answer.
 	Connect(grpc.BidiStreamingServer[ConnectRequest, ConnectResponse]) error
 	// GetTopology says what shards there are, who leads them, and at what addresses the nodes are. A hint: whoever is asked for something
 	// checks.

@@ -1,0 +1,425 @@
+package client
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc"
+
+	decreev1 "github.com/decree-raft/decree/api/decree/v1"
+	"github.com/decree-raft/decree/internal/codec"
+	"github.com/decree-raft/decree/internal/core"
+	"github.com/decree-raft/decree/internal/link"
+	"github.com/decree-raft/decree/internal/route"
+	"github.com/decree-raft/decree/internal/wire"
+	"github.com/decree-raft/decree/rsm"
+)
+
+// liar is a server that says of which cluster it is, and answers calls as a test wants.
+type liar struct {
+	decreev1.UnimplementedDecreeServiceServer
+	cluster string
+	refuse  error                                                           // what streams are refused with, if not nil
+	answer  func(c *route.Call, end func(error)) (core.Result, error, bool) // false: not now. end ends the stream
+	streams atomic.Int64                                                    // that are open
+	taken   atomic.Int64                                                    // that were ever
+
+	mu    sync.Mutex
+	calls []*route.Call
+	send  func(id uint64, kind route.Kind, res core.Result, err error)
+	ids   map[*route.Call]uint64
+}
+
+func (l *liar) Connect(g grpc.BidiStreamingServer[decreev1.ConnectRequest, decreev1.ConnectResponse]) error {
+	if l.refuse != nil {
+		return wire.Status(l.refuse)
+	}
+	if err := g.SendHeader(link.Greeting(l.cluster)); err != nil {
+		return err
+	}
+	l.streams.Add(1)
+	l.taken.Add(1)
+	defer l.streams.Add(-1)
+	var sending sync.Mutex
+	l.mu.Lock()
+	l.ids = map[*route.Call]uint64{}
+	l.send = func(id uint64, kind route.Kind, res core.Result, err error) {
+		sending.Lock()
+		defer sending.Unlock()
+		_ = g.SendMsg(&codec.Frame{Data: wire.AppendAnswer(nil, id, kind, &res, err)}) // the client may be gone
+	}
+	send := l.send
+	l.mu.Unlock()
+	ended := make(chan error, 2)
+	end := func(err error) {
+		select {
+		case ended <- wire.Status(err):
+		default:
+		}
+	}
+	go func() {
+		for {
+			var f codec.Frame
+			if err := g.RecvMsg(&f); err != nil {
+				ended <- err
+				return
+			}
+			_ = wire.ParseCalls(f.Data, func() *route.Call { return &route.Call{} }, func(c wire.ReceivedCall) error {
+				l.mu.Lock()
+				l.calls = append(l.calls, c.Call)
+				l.ids[c.Call] = c.ID
+				l.mu.Unlock()
+				if res, err, now := l.answer(c.Call, end); now {
+					send(c.ID, c.Call.Kind, res, err)
+				}
+				return nil
+			})
+		}
+	}()
+	return <-ended
+}
+
+// got returns the calls of a kind that have come.
+func (l *liar) got(kind route.Kind) (calls []*route.Call) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, c := range l.calls {
+		if c.Kind == kind {
+			calls = append(calls, c)
+		}
+	}
+	return calls
+}
+
+// late answers a call that was not answered when it came.
+func (l *liar) late(c *route.Call, res core.Result) {
+	l.mu.Lock()
+	send, id := l.send, l.ids[c]
+	l.mu.Unlock()
+	send(id, c.Kind, res, nil)
+}
+
+// plainly answers a call as a server would.
+func plainly(session core.SessionID) func(*route.Call, func(error)) (core.Result, error, bool) {
+	return func(c *route.Call, _ func(error)) (core.Result, error, bool) { return outcome(c, session), nil, true }
+}
+
+func outcome(c *route.Call, session core.SessionID) core.Result {
+	switch c.Kind {
+	case route.Submit:
+		return core.Result{Replies: c.Commands, Index: 7}
+	case route.Read:
+		return core.Result{Answer: c.Query, Index: 7}
+	case route.OpenSession:
+		return core.Result{Session: session}
+	}
+	return core.Result{}
+}
+
+// serve has a liar serve at an address, which somebody else may not have left yet.
+func serve(t *testing.T, listen string, l *liar) (address string, stop func()) {
+	t.Helper()
+	var at net.Listener
+	await(t, "the port", func() (free bool) {
+		var err error
+		at, err = net.Listen("tcp", listen)
+		return err == nil
+	})
+	s := grpc.NewServer(grpc.ForceServerCodecV2(codec.Codec{}))
+	decreev1.RegisterDecreeServiceServer(s, l)
+	go func() { _ = s.Serve(at) }()
+	t.Cleanup(s.Stop)
+	return at.Addr().String(), s.Stop
+}
+
+func await(t *testing.T, what string, f func() bool) {
+	t.Helper()
+	for until := time.Now().Add(30 * time.Second); !f(); time.Sleep(time.Millisecond) {
+		if time.Now().After(until) {
+			t.Fatalf("waited for %s in vain", what)
+		}
+	}
+}
+
+func within(t *testing.T) context.Context {
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+func dialAll(t *testing.T, addresses ...string) *Client {
+	t.Helper()
+	c, err := Dial(addresses, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(c.Close)
+	return c
+}
+
+// What a refusal holds up while another cluster takes the address goes there under a session of that cluster, and never under the former, which is somebody else's there, nor
+// does its number mark one of the new session as known.
+//
+// Mutation with which it was seen to fail: what was held up goes to whoever is reached then.
+func TestHeldUpCallsLeaveTheirSession(t *testing.T) {
+	one := &liar{cluster: "one", answer: func(c *route.Call, _ func(error)) (core.Result, error, bool) {
+		if c.Kind == route.Submit && string(c.Commands[0]) == "late" {
+			return core.Result{}, &core.Error{Kind: core.ErrNotProposed, Code: core.CodeOverloaded, RetryAfter: 2 * time.Second}, true
+		}
+		return outcome(c, 5), nil, true
+	}}
+	address, stop := serve(t, "127.0.0.1:0", one)
+	s := dialAll(t, address).Shard(1)
+	for range 36 {
+		if _, err := s.Submit(within(t), []byte("soon")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	late := s.Go(within(t), []byte("late"))
+	await(t, "the refusal", func() bool { return len(one.got(route.Submit)) == 37 })
+	await(t, "its arrival", func() bool { return s.stay.Load().router.Stats().Calls == 0 })
+	stop()
+	two := &liar{cluster: "two", answer: plainly(5)}
+	serve(t, address, two)
+	await(t, "the other cluster", func() bool { return two.streams.Load() > 0 })
+	if _, err := late.Wait(within(t)); err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		if _, err := s.Submit(within(t), []byte("more")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := len(two.got(route.OpenSession)); n != 1 {
+		t.Errorf("%d sessions were opened", n)
+	}
+	for i, c := range two.got(route.Submit) {
+		if c.Session != 5 || c.Sequence != uint64(i+1) || c.Acknowledged > uint64(i) {
+			t.Errorf("%q comes as %d of session %d, with %d known", c.Commands[0], c.Sequence, c.Session, c.Acknowledged)
+		}
+	}
+}
+
+// Only the main link says which cluster is reached: an address that a hint names, and that another cluster has taken over, is not asked anything, and nothing is forgotten for it.
+//
+// Mutation with which it was seen to fail: a hinted link has the main one's Check.
+func TestHintIntoAnotherCluster(t *testing.T) {
+	other := &liar{cluster: "two", answer: plainly(5)}
+	elsewhere, _ := serve(t, "127.0.0.1:0", other)
+	hints := 0
+	main := &liar{cluster: "one", answer: func(c *route.Call, _ func(error)) (core.Result, error, bool) {
+		if c.Kind == route.Submit && hints < 3 {
+			hints++
+			return core.Result{}, &core.Error{Kind: core.ErrNotProposed, Code: core.CodeNotLeader, Leader: 2, LeaderAddress: elsewhere}, true
+		}
+		return outcome(c, 5), nil, true
+	}}
+	address, _ := serve(t, "127.0.0.1:0", main)
+	c := dialAll(t, address)
+	s := c.Shard(1)
+	s.SetToken(1 << 40)
+	if _, err := s.Submit(within(t), []byte("a")); err != nil {
+		t.Fatal(err)
+	}
+	await(t, "the hinted address to be judged", func() bool { return other.taken.Load() > 0 && other.streams.Load() == 0 })
+	if _, err := s.Submit(within(t), []byte("b")); err != nil {
+		t.Fatal(err)
+	}
+	if s.Token() != 1<<40 {
+		t.Errorf("the token is %d", s.Token())
+	}
+	if n := len(main.got(route.OpenSession)); n != 1 {
+		t.Errorf("%d sessions were opened", n)
+	}
+	if n := len(other.calls); n != 0 {
+		t.Errorf("the other cluster was asked %d times", n)
+	}
+}
+
+// What the former cluster answers late does not count: a read that waits there is asked in the other one, and the token is what that one says.
+//
+// Mutation with which it was seen to fail: the routers of the former cluster go on.
+func TestLateAnswerOfAnotherCluster(t *testing.T) {
+	one := &liar{cluster: "one", answer: func(c *route.Call, _ func(error)) (core.Result, error, bool) {
+		switch {
+		case c.Kind == route.Read && string(c.Query) == "slow":
+			return core.Result{}, nil, false
+		case c.Kind == route.Read && string(c.Query) == "leave":
+			return core.Result{}, &core.Error{Kind: core.ErrNotProposed, Code: core.CodeClosed}, true
+		}
+		return outcome(c, 5), nil, true
+	}}
+	two := &liar{cluster: "two", answer: plainly(9)}
+	first, _ := serve(t, "127.0.0.1:0", one)
+	second, _ := serve(t, "127.0.0.1:0", two)
+	c := dialAll(t, first)
+	s := c.Shard(1)
+	s.SetToken(50) // the other cluster is not there yet
+	slow := s.GoRead(within(t), rsm.AtToken, []byte("slow"))
+	await(t, "the slow read", func() bool { return len(one.got(route.Read)) == 1 })
+	c.mu.Lock()
+	c.addresses = []string{first, second}
+	c.at = 0
+	c.mu.Unlock()
+	if _, err := s.Read(within(t), rsm.Linearizable, []byte("leave")); err != nil {
+		t.Fatal(err)
+	}
+	res, err := slow.Wait(within(t))
+	if err != nil || res.Index != 7 {
+		t.Errorf("the slow read ends with %v, %v", res, err)
+	}
+	for _, c := range one.got(route.Read) {
+		if string(c.Query) == "slow" {
+			one.late(c, core.Result{Index: 1 << 40})
+		}
+	}
+	for range 20 { // time for it to arrive
+		if _, err := s.Read(within(t), rsm.Linearizable, []byte("b")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if s.Token() != 7 {
+		t.Errorf("the token is %d", s.Token())
+	}
+	for _, c := range two.got(route.Read) {
+		if c.Token >= 50 {
+			t.Errorf("a read comes with the token %d of the former cluster", c.Token)
+		}
+	}
+}
+
+// Who does not say of which cluster it is could be of any: nothing is sent to it.
+//
+// Mutation with which it was seen to fail: such a stream is taken for one of the cluster before.
+func TestNamelessServer(t *testing.T) {
+	nameless := &liar{answer: plainly(5)}
+	address, _ := serve(t, "127.0.0.1:0", nameless)
+	s := dialAll(t, address).Shard(1)
+	ctx, cancel := context.WithTimeout(context.Background(), 300*time.Millisecond)
+	defer cancel()
+	if _, err := s.Read(ctx, rsm.Linearizable, []byte("a")); !errors.Is(err, rsm.ErrNotProposed) {
+		t.Errorf("a read ends with %v", err)
+	}
+	if n := len(nameless.got(route.Read)); n != 0 {
+		t.Errorf("%d reads were sent", n)
+	}
+}
+
+// A token that is replaced costs nothing: the stream that it was shown for ends as refused, what was on it goes on another, for which the new one is shown.
+//
+// Mutation with which it was seen to fail: the end of a stream that was open counts as a refusal.
+func TestTokenIsReplacedUnderCalls(t *testing.T) {
+	const calls = 100
+	var came atomic.Int64
+	expired := make(chan struct{})
+	l := &liar{cluster: "one"}
+	l.answer = func(c *route.Call, end func(error)) (core.Result, error, bool) {
+		if c.Kind != route.OpenSession {
+			if n := came.Add(1); n < calls {
+				return core.Result{}, nil, false
+			} else if n == calls {
+				end(&core.Error{Kind: core.ErrNotProposed, Code: core.CodeUnauthenticated, Message: "the token is not known any more"})
+				close(expired)
+				return core.Result{}, nil, false
+			}
+		}
+		return outcome(c, 5), nil, true
+	}
+	address, _ := serve(t, "127.0.0.1:0", l)
+	s := dialAll(t, address).Shard(1)
+	var commands []*Pending
+	var reads []*PendingRead
+	for i := range calls / 2 {
+		commands = append(commands, s.Go(within(t), []byte(fmt.Sprint(i))))
+		reads = append(reads, s.GoRead(within(t), rsm.Linearizable, []byte("q")))
+	}
+	<-expired
+	for i := range commands {
+		if _, err := commands[i].Wait(within(t)); err != nil {
+			t.Errorf("command %d: %v", i, err)
+		}
+		if _, err := reads[i].Wait(within(t)); err != nil {
+			t.Errorf("read %d: %v", i, err)
+		}
+	}
+}
+
+// One address that refuses the client ends nothing as long as another might not, and if all do, calls do not wait for their deadlines.
+//
+// Mutations with which it was seen to fail: the first refusal ends what waits; a second refusal of the same address counts as another's; none ever does.
+func TestRefusedByOneAddress(t *testing.T) {
+	no := &core.Error{Kind: core.ErrNotProposed, Code: core.CodeUnauthenticated, Message: "no such token"}
+	refusing, _ := serve(t, "127.0.0.1:0", &liar{cluster: "one", refuse: no})
+	also, _ := serve(t, "127.0.0.1:0", &liar{cluster: "one", refuse: no})
+	good, _ := serve(t, "127.0.0.1:0", &liar{cluster: "one", answer: plainly(5)})
+	for range 10 { // it begins at any
+		c := dialAll(t, "127.0.0.1:1", refusing, good)
+		if _, err := c.Shard(1).Submit(within(t), []byte("a")); err != nil {
+			t.Errorf("with one that takes the token: %v", err)
+		}
+		c.Close()
+	}
+	_, err := dialAll(t, refusing, also).Shard(1).Read(within(t), rsm.Linearizable, []byte("a"))
+	if e, _ := core.Verdict(err); e == nil || e.Code != core.CodeUnauthenticated {
+		t.Errorf("with none that takes the token: %v", err)
+	}
+	// Between two rounds the address is asked more than once.
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+	defer cancel()
+	_, err = dialAll(t, "127.0.0.1:1", refusing).Shard(1).Read(ctx, rsm.Linearizable, []byte("a"))
+	if e, _ := core.Verdict(err); e == nil || e.Code != core.CodeCancelled {
+		t.Errorf("with one that might take the token when it is back: %v", err)
+	}
+}
+
+// Hints at addresses where nobody is do not keep out those that come later, and are forgotten after a while.
+//
+// Mutations with which it was seen to fail: what was hinted stays for ever; nothing makes room.
+func TestManyHints(t *testing.T) {
+	last := &liar{cluster: "one", answer: plainly(5)}
+	there, _ := serve(t, "127.0.0.1:0", last)
+	hints := 0
+	main := &liar{cluster: "one", answer: func(c *route.Call, _ func(error)) (core.Result, error, bool) {
+		if string(c.Query) == fmt.Sprint(hints) {
+			hints++
+			at := fmt.Sprintf("127.0.0.1:%d", hints)
+			if hints == maxHinted+1 {
+				at = there
+			}
+			return core.Result{}, &core.Error{Kind: core.ErrNotProposed, Code: core.CodeNotLeader, Leader: 2, LeaderAddress: at}, true
+		}
+		return outcome(c, 5), nil, true
+	}}
+	address, _ := serve(t, "127.0.0.1:0", main)
+	c := dialAll(t, address)
+	for i := range maxHinted + 1 {
+		if _, err := c.Shard(1).Read(within(t), rsm.Linearizable, []byte(fmt.Sprint(i))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	await(t, "the last address to be dialled", func() bool { return last.streams.Load() > 0 })
+	c.mu.Lock()
+	if n := len(c.hinted); n != maxHinted {
+		t.Errorf("%d addresses are remembered", n)
+	}
+	for _, h := range c.hinted {
+		if h.since != 0 {
+			h.since -= int64(hintedFor) // as if so much time had passed
+		}
+	}
+	c.mu.Unlock()
+	await(t, "those at which nobody is to be forgotten", func() bool {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		return len(c.hinted) == 1
+	})
+	if last.streams.Load() != 1 {
+		t.Error("the one at which somebody is was forgotten, too")
+	}
+}
