@@ -36,7 +36,7 @@ func TestVotersAreFixed(t *testing.T) {
 	n.Kill()
 	three := single
 	three.Peers = map[NodeID]string{1: "127.0.0.1:0", 2: "127.0.0.1:1", 3: "127.0.0.1:2"}
-	if _, err := Start(three); err == nil || !strings.Contains(err.Error(), "voters") {
+	if _, err := Start(three); !errors.Is(err, ErrVotersChanged) || !strings.Contains(err.Error(), "[1 2 3]") {
 		t.Errorf("started with other voters: %v", err)
 	}
 	three.Shards = []ShardConfig{{ID: 2, Machine: counters{}, Voters: []NodeID{1}}}
