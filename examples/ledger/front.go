@@ -140,9 +140,9 @@ type once struct {
 	shard *client.Shard
 }
 
-func (o *once) Submit(ctx context.Context, command []byte) ([]byte, error) {
+func (o *once) Do(ctx context.Context, r rsm.Request) (rsm.Result, error) {
 	<-o.known
-	return o.shard.Submit(ctx, command)
+	return o.shard.Do(ctx, r)
 }
 
 // serve serves HTTP until stop. What gRPC gets is answered already.
