@@ -33,14 +33,14 @@ func TestClientMakesRoom(t *testing.T) {
 	}
 	room := Request{Commands: [][]byte{[]byte("a")}, MakesRoom: true}
 	var wg sync.WaitGroup
-	half := make(chan struct{}, 20)
+	half, all := make(chan struct{}, 20), within(t)
 	for range 20 {
 		wg.Go(func() {
 			for i := range 10 {
 				if i == 5 {
 					half <- struct{}{}
 				}
-				if res, err := fresh.Do(within(t), room); err != nil || len(res.Replies) != 1 || res.Index == 0 {
+				if res, err := fresh.Do(all, room); err != nil || len(res.Replies) != 1 || res.Index == 0 {
 					t.Errorf("a command that makes room: %+v, %v", res, err)
 				}
 			}
