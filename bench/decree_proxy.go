@@ -83,7 +83,7 @@ func (p *proxiedCluster) StartWrite(ctx context.Context, shard int, command []by
 	if p.stamp {
 		command = stamped(command)
 	}
-	pending := p.shard(shard).Go(ctx, command)
+	pending := p.shard(shard).Go(ctx, rsm.Request{Commands: [][]byte{command}})
 	return func(ctx context.Context) error {
 		_, err := pending.Wait(ctx)
 		return err

@@ -33,7 +33,7 @@ func BenchmarkThrough(b *testing.B) {
 						b.Fatal(err)
 					}
 				}
-				*p = sh.Go(ctx, []byte("a command of some bytes"))
+				*p = sh.Go(ctx, add("a command of some bytes"))
 			}
 			for _, p := range window {
 				if p != nil {

@@ -74,7 +74,7 @@ func TestBlockedExporter(t *testing.T) {
 	soon(t, "many calls", func() {
 		var all []*client.Pending
 		for range 3000 {
-			all = append(all, traced.Shard(1).Go(within(t), []byte("a")))
+			all = append(all, traced.Shard(1).Go(within(t), add("a")))
 		}
 		for _, p := range all {
 			if _, err := p.Wait(within(t)); err != nil {
@@ -94,7 +94,7 @@ func TestBlockedExporter(t *testing.T) {
 	}
 	t.Cleanup(waits.Close)
 	soon(t, "a call at its deadline", func() {
-		if _, err := waits.Shard(1).Go(context.Background(), []byte("a")).Wait(context.Background()); err == nil {
+		if _, err := waits.Shard(1).Go(context.Background(), add("a")).Wait(context.Background()); err == nil {
 			t.Error("it succeeds")
 		}
 	})

@@ -94,8 +94,10 @@ func loadOf(c *route.Call) admit.Outcome {
 	switch e, no := core.Verdict(c.Err); {
 	case c.Err == nil, no != nil:
 		return admit.Answered
-	case e != nil && e.Code == core.CodeCancelled && c.Held:
+	case c.Held && (c.Late || e != nil && e.Code == core.CodeCancelled):
 		return admit.Late
+	case c.Late: // it waited, whatever it was told before
+		return admit.Ignored
 	case e != nil && e.Code == core.CodeOverloaded:
 		return admit.Dropped
 	}

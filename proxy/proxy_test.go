@@ -46,6 +46,9 @@ func number(v rsm.View, key []byte) uint64 {
 	return binary.BigEndian.Uint64(b)
 }
 
+// add is a request that adds one to a key.
+func add(key string) rsm.Request { return rsm.Request{Commands: [][]byte{[]byte(key)}} }
+
 func within(t testing.TB) context.Context {
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	t.Cleanup(cancel)
@@ -177,7 +180,7 @@ func TestInFlight(t *testing.T) {
 	sh := dial(t, s.Addr()).Shard(1)
 	var pending []*client.Pending
 	for range 10_000 {
-		pending = append(pending, sh.Go(within(t), []byte("a")))
+		pending = append(pending, sh.Go(within(t), add("a")))
 	}
 	seen := map[uint64]bool{}
 	for _, p := range pending {

@@ -70,7 +70,7 @@ func TestTokenIsReplaced(t *testing.T) {
 	ctx := within(t)
 	var commands []*client.Pending
 	for range 100 {
-		commands = append(commands, cl.Shard(1).Go(ctx, []byte("k")))
+		commands = append(commands, cl.Shard(1).Go(ctx, rsm.Request{Commands: [][]byte{[]byte("k")}}))
 	}
 	write("tokens", lines[0], lines[1])
 	write("token", secrets[1])

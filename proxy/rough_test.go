@@ -257,7 +257,7 @@ func TestLeavesNothing(t *testing.T) {
 	if _, err := cl.Shard(1).Submit(within(t), []byte("a")); err != nil {
 		t.Fatal(err)
 	}
-	pending := cl.Shard(2).Go(within(t), []byte("a"))
+	pending := cl.Shard(2).Go(within(t), add("a"))
 	cl.Close()
 	<-pending.Done()
 	if _, err := cl.Shard(1).Submit(within(t), []byte("a")); !errors.Is(err, rsm.ErrNotProposed) {

@@ -91,6 +91,16 @@ func TestLoadOfWhatIsLate(t *testing.T) {
 			t.Errorf("%v, held %v: %d, not %d", c.Err, c.Held, got, want)
 		}
 	}
+	// Whatever it was told before.
+	for _, code := range []core.Code{core.CodeNoLeader, core.CodeOverloaded} {
+		was := &core.Error{Kind: core.ErrNotProposed, Code: code}
+		if got := loadOf(&route.Call{Err: was, Late: true, Held: true}); got != admit.Late {
+			t.Errorf("%s, held: %d", code, got)
+		}
+		if got := loadOf(&route.Call{Err: was, Late: true}); got != admit.Ignored {
+			t.Errorf("%s: %d", code, got)
+		}
+	}
 	if got := loadOf(&route.Call{Held: true}); got != admit.Answered {
 		t.Error(got)
 	}

@@ -3,7 +3,6 @@ package rsm
 import (
 	"context"
 	"errors"
-	"fmt"
 	"sync"
 	"time"
 
@@ -15,8 +14,8 @@ import (
 // session, and asks again under the same number until it knows the outcome. Any
 // number of goroutines may use one Client.
 type Client struct {
-	replica func(NodeID) *Shard
-	nodes   int
+	replica func(NodeID) (*Shard, error)
+	next    func(after NodeID) NodeID // whom to ask after a node, where nobody says who leads
 
 	window session.Window
 
@@ -31,14 +30,26 @@ const clientPatience = time.Minute
 // NewClient returns a client over nodes with ids 1 to n; replica returns a
 // node's replica of the shard, or nil while it cannot be reached.
 func NewClient(replica func(NodeID) *Shard, n int) *Client {
-	c := &Client{replica: replica, nodes: n, guess: 1}
+	return newClient(func(id NodeID) (*Shard, error) {
+		if s := replica(id); s != nil {
+			return s, nil
+		}
+		return nil, errUnreachable
+	}, func(after NodeID) NodeID { return after%NodeID(n) + 1 })
+}
+
+func newClient(replica func(NodeID) (*Shard, error), next func(NodeID) NodeID) *Client {
+	c := &Client{replica: replica, next: next, guess: 1}
 	c.window.Open = c.open
 	return c
 }
 
-// Submit has a command decided, exactly once, and returns its reply. It waits
-// through changes of leader until ctx ends, or for a minute if ctx has no deadline. Only if it ends
-// without an answer is the outcome unknown.
+// Submit has a command decided, exactly once, and returns its reply. It waits until ctx ends, or for a minute if ctx has no deadline: through changes of
+// leader, and while the leader refuses commands because its disk is low (the code disk_low) or it has too many (overloaded), as long as these say.
+// It does not wait for what would be refused again, such as a command that is too large, or a shard that no node hosts.
+//
+// When the time is over, the error has the code of the last refusal, and its RetryAfter. It is ErrUnknown only if some attempt may have
+// happened, and else ErrNotProposed.
 func (c *Client) Submit(ctx context.Context, command []byte) ([]byte, error) {
 	replies, err := c.SubmitAll(ctx, command)
 	if err != nil {
@@ -47,20 +58,32 @@ func (c *Client) Submit(ctx context.Context, command []byte) ([]byte, error) {
 	return replies[0], nil
 }
 
-// SubmitAll has commands decided together: all or nothing, exactly once.
+// SubmitAll has commands decided together: all or nothing, exactly once. See Submit.
 func (c *Client) SubmitAll(ctx context.Context, commands ...[]byte) ([][]byte, error) {
+	res, err := c.Do(ctx, Request{Commands: commands})
+	return res.Replies, err
+}
+
+// Do has a request decided, exactly once: SubmitAll for commands that make room (Request.MakesRoom), or for who wants to know the Index.
+// The session and the number are the client's. See Submit.
+func (c *Client) Do(ctx context.Context, r Request) (Result, error) {
+	if r.Session != 0 || r.Sequence != 0 || r.Acknowledged != 0 {
+		return Result{}, session.ErrNumbered
+	}
 	ctx, cancel := patient(ctx)
 	defer cancel()
 	for {
 		n, err := c.window.Begin(ctx)
 		if err != nil {
-			return nil, err
+			return Result{}, err
 		}
 		inDoubt := false
 		var res Result
+		r.Session, r.Sequence = n.Session, n.Sequence
 		err = c.retry(ctx, &inDoubt, func(s *Shard) error {
 			var err error
-			res, err = s.Do(ctx, Request{Commands: commands, Session: n.Session, Sequence: n.Sequence, Acknowledged: c.window.Acknowledged(n)})
+			r.Acknowledged = c.window.Acknowledged(n)
+			res, err = s.Do(ctx, r)
 			return err
 		})
 		c.window.Finish(n)
@@ -69,11 +92,11 @@ func (c *Client) SubmitAll(ctx context.Context, commands ...[]byte) ([][]byte, e
 			if inDoubt && errors.Is(err, errSequenceAcked) {
 				err = inDoubtFor(core.CodeSequenceAcked, err)
 			}
-			return res.Replies, err
+			return res, err
 		}
 		c.window.Forget(n.Session)
 		if inDoubt {
-			return nil, inDoubtFor(core.CodeSessionExpired, err)
+			return Result{}, inDoubtFor(core.CodeSessionExpired, err)
 		}
 	}
 }
@@ -85,9 +108,8 @@ func inDoubtFor(code Code, err error) error {
 }
 
 var (
-	errSessionExpired  = &Error{Kind: ErrNotProposed, Code: core.CodeSessionExpired}
-	errSequenceAcked   = &Error{Kind: ErrNotProposed, Code: core.CodeSequenceAcked}
-	errSequenceTooHigh = &Error{Code: core.CodeSequenceTooHigh}
+	errSessionExpired = &Error{Kind: ErrNotProposed, Code: core.CodeSessionExpired}
+	errSequenceAcked  = &Error{Kind: ErrNotProposed, Code: core.CodeSequenceAcked}
 )
 
 // Read answers a query. Linearizable reads go to the leader; AtToken sees everything that this client has been told.
@@ -130,86 +152,96 @@ func patient(ctx context.Context) (context.Context, context.CancelFunc) {
 // retry calls f on the replica that is believed to lead, until it has a final answer. inDoubt
 // is set when an attempt ended without one.
 func (c *Client) retry(ctx context.Context, inDoubt *bool, f func(*Shard) error) error {
-	return c.retryWith(ctx, inDoubt, func() error { return c.attempt(f) })
+	return c.retryWith(ctx, inDoubt, func() (NodeID, error) { return c.attempt(f) })
 }
 
-func (c *Client) retryWith(ctx context.Context, inDoubt *bool, try func() error) error {
-	var last error
-	for attempt := 0; ; attempt++ {
-		err := try()
+// retryWith does it with attempts that say which node was asked.
+func (c *Client) retryWith(ctx context.Context, inDoubt *bool, try func() (NodeID, error)) error {
+	var last error               // but for the end of the wait: that says nothing about an earlier answer
+	without := map[NodeID]bool{} // who has said, since anybody said anything else, that it has no such shard
+	for attempt := 0; ctx.Err() == nil; attempt++ {
+		asked, err := try()
+		e, no := core.Verdict(err)
 		switch {
-		case errors.Is(err, errSequenceTooHigh): // the session's window is full: others' outcomes will make room
-		case err == nil, errors.Is(err, ErrRejected), errors.Is(err, errSessionExpired), errors.Is(err, errSequenceAcked), futile(err) && !*inDoubt:
+		case err == nil, no != nil:
+			return err
+		case e == nil: // a stranger's
+		case e.Kind != ErrNotProposed:
+			*inDoubt = true
+		case e.Code.Ended(), e.Code.Final() && !*inDoubt:
 			return err
 		}
-		// A cancelled wait says nothing about an earlier answer.
-		if errors.Is(err, ErrUnknown) || errors.Is(err, ErrBroken) {
-			*inDoubt = true
+		if last == nil || e == nil || e.Code != core.CodeCancelled {
+			last = err
 		}
-		last = err
-		if !c.follow(err) || attempt%4 == 3 { // nodes may point at each other
-			if e := pause(ctx, attempt); e == nil {
-				continue
-			}
-		} else if ctx.Err() == nil {
+		if e == nil || e.Code != core.CodeNoShard {
+			clear(without)
+		} else if without[asked] = true; c.all(without, asked) && !*inDoubt {
+			return err
+		}
+		if c.follow(e) && attempt%4 != 3 { // nodes may point at each other
 			continue
 		}
-		kind := ErrNotProposed
-		if *inDoubt {
-			kind = ErrUnknown
+		wait := min(time.Millisecond<<min(attempt, 5), 20*time.Millisecond)
+		if e != nil && e.Code.Busy() {
+			wait = max(wait, e.RetryAfter)
+			if until, has := ctx.Deadline(); has && time.Until(until) < wait && !*inDoubt {
+				return err
+			}
 		}
-		// The last error goes in as words: as a cause, its kind would match too.
-		return &Error{Kind: kind, Code: core.CodeCancelled, Message: fmt.Sprintf("no final answer in time; the last was: %v", last), Cause: ctx.Err()}
+		pause(ctx, wait)
 	}
+	return core.Late(*inDoubt, last, ctx.Err())
 }
 
-// futile: asking again would not help.
-func futile(err error) bool {
-	return errors.Is(err, &Error{Code: CodeCommandTooLarge}) || errors.Is(err, &Error{Code: CodeTooManyCommands}) || errors.Is(err, &Error{Code: CodeBadRequest})
+// all reports whether these are all nodes; from is one of them.
+func (c *Client) all(nodes map[NodeID]bool, from NodeID) bool {
+	for range nodes {
+		if from = c.next(from); !nodes[from] {
+			return false
+		}
+	}
+	return true
 }
 
 var errUnreachable = &Error{Kind: ErrNotProposed, Code: core.CodeUnreachable, Message: "the node is not running"}
 
-func (c *Client) attempt(f func(*Shard) error) error {
+func (c *Client) attempt(f func(*Shard) error) (NodeID, error) {
 	c.mu.Lock()
 	guess := c.guess
 	c.mu.Unlock()
-	if s := c.replica(guess); s != nil {
-		return f(s)
+	s, err := c.replica(guess)
+	if err == nil {
+		err = f(s)
 	}
-	return errUnreachable
+	return guess, err
 }
 
 // follow takes the hint of an error, or else tries the next node; it reports
 // whether there was a new hint, which is worth an attempt at once.
-func (c *Client) follow(err error) bool {
+func (c *Client) follow(e *Error) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	var e *Error
-	if errors.Is(err, ErrRejected) {
-		return false // the right node
-	}
-	if errors.As(err, &e) {
+	if e != nil {
 		if e.Leader != 0 && e.Leader != c.guess {
 			c.guess = e.Leader
 			return true
 		}
-		if e.Code == core.CodeOverloaded || e.Code == core.CodeDiskLow || e.Code == core.CodeSequenceTooHigh {
-			return false // the right node, at the wrong time
+		if e.Code.Busy() || e.Code == core.CodeSequenceTooHigh {
+			return false // the right node, at the wrong time; others' outcomes make room in a session's window
 		}
 	}
-	c.guess = c.guess%NodeID(c.nodes) + 1
+	c.guess = c.next(c.guess)
 	return false
 }
 
-func pause(ctx context.Context, attempt int) error {
-	t := time.NewTimer(min(time.Millisecond<<min(attempt, 5), 20*time.Millisecond))
+// pause waits, but not beyond the end of ctx.
+func pause(ctx context.Context, wait time.Duration) {
+	t := time.NewTimer(wait)
 	defer t.Stop()
 	select {
 	case <-ctx.Done():
-		return ctx.Err()
 	case <-t.C:
-		return nil
 	}
 }
 

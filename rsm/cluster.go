@@ -228,17 +228,34 @@ func (c *Cluster) Leader(ctx context.Context, id ShardID) (*Node, error) {
 	}
 }
 
-// Client returns an exactly-once client of one shard over the nodes that run at the time of each call.
+// Client returns an exactly-once client of one shard over the nodes that there are at the time of each attempt: it follows replacements.
 func (c *Cluster) Client(id ShardID) *Client {
-	c.mu.Lock()
-	high := c.high
-	c.mu.Unlock()
-	return NewClient(func(hint NodeID) *Shard {
-		if n := c.Node(hint); n != nil {
-			return n.Shard(id)
+	return newClient(func(hint NodeID) (*Shard, error) {
+		n := c.Node(hint)
+		if n == nil {
+			return nil, errUnreachable
 		}
-		return nil
-	}, int(high))
+		if s := n.Shard(id); s != nil {
+			return s, nil
+		}
+		return nil, &Error{Kind: ErrNotProposed, Code: core.CodeNoShard, Message: fmt.Sprintf("node %d hosts no shard %d", hint, id)}
+	}, c.after)
+}
+
+// after returns the node with the next higher id, running or not, or else the first.
+func (c *Cluster) after(id NodeID) NodeID {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var first, next NodeID
+	for p := range c.peers {
+		if first == 0 || p < first {
+			first = p
+		}
+		if p > id && (next == 0 || p < next) {
+			next = p
+		}
+	}
+	return cmp.Or(next, first)
 }
 
 // Close stops all nodes. What is acknowledged is durable without it.

@@ -73,6 +73,9 @@ type TLS = transport.TLS
 // ErrInsecure is wrapped by the error of a node whose port would be open to everybody, see Config.Insecure.
 var ErrInsecure = bind.ErrInsecure
 
+// ErrVotersChanged is wrapped by the error of a node that was started with other initial voters of a shard than the first time, see ShardConfig.Voters.
+var ErrVotersChanged = errors.New("members cannot be changed by configuration")
+
 // TLSFiles reads a node's certificate, key and authorities from PEM files, and again when they change.
 func TLSFiles(certFile, keyFile, caFile string, log *slog.Logger) (*TLS, error) {
 	return transport.TLSFiles(certFile, keyFile, caFile, log)

@@ -285,7 +285,7 @@ func (n *Node) settleShards() error {
 		known, ok := n.identity.Shards[s.ID]
 		if ok && !slices.Equal(known, s.Voters) && !(s.Join && len(known) == 0) {
 			return fmt.Errorf("shard %d was made with the voters %v and is configured with %v: "+
-				"members cannot be changed by configuration; set ShardConfig.Voters (by default all Peers) to what it was, and add nodes with Shard.AddLearner", s.ID, known, s.Voters)
+				"%w; set ShardConfig.Voters (by default all Peers) to what it was, and add nodes with Shard.AddLearner", s.ID, known, s.Voters, ErrVotersChanged)
 		}
 		if !ok {
 			if n.identity.Shards == nil {

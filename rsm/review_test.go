@@ -36,7 +36,7 @@ func TestVotersAreFixed(t *testing.T) {
 	n.Kill()
 	three := single
 	three.Peers = map[NodeID]string{1: "127.0.0.1:0", 2: "127.0.0.1:1", 3: "127.0.0.1:2"}
-	if _, err := Start(three); err == nil || !strings.Contains(err.Error(), "voters") {
+	if _, err := Start(three); !errors.Is(err, ErrVotersChanged) || !strings.Contains(err.Error(), "[1 2 3]") {
 		t.Errorf("started with other voters: %v", err)
 	}
 	three.Shards = []ShardConfig{{ID: 2, Machine: counters{}, Voters: []NodeID{1}}}
@@ -336,16 +336,17 @@ func TestBurstOfSessions(t *testing.T) {
 // Sixty-four callers of two nodes that point at each other do not spin.
 func TestClientPausesBetweenHints(t *testing.T) {
 	attempts := 0
-	client := &Client{nodes: 2, guess: 1, replica: func(NodeID) *Shard { return nil }}
+	client := NewClient(func(NodeID) *Shard { return nil }, 2)
 	ctx, cancel := context.WithTimeout(context.Background(), 100*time.Millisecond)
 	defer cancel()
 	inDoubt := false
-	err := client.retryWith(ctx, &inDoubt, func() error {
+	err := client.retryWith(ctx, &inDoubt, func() (NodeID, error) {
 		attempts++
 		client.mu.Lock()
-		other := client.guess%2 + 1
+		asked := client.guess
 		client.mu.Unlock()
-		return &Error{Kind: ErrNotProposed, Code: core.CodeNotLeader, Leader: other, Message: fmt.Sprint("ask ", other)}
+		other := asked%2 + 1
+		return asked, &Error{Kind: ErrNotProposed, Code: core.CodeNotLeader, Leader: other, Message: fmt.Sprint("ask ", other)}
 	})
 	if !errors.Is(err, ErrNotProposed) || attempts > 400 {
 		t.Errorf("%d attempts in 100ms, %v", attempts, err)
@@ -354,7 +355,7 @@ func TestClientPausesBetweenHints(t *testing.T) {
 	inDoubt = true
 	ctx, cancel = context.WithTimeout(context.Background(), 10*time.Millisecond)
 	defer cancel()
-	err = client.retryWith(ctx, &inDoubt, func() error { return errUnreachable })
+	err = client.retryWith(ctx, &inDoubt, func() (NodeID, error) { return 1, errUnreachable })
 	if !errors.Is(err, ErrUnknown) || errors.Is(err, ErrNotProposed) {
 		t.Errorf("an error of two kinds, or of the wrong one: %v", err)
 	}

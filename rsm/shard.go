@@ -121,10 +121,11 @@ type Stats = core.Stats
 type Request struct {
 	// Commands are decided together, each on the effects of the one before: all or nothing.
 	Commands [][]byte
-	// MakesRoom marks commands that free space: they are taken even when the disk is low.
+	// MakesRoom marks commands that free space, or finish what was begun: they are taken even when the disk is low, and by proxies
+	// when others are refused as too many. Nobody checks that it is so.
 	MakesRoom bool
 	// Session, if not 0, makes the commands exactly-once under Sequence, which
-	// counts from 1. Acknowledged says that the client has the outcomes up to it.
+	// counts from 1. Acknowledged says that the client has the outcomes up to it. A Client has numbers of its own, and takes none.
 	Session                SessionID
 	Sequence, Acknowledged uint64
 }

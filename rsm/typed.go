@@ -87,33 +87,43 @@ func (p protoMachine[C, E, R, Q, A]) Query(v View, data []byte) ([]byte, error) 
 	return proto.Marshal(answer)
 }
 
-// Submitter is what a typed Caller calls: a Shard, a Session or a Client.
+// Submitter is what a typed Caller calls: a Shard of a node, which must lead, or, wherever the leader is, a Client, a proxy.Shard or a client.Shard of
+// package proxy/client.
 type Submitter interface {
-	Submit(ctx context.Context, command []byte) (reply []byte, err error)
+	Do(ctx context.Context, r Request) (Result, error)
 	Read(ctx context.Context, level Level, query []byte) (answer []byte, err error)
 }
 
 // Caller makes typed calls to a shard that runs the Typed machine it was bound to.
-type Caller[C, R, Q, A proto.Message] struct{ to Submitter }
+type Caller[C, R, Q, A proto.Message] struct {
+	to        Submitter
+	makesRoom bool
+}
 
 // Bind returns typed calls for machine m to whatever can be submitted to.
 func Bind[C, E, R, Q, A proto.Message](m Typed[C, E, R, Q, A], to Submitter) Caller[C, R, Q, A] {
-	return Caller[C, R, Q, A]{to}
+	return Caller[C, R, Q, A]{to: to}
 }
 
-// Submit has command decided and waits until its outcome is committed. See Shard.Submit.
+// MakingRoom returns the caller for commands that free space, or finish what was begun: see Request.MakesRoom.
+func (c Caller[C, R, Q, A]) MakingRoom() Caller[C, R, Q, A] {
+	c.makesRoom = true
+	return c
+}
+
+// Submit has command decided and waits until its outcome is committed. See Shard.Submit and Client.Submit.
 func (c Caller[C, R, Q, A]) Submit(ctx context.Context, command C) (R, error) {
 	var none R
 	data, err := proto.Marshal(command)
 	if err != nil {
 		return none, fmt.Errorf("the command cannot be encoded: %w", err)
 	}
-	data, err = c.to.Submit(ctx, data)
+	res, err := c.to.Do(ctx, Request{Commands: [][]byte{data}, MakesRoom: c.makesRoom})
 	if err != nil {
 		return none, err
 	}
 	reply := newMessage[R]()
-	if err := proto.Unmarshal(data, reply); err != nil {
+	if err := proto.Unmarshal(res.Replies[0], reply); err != nil {
 		return none, fmt.Errorf("the command was committed, but its reply does not parse: %w", err)
 	}
 	return reply, nil

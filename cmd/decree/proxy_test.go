@@ -159,7 +159,7 @@ func withoutQuorum(t *testing.T, flags ...string) (c *testCluster, killed []rsm.
 		c.kill(id)
 		killed = append(killed, id)
 	}
-	return c, killed, p, sh.Go(within(t), []byte("b"))
+	return c, killed, p, sh.Go(within(t), rsm.Request{Commands: [][]byte{[]byte("b")}})
 }
 
 // Told to end, a proxy answers what is under way first.

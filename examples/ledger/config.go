@@ -28,10 +28,15 @@ type serveConfig struct {
 	// Dir holds this node's data. Default: ledger-data/ and the node's id.
 	Dir string `json:"dir"`
 	// Peers, API and HTTP have an address for each node, under its id: where it listens to its peers, to gRPC and to
-	// HTTP. They are the same on all nodes.
+	// HTTP. They are the same on all nodes. Default: those of local.
 	Peers addresses `json:"peers"`
 	API   addresses `json:"api"`
 	HTTP  addresses `json:"http"`
+	// Join: the cluster exists without this node, and "decree add" or "decree replace" makes it a member. It stays set.
+	Join bool `json:"join"`
+	// Voters are the nodes that the cluster began with, the same for ever, whoever takes part by now. Default: all of Peers. A node that joins
+	// has no use for them.
+	Voters nodeIDs `json:"voters"`
 	// ElectionTimeout: after this long to twice this long without a leader, a node campaigns.
 	ElectionTimeout duration `json:"election_timeout"`
 	// Pprof offers profiles at HTTP, under /debug/pprof/, to whoever reaches it.
@@ -43,21 +48,27 @@ type serveConfig struct {
 	flags.Nodes
 }
 
-// defaultServeConfig is a cluster of three on this machine, reachable from this machine alone.
+// defaultServeConfig is a node of a cluster on this machine, reachable from this machine alone. Addresses are the caller's, or local's.
 func defaultServeConfig() serveConfig {
-	return serveConfig{
-		Cluster:         "ledger",
-		Peers:           local(7101),
-		API:             local(7201),
-		HTTP:            local(7301),
-		ElectionTimeout: duration(800 * time.Millisecond),
-	}
+	return serveConfig{Cluster: "ledger", ElectionTimeout: duration(800 * time.Millisecond)}
 }
 
-func local(port int) addresses {
+// The first ports of nodes on one machine: node 1 has the next after each, and so on.
+const (
+	peerPort = 7100
+	apiPort  = 7200
+	httpPort = 7300
+)
+
+// local are the addresses of nodes 1 to 3 on this machine, and that of this node if it joins them.
+func (c *serveConfig) local(port int) addresses {
+	ids := []rsm.NodeID{1, 2, 3}
+	if c.Join && c.Node < apiPort-peerPort {
+		ids = append(ids, c.Node)
+	}
 	a := make(addresses)
-	for n := range 3 {
-		a[rsm.NodeID(n+1)] = fmt.Sprintf("127.0.0.1:%d", port+n)
+	for _, id := range ids {
+		a[id] = fmt.Sprintf("127.0.0.1:%d", port+int(id))
 	}
 	return a
 }
@@ -90,6 +101,30 @@ func (a *addresses) Set(s string) error {
 	return nil
 }
 
+// nodeIDs are ids of nodes. As a flag they are written "1,2,3".
+type nodeIDs []rsm.NodeID
+
+func (n nodeIDs) String() string {
+	var parts []string
+	for _, id := range n {
+		parts = append(parts, fmt.Sprint(id))
+	}
+	return strings.Join(parts, ",")
+}
+
+// Set replaces all ids.
+func (n *nodeIDs) Set(s string) error {
+	*n = nil
+	for _, part := range splitAddresses(s) {
+		id, err := strconv.ParseUint(part, 10, 64)
+		if err != nil || id == 0 {
+			return fmt.Errorf("%q is no id of a node", part)
+		}
+		*n = append(*n, rsm.NodeID(id))
+	}
+	return nil
+}
+
 // duration is a time.Duration that JSON has as "800ms".
 type duration time.Duration
 
@@ -104,9 +139,11 @@ func (c *serveConfig) bind(f *flag.FlagSet) {
 	f.StringVar(&c.Cluster, "cluster", c.Cluster, "`name` of the cluster")
 	f.Uint64Var((*uint64)(&c.Node), "node", uint64(c.Node), "this node's `id`")
 	f.StringVar(&c.Dir, "dir", c.Dir, "`directory` of this node's data (default ledger-data/ID)")
-	f.Var(&c.Peers, "peers", "`addresses` of the nodes for each other, as id=host:port,...")
-	f.Var(&c.API, "api", "`addresses` of the nodes for gRPC")
-	f.Var(&c.HTTP, "http", "`addresses` of the nodes for HTTP/JSON")
+	f.Var(&c.Peers, "peers", "`addresses` of the nodes for each other, as id=host:port,... (default 1=127.0.0.1:7101 to 3=127.0.0.1:7103,\nand with -join this node's, after the same rule). Of nodes that join later it need not know")
+	f.Var(&c.API, "api", "`addresses` of the nodes for gRPC (default 1=127.0.0.1:7201, and so on)")
+	f.Var(&c.HTTP, "http", "`addresses` of the nodes for HTTP/JSON (default 1=127.0.0.1:7301, and so on)")
+	f.BoolVar(&c.Join, "join", c.Join, "the cluster exists without this node, which waits until \"decree add\" or \"decree replace\" makes it a member, and starts with -join ever after.\nIts id must be one that no node ever had")
+	f.Var(&c.Voters, "voters", "`ids` of the nodes that the cluster began with, as 1,2,3 (default all of -peers). They stay what they were, whoever takes part by now: write\nthem out when -peers is given more nodes, and leave the addresses of these in it, also of those that are gone")
 	f.DurationVar((*time.Duration)(&c.ElectionTimeout), "election-timeout", time.Duration(c.ElectionTimeout), "without a leader for this long, a node campaigns")
 	f.BoolVar(&c.Pprof, "pprof", c.Pprof, "offer profiles over HTTP, under /debug/pprof/, to whoever reaches it")
 	c.Port.Bind(f)
@@ -131,12 +168,25 @@ func parseServe(c console, args []string) (serveConfig, error) {
 	if cfg.Dir == "" {
 		cfg.Dir = fmt.Sprintf("ledger-data/%d", cfg.Node)
 	}
+	for port, a := range map[int]*addresses{peerPort: &cfg.Peers, apiPort: &cfg.API, httpPort: &cfg.HTTP} {
+		if *a == nil {
+			*a = cfg.local(port)
+		}
+	}
 	return cfg, cfg.validate()
 }
 
 func parseServeFlags(c console, cfg *serveConfig, args []string) (file string, err error) {
-	f := newFlags(c, "serve", "\n\nRuns one node until it is interrupted. The same -peers, -api and -http go to all nodes.\n"+
-		"Any node answers everything: what its replica cannot, a proxy within it sends to the leader, and holds through an election.")
+	f := newFlags(c, "serve", `
+
+Runs one node until it is interrupted. The same -peers, -api and -http go to all nodes.
+Any node answers everything: what its replica cannot, a proxy within it sends to the leader, and holds through an election.
+
+A further node joins the cluster, or takes the place of another; the others go on as they are, and may be given its addresses, with -voters:
+
+  ledger serve -node 4 -join
+  decree replace -node 127.0.0.1:7101 3 4 127.0.0.1:7104
+`)
 	f.StringVar(&file, "config", "", "JSON `file` with the same settings, under the same names")
 	cfg.bind(f)
 	return file, parse(f, args, 0)
@@ -147,20 +197,10 @@ func (c *serveConfig) read(name string) error {
 	if err != nil {
 		return err
 	}
-	// JSON would add to the default addresses where it shall replace them.
-	defaults := *c
-	c.Peers, c.API, c.HTTP = nil, nil, nil
 	d := json.NewDecoder(bytes.NewReader(data))
 	d.DisallowUnknownFields()
 	if err := d.Decode(c); err != nil {
 		return fmt.Errorf("%s: %w", name, err)
-	}
-	for _, a := range []struct{ got, otherwise *addresses }{
-		{&c.Peers, &defaults.Peers}, {&c.API, &defaults.API}, {&c.HTTP, &defaults.HTTP},
-	} {
-		if *a.got == nil {
-			*a.got = *a.otherwise
-		}
 	}
 	return nil
 }
@@ -176,6 +216,16 @@ func (c *serveConfig) validate() error {
 		for id, address := range a {
 			if _, _, err := net.SplitHostPort(address); err != nil {
 				return fmt.Errorf("-%s: address of node %d: %w", name, id, err)
+			}
+		}
+	}
+	if len(c.Voters) > 0 && !c.Join {
+		if !slices.Contains(c.Voters, c.Node) {
+			return fmt.Errorf("-voters are %v, and do not name node %d: one that came later has -join", c.Voters, c.Node)
+		}
+		for _, id := range c.Voters {
+			if c.Peers[id] == "" {
+				return fmt.Errorf("-peers has no address for node %d, which -voters names: leave it there, though the node may be gone", id)
 			}
 		}
 	}

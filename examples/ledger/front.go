@@ -15,6 +15,7 @@ import (
 	"github.com/decree-raft/decree/proxy"
 	"github.com/decree-raft/decree/proxy/access"
 	"github.com/decree-raft/decree/proxy/client"
+	"github.com/decree-raft/decree/rsm"
 	"github.com/decree-raft/decree/rsm/sideport"
 )
 
@@ -107,9 +108,12 @@ func (f *front) openOwn() error {
 	return err
 }
 
-// explained adds to the error of a port that would not be safe which flags make it so.
+// explained adds to an error of the library which flags it is about.
 func explained(err error) error {
-	if errors.Is(err, access.ErrInsecure) {
+	switch {
+	case errors.Is(err, rsm.ErrVotersChanged):
+		return fmt.Errorf("%w: by -voters, with the addresses of all of them left in -peers; one that joined is started with -join, and no other", err)
+	case errors.Is(err, access.ErrInsecure):
 		return fmt.Errorf("%w: -tls-cert and -tls-key, -tokens or -client-ca with -cert-role; for the nodes' own ports -node-cert, -node-key and -node-ca; or -insecure", err)
 	}
 	return err
@@ -136,9 +140,9 @@ type once struct {
 	shard *client.Shard
 }
 
-func (o *once) Submit(ctx context.Context, command []byte) ([]byte, error) {
+func (o *once) Do(ctx context.Context, r rsm.Request) (rsm.Result, error) {
 	<-o.known
-	return o.shard.Submit(ctx, command)
+	return o.shard.Do(ctx, r)
 }
 
 // serve serves HTTP until stop. What gRPC gets is answered already.

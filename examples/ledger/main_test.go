@@ -90,11 +90,16 @@ func freePorts(t *testing.T) addresses {
 	return a
 }
 
+// configOf is what a node is started with. Those that come after the first three join.
+func (c *testCluster) configOf(id rsm.NodeID) serveConfig {
+	cfg := c.config
+	cfg.Node, cfg.Dir, cfg.Join = id, filepath.Join(c.dir, fmt.Sprint(id)), id > 3
+	return cfg
+}
+
 func (c *testCluster) start(id rsm.NodeID) {
 	c.t.Helper()
-	cfg := c.config
-	cfg.Node, cfg.Dir = id, filepath.Join(c.dir, fmt.Sprint(id))
-	n, err := startNode(cfg, slog.New(slog.DiscardHandler))
+	n, err := startNode(c.configOf(id), slog.New(slog.DiscardHandler))
 	if err != nil {
 		c.t.Fatal(err)
 	}
@@ -329,6 +334,11 @@ func TestUsage(t *testing.T) {
 		{[]string{"proxy", "-nodes", ""}, 1, "at least one node"},
 		{[]string{"serve"}, 1, "-node is missing"},
 		{[]string{"serve", "-node", "4"}, 1, "has no address for node 4"},
+		{[]string{"serve", "-node", "100", "-join"}, 1, "has no address for node 100"},
+		{[]string{"serve", "-node", "1", "-voters", "1,x"}, 2, `"x" is no id`},
+		{[]string{"serve", "-node", "3", "-voters", "1,2"}, 1, "do not name node 3"},
+		{[]string{"serve", "-node", "3", "-voters", "3,4"}, 1, "no address for node 4, which -voters names"},
+		{[]string{"serve", "-help"}, 0, "ledger serve -node 4 -join"},
 		{[]string{"serve", "-node", "1", "-peers", "1"}, 2, "id=host:port"},
 		{[]string{"serve", "-node", "1", "-peers", "1=a:1,1=b:1"}, 2, "twice"},
 		{[]string{"serve", "-node", "1", "-api", "1=nowhere"}, 1, "-api: address of node 1"},
@@ -355,7 +365,7 @@ func TestServeConfig(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got := fmt.Sprint(cfg); got != "{other 2 ledger-data/2 2=h:1 2=h:2 2=h:3 2000000000 false true {     false} {   }}" {
+	if got := fmt.Sprint(cfg); got != "{other 2 ledger-data/2 2=h:1 2=h:2 2=h:3 false  2000000000 false true {     false} {   }}" {
 		t.Errorf("got %s", got)
 	}
 	for _, text := range []string{"{", `{"nodes": 3}`, `{"node": 1, "election_timeout": "soon"}`} {
@@ -367,6 +377,17 @@ func TestServeConfig(t *testing.T) {
 	cfg, err = parseServe(quiet, []string{"-node", "3"})
 	if err != nil || cfg.OldProgram || cfg.API[3] != "127.0.0.1:7203" || len(cfg.Peers) != 3 || cfg.API.String() != "1=127.0.0.1:7201,2=127.0.0.1:7202,3=127.0.0.1:7203" {
 		t.Errorf("defaults: %v, %v", cfg, err)
+	}
+	// One that joins needs no more to be a further node on this machine; and the others may be told of it.
+	joins, err := parseServe(quiet, []string{"-node", "4", "-join"})
+	if err != nil || !joins.Join || joins.Peers.String() != cfg.Peers.String()+",4=127.0.0.1:7104" || joins.API[4] != "127.0.0.1:7204" || joins.HTTP[4] != "127.0.0.1:7304" {
+		t.Errorf("one that joins: %v, %v", joins, err)
+	}
+	write(`{"node": 1, "peers": {"1": "h:1", "2": "h:2", "3": "h:3", "4": "h:4"}, "voters": [1, 2, 3]}`)
+	for _, args := range [][]string{{"-config", file}, {"-config", file, "-node", "4", "-join", "-api", "4=h:5", "-http", "4=h:6"}, {"-peers", joins.Peers.String(), "-voters", "1, 2,3", "-node", "2"}} {
+		if cfg, err := parseServe(quiet, args); err != nil || cfg.Voters.String() != "1,2,3" || len(cfg.Peers) != 4 || cfg.Join != (cfg.Node == 4) {
+			t.Errorf("%v: %v, %v", args, cfg, err)
+		}
 	}
 	if defaultAPI != strings.Join([]string{cfg.API[1], cfg.API[2], cfg.API[3]}, ",") {
 		t.Error("clients look elsewhere than where nodes serve by default")

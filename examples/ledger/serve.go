@@ -57,7 +57,7 @@ func startNode(cfg serveConfig, log *slog.Logger) (*servedNode, error) {
 	}
 	node, err := rsm.Start(rsm.Config{
 		Cluster: cfg.Cluster, Node: cfg.Node, Dir: cfg.Dir, Peers: cfg.Peers, TLS: peers, Insecure: cfg.Insecure,
-		Shards:          []rsm.ShardConfig{{ID: shardID, Machine: book.Machine{OldProgram: cfg.OldProgram}}},
+		Shards:          []rsm.ShardConfig{{ID: shardID, Machine: book.Machine{OldProgram: cfg.OldProgram}, Join: cfg.Join, Voters: cfg.Voters}},
 		ElectionTimeout: time.Duration(cfg.ElectionTimeout),
 		Services: func(n *rsm.Node, r grpc.ServiceRegistrar) {
 			admin.Checked(port.Policy)(n, r) // for the command decree

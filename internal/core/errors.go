@@ -31,6 +31,18 @@ type Code string
 // was not proposed, and what became of an earlier one can only be read from the state.
 func (c Code) Ended() bool { return c == CodeSessionExpired || c == CodeSequenceAcked }
 
+// Final reports whether the code says that asking again, or somebody else, would not help: the request itself would have to be another, or who makes it.
+func (c Code) Final() bool {
+	switch c {
+	case CodeCommandTooLarge, CodeTooManyCommands, CodeBadRequest, CodeUnauthenticated, CodeForbidden:
+		return true
+	}
+	return false
+}
+
+// Busy reports whether the code says that it was the right one to ask, at the wrong time: Error.RetryAfter says when it may be another.
+func (c Code) Busy() bool { return c == CodeOverloaded || c == CodeDiskLow }
+
 // The reasons that the library itself gives.
 const (
 	CodeNotLeader       Code = "not_leader"        // this replica does not lead; Error.Leader may say who does
@@ -171,6 +183,26 @@ func Verdict(err error) (*Error, *Rejection) {
 		}
 	}
 	return nil, nil
+}
+
+// Late is the error of a call that was asked for again and again until its time was over: it says what the last answer said, if there was one, and whether some
+// attempt may have happened. The cause, if any, is why the time is over.
+func Late(inDoubt bool, last, cause error) *Error {
+	e := &Error{Kind: ErrNotProposed, Code: CodeCancelled, Message: "no final answer in time", Cause: cause}
+	if inDoubt {
+		e.Kind = ErrUnknown
+	}
+	if last != nil {
+		e.Message += "; the last was: " + last.Error() // as words: as a cause, its kind would match too
+	}
+	if why, _ := Verdict(last); why != nil {
+		switch why.Code {
+		case CodeSessionExpired, CodeSequenceAcked, CodeSequenceTooHigh: // whoever gives out numbers acts on these
+		default:
+			e.Code, e.RetryAfter = why.Code, why.RetryAfter
+		}
+	}
+	return e
 }
 
 // Reject returns a Rejection for Decide or Query to return.

@@ -60,7 +60,7 @@ type Request struct {
 	Shard ShardID
 
 	Commands [][]byte
-	// MakesRoom marks commands that free space: they are taken even when the disk is low.
+	// MakesRoom marks commands that free space, or finish what was begun: they are taken even when the disk is low.
 	MakesRoom bool
 
 	// Session, if not 0, makes the command exactly-once under Sequence (from 1).

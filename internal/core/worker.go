@@ -202,7 +202,7 @@ func (r *Replica) refuses(q *Request) error {
 		return r.refusesToken(q)
 	case q.Kind == KindRead || q.Kind == KindChange:
 		return nil
-	case r.w.diskLow && !q.MakesRoom && q.Kind != KindCloseSession:
+	case r.w.diskLow && !q.MakesRoom && q.Kind == KindCommand: // sessions are few and small, and what makes room needs one to be done once
 		e := notProposed(CodeDiskLow, "node %d is low on disk space: commands are refused until there is more, reads go on", r.cfg.Node)
 		e.RetryAfter = time.Second
 		return e

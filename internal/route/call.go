@@ -65,6 +65,8 @@ type Call struct {
 	Err    error
 	// Held: at its end the call was at who is believed to lead, or at any replica if that will do.
 	Held bool
+	// Late: it had no final answer at its deadline.
+	Late bool
 
 	one [1][]byte // room for a command
 
@@ -127,9 +129,13 @@ func (c *Call) step(step string, to Target, err error) {
 	}
 }
 
-// Again returns the call anew, as the caller filled it in: a router has a call once.
+// Again returns the call anew, as the caller filled it in: a router has a call once. If it was refused for a while, it says so should nothing else be said of it.
 func (c *Call) Again() *Call {
-	return &Call{Kind: c.Kind, Shard: c.Shard, Commands: c.Commands, MakesRoom: c.MakesRoom, Session: c.Session, Sequence: c.Sequence,
+	var last error
+	if e, _ := core.Verdict(c.Err); e != nil && e.Code.Busy() {
+		last = e
+	}
+	return &Call{last: last, Kind: c.Kind, Shard: c.Shard, Commands: c.Commands, MakesRoom: c.MakesRoom, Session: c.Session, Sequence: c.Sequence,
 		Acknowledged: c.Acknowledged, Mark: c.Mark, Level: c.Level, Token: c.Token, Query: c.Query, Deadline: c.Deadline, Done: c.Done, Owner: c.Owner, Trace: c.Trace, Watch: c.Watch}
 }
 

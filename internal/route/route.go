@@ -392,15 +392,8 @@ func (r *Router) forgetFinished() {
 // expire ends a call at its deadline.
 func (r *Router) expire(c *Call) {
 	r.stats.TimedOut++
-	e := &core.Error{Kind: core.ErrNotProposed, Code: core.CodeCancelled, Message: "no final answer in time"}
-	if c.mayHappen() {
-		e.Kind = core.ErrUnknown
-	}
-	if c.last != nil {
-		// As words: as a cause, its kind would match too.
-		e.Message += "; the last was: " + c.last.Error()
-	}
-	r.finish(c, core.Result{}, e)
+	c.Late = true
+	r.finish(c, core.Result{}, core.Late(c.mayHappen(), c.last, nil))
 }
 
 // finish takes the call out, but for waiting, and gives it its outcome.
@@ -460,13 +453,7 @@ func ended(c *Call, why *core.Error) error {
 var errTooHigh = &core.Error{Kind: core.ErrNotProposed, Code: core.CodeOverloaded, Message: "the window of the session is full"}
 
 // final: asking again, or somebody else, would not help, or is for the caller to decide.
-func final(code core.Code) bool {
-	switch code {
-	case core.CodeCommandTooLarge, core.CodeTooManyCommands, core.CodeBadRequest, core.CodeOverloaded, core.CodeDiskLow, core.CodeUnauthenticated, core.CodeForbidden:
-		return true
-	}
-	return false
-}
+func final(code core.Code) bool { return code.Final() || code.Busy() }
 
 // again sends a call on, or puts it off.
 func (r *Router) again(now int64, c *Call, e *core.Error) {
@@ -476,8 +463,7 @@ func (r *Router) again(now int64, c *Call, e *core.Error) {
 	if r.cfg.Resolve != nil && (e.Leader != 0 || e.LeaderAddress != "") {
 		hinted = r.cfg.Resolve(e)
 	}
-	switch e.Code {
-	case core.CodeOverloaded, core.CodeDiskLow: // the right one at the wrong time
+	if e.Code.Busy() {
 		r.park(now, c, max(e.RetryAfter, pause))
 		return
 	}

@@ -741,6 +741,62 @@ func TestWords(t *testing.T) {
 	}
 }
 
+// What a call waited for is in its error: the code of the last refusal, when to come back, and whether anything may have happened.
+func TestLateSaysWhy(t *testing.T) {
+	low := refusal(core.CodeDiskLow)
+	low.RetryAfter = 30 * time.Millisecond
+	for name, tt := range map[string]struct {
+		answers []error
+		kind    error
+		code    core.Code
+		after   time.Duration
+	}{
+		"nothing":                 {nil, core.ErrUnknown, core.CodeCancelled, 0},
+		"no leader":               {[]error{refusal(core.CodeNoLeader)}, core.ErrNotProposed, core.CodeNoLeader, 0},
+		"in doubt, then low":      {[]error{doubt(), low}, core.ErrUnknown, core.CodeDiskLow, low.RetryAfter},
+		"in doubt, then bad":      {[]error{doubt(), refusal(core.CodeBadRequest)}, core.ErrUnknown, core.CodeBadRequest, 0},
+		"in doubt, then too high": {[]error{doubt(), refusal(core.CodeSequenceTooHigh)}, core.ErrUnknown, core.CodeCancelled, 0},
+	} {
+		r, a, _ := newPair(Config{})
+		r.Learn(0, a, 1)
+		c, done := call(500*ms, 5)
+		r.Submit(0, c)
+		now := int64(0)
+		for i, err := range tt.answers {
+			a.answer(now, err)
+			if i+1 < len(tt.answers) {
+				now += 200 * ms
+				r.Learn(now, a, core.Term(i+2))
+				r.Tick(now)
+			}
+		}
+		r.Tick(500 * ms)
+		wantKind(t, c, done, tt.kind)
+		if e, _ := core.Verdict(c.Err); e == nil || e.Code != tt.code || e.RetryAfter != tt.after || !c.Late {
+			t.Errorf("%s: %v, late: %v", name, c.Err, c.Late)
+		}
+	}
+	// Refused, and asked for again later, when nobody leads any more.
+	r, a, _ := newPair(Config{})
+	r.Learn(0, a, 1)
+	first, _ := call(100*ms, 5)
+	r.Submit(0, first)
+	a.answer(0, low)
+	if first.Late || !errors.Is(first.Err, low) {
+		t.Fatalf("refused with %v, late: %v", first.Err, first.Late)
+	}
+	r.Down(a)
+	again := first.Again()
+	ended := new(int)
+	again.Done = func(*Call) { *ended++ }
+	r.Submit(30*ms, again)
+	r.Tick(100 * ms)
+	wantKind(t, again, ended, core.ErrNotProposed)
+	if e, _ := core.Verdict(again.Err); e.Code != core.CodeDiskLow || e.RetryAfter != low.RetryAfter {
+		t.Error(again.Err)
+	}
+}
+
 // A call whose time is over says if a leader had it to the end: not if that one does not lead any more, nor if the call waited.
 func TestHeld(t *testing.T) {
 	r, a, b := newPair(Config{})

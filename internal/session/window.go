@@ -13,6 +13,10 @@ import (
 // window of a session.
 const MaxUnacknowledged = 4096
 
+// ErrNumbered refuses a request that has a number already.
+var ErrNumbered = &core.Error{Kind: core.ErrNotProposed, Code: core.CodeBadRequest,
+	Message: "the request names a session, or a number in one: a client has its own; leave Session, Sequence and Acknowledged 0"}
+
 // Window is a client's session, which is opened when it is needed. Any number of goroutines may use it.
 type Window struct {
 	// Open opens a session on the shard.

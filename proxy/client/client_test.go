@@ -181,7 +181,7 @@ func TestHeldUpCallsLeaveTheirSession(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	late := s.Go(within(t), []byte("late"))
+	late := s.Go(within(t), rsm.Request{Commands: [][]byte{[]byte("late")}})
 	await(t, "the refusal", func() bool { return len(one.got(route.Submit)) == 37 })
 	await(t, "its arrival", func() bool { return s.stay.Load().router.Stats().Calls == 0 })
 	stop()

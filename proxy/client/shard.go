@@ -54,7 +54,12 @@ type Pending struct {
 	err      error
 }
 
-// Submit has a command decided, exactly once, and returns its reply.
+// Submit has a command decided, exactly once, and returns its reply. It waits until ctx ends, or for Options.Patience if ctx has no deadline: through changes of
+// leader and of proxies, and while commands are refused because a disk is low (the code disk_low) or there are too many (overloaded), as long as these say.
+// It does not wait for what would be refused again, such as a command that is too large.
+//
+// When the time is over, the error has the code of the last refusal, and its RetryAfter. It is rsm.ErrUnknown only if some attempt may have
+// happened, and else rsm.ErrNotProposed.
 func (s *Shard) Submit(ctx context.Context, command []byte) ([]byte, error) {
 	replies, err := s.SubmitAll(ctx, command)
 	if err != nil {
@@ -63,24 +68,42 @@ func (s *Shard) Submit(ctx context.Context, command []byte) ([]byte, error) {
 	return replies[0], nil
 }
 
-// SubmitAll has commands decided together: all or nothing, exactly once.
+// SubmitAll has commands decided together: all or nothing, exactly once. See Submit.
 func (s *Shard) SubmitAll(ctx context.Context, commands ...[]byte) ([][]byte, error) {
+	res, err := s.Do(ctx, rsm.Request{Commands: commands})
+	return res.Replies, err
+}
+
+// Do has a request decided, exactly once: SubmitAll for commands that make room (rsm.Request.MakesRoom), or for who wants to know the Index.
+// The session and the number are the handle's. See Submit.
+func (s *Shard) Do(ctx context.Context, r rsm.Request) (rsm.Result, error) {
 	// Copies: if ctx ends first, the caller has its memory back and the request goes on.
-	own := make([][]byte, len(commands))
-	for i, c := range commands {
+	own := make([][]byte, len(r.Commands))
+	for i, c := range r.Commands {
 		own[i] = bytes.Clone(c)
 	}
-	return s.Go(ctx, own...).Wait(ctx)
+	r.Commands = own
+	p := s.Go(ctx, r)
+	replies, err := p.Wait(ctx)
+	if err != nil {
+		return rsm.Result{}, err
+	}
+	return rsm.Result{Replies: replies, Index: p.index}, nil
 }
 
 // Go starts a request and does not wait for its outcome, but until there is room for it in the session: 4096 may be under way. It ends
 // at ctx's deadline at the latest, or after Options.Patience if there is none. The commands must not be changed until the outcome is there.
-func (s *Shard) Go(ctx context.Context, commands ...[]byte) *Pending {
+// The session and the number are the handle's.
+func (s *Shard) Go(ctx context.Context, r rsm.Request) *Pending {
 	now := monotonic()
 	p := &Pending{shard: s, ctx: ctx, deadline: s.deadline(ctx, now)}
 	p.call = &p.first
-	p.first = route.Call{Kind: route.Submit, Shard: s.id, Commands: commands, Deadline: p.deadline, Done: finish, Mark: mark, Owner: p}
+	p.first = route.Call{Kind: route.Submit, Shard: s.id, Commands: r.Commands, MakesRoom: r.MakesRoom, Deadline: p.deadline, Done: finish, Mark: mark, Owner: p}
 	p.ctx, p.span = s.trace(ctx, p.call)
+	if r.Session != 0 || r.Sequence != 0 || r.Acknowledged != 0 {
+		p.end(session.ErrNumbered)
+		return p
+	}
 	if err := wire.CheckCall(p.call); err != nil {
 		p.end(err)
 		return p
@@ -348,7 +371,7 @@ func later(err error, deadline int64) (time.Duration, bool) {
 	if e == nil {
 		return 0, false
 	}
-	refused := e.Kind == rsm.ErrNotProposed && e.RetryAfter > 0 && (e.Code == core.CodeOverloaded || e.Code == core.CodeDiskLow)
+	refused := e.Kind == rsm.ErrNotProposed && e.RetryAfter > 0 && e.Code.Busy()
 	return e.RetryAfter, refused && monotonic()+int64(e.RetryAfter) < deadline
 }
 

@@ -46,8 +46,19 @@ func AppendPostEntries(b []byte, entries ...Entry) ([]byte, error) {
 	return b, nil
 }
 
+// MakesRoom reports whether entries do no more than finish what pending ones have begun, as posts and voids do. A command of such is taken even when disks
+// are low, if it is said of it (rsm.Request.MakesRoom): nobody's money stays reserved because there is no room.
+func MakesRoom(entries ...Entry) bool {
+	for i := range entries {
+		if entries[i].Flags&(PostPending|VoidPending) == 0 {
+			return false
+		}
+	}
+	return true
+}
+
 // Pulse is the command that lets due pending entries expire: kind 3, version 1.
-// Its reply's outcomes are none; MaxExpiries at most expire, so repeat it while some are due.
+// Its reply's outcomes are none; MaxExpiries at most expire, so repeat it while some are due. It makes room, too.
 func Pulse() []byte { return []byte{opPulse, formatVersion} }
 
 func checkBatch(n int) error {

@@ -15,10 +15,10 @@ import (
 	"github.com/decree-raft/decree/rsm"
 )
 
-func startCluster(t *testing.T) *rsm.Cluster {
+func startCluster(t *testing.T, configure func(*rsm.Config)) *rsm.Cluster {
 	t.Helper()
 	c, err := rsm.StartCluster(rsm.ClusterConfig{Dir: t.TempDir(), Shards: []rsm.ShardConfig{{ID: client.ShardID, Machine: book.Machine{}}},
-		Configure: func(c *rsm.Config) { c.Services = proxy.Register }})
+		Configure: configure})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -46,7 +46,7 @@ func dial(t *testing.T, addresses ...string) *client.Remote {
 
 // Each entry is booked once, and its author is told so as the first time, while the leader dies and a proxy does.
 func TestFailOver(t *testing.T) {
-	cluster := startCluster(t)
+	cluster := startCluster(t, func(c *rsm.Config) { c.Services = proxy.Register })
 	var nodes, proxies []string
 	for _, n := range cluster.Nodes() {
 		nodes = append(nodes, n.Addr())

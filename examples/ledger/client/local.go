@@ -11,14 +11,9 @@ import (
 	"github.com/decree-raft/decree/rsm"
 )
 
-// Submitter is what Local calls: an *rsm.Client, a *client.Shard of proxy/client, or an *rsm.Shard that leads.
-type Submitter interface {
-	Submit(ctx context.Context, command []byte) (reply []byte, err error)
-	Read(ctx context.Context, level rsm.Level, query []byte) (answer []byte, err error)
-}
-
-// Local calls a ledger by way of what has its commands decided and its queries answered.
-type Local struct{ To Submitter }
+// Local calls a ledger by way of what has its commands decided and its queries answered: an *rsm.Client, a *client.Shard of proxy/client, or an
+// *rsm.Shard that leads.
+type Local struct{ To rsm.Submitter }
 
 // CreateAccounts opens accounts in one command. See book.Machine for the outcomes.
 func (c Local) CreateAccounts(ctx context.Context, accounts ...book.Account) ([]book.Outcome, error) {
@@ -26,24 +21,24 @@ func (c Local) CreateAccounts(ctx context.Context, accounts ...book.Account) ([]
 	if err != nil {
 		return nil, err
 	}
-	return c.submit(ctx, command, len(accounts))
+	return c.submit(ctx, rsm.Request{Commands: [][]byte{command}}, len(accounts))
 }
 
-// PostEntries records entries in one command. See book.Machine for the outcomes.
+// PostEntries records entries in one command. See book.Machine for the outcomes. A command of posts and voids alone is taken even when disks are low.
 func (c Local) PostEntries(ctx context.Context, entries ...book.Entry) ([]book.Outcome, error) {
 	command, err := book.AppendPostEntries(nil, entries...)
 	if err != nil {
 		return nil, err
 	}
-	return c.submit(ctx, command, len(entries))
+	return c.submit(ctx, rsm.Request{Commands: [][]byte{command}, MakesRoom: book.MakesRoom(entries...)}, len(entries))
 }
 
-func (c Local) submit(ctx context.Context, command []byte, items int) ([]book.Outcome, error) {
-	data, err := c.To.Submit(ctx, command)
+func (c Local) submit(ctx context.Context, r rsm.Request, items int) ([]book.Outcome, error) {
+	result, err := c.To.Do(ctx, r)
 	if err != nil {
 		return nil, err
 	}
-	reply, err := book.ParseReply(data)
+	reply, err := book.ParseReply(result.Replies[0])
 	if err == nil {
 		err = checkCount(len(reply.Outcomes), items)
 	}

@@ -35,7 +35,7 @@ func (s *Server) pulse(ctx context.Context) error {
 		if err != nil || !due {
 			return err
 		}
-		if _, err := s.cfg.Replica.Do(ctx, rsm.Request{Commands: [][]byte{book.Pulse()}}); err != nil {
+		if _, err := s.cfg.Replica.Do(ctx, rsm.Request{Commands: [][]byte{book.Pulse()}, MakesRoom: true}); err != nil {
 			return err
 		}
 	}

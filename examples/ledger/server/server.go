@@ -41,7 +41,7 @@ type Replica interface {
 
 // Submitter has commands decided exactly once, in a session of its own; *client.Shard of proxy/client is one.
 type Submitter interface {
-	Submit(ctx context.Context, command []byte) (reply []byte, err error)
+	Do(ctx context.Context, r rsm.Request) (rsm.Result, error)
 }
 
 var (
@@ -156,7 +156,7 @@ func (s *Server) CreateAccounts(ctx context.Context, m *ledgerv1.CreateAccountsR
 	if err != nil {
 		return nil, s.status(badRequest("%v", err))
 	}
-	reply, err := s.submit(ctx, command, m.GetSession())
+	reply, err := s.submit(ctx, rsm.Request{Commands: [][]byte{command}}, m.GetSession())
 	if err != nil {
 		return nil, s.status(err)
 	}
@@ -182,7 +182,7 @@ func (s *Server) PostEntries(ctx context.Context, m *ledgerv1.PostEntriesRequest
 	if err != nil {
 		return nil, s.status(badRequest("%v", err))
 	}
-	reply, err := s.submit(ctx, command, m.GetSession())
+	reply, err := s.submit(ctx, rsm.Request{Commands: [][]byte{command}, MakesRoom: book.MakesRoom(entries...)}, m.GetSession())
 	if err != nil {
 		return nil, s.status(err)
 	}
@@ -204,18 +204,13 @@ func (s *Server) admit(items int) (done func(), err error) {
 	}
 }
 
-func (s *Server) submit(ctx context.Context, command []byte, session *ledgerv1.Session) (book.Reply, error) {
+func (s *Server) submit(ctx context.Context, r rsm.Request, session *ledgerv1.Session) (book.Reply, error) {
+	do := s.cfg.Shard.Do
 	if session == nil && s.cfg.Once != nil {
-		reply, err := s.cfg.Once.Submit(ctx, command)
-		if err != nil {
-			return book.Reply{}, err
-		}
-		return book.ParseReply(reply)
+		do = s.cfg.Once.Do
 	}
-	result, err := s.cfg.Shard.Do(ctx, rsm.Request{
-		Commands: [][]byte{command},
-		Session:  rsm.SessionID(session.GetId()), Sequence: session.GetSequence(), Acknowledged: session.GetAcknowledged(),
-	})
+	r.Session, r.Sequence, r.Acknowledged = rsm.SessionID(session.GetId()), session.GetSequence(), session.GetAcknowledged()
+	result, err := do(ctx, r)
 	if err != nil {
 		return book.Reply{}, err
 	}

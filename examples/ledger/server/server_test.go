@@ -178,13 +178,9 @@ type once struct {
 	commands int
 }
 
-func (o *once) Submit(ctx context.Context, command []byte) ([]byte, error) {
+func (o *once) Do(ctx context.Context, r rsm.Request) (rsm.Result, error) {
 	o.commands++
-	res, err := o.replica.Do(ctx, rsm.Request{Commands: [][]byte{command}})
-	if err != nil {
-		return nil, err
-	}
-	return res.Replies[0], nil
+	return o.replica.Do(ctx, r)
 }
 
 // Requests without a session get one; those with a session keep theirs.
@@ -201,6 +197,17 @@ func TestOnce(t *testing.T) {
 	}
 	if o.commands != 1 || r.requests[1].Session != 77 {
 		t.Errorf("%d commands without a session, requests %+v", o.commands, r.requests)
+	}
+	// What only finishes reservations is said to make room, either way, and nothing else is.
+	post, void := entry("c", "5"), entry("d", "5")
+	post.PostPending, void.VoidPending = true, true
+	for _, session := range []*ledgerv1.Session{nil, {Id: 77, Sequence: 2}} {
+		for want, entries := range map[bool][]*ledgerv1.Entry{true: {post, void}, false: {post, entry("e", "5")}} {
+			r.requests = nil
+			if _, err := s.PostEntries(ctx, &ledgerv1.PostEntriesRequest{Entries: entries, Session: session}); err != nil || len(r.requests) != 1 || r.requests[0].MakesRoom != want {
+				t.Errorf("%v in %v: %+v, %v", entries, session, r.requests, err)
+			}
+		}
 	}
 	r.err = &rsm.Error{Kind: rsm.ErrNotProposed, Code: "no_leader"}
 	if _, err := s.PostEntries(ctx, &ledgerv1.PostEntriesRequest{Entries: []*ledgerv1.Entry{entry("a", "5")}}); status.Code(err) != codes.Unavailable {
