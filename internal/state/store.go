@@ -73,6 +73,7 @@ type Store struct {
 	dbOpts *pebble.Options
 	fatal  *fatal
 	damage damage
+	fence  *fence // around pebble
 	// patience sees to it that compactions which fail are not run again at once.
 	patience *patience
 
@@ -112,7 +113,7 @@ func Open(o Options) (*Store, error) {
 	if o.CacheBytes == 0 {
 		o.CacheBytes = defaultCacheBytes
 	}
-	s := &Store{opts: o, shards: make(map[uint64]*Shard), closing: make(chan struct{}), patience: newPatience(cmp.Or(o.failedPause, failedPause))}
+	s := &Store{opts: o, shards: make(map[uint64]*Shard), closing: make(chan struct{}), fence: &fence{}, patience: newPatience(cmp.Or(o.failedPause, failedPause))}
 	s.fatal = &fatal{log: o.Logger, notify: o.OnFatal, broken: make(chan struct{})}
 	if err := s.open(); err != nil {
 		return nil, fmt.Errorf("state: open %s: %w", o.Dir, err)
@@ -136,6 +137,7 @@ func (s *Store) Close() error {
 	close(s.closing)
 	if err := s.fatal.get(); err != nil {
 		// Pebble may hold its locks for ever after a fatal error: leave it.
+		s.leave()
 		return fmt.Errorf("state: close after a fatal error: %w", err)
 	}
 	var late <-chan time.Time
