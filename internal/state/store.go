@@ -123,7 +123,8 @@ func Open(o Options) (*Store, error) {
 
 // Close waits for flushes and installs under way and closes the files. With versions or cuts open
 // it does nothing and returns ErrInUse. What was not flushed is gone: it is
-// in the write-ahead log of the node. A second call returns ErrClosed.
+// in the write-ahead log of the node. A second call returns ErrClosed. After a fatal error (see Options.OnFatal) it returns that, and leaves files open, but the directory
+// can be opened again.
 func (s *Store) Close() error {
 	s.running.Lock()
 	defer s.running.Unlock()
