@@ -157,6 +157,11 @@ func startFullDisk(t *testing.T, options ...option) *fullDisk {
 	}}, options...)...)
 	f.load, f.loaded = startLoad(t, f.c, 1, 4), 1
 	t.Cleanup(func() {
+		select {
+		case <-f.load.done:
+		default: // the test has ended early, and nobody may fail after it
+			f.load.finish(t)
+		}
 		if t.Failed() {
 			f.mu.Lock()
 			defer f.mu.Unlock()
