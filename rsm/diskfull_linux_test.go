@@ -276,6 +276,18 @@ func (f *fullDisk) stays() {
 	f.othersGoOn()
 }
 
+// restart starts a node. Another program may have its port for a moment.
+func (f *fullDisk) restart(id NodeID) {
+	f.Helper()
+	eventually(f, "the node starts", func() bool {
+		err := f.c.Restart(id)
+		if err != nil && !errors.Is(err, syscall.EADDRINUSE) {
+			f.Fatalf("with room again: %v", err)
+		}
+		return err == nil
+	})
+}
+
 // heals gives the node room, has it started if it is not running, and makes it one of a majority that is without another node. Nothing is lost, nothing
 // is there twice, and all replicas are the same.
 func (f *fullDisk) heals() {
@@ -283,15 +295,11 @@ func (f *fullDisk) heals() {
 	f.snare.f.Store(nil)
 	f.fill(roomy)
 	if f.c.Node(full) == nil {
-		if err := f.c.Restart(full); err != nil {
-			f.Fatalf("with room again: %v", err)
-		}
+		f.restart(full)
 	}
 	f.c.Kill(1)
 	f.othersGoOn()
-	if err := f.c.Restart(1); err != nil {
-		f.Fatal(err)
-	}
+	f.restart(1)
 	f.grow(fullRows)
 	f.load.finish(f)
 	f.load.check(f, f.c, f.loaded)
