@@ -154,7 +154,7 @@ func (l *lostCluster) counts(c *Cluster) (counts []uint64) {
 // Clusters lose their quorum after some trouble, and are rebuilt from any minority that is left. Up to where the log is known to be committed there is exactly what was decided; beyond,
 // nothing that nobody asked for. What was acknowledged up to there is there, and once: sessions go on, a retry gets the stored reply. No id of a session is given out again.
 //
-// Mutations with which it was seen to fail, one by one: entries are not kept after the flush; sessions are not restored; ids of sessions are places alone; the last entry is not kept.
+// Mutations with which it was seen to fail, one by one: entries are not kept after the flush; sessions are not restored; ids of sessions are places alone.
 func TestRecoverAtRandom(t *testing.T) {
 	r := testkit.Random(t)
 	rounds := 4
