@@ -13,9 +13,10 @@ import (
 	"time"
 )
 
-// The measurements of docs/performance.md, for `make snapshots`, `make joins` and `make restarts`. A time is measured here and judged by
-// whoever reads it; what has to hold whatever the machine, the ordinary tests say.
+// The measurements of docs/performance.md, for `make snapshots`, `make joins` and `make restarts`. With -hold a measurement fails that exceeds its bound; without, it
+// says so. What has to hold whatever the machine, the ordinary tests say.
 var (
+	holdFlag        = flag.Bool("hold", false, "fail where a measurement exceeds its bound")
 	measure         = flag.String("measure", "", "what to measure: snapshots, joins or restarts")
 	measureState    = flag.Int64("measure.state", 1<<30, "bytes of state for the measurements of snapshots and joins")
 	measureValue    = flag.Int("measure.value", 1024, "bytes of a value")
@@ -59,6 +60,27 @@ func measuredCluster(t *testing.T, dir string, options ...option) *Cluster {
 	return c
 }
 
+// The bounds. A snapshot that is fetched from its beginning again after half of it was sent takes half as much again; what is on its way when the
+// receiver dies is little.
+const (
+	cutThroughput   = 0.8  // with a cut, of that without
+	cutP99          = 50.0 // milliseconds that a cut adds
+	restartGrowth   = 1.2  // with the long history, of the time with the short one
+	resumedTransfer = 1.1  // what is sent when the receiver is killed, of the snapshot
+)
+
+// hold fails if a bound is exceeded, where measurements are to hold.
+func hold(t *testing.T, ok bool, format string, args ...any) {
+	t.Helper()
+	switch {
+	case ok:
+	case *holdFlag:
+		t.Errorf(format, args...)
+	default:
+		t.Logf("beyond its bound: "+format, args...)
+	}
+}
+
 func seconds(d time.Duration) string { return fmt.Sprintf("%.1f s", d.Seconds()) }
 
 // What a cut costs those who are served meanwhile: throughput and p99 without and with a cut, taking turns in one run.
@@ -93,7 +115,10 @@ func TestMeasureSnapshots(t *testing.T) {
 	t.Logf("together")
 	t.Logf("  without: %v", without)
 	t.Logf("  with:    %v", with)
-	t.Logf("throughput with a cut is %.2f of that without, p99 %+.1f ms", with.perSecond()/without.perSecond(), with.quantile(0.99)-without.quantile(0.99))
+	throughput, p99 := with.perSecond()/without.perSecond(), with.quantile(0.99)-without.quantile(0.99)
+	t.Logf("throughput with a cut is %.2f of that without, p99 %+.1f ms", throughput, p99)
+	hold(t, throughput > cutThroughput, "throughput with a cut is %.2f of that without, more than %.2f is wanted", throughput, cutThroughput)
+	hold(t, p99 < cutP99, "a cut adds %.1f ms to p99, less than %.0f ms is wanted", p99, cutP99)
 }
 
 // settling is left to compactions of what was filled in, quietTime is how long there is a load and nothing else, to compare with.
@@ -102,7 +127,11 @@ const settling, quietTime = 15 * time.Second, 15 * time.Second
 // How a new member of a large shard catches up while it is being written, and what that costs; the last of several is killed when it has half of
 // the snapshot, and goes on two seconds later.
 func TestMeasureJoins(t *testing.T) {
-	c := measuredCluster(t, measured(t, "joins"))
+	dir := measured(t, "joins")
+	if *holdFlag && *measureRounds < 2 {
+		t.Fatalf("-measure.rounds is %d: with -hold at least 2, as the last of several newcomers is killed", *measureRounds)
+	}
+	c := measuredCluster(t, dir)
 	keys := fillBlobs(t, c, 1, *measureState, *measureValue)
 	p := startPump(t, c, 1, *measureCallers, keys, *measureValue, 0)
 	time.Sleep(settling)
@@ -121,6 +150,7 @@ func TestMeasureJoins(t *testing.T) {
 		}
 		var fetching, installed time.Duration
 		kill := round > 0 && round == *measureRounds-1
+		killed := false
 		for {
 			time.Sleep(50 * time.Millisecond)
 			st, err := c.Node(id).Shard(1).Status()
@@ -143,13 +173,18 @@ func TestMeasureJoins(t *testing.T) {
 				if err := c.Restart(id); err != nil {
 					t.Fatal(err)
 				}
-				kill = false
+				kill, killed = false, true
 			}
 			if installed > 0 && lead.Commit-st.Applied < 1000 {
 				t.Logf("round %d: cut after %s, snapshot of %d MiB installed after %s, caught up after %s; %d MiB were sent, in %d transfers since the last start",
 					round, seconds(fetching), c.Node(id).Snapshots()[0].Bytes>>20, seconds(installed), seconds(time.Since(began)), (sentBytes(t, c)-sent)>>20, st.Stats.SnapshotsFetched)
 				t.Logf("  without: %v", without)
 				t.Logf("  with:    %v", p.next())
+				hold(t, !kill, "the newcomer had all of the snapshot before it could be killed with half of it: give more -measure.state")
+				if whole, sent := c.Node(id).Snapshots()[0].Bytes, sentBytes(t, c)-sent; killed {
+					hold(t, float64(sent) <= resumedTransfer*float64(whole), "%d MiB were sent of a snapshot of %d MiB: a transfer that was killed is to go on, and send %.2f times as much at most",
+						sent>>20, whole>>20, resumedTransfer)
+				}
 				break
 			}
 			if time.Since(began) > 10*time.Minute {
@@ -275,5 +310,7 @@ func TestMeasureRestarts(t *testing.T) {
 		}
 	}
 	few, many := median(took[histories[0]]), median(took[histories[1]])
-	t.Logf("from start to the first answer: %v with %d entries (%v), %v with %d (%v): %.2f times", few, histories[0], took[histories[0]], many, histories[1], took[histories[1]], float64(many)/float64(few))
+	growth := float64(many) / float64(few)
+	t.Logf("from start to the first answer: %v with %d entries (%v), %v with %d (%v): %.2f times", few, histories[0], took[histories[0]], many, histories[1], took[histories[1]], growth)
+	hold(t, growth <= restartGrowth, "a restart takes %.2f times as long with %d entries as with %d, at most %.1f times is wanted", growth, histories[1], histories[0], restartGrowth)
 }

@@ -43,6 +43,7 @@ func (s *swarm) drawRestores(r *rand.Rand) {
 type backup struct {
 	manifest *snapshot.Backup
 	fs       *vfs.MemFS // has it in backupDir
+	history  bool       // it has the journal instead of snapshots
 }
 
 // backingUp is one under way.
@@ -173,7 +174,7 @@ func (b *backingUp) write(id core.ShardID) {
 			s.fail("backup", "that of node %d has shard %d up to %d, and nobody has applied more than %d", n.id, bs.Shard, bs.Last(), s.check.shards[bs.Shard].last())
 		}
 	}
-	s.backup = &backup{made, shelf}
+	s.backup = &backup{made, shelf, b.history}
 	s.stats.Backups++
 	s.trace.event(evBackup, n.id, made.Shards[0].Last(), made.Shards[len(made.Shards)-1].Last(), 0, 0)
 }
@@ -293,6 +294,9 @@ func (s *sim) restore() {
 		}
 	}
 	s.stats.Restored++
+	if s.first.backup.history {
+		s.stats.RestoredHistories++
+	}
 	s.replay(t)
 }
 

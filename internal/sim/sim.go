@@ -70,6 +70,7 @@ type Stats struct {
 	StepCrashes                          int // between two operations on files
 	Ruined                               int // clusters that stood still for damage that nobody could mend
 	Backups, Restored, RestoreCrashes    int // clusters restored, crashes while they were
+	RestoredHistories                    int // of these clusters, from a backup that has the journal instead of snapshots
 	Inherited, AskedAgain                int // sessions and commands that were taken along
 	JournalsShort                        int // flushes that dropped what somebody may need
 	Changes, ChangesRefused              int // of the members: in the log; asked for and not proposed

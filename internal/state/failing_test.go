@@ -141,3 +141,66 @@ func TestCompactionWithoutRoom(t *testing.T) {
 		t.Fatal(err)
 	}
 }
+
+// TestOpenAfterAFailure: a store that has failed for good, at work or while it was opened, does not keep its directory from being opened again by the same process, and
+// changes nothing there any more.
+//
+// Mutation with which it was seen to fail: leave is not called, by Close or by open.
+func TestOpenAfterAFailure(t *testing.T) {
+	r, dir := testkit.Random(t), t.TempDir() // the lock that matters is a real one
+	var full atomic.Bool
+	open := func(ok bool) *Store {
+		t.Helper()
+		s, err := Open(Options{Dir: dir, Logger: quiet(), FS: errorfs.Wrap(vfs.Default, errorfs.InjectorFunc(func(op errorfs.Op) error {
+			if full.Load() && op.Kind == errorfs.OpFileWrite && strings.HasPrefix(path.Base(op.Path), "MANIFEST-") {
+				return syscall.ENOSPC
+			}
+			return nil
+		}))})
+		if ok != (err == nil) || !ok && !strings.Contains(err.Error(), "no space left") {
+			t.Fatalf("opened: %v", err)
+		}
+		return s
+	}
+	s := open(true)
+	h := openShard(t, s, 1)
+	d := fill(t, r, h, newDurable(), 3)
+	before, err := fenced{vfs.Default, s.fence}.Create(path.Join(dir, "before"), vfs.WriteCategoryUnspecified)
+	if err != nil {
+		t.Fatal(err)
+	}
+	full.Store(true)
+	h.Set([]byte("key"), []byte("value"))
+	h.Freeze()
+	if err := h.Flush(Flush{Index: d.index + 1}).Run(); err == nil || !strings.Contains(err.Error(), "no space left") {
+		t.Fatalf("flushed: %v", err)
+	}
+	h.Close()
+	if err := s.Close(); err == nil || !strings.Contains(err.Error(), "no space left") {
+		t.Fatalf("closed: %v", err)
+	}
+	for range 2 {
+		open(false)
+	}
+	full.Store(false)
+	again := open(true)
+	left := fenced{vfs.Default, s.fence}
+	_, err = before.Write([]byte("late"))
+	_, cerr := left.Create(path.Join(dir, "late"), vfs.WriteCategoryUnspecified)
+	for _, err := range []error{err, cerr, left.Rename(path.Join(dir, "before"), path.Join(dir, "late")), left.Remove(path.Join(dir, "before"))} {
+		if !errors.Is(err, errFenced) {
+			t.Errorf("a store that was left may still change something: %v", err)
+		}
+	}
+	if err := before.Close(); err != nil {
+		t.Error(err)
+	}
+	h = openShard(t, again, 1)
+	if err := sameDurable(h, d); err != nil { // the manifest had no room: nothing of the last flush is there
+		t.Error(err)
+	}
+	h.Close()
+	if err := again.Close(); err != nil {
+		t.Error(err)
+	}
+}

@@ -202,7 +202,7 @@ func (s *Store) readBorders(span pebble.KeyRange) error {
 // readAround does with a table what pebble will do, and looks at the errors.
 func (s *Store) readAround(name string, span pebble.KeyRange) (err error) {
 	ctx := context.Background()
-	r, err := openTable(ctx, namesFS{s.opts.FS}, s.opts.FS.PathJoin(s.path(dbDir), name), s.dbOpts.MakeReaderOptions())
+	r, err := openTable(ctx, namesFS{fenced{s.opts.FS, s.fence}}, s.opts.FS.PathJoin(s.path(dbDir), name), s.dbOpts.MakeReaderOptions())
 	if err != nil {
 		return err
 	}

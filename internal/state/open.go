@@ -45,6 +45,9 @@ func (s *Store) open() error {
 		s.db, err = pebble.Open(s.path(dbDir), s.dbOpts)
 		return err
 	})
+	if s.fatal.get() != nil {
+		s.leave() // it may never return
+	}
 	if err != nil || known {
 		return err
 	}
@@ -73,15 +76,17 @@ func (s *Store) prepareDirs() error {
 // that points to it, and a marker's together with the removal of the one before. On a
 // file system that may keep the second and lose the first, a crash during any Open could leave
 // a store that does not open.
-type namesFS struct{ vfs.FS }
+type namesFS struct {
+	fenced
+}
 
 func (m namesFS) Create(name string, c vfs.DiskWriteCategory) (vfs.File, error) {
-	f, err := m.FS.Create(name, c)
+	f, err := m.fenced.Create(name, c)
 	base := m.PathBase(name)
 	if err != nil || !strings.HasPrefix(base, "MANIFEST-") && !strings.HasPrefix(base, "marker.") {
 		return f, err
 	}
-	if err := syncDir(m.FS, m.PathDir(name)); err != nil {
+	if err := syncDir(m.fenced, m.PathDir(name)); err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
 	return f, nil
@@ -90,7 +95,7 @@ func (m namesFS) Create(name string, c vfs.DiskWriteCategory) (vfs.File, error) 
 // Open has a table that the disk cannot read counted as damaged, with all that follows for its one shard: pebble marks what fails its checksum, but
 // not that. A compaction that met a bad sector would end the node, at every start anew.
 func (m namesFS) Open(name string, opts ...vfs.OpenOption) (vfs.File, error) {
-	f, err := m.FS.Open(name, opts...)
+	f, err := m.fenced.Open(name, opts...)
 	if err != nil || !strings.HasSuffix(name, ".sst") {
 		return f, err
 	}
@@ -106,9 +111,6 @@ func (f tableFile) ReadAt(b []byte, off int64) (int, error) {
 	}
 	return n, err
 }
-
-// Unwrap is part of vfs.FS.
-func (m namesFS) Unwrap() vfs.FS { return m.FS }
 
 // readMarker checks the format marker and returns whether there is one.
 func (s *Store) readMarker() (known bool, err error) {

@@ -24,6 +24,7 @@ type patience struct {
 
 	mu     sync.Mutex // pebble's locks come before it
 	paused bool
+	over   bool          // nothing is granted any more
 	pause  time.Duration // the last; 0: none since a compaction ended well
 	timer  *time.Timer
 	failed []error // of compactions, which pebble has yet to report as errors
@@ -93,16 +94,28 @@ func (p *patience) noteFailure(err error) (compaction bool) {
 	if p.timer != nil {
 		p.timer.Stop()
 	}
-	p.timer = time.AfterFunc(p.pause, p.resume)
+	if !p.over {
+		p.timer = time.AfterFunc(p.pause, p.resume)
+	}
 	return true
 }
 
 // resume ends the pause and has pebble granted what waits. It must not be called under pebble's lock.
 func (p *patience) resume() {
 	p.mu.Lock()
-	p.paused = false
+	p.paused = p.over
 	p.mu.Unlock()
 	if ok, h := p.TrySchedule(); ok {
 		h.Done() // which gives it to whoever waits
+	}
+}
+
+// end allows no compaction any more. What runs is not waited for.
+func (p *patience) end() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.paused, p.over = true, true
+	if p.timer != nil {
+		p.timer.Stop()
 	}
 }

@@ -29,7 +29,7 @@ const (
 // small as pebble allows in practice, and there is no log.
 func (s *Store) pebbleOptions(cache *pebble.Cache) *pebble.Options {
 	o := &pebble.Options{
-		FS:           namesFS{s.opts.FS},
+		FS:           namesFS{fenced{s.opts.FS, s.fence}},
 		Cache:        cache,
 		DisableWAL:   true,
 		ReadOnly:     s.opts.ReadOnly,

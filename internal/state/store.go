@@ -74,6 +74,7 @@ type Store struct {
 	dbOpts *pebble.Options
 	fatal  *fatal
 	damage damage
+	fence  *fence // around pebble
 	// patience sees to it that compactions which fail are not run again at once.
 	patience *patience
 
@@ -113,7 +114,7 @@ func Open(o Options) (*Store, error) {
 	if o.CacheBytes == 0 {
 		o.CacheBytes = defaultCacheBytes
 	}
-	s := &Store{opts: o, shards: make(map[uint64]*Shard), closing: make(chan struct{}), patience: newPatience(cmp.Or(o.failedPause, failedPause))}
+	s := &Store{opts: o, shards: make(map[uint64]*Shard), closing: make(chan struct{}), fence: &fence{}, patience: newPatience(cmp.Or(o.failedPause, failedPause))}
 	s.fatal = &fatal{log: o.Logger, notify: o.OnFatal, broken: make(chan struct{})}
 	if err := s.open(); err != nil {
 		return nil, fmt.Errorf("state: open %s: %w", o.Dir, err)
@@ -123,7 +124,8 @@ func Open(o Options) (*Store, error) {
 
 // Close waits for flushes and installs under way and closes the files. With versions or cuts open
 // it does nothing and returns ErrInUse. What was not flushed is gone: it is
-// in the write-ahead log of the node. A second call returns ErrClosed.
+// in the write-ahead log of the node. A second call returns ErrClosed. After a fatal error (see Options.OnFatal) it returns that, and leaves files open, but the directory
+// can be opened again.
 func (s *Store) Close() error {
 	s.running.Lock()
 	defer s.running.Unlock()
@@ -137,6 +139,7 @@ func (s *Store) Close() error {
 	close(s.closing)
 	if err := s.fatal.get(); err != nil {
 		// Pebble may hold its locks for ever after a fatal error: leave it.
+		s.leave()
 		return fmt.Errorf("state: close after a fatal error: %w", err)
 	}
 	var late <-chan time.Time

@@ -336,7 +336,7 @@ func TestTokenIsReplacedUnderCalls(t *testing.T) {
 	var commands []*Pending
 	var reads []*PendingRead
 	for i := range calls / 2 {
-		commands = append(commands, s.Go(within(t), []byte(fmt.Sprint(i))))
+		commands = append(commands, s.Go(within(t), rsm.Request{Commands: [][]byte{[]byte(fmt.Sprint(i))}}))
 		reads = append(reads, s.GoRead(within(t), rsm.Linearizable, []byte("q")))
 	}
 	<-expired
