@@ -156,7 +156,7 @@ func (e *engine) serve(ctx context.Context, from uint64, method uint8, request [
 	case callCut:
 		return e.serveCut(ctx, request)
 	case callJournal:
-		return e.serveJournal(request)
+		return e.serveJournal(ctx, request)
 	}
 	return nil, fmt.Errorf("node %d knows no call %d: it may be older than node %d", e.node, method, from)
 }
@@ -174,7 +174,7 @@ func (e *engine) serveCut(ctx context.Context, request []byte) ([]byte, error) {
 	return s.cut(ctx, func(w *core.Worker, f func([]byte, error)) { w.CutAtLeast(s.id, Index(least), f) })
 }
 
-func (e *engine) serveJournal(request []byte) ([]byte, error) {
+func (e *engine) serveJournal(ctx context.Context, request []byte) ([]byte, error) {
 	shard, n := binary.Uvarint(request)
 	if n <= 0 || n != len(request) {
 		return nil, errors.New("the request for a journal is malformed")
@@ -184,7 +184,7 @@ func (e *engine) serveJournal(request []byte) ([]byte, error) {
 	}
 	var first, last Index
 	serves := false
-	if err := e.call(ShardID(shard), func(w *core.Worker) { first, last, serves = w.JournalBounds(ShardID(shard)) }); err != nil {
+	if err := e.call(ctx, ShardID(shard), func(w *core.Worker) { first, last, serves = w.JournalBounds(ShardID(shard)) }); err != nil {
 		return nil, err
 	}
 	if !serves {
@@ -383,7 +383,7 @@ func (s *Shard) cut(ctx context.Context, ask func(w *core.Worker, f func(manifes
 		err      error
 	}
 	got := make(chan outcome, 1)
-	err := s.node.engine.call(s.id, func(w *core.Worker) {
+	err := s.node.engine.call(ctx, s.id, func(w *core.Worker) {
 		ask(w, func(manifest []byte, err error) { got <- outcome{manifest, err} })
 	})
 	if err != nil {

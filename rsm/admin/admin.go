@@ -213,7 +213,7 @@ func (s *service) Transfer(ctx context.Context, r *adminv1.TransferRequest) (*ad
 const drainLook = 50 * time.Millisecond
 
 func (s *service) Drain(_ *adminv1.DrainRequest, stream grpc.ServerStreamingServer[adminv1.DrainResponse]) error {
-	st, err := s.node.Status()
+	st, err := s.node.StatusContext(stream.Context())
 	if err != nil {
 		return s.fail(nil, err)
 	}

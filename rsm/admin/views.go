@@ -13,8 +13,8 @@ import (
 	"github.com/decree-raft/decree/rsm"
 )
 
-func (s *service) Status(context.Context, *adminv1.StatusRequest) (*adminv1.StatusResponse, error) {
-	st, err := s.node.Status()
+func (s *service) Status(ctx context.Context, _ *adminv1.StatusRequest) (*adminv1.StatusResponse, error) {
+	st, err := s.node.StatusContext(ctx)
 	if err != nil {
 		return nil, s.fail(nil, err)
 	}
@@ -64,12 +64,12 @@ func shardOf(s *rsm.ShardStatus) *adminv1.ShardStatus {
 	return r
 }
 
-func (s *service) Members(_ context.Context, r *adminv1.MembersRequest) (*adminv1.MembersResponse, error) {
+func (s *service) Members(ctx context.Context, r *adminv1.MembersRequest) (*adminv1.MembersResponse, error) {
 	sh, err := s.shard(r.GetShard())
 	if err != nil {
 		return nil, err
 	}
-	m, err := sh.Members()
+	m, err := sh.MembersContext(ctx)
 	if err != nil {
 		return nil, s.fail(sh, err)
 	}
@@ -206,14 +206,14 @@ func (s *service) Hash(ctx context.Context, r *adminv1.HashRequest) (*adminv1.Ha
 	if window < 0 || window > maxWindow {
 		return nil, s.fail(sh, notProposed(codeBadRequest, "the window is %v: 0 to %v", window, maxWindow))
 	}
-	node, err := s.node.Status()
+	node, err := s.node.StatusContext(ctx)
 	if err != nil {
 		return nil, s.fail(sh, err)
 	}
 	res := &adminv1.HashResponse{Node: uint64(node.Node), Cluster: node.Cluster}
 	var until time.Time
 	for len(res.Samples) < maxSamples {
-		st, err := sh.Status()
+		st, err := sh.StatusContext(ctx)
 		switch {
 		case err != nil:
 			return nil, s.fail(sh, err)
