@@ -9,6 +9,20 @@ import (
 // Patience replaces how long a client may read nothing.
 func (s *Server) Patience(d time.Duration) { s.service.patience = d }
 
+// ReceivePatience replaces how long the message of a unary call may take.
+func (s *Server) ReceivePatience(d time.Duration) { s.service.receivePatience = d }
+
+// Held returns how many callers make the server hold something, and how many bytes of answers they have not taken.
+func (s *Server) Held() (callers int, unsent int64) {
+	h := s.service.holds
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, c := range h.callers {
+		unsent += c.unsent
+	}
+	return len(h.callers), unsent
+}
+
 // PublicPatience replaces how long a call that needs no token may take to say what it asks.
 func (s *Server) PublicPatience(d time.Duration) { s.public.patience = d }
 

@@ -38,7 +38,8 @@ type ServerConfig struct {
 	Role     func(method string) access.Role
 	// MaxConnections at the same time; three quarters of them of one host. Default 20000.
 	MaxConnections int
-	// MaxStreams at work on one connection: unary calls, and streams of calls. Default 1024.
+	// MaxStreams at work on one connection: unary calls, and at most eight streams of calls. Default 128: each may have a message in memory, and many calls are for a
+	// stream.
 	MaxStreams uint32
 }
 
@@ -68,7 +69,8 @@ const (
 	portName     = "the proxy port"
 	strangerText = "this is a Decree proxy port: it speaks gRPC, api/decree/v1\n"
 
-	streamWindow  = 4 << 20
+	streamWindow  = 1 << 20 // of what is not read yet; a larger message that is being read has as much as it needs
+	connWindow    = 8 << 20
 	writeBuffer   = 32 << 10
 	readBuffer    = 2 << 10 // of every connection, for as long as it lives
 	maxHeaderList = 16 << 10
@@ -94,7 +96,7 @@ func (p *Proxy) Serve(cfg ServerConfig) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("proxy: %w", err)
 	}
-	cfg.MaxStreams = cmp.Or(cfg.MaxStreams, 1024)
+	cfg.MaxStreams = cmp.Or(cfg.MaxStreams, 128)
 	conns := cmp.Or(cfg.MaxConnections, 20000)
 	cfg.Limits = cfg.Limits.withDefaults()
 	if err := cmp.Or(bounds.Check("MaxConnections", conns, 1, 1<<24), cfg.Limits.check()); err != nil {
@@ -118,13 +120,13 @@ func (p *Proxy) Serve(cfg ServerConfig) (*Server, error) {
 	s.service.policy, s.service.admission = policy, admission
 	s.grpc = grpc.NewServer(grpc.Creds(guard.Credentials(config, portName, strangers)), grpc.ForceServerCodecV2(codec.Codec{}),
 		grpc.MaxRecvMsgSize(cfg.FrameBytes), grpc.MaxConcurrentStreams(cfg.MaxStreams), grpc.MaxHeaderListSize(maxHeaderList),
-		grpc.StaticStreamWindowSize(streamWindow), grpc.StaticConnWindowSize(2*streamWindow),
+		grpc.StaticStreamWindowSize(streamWindow), grpc.StaticConnWindowSize(connWindow),
 		grpc.ReadBufferSize(readBuffer), grpc.WriteBufferSize(writeBuffer),
 		grpc.ConnectionTimeout(handshake), grpc.WaitForHandlers(true),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: time.Minute, Timeout: 10 * time.Second}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: link.KeepaliveTime / 2, PermitWithoutStream: true}))
 	checked := func(need func(string) access.Role) grpc.ServiceRegistrar {
-		return knowing(policy.Registrar(s.grpc, need), door)
+		return &bounded{knowing(policy.Registrar(s.grpc, need), door), s.service}
 	}
 	decreev1.RegisterDecreeServiceServer(checked(RoleOf), s.service)
 	watching, unwatch := context.WithCancel(context.Background())

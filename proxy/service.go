@@ -63,8 +63,9 @@ type service struct {
 	log     *slog.Logger // nil: nothing is logged
 	tracer  trace.Tracer // nil: nothing is traced
 	names   *names
-	// patience is sendPatience; tests have less.
-	patience time.Duration
+	holds   *holds
+	// patience is sendPatience, receivePatience that; tests have less.
+	patience, receivePatience time.Duration
 	// What callers have to show, nil for nothing; and what they may have at work, nil for no bound but those of limits.
 	policy    *access.Policy
 	admission *admit.Controller
@@ -76,7 +77,7 @@ type service struct {
 }
 
 func newService(b backend, limits Limits) *service {
-	return &service{backend: b, limits: limits, names: newNames(), patience: sendPatience, streams: map[*stream]bool{}}
+	return &service{backend: b, limits: limits, names: newNames(), holds: newHolds(), patience: sendPatience, receivePatience: receivePatience, streams: map[*stream]bool{}}
 }
 
 // margin is how long before its deadline a unary call is answered at the latest, so that the answer arrives.

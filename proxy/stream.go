@@ -42,6 +42,7 @@ type stream struct {
 	name    string     // in logs and errors
 	kicked  chan error // why it is ended; has room for one
 	who     caller     // the reader's
+	held    *held      // what its caller makes the server hold
 	checked time.Time  // when it was looked up
 
 	mu      sync.Mutex
@@ -57,10 +58,17 @@ type stream struct {
 func (s *service) serveStream(g grpc.ServerStream) error {
 	st := &stream{ServerStream: g, service: s, name: s.names.next(), kicked: make(chan error, 1)}
 	st.room.L = &st.mu
+	end, err := s.holds.begin(g.Context())
+	if err != nil {
+		return wire.Status(err)
+	}
+	defer end()
 	if err := s.enter(st); err != nil {
 		return wire.Status(err)
 	}
 	defer s.leave(st)
+	st.held = s.holds.caller(g.Context())
+	defer st.held.leave()
 	if err := g.SendHeader(link.Greeting(s.backend.cluster())); err != nil { // it is taken
 		return err
 	}
@@ -355,7 +363,7 @@ func (st *stream) flush() {
 		st.out = make([]byte, 0, min(cap(frame), 64<<10))
 		st.said = monotonic()
 		st.mu.Unlock()
-		err := st.SendMsg(&codec.Frame{Data: frame})
+		err := st.SendMsg(st.held.frame(frame))
 		st.mu.Lock()
 		if err != nil { // who may not go on, it is said: what was to be sent is lost
 			st.kick(err)
