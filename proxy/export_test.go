@@ -23,6 +23,13 @@ func (s *Server) Held() (callers int, unsent int64) {
 	return len(h.callers), unsent
 }
 
+// SetMaxIdle replaces how long a connection may have neither calls nor streams, for the servers that are started from now on, and returns what undoes that.
+func SetMaxIdle(d time.Duration) (undo func()) {
+	was := maxIdle
+	maxIdle = d
+	return func() { maxIdle = was }
+}
+
 // PublicPatience replaces how long a call that needs no token may take to say what it asks.
 func (s *Server) PublicPatience(d time.Duration) { s.public.patience = d }
 

@@ -11,7 +11,6 @@ import (
 	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
 
-	"github.com/decree-raft/decree/internal/gate"
 	"github.com/decree-raft/decree/internal/guard"
 )
 
@@ -107,23 +106,3 @@ type prompt struct {
 }
 
 func (s *prompt) RecvMsg(m any) error { return s.public.promptly(s.ServerStream.RecvMsg, m) }
-
-// knowing registers services whose calls have been checked, and tells the guard who is known by that.
-func knowing(r grpc.ServiceRegistrar, door *guard.Guard) grpc.ServiceRegistrar {
-	know := func(ctx context.Context) {
-		if from, ok := peer.FromContext(ctx); ok {
-			door.Known(from.Addr)
-		}
-	}
-	return &gate.Registrar{
-		ServiceRegistrar: r,
-		Call: func(ctx context.Context, _ string) (context.Context, error) {
-			know(ctx)
-			return ctx, nil
-		},
-		Stream: func(s grpc.ServerStream, _ string) (grpc.ServerStream, error) {
-			know(s.Context())
-			return s, nil
-		},
-	}
-}

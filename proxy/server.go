@@ -77,6 +77,9 @@ const (
 	handshake     = 10 * time.Second
 )
 
+// maxIdle is how long a connection may have no call on it, nor a stream: who wants to call again connects again. Tests have less.
+var maxIdle = 10 * time.Minute
+
 // Server serves clients of a proxy on a port.
 type Server struct {
 	listener net.Listener
@@ -114,7 +117,7 @@ func (p *Proxy) Serve(cfg ServerConfig) (*Server, error) {
 	}
 	door := guard.New(counted{l, p.meter}, guard.Config{Port: portName, Clients: "its clients", Answer: strangerText, TLS: config != nil,
 		MaxConns: conns, MaxPerHost: max(1, conns-conns/4), Log: strangers,
-		Strangers: policy.Asks() && (cfg.Access.TLS == nil || cfg.Access.TLS.ClientAuth != tls.RequireAndVerifyClientCert)})
+		Strangers: cfg.Access.Strangers()})
 	s := &Server{listener: door, service: newService(p, cfg.Limits), health: health.NewServer(), served: make(chan struct{}), proxy: p}
 	s.service.meter, s.service.log, s.service.tracer = p.meter, p.log, p.tracer
 	s.service.policy, s.service.admission = policy, admission
@@ -123,10 +126,10 @@ func (p *Proxy) Serve(cfg ServerConfig) (*Server, error) {
 		grpc.StaticStreamWindowSize(streamWindow), grpc.StaticConnWindowSize(connWindow),
 		grpc.ReadBufferSize(readBuffer), grpc.WriteBufferSize(writeBuffer),
 		grpc.ConnectionTimeout(handshake), grpc.WaitForHandlers(true),
-		grpc.KeepaliveParams(keepalive.ServerParameters{Time: time.Minute, Timeout: 10 * time.Second}),
+		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionIdle: maxIdle, Time: time.Minute, Timeout: 10 * time.Second}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: link.KeepaliveTime / 2, PermitWithoutStream: true}))
 	checked := func(need func(string) access.Role) grpc.ServiceRegistrar {
-		return &bounded{knowing(policy.Registrar(s.grpc, need), door), s.service}
+		return &bounded{door.Registrar(policy.Registrar(s.grpc, need)), s.service}
 	}
 	decreev1.RegisterDecreeServiceServer(checked(RoleOf), s.service)
 	watching, unwatch := context.WithCancel(context.Background())

@@ -373,3 +373,35 @@ func TestStrangers(t *testing.T) {
 		t.Error("who reads from a stranger does not learn that the connection is closed")
 	}
 }
+
+// Where there are too many connections, the oldest of a stranger makes room, and none of somebody known.
+func TestStrangersMakeRoom(t *testing.T) {
+	for name, cfg := range map[string]Config{"in all": {MaxConns: 3}, "of one host": {MaxPerHost: 3}} {
+		cfg.Strangers = true
+		s := serve(t, cfg)
+		enter := func() (net.Conn, net.Conn) {
+			out := s.dial(t, Preface)
+			in := s.take(t)
+			Shaken(in) // those that have yet to finish the handshake are displaced in any case
+			return out, in
+		}
+		_, known := enter()
+		s.Known(known.RemoteAddr())
+		oldest, _ := enter()
+		_, other := enter()
+		_, last := enter()
+		closed(t, oldest)
+		if st := s.Stats(); st.Open != 3 {
+			t.Errorf("%s: %+v", name, st)
+		}
+		s.Known(other.RemoteAddr())
+		s.Known(last.RemoteAddr())
+		closed(t, s.dial(t, Preface)) // there is none any more
+		if st := s.Stats(); st.Open != 3 {
+			t.Errorf("%s: %+v", name, st)
+		}
+		if !strings.Contains(s.log.String(), "it has not shown who it is") {
+			t.Errorf("%s: the log says %q", name, s.log.String())
+		}
+	}
+}

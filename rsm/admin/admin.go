@@ -38,9 +38,13 @@ const (
 	maxConns        = 256
 	maxConnsPerHost = 128
 	portName        = "the admin port"
+	window          = maxRequestBytes // of what is not read yet
 	// MinKeepalive is how often clients may ask whether a Server is there: a follower of the journal wants to know.
 	MinKeepalive = 10 * time.Second
 )
+
+// maxIdle is how long a connection may have no call on it: who wants to call again connects again. Tests have less.
+var maxIdle = time.Minute
 
 // Listen is Serve with mutual TLS: only clients with a certificate of the same authorities get in, and may do everything. Without
 // certs it listens on this machine's loopback addresses only.
@@ -72,15 +76,16 @@ func Serve(n *rsm.Node, address string, port access.Port) (*Server, error) {
 	if port.TLS != nil {
 		config = func() (*tls.Config, error) { return port.TLS, nil }
 	}
-	s := &Server{grpc: grpc.NewServer(grpc.Creds(guard.Credentials(config, portName, log)), grpc.ConnectionTimeout(guard.DefaultTimeout),
-		grpc.MaxRecvMsgSize(maxRequestBytes), grpc.MaxConcurrentStreams(maxStreams), grpc.MaxHeaderListSize(maxHeaderBytes),
-		grpc.KeepaliveParams(keepalive.ServerParameters{Time: time.Minute, Timeout: 10 * time.Second}),
-		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: MinKeepalive / 2, PermitWithoutStream: true}))}
-	s.guard = guard.New(l, guard.Config{
+	door := guard.New(l, guard.Config{
 		Port: portName, Clients: "its clients", Answer: "this is a Decree admin port: it speaks gRPC with the command decree\n",
-		TLS: port.TLS != nil, MaxConns: maxConns, MaxPerHost: maxConnsPerHost, Log: log,
+		TLS: port.TLS != nil, MaxConns: maxConns, MaxPerHost: maxConnsPerHost, Strangers: port.Strangers(), Log: log,
 	})
-	Checked(port.Policy)(n, s.grpc)
+	s := &Server{guard: door, grpc: grpc.NewServer(grpc.Creds(guard.Credentials(config, portName, log)), grpc.ConnectionTimeout(guard.DefaultTimeout),
+		grpc.MaxRecvMsgSize(maxRequestBytes), grpc.MaxConcurrentStreams(maxStreams), grpc.MaxHeaderListSize(maxHeaderBytes),
+		grpc.StaticStreamWindowSize(window), grpc.StaticConnWindowSize(4*window),
+		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionIdle: maxIdle, Time: time.Minute, Timeout: 10 * time.Second}),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: MinKeepalive / 2, PermitWithoutStream: true}))}
+	Register(n, door.Registrar(port.Policy.Registrar(s.grpc, RoleOf)))
 	go func() { _ = s.grpc.Serve(s.guard) }() // ends with Close
 	return s, nil
 }
