@@ -30,6 +30,13 @@ func SetMaxIdle(d time.Duration) (undo func()) {
 	return func() { maxIdle = was }
 }
 
+// SetDrainPatience replaces how long Drain waits without a deadline, and returns what undoes that.
+func SetDrainPatience(d time.Duration) (undo func()) {
+	was := drainPatience
+	drainPatience = d
+	return func() { drainPatience = was }
+}
+
 // PublicPatience replaces how long a call that needs no token may take to say what it asks.
 func (s *Server) PublicPatience(d time.Duration) { s.public.patience = d }
 

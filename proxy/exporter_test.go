@@ -10,6 +10,8 @@ import (
 	"go.opentelemetry.io/otel/trace/noop"
 
 	decreev1 "github.com/decree-raft/decree/api/decree/v1"
+	"github.com/decree-raft/decree/internal/core"
+	"github.com/decree-raft/decree/internal/wire"
 	"github.com/decree-raft/decree/proxy"
 	"github.com/decree-raft/decree/proxy/client"
 	"github.com/decree-raft/decree/rsm"
@@ -98,4 +100,22 @@ func TestBlockedExporter(t *testing.T) {
 			t.Error("it succeeds")
 		}
 	})
+}
+
+// The outcome of a unary call arrives before its deadline, whatever its span does.
+func TestBlockedExporterAtTheDeadline(t *testing.T) {
+	b := &blocked{until: make(chan struct{})}
+	defer close(b.until)
+	_, s := startProxy(t, proxy.Config{Nodes: []string{"127.0.0.1:1"}, Tracer: b})
+	c := decreev1.NewDecreeServiceClient(plain(t, s.Addr()))
+	var err error
+	for range 50 { // a machine that is busy may be late once
+		ctx, cancel := context.WithTimeout(t.Context(), 400*time.Millisecond)
+		_, err = c.Submit(ctx, &decreev1.SubmitRequest{Shard: 1, Commands: [][]byte{[]byte("a")}})
+		cancel()
+		if e, _ := core.Verdict(wire.FromStatus(err)); e != nil && e.Kind == core.ErrNotProposed {
+			return
+		}
+	}
+	t.Errorf("no outcome arrives: %v", err)
 }

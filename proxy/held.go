@@ -190,7 +190,7 @@ func (s *service) receive(ctx context.Context, c *held, dec func(any) error, m a
 func (c *held) frame(data []byte) any {
 	f := &codec.Frame{Data: data}
 	n := int64(len(data))
-	if n <= codec.SmallBytes {
+	if c == nil || n <= codec.SmallBytes {
 		return f
 	}
 	c.of.mu.Lock()

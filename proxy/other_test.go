@@ -1,10 +1,13 @@
 package proxy_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"testing"
 	"time"
+
+	"google.golang.org/grpc"
 
 	"github.com/decree-raft/decree/proxy"
 	"github.com/decree-raft/decree/proxy/client"
@@ -75,4 +78,32 @@ func TestAnotherClusterBehindTheAddress(t *testing.T) {
 	if a.Token() >= 1<<40 {
 		t.Error("the token of the former cluster is kept")
 	}
+}
+
+// A stream of another service that does not end does not hold up draining for ever, where no deadline is given.
+func TestDrainWithoutADeadline(t *testing.T) {
+	defer proxy.SetDrainPatience(300 * time.Millisecond)()
+	p, _ := lonely(t)
+	s, err := p.Serve(proxy.ServerConfig{Listen: "127.0.0.1:0", Services: func(r grpc.ServiceRegistrar) {
+		r.RegisterService(&grpc.ServiceDesc{ServiceName: "test.Endless", HandlerType: (*any)(nil), Streams: []grpc.StreamDesc{{StreamName: "Wait", ServerStreams: true, ClientStreams: true,
+			Handler: func(_ any, s grpc.ServerStream) error {
+				if err := s.SendHeader(nil); err != nil {
+					return err
+				}
+				<-s.Context().Done()
+				return nil
+			}}}}, nil)
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	st, err := plain(t, s.Addr()).NewStream(within(t), &grpc.StreamDesc{ServerStreams: true, ClientStreams: true}, "/test.Endless/Wait")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := st.Header(); err != nil {
+		t.Fatal(err)
+	}
+	soon(t, "draining", func() { s.Drain(context.Background()) })
 }

@@ -77,6 +77,9 @@ const (
 	handshake     = 10 * time.Second
 )
 
+// drainPatience is how long Drain waits without a deadline. Tests have less.
+var drainPatience = time.Minute
+
 // maxIdle is how long a connection may have no call on it, nor a stream: who wants to call again connects again. Tests have less.
 var maxIdle = 10 * time.Minute
 
@@ -134,7 +137,7 @@ func (p *Proxy) Serve(cfg ServerConfig) (*Server, error) {
 	decreev1.RegisterDecreeServiceServer(checked(RoleOf), s.service)
 	watching, unwatch := context.WithCancel(context.Background())
 	s.unwatch = unwatch
-	s.public = newPublic(s.grpc)
+	s.public = newPublic(s.grpc, door.Stranger)
 	healthv1.RegisterHealthServer(s.public, &watched{s.health, watching}) // for everybody: whoever balances load has no token
 	if cfg.Services != nil {
 		role := cfg.Role
@@ -184,13 +187,18 @@ type reflected struct {
 // Addr returns the host:port that is listened on.
 func (s *Server) Addr() string { return s.listener.Addr().String() }
 
-// Drain refuses new calls and connections, waits until those under way have ended, or ctx has, and closes the server. Clients go on elsewhere.
+// Drain refuses new calls and connections, waits until those under way have ended, or ctx has, and closes the server. Clients go on elsewhere. Without a deadline
+// in ctx it waits for a minute: streams of ServerConfig.Services may never end by themselves.
 func (s *Server) Drain(ctx context.Context) {
 	s.service.closes.Store(true) // Ready says so at once
 	s.health.Shutdown()
-	patience := time.Minute
+	patience := drainPatience
 	if d, has := ctx.Deadline(); has {
 		patience = time.Until(d)
+	} else {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, patience)
+		defer cancel()
 	}
 	_ = s.listener.Close() // gRPC closes it once more
 	done := make(chan struct{})

@@ -99,6 +99,11 @@ func (s *service) call(ctx context.Context, c *route.Call) (rsm.Result, error) {
 	took := time.Duration(monotonic() - began)
 	s.meter.ended(c.Kind, c.Shard, took, err)
 	if span != nil {
+		if deadline, has := ctx.Deadline(); has { // the answer is to arrive
+			var cancel context.CancelFunc
+			ctx, cancel = context.WithDeadline(ctx, deadline.Add(-margin))
+			defer cancel()
+		}
 		traced.EndWithin(ctx, span, err)
 	}
 	if s.debugs() {

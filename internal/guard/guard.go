@@ -15,6 +15,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/netip"
 	"os"
 	"strings"
 	"sync"
@@ -124,6 +125,13 @@ func (g *Guard) Known(remote net.Addr) {
 		defer g.mu.Unlock()
 		c.(*conn).acquaint()
 	}
+}
+
+// Stranger reports whether it is not known yet who calls on the connection from an address, and will be.
+func (g *Guard) Stranger(remote net.Addr) bool {
+	a, _ := remote.(*net.TCPAddr)
+	_, is := g.strangers.Load(a)
+	return is
 }
 
 // Stats are the connections of a moment.
@@ -344,13 +352,20 @@ func (g *Guard) describe(first []byte, err error) string {
 	return "bytes of another protocol"
 }
 
-// HostOf returns the host of an address, or all of it if it has no port.
+// HostOf returns the host of an address, or all of it if it has no port. A host with IPv6 has whatever addresses it likes within its network: that, of 64 bits, is the host.
 func HostOf(a net.Addr) string {
 	host, _, err := net.SplitHostPort(a.String())
 	if err != nil {
 		return a.String()
 	}
-	return host
+	ip, err := netip.ParseAddr(host)
+	switch ip = ip.Unmap(); {
+	case err != nil:
+		return host
+	case ip.Is6() && !ip.IsLoopback() && !ip.IsLinkLocalUnicast(): // which has one network for all
+		return netip.PrefixFrom(ip.WithZone(""), 64).Masked().String()
+	}
+	return ip.String()
 }
 
 // conn gives back the bytes that were looked at, and is counted until it is closed.

@@ -21,7 +21,7 @@ import (
 
 // Register offers the admin service of a node on a gRPC server, before that is started.
 func Register(n *rsm.Node, r grpc.ServiceRegistrar) {
-	adminv1.RegisterAdminServiceServer(r, &service{node: n})
+	adminv1.RegisterAdminServiceServer(r, &service{node: n, hashing: make(chan struct{}, maxHashes)})
 }
 
 // Server serves the admin service of one node on a port of its own.
@@ -116,7 +116,8 @@ func (s *Server) Close() {
 // service is the admin service of one node.
 type service struct {
 	adminv1.UnimplementedAdminServiceServer
-	node *rsm.Node
+	node    *rsm.Node
+	hashing chan struct{} // has one for each Hash that is under way
 }
 
 // fail makes err the error of a call. It adds where the leader is found, if it is known.
@@ -126,7 +127,7 @@ func (s *service) fail(shard *rsm.Shard, err error) error {
 		if m, e := shard.Members(); e == nil {
 			for _, m := range m.List {
 				if uint64(m.Node) == d.GetLeader() {
-					d.LeaderAddress = m.Address
+					d.LeaderAddress = utf8(m.Address)
 				}
 			}
 		}
