@@ -10,8 +10,6 @@ import (
 	"go.opentelemetry.io/otel/trace/noop"
 
 	decreev1 "github.com/decree-raft/decree/api/decree/v1"
-	"github.com/decree-raft/decree/internal/core"
-	"github.com/decree-raft/decree/internal/wire"
 	"github.com/decree-raft/decree/proxy"
 	"github.com/decree-raft/decree/proxy/client"
 	"github.com/decree-raft/decree/rsm"
@@ -107,15 +105,20 @@ func TestBlockedExporterAtTheDeadline(t *testing.T) {
 	b := &blocked{until: make(chan struct{})}
 	defer close(b.until)
 	_, s := startProxy(t, proxy.Config{Nodes: []string{"127.0.0.1:1"}, Tracer: b})
-	c := decreev1.NewDecreeServiceClient(plain(t, s.Addr()))
-	var err error
-	for range 50 { // a machine that is busy may be late once
-		ctx, cancel := context.WithTimeout(t.Context(), 400*time.Millisecond)
-		_, err = c.Submit(ctx, &decreev1.SubmitRequest{Shard: 1, Commands: [][]byte{[]byte("a")}})
-		cancel()
-		if e, _ := core.Verdict(wire.FromStatus(err)); e != nil && e.Kind == core.ErrNotProposed {
+	r := dialRaw(t, s.Addr())
+	_ = r.SetDeadline(time.Now().Add(30 * time.Second))
+	message := marshal(&decreev1.SubmitRequest{Shard: 1, Commands: [][]byte{[]byte("a")}})
+	took := time.Duration(0)
+	for i := range uint32(20) { // a machine that is busy may be late
+		began := time.Now()
+		r.begin(2*i+1, decreev1.DecreeService_Submit_FullMethodName, "grpc-timeout", "400m")
+		if err := r.WriteData(2*i+1, true, append(prefix(uint32(len(message))), message...)); err != nil {
+			t.Fatal(err)
+		}
+		_, h := r.headers()
+		if took = time.Since(began); took < 400*time.Millisecond && h["grpc-status"] != "" {
 			return
 		}
 	}
-	t.Errorf("no outcome arrives: %v", err)
+	t.Errorf("of 400 ms the last call takes %v", took)
 }
