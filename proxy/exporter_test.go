@@ -99,3 +99,26 @@ func TestBlockedExporter(t *testing.T) {
 		}
 	})
 }
+
+// The outcome of a unary call arrives before its deadline, whatever its span does.
+func TestBlockedExporterAtTheDeadline(t *testing.T) {
+	b := &blocked{until: make(chan struct{})}
+	defer close(b.until)
+	_, s := startProxy(t, proxy.Config{Nodes: []string{"127.0.0.1:1"}, Tracer: b})
+	r := dialRaw(t, s.Addr())
+	_ = r.SetDeadline(time.Now().Add(30 * time.Second))
+	message := marshal(&decreev1.SubmitRequest{Shard: 1, Commands: [][]byte{[]byte("a")}})
+	took := time.Duration(0)
+	for i := range uint32(20) { // a machine that is busy may be late
+		began := time.Now()
+		r.begin(2*i+1, decreev1.DecreeService_Submit_FullMethodName, "grpc-timeout", "400m")
+		if err := r.WriteData(2*i+1, true, append(prefix(uint32(len(message))), message...)); err != nil {
+			t.Fatal(err)
+		}
+		_, h := r.headers()
+		if took = time.Since(began); took < 400*time.Millisecond && h["grpc-status"] != "" {
+			return
+		}
+	}
+	t.Errorf("of 400 ms the last call takes %v", took)
+}

@@ -5,7 +5,6 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/peer"
 
 	decreev1 "github.com/decree-raft/decree/api/decree/v1"
 	"github.com/decree-raft/decree/internal/core"
@@ -40,7 +39,7 @@ func Checked(p *access.Policy) func(n *rsm.Node, r grpc.ServiceRegistrar) {
 	return func(n *rsm.Node, r grpc.ServiceRegistrar) {
 		s := newService(newLocal(n), Limits{}.withDefaults())
 		s.policy = p
-		decreev1.RegisterDecreeServiceServer(p.Registrar(r, RoleOf), s)
+		decreev1.RegisterDecreeServiceServer(&bounded{p.Registrar(r, RoleOf), s}, s)
 	}
 }
 
@@ -60,13 +59,7 @@ func (s *service) caller(ctx context.Context) (c caller, release func()) {
 	if s.admission == nil {
 		return c, func() {}
 	}
-	name := id.Name
-	if name == "" {
-		if p, ok := peer.FromContext(ctx); ok && p.Addr != nil {
-			name = p.Addr.String()
-		}
-	}
-	c.client = s.admission.Client(name)
+	c.client = s.admission.Client(nameOf(ctx, id))
 	return c, c.client.Release
 }
 

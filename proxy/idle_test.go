@@ -2,9 +2,11 @@ package proxy_test
 
 import (
 	"bytes"
+	"errors"
 	"flag"
 	"io"
 	"net"
+	"os"
 	"runtime"
 	"testing"
 	"time"
@@ -13,6 +15,7 @@ import (
 	"golang.org/x/net/http2/hpack"
 
 	decreev1 "github.com/decree-raft/decree/api/decree/v1"
+	"github.com/decree-raft/decree/internal/codec"
 	"github.com/decree-raft/decree/internal/testkit"
 	"github.com/decree-raft/decree/proxy"
 )
@@ -129,5 +132,34 @@ func TestIdleConnections(t *testing.T) {
 	}
 	if reply, err := dial(t, s.Addr()).Shard(1).Submit(within(t), []byte("a")); sum(t, reply, err) != 1 {
 		t.Error("the others are not served")
+	}
+}
+
+// A connection on which nobody calls is closed, and one with a stream stays.
+func TestConnectionsWithoutCalls(t *testing.T) {
+	defer proxy.SetMaxIdle(200 * time.Millisecond)()
+	_, s := lonely(t)
+	_, st := openStream(t, s.Addr())
+	if _, err := st.Header(); err != nil {
+		t.Fatal(err)
+	}
+	r := dialRaw(t, s.Addr())
+	_ = r.SetDeadline(time.Now().Add(20 * time.Second))
+	for {
+		f, err := r.ReadFrame()
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Fatal("it stays open")
+		} else if err != nil {
+			break
+		}
+		if f, is := f.(*http2.PingFrame); is && !f.IsAck() {
+			_ = r.WritePing(true, f.Data) // it may be closed by now
+		}
+	}
+	if err := st.SendMsg(&codec.Frame{Data: submitFrame(1, 50)}); err != nil {
+		t.Fatal(err)
+	}
+	if err := st.RecvMsg(&codec.Frame{}); err != nil {
+		t.Errorf("a connection with a stream: %v", err)
 	}
 }

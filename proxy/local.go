@@ -102,17 +102,17 @@ func (l *local) hand(c *route.Call, then func(rsm.Result, error)) error {
 	}
 }
 
-// topology is what this node knows. Addresses are those of the nodes' own ports, where Register offers the protocol.
+// topology is what this node knows. It waits for no worker, and costs none a thing, as proxies ask often. Addresses are those of the nodes' own ports, where Register offers the protocol.
 func (l *local) topology() *decreev1.GetTopologyResponse {
 	t := &decreev1.GetTopologyResponse{Cluster: l.node.Cluster()}
 	addresses := map[rsm.NodeID]string{l.node.ID(): l.node.AddressOf(l.node.ID())}
 	for _, s := range l.node.Shards() {
-		st, err := s.Status()
-		if err != nil || st.Err != nil {
+		st, serves := s.Topology()
+		if !serves {
 			continue // it cannot be asked
 		}
-		t.Shards = append(t.Shards, &decreev1.GetTopologyResponse_Shard{Shard: uint64(s.ID()), Leader: uint64(st.Leader), Term: uint64(st.Term), Nodes: ids(st.Members.Members())})
-		for _, id := range st.Members.Members() {
+		t.Shards = append(t.Shards, &decreev1.GetTopologyResponse_Shard{Shard: uint64(s.ID()), Leader: uint64(st.Leader), Term: uint64(st.Term), Nodes: ids(st.Members)})
+		for _, id := range st.Members {
 			if _, known := addresses[id]; !known {
 				addresses[id] = l.node.AddressOf(id)
 			}

@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"context"
+	"net"
 	"slices"
 	"sync"
 	"time"
@@ -11,13 +12,15 @@ import (
 	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
 
-	"github.com/decree-raft/decree/internal/gate"
 	"github.com/decree-raft/decree/internal/guard"
 )
 
 const (
-	// maxPublic bounds the calls of one host that are open and need no token: each costs a goroutine.
+	// maxPublic bounds the unary calls that are open and need no token, of one host's connections of which nothing is known: each costs a goroutine.
 	maxPublic = 256
+	// maxPublicStreams bounds the streams that need no token on one connection. Clients that check health themselves have one on each, and hundreds of them may be
+	// behind one address.
+	maxPublicStreams = 4
 	// publicPatience is how long such a call may take to say what it asks: a few bytes.
 	publicPatience = 5 * time.Second
 )
@@ -26,14 +29,15 @@ const (
 // for ever.
 type public struct {
 	grpc.ServiceRegistrar
+	stranger func(remote net.Addr) bool
 	patience time.Duration
 
-	mu    sync.Mutex
-	calls map[string]int // that are open, by host; none is 0
+	mu   sync.Mutex
+	open map[string]int // calls by host, and streams by connection; none is 0
 }
 
-func newPublic(r grpc.ServiceRegistrar) *public {
-	return &public{ServiceRegistrar: r, patience: publicPatience, calls: map[string]int{}}
+func newPublic(r grpc.ServiceRegistrar, stranger func(remote net.Addr) bool) *public {
+	return &public{ServiceRegistrar: r, stranger: stranger, patience: publicPatience, open: map[string]int{}}
 }
 
 // RegisterService implements grpc.ServiceRegistrar.
@@ -43,7 +47,7 @@ func (p *public) RegisterService(desc *grpc.ServiceDesc, impl any) {
 	for i := range d.Methods {
 		handle := d.Methods[i].Handler
 		d.Methods[i].Handler = func(srv any, ctx context.Context, dec func(any) error, in grpc.UnaryServerInterceptor) (any, error) {
-			leave, err := p.enter(ctx)
+			leave, err := p.enter(ctx, false)
 			if err != nil {
 				return nil, err
 			}
@@ -54,7 +58,7 @@ func (p *public) RegisterService(desc *grpc.ServiceDesc, impl any) {
 	for i := range d.Streams {
 		handle := d.Streams[i].Handler
 		d.Streams[i].Handler = func(srv any, s grpc.ServerStream) error {
-			leave, err := p.enter(s.Context())
+			leave, err := p.enter(s.Context(), true)
 			if err != nil {
 				return err
 			}
@@ -65,23 +69,30 @@ func (p *public) RegisterService(desc *grpc.ServiceDesc, impl any) {
 	p.ServiceRegistrar.RegisterService(&d, impl)
 }
 
-// enter counts a call until leave.
-func (p *public) enter(ctx context.Context) (leave func(), err error) {
-	host := ""
-	if from, ok := peer.FromContext(ctx); ok && from.Addr != nil {
-		host = guard.HostOf(from.Addr)
+// enter counts a call, or a stream, until leave.
+func (p *public) enter(ctx context.Context, stream bool) (leave func(), err error) {
+	from, ok := peer.FromContext(ctx)
+	if !ok || from.Addr == nil {
+		return func() {}, nil
+	}
+	key, most, what := from.Addr.String(), maxPublicStreams, "streams of this connection"
+	if !stream {
+		if !p.stranger(from.Addr) { // what it may have at work is bounded elsewhere
+			return func() {}, nil
+		}
+		key, most, what = guard.HostOf(from.Addr), maxPublic, "calls of this host"
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.calls[host] >= maxPublic {
-		return nil, status.Errorf(codes.ResourceExhausted, "%d calls of this host that need no token are open, which is the limit: end some", maxPublic)
+	if p.open[key] >= most {
+		return nil, status.Errorf(codes.ResourceExhausted, "%d %s that need no token are open, which is the limit: end some", most, what)
 	}
-	p.calls[host]++
+	p.open[key]++
 	return func() {
 		p.mu.Lock()
 		defer p.mu.Unlock()
-		if p.calls[host]--; p.calls[host] == 0 {
-			delete(p.calls, host)
+		if p.open[key]--; p.open[key] == 0 {
+			delete(p.open, key)
 		}
 	}, nil
 }
@@ -107,23 +118,3 @@ type prompt struct {
 }
 
 func (s *prompt) RecvMsg(m any) error { return s.public.promptly(s.ServerStream.RecvMsg, m) }
-
-// knowing registers services whose calls have been checked, and tells the guard who is known by that.
-func knowing(r grpc.ServiceRegistrar, door *guard.Guard) grpc.ServiceRegistrar {
-	know := func(ctx context.Context) {
-		if from, ok := peer.FromContext(ctx); ok {
-			door.Known(from.Addr)
-		}
-	}
-	return &gate.Registrar{
-		ServiceRegistrar: r,
-		Call: func(ctx context.Context, _ string) (context.Context, error) {
-			know(ctx)
-			return ctx, nil
-		},
-		Stream: func(s grpc.ServerStream, _ string) (grpc.ServerStream, error) {
-			know(s.Context())
-			return s, nil
-		},
-	}
-}

@@ -38,7 +38,8 @@ type ServerConfig struct {
 	Role     func(method string) access.Role
 	// MaxConnections at the same time; three quarters of them of one host. Default 20000.
 	MaxConnections int
-	// MaxStreams at work on one connection: unary calls, and streams of calls. Default 1024.
+	// MaxStreams at work on one connection: unary calls, and at most eight streams of calls. Default 128: each may have a message in memory, and many calls are for a
+	// stream.
 	MaxStreams uint32
 }
 
@@ -68,12 +69,19 @@ const (
 	portName     = "the proxy port"
 	strangerText = "this is a Decree proxy port: it speaks gRPC, api/decree/v1\n"
 
-	streamWindow  = 4 << 20
+	streamWindow  = 1 << 20 // of what is not read yet; a larger message that is being read has as much as it needs
+	connWindow    = 8 << 20
 	writeBuffer   = 32 << 10
 	readBuffer    = 2 << 10 // of every connection, for as long as it lives
 	maxHeaderList = 16 << 10
 	handshake     = 10 * time.Second
 )
+
+// drainPatience is how long Drain waits without a deadline. Tests have less.
+var drainPatience = time.Minute
+
+// maxIdle is how long a connection may have no call on it, nor a stream: who wants to call again connects again. Tests have less.
+var maxIdle = 10 * time.Minute
 
 // Server serves clients of a proxy on a port.
 type Server struct {
@@ -94,7 +102,7 @@ func (p *Proxy) Serve(cfg ServerConfig) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("proxy: %w", err)
 	}
-	cfg.MaxStreams = cmp.Or(cfg.MaxStreams, 1024)
+	cfg.MaxStreams = cmp.Or(cfg.MaxStreams, 128)
 	conns := cmp.Or(cfg.MaxConnections, 20000)
 	cfg.Limits = cfg.Limits.withDefaults()
 	if err := cmp.Or(bounds.Check("MaxConnections", conns, 1, 1<<24), cfg.Limits.check()); err != nil {
@@ -112,24 +120,24 @@ func (p *Proxy) Serve(cfg ServerConfig) (*Server, error) {
 	}
 	door := guard.New(counted{l, p.meter}, guard.Config{Port: portName, Clients: "its clients", Answer: strangerText, TLS: config != nil,
 		MaxConns: conns, MaxPerHost: max(1, conns-conns/4), Log: strangers,
-		Strangers: policy.Asks() && (cfg.Access.TLS == nil || cfg.Access.TLS.ClientAuth != tls.RequireAndVerifyClientCert)})
+		Strangers: cfg.Access.Strangers()})
 	s := &Server{listener: door, service: newService(p, cfg.Limits), health: health.NewServer(), served: make(chan struct{}), proxy: p}
 	s.service.meter, s.service.log, s.service.tracer = p.meter, p.log, p.tracer
 	s.service.policy, s.service.admission = policy, admission
 	s.grpc = grpc.NewServer(grpc.Creds(guard.Credentials(config, portName, strangers)), grpc.ForceServerCodecV2(codec.Codec{}),
 		grpc.MaxRecvMsgSize(cfg.FrameBytes), grpc.MaxConcurrentStreams(cfg.MaxStreams), grpc.MaxHeaderListSize(maxHeaderList),
-		grpc.StaticStreamWindowSize(streamWindow), grpc.StaticConnWindowSize(2*streamWindow),
+		grpc.StaticStreamWindowSize(streamWindow), grpc.StaticConnWindowSize(connWindow),
 		grpc.ReadBufferSize(readBuffer), grpc.WriteBufferSize(writeBuffer),
 		grpc.ConnectionTimeout(handshake), grpc.WaitForHandlers(true),
-		grpc.KeepaliveParams(keepalive.ServerParameters{Time: time.Minute, Timeout: 10 * time.Second}),
+		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionIdle: maxIdle, Time: time.Minute, Timeout: 10 * time.Second}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: link.KeepaliveTime / 2, PermitWithoutStream: true}))
 	checked := func(need func(string) access.Role) grpc.ServiceRegistrar {
-		return knowing(policy.Registrar(s.grpc, need), door)
+		return &bounded{door.Registrar(policy.Registrar(s.grpc, need)), s.service}
 	}
 	decreev1.RegisterDecreeServiceServer(checked(RoleOf), s.service)
 	watching, unwatch := context.WithCancel(context.Background())
 	s.unwatch = unwatch
-	s.public = newPublic(s.grpc)
+	s.public = newPublic(s.grpc, door.Stranger)
 	healthv1.RegisterHealthServer(s.public, &watched{s.health, watching}) // for everybody: whoever balances load has no token
 	if cfg.Services != nil {
 		role := cfg.Role
@@ -179,13 +187,18 @@ type reflected struct {
 // Addr returns the host:port that is listened on.
 func (s *Server) Addr() string { return s.listener.Addr().String() }
 
-// Drain refuses new calls and connections, waits until those under way have ended, or ctx has, and closes the server. Clients go on elsewhere.
+// Drain refuses new calls and connections, waits until those under way have ended, or ctx has, and closes the server. Clients go on elsewhere. Without a deadline
+// in ctx it waits for a minute: streams of ServerConfig.Services may never end by themselves.
 func (s *Server) Drain(ctx context.Context) {
 	s.service.closes.Store(true) // Ready says so at once
 	s.health.Shutdown()
-	patience := time.Minute
+	patience := drainPatience
 	if d, has := ctx.Deadline(); has {
 		patience = time.Until(d)
+	} else {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, patience)
+		defer cancel()
 	}
 	_ = s.listener.Close() // gRPC closes it once more
 	done := make(chan struct{})

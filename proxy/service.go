@@ -63,8 +63,9 @@ type service struct {
 	log     *slog.Logger // nil: nothing is logged
 	tracer  trace.Tracer // nil: nothing is traced
 	names   *names
-	// patience is sendPatience, and meeting is meetPatience; tests have others.
-	patience, meeting time.Duration
+	holds   *holds
+	// patience is sendPatience, receivePatience that, and meeting meetPatience; tests have others.
+	patience, receivePatience, meeting time.Duration
 	// What callers have to show, nil for nothing; and what they may have at work, nil for no bound but those of limits.
 	policy    *access.Policy
 	admission *admit.Controller
@@ -76,7 +77,7 @@ type service struct {
 }
 
 func newService(b backend, limits Limits) *service {
-	return &service{backend: b, limits: limits, names: newNames(), patience: sendPatience, meeting: meetPatience, streams: map[*stream]bool{}}
+	return &service{backend: b, limits: limits, names: newNames(), holds: newHolds(), patience: sendPatience, receivePatience: receivePatience, meeting: meetPatience, streams: map[*stream]bool{}}
 }
 
 // margin is how long before its deadline a unary call is answered at the latest, so that the answer arrives.
@@ -98,6 +99,11 @@ func (s *service) call(ctx context.Context, c *route.Call) (rsm.Result, error) {
 	took := time.Duration(monotonic() - began)
 	s.meter.ended(c.Kind, c.Shard, took, err)
 	if span != nil {
+		if deadline, has := ctx.Deadline(); has { // the answer is to arrive
+			var cancel context.CancelFunc
+			ctx, cancel = context.WithDeadline(ctx, deadline.Add(-margin))
+			defer cancel()
+		}
 		traced.EndWithin(ctx, span, err)
 	}
 	if s.debugs() {

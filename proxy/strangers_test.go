@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/net/http2"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
@@ -36,9 +37,9 @@ func TestRefusedBeforeItsMessage(t *testing.T) {
 	}
 }
 
-// A call that needs no token says in time what it asks, and one host has not too many of them.
+// A call that needs no token says in time what it asks, and one host has not too many of them. Who is known is not held up by others behind the same address.
 func TestPublicCallsAreBounded(t *testing.T) {
-	s, _, _ := guarded(t, proxy.Limits{})
+	s, token, _ := guarded(t, proxy.Limits{})
 	s.PublicPatience(200 * time.Millisecond)
 	r := dialRaw(t, s.Addr())
 	_ = r.SetDeadline(time.Now().Add(20 * time.Second))
@@ -52,29 +53,91 @@ func TestPublicCallsAreBounded(t *testing.T) {
 			t.Errorf("half a message of %s is answered, on stream %d, with %v", method, got, h)
 		}
 	}
+	// One connection has few streams; others have theirs.
+	for range 2 {
+		r := dialRaw(t, s.Addr())
+		_ = r.SetDeadline(time.Now().Add(20 * time.Second))
+		const most = 4
+		taken := 0
+		for i := range uint32(most + 1) {
+			id := 1 + 2*i
+			r.begin(id, healthv1.Health_Watch_FullMethodName)
+			if err := r.WriteData(id, true, prefix(0)); err != nil {
+				t.Fatal(err)
+			}
+			if _, h := r.headers(); h["grpc-status"] == "" {
+				taken++
+			} else if h["grpc-status"] != "8" {
+				t.Errorf("a watcher ends with %v", h)
+			}
+		}
+		if taken != most {
+			t.Errorf("%d watchers are taken", taken)
+		}
+	}
+	// The calls of all connections that have shown nothing count together.
+	s.PublicPatience(time.Hour)
+	conns := make([]*raw, 3)
 	const most = 256
 	for i := range uint32(most + 1) {
-		id := 5 + 2*i
-		r.begin(id, healthv1.Health_Watch_FullMethodName)
-		if err := r.WriteData(id, true, prefix(0)); err != nil {
+		r := conns[i%3]
+		if r == nil {
+			r = dialRaw(t, s.Addr())
+			_ = r.SetDeadline(time.Now().Add(20 * time.Second))
+			conns[i] = r
+		}
+		id := 1 + 2*(i/3)
+		r.begin(id, healthv1.Health_Check_FullMethodName)
+		if err := r.WriteData(id, false, prefix(1<<20)); err != nil {
 			t.Fatal(err)
 		}
 	}
-	taken := 0
-	for range most + 1 {
-		if _, h := r.headers(); h["grpc-status"] == "" {
-			taken++
-		} else if h["grpc-status"] != "8" {
-			t.Errorf("a watcher ends with %v", h)
-		}
+	ended := make(chan string, 2*most)
+	for _, r := range conns {
+		go func() {
+			for {
+				f, err := r.ReadFrame()
+				if err != nil {
+					return
+				}
+				if f, is := f.(*http2.HeadersFrame); is {
+					fields, _ := r.dec.DecodeFull(f.HeaderBlockFragment())
+					for _, f := range fields {
+						if f.Name == "grpc-status" {
+							ended <- f.Value
+						}
+					}
+				}
+			}
+		}()
 	}
-	if taken != most {
-		t.Errorf("%d watchers are taken", taken)
+	if code := <-ended; code != "8" {
+		t.Errorf("one call more than %d ends with %s", most, code)
 	}
-	r.Close()
-	conn := plain(t, s.Addr())
+	check := func(conn *grpc.ClientConn) error {
+		_, err := healthv1.NewHealthClient(conn).Check(within(t), &healthv1.HealthCheckRequest{})
+		return err
+	}
+	other := plain(t, s.Addr())
+	if err := check(other); status.Code(err) != codes.ResourceExhausted {
+		t.Errorf("another stranger of the host: %v", err)
+	}
+	known, err := grpc.NewClient(s.Addr(), token, grpc.WithTransportCredentials(access.Plain()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer known.Close()
+	if _, err := decreev1.NewDecreeServiceClient(known).GetTopology(within(t), &decreev1.GetTopologyRequest{}); err != nil {
+		t.Fatal(err)
+	}
+	if err := check(known); err != nil {
+		t.Errorf("who is known: %v", err)
+	}
+	for _, r := range conns {
+		r.Close()
+	}
 	for end := time.Now().Add(20 * time.Second); ; time.Sleep(time.Millisecond) { // what is gone makes room
-		if _, err := healthv1.NewHealthClient(conn).Check(within(t), &healthv1.HealthCheckRequest{}); err == nil {
+		if err := check(other); err == nil {
 			break
 		} else if time.Now().After(end) {
 			t.Fatal(err)

@@ -49,6 +49,7 @@ type stream struct {
 	name    string     // in logs and errors
 	kicked  chan error // why it is ended; has room for one
 	who     caller     // the reader's
+	held    *held      // what its caller makes the server hold
 	checked time.Time  // when it was looked up
 
 	mu      sync.Mutex
@@ -65,10 +66,17 @@ type stream struct {
 func (s *service) serveStream(g grpc.ServerStream) error {
 	st := &stream{ServerStream: g, service: s, name: s.names.next(), kicked: make(chan error, 1)}
 	st.room.L = &st.mu
+	end, err := s.holds.begin(g.Context())
+	if err != nil {
+		return wire.Status(err)
+	}
+	defer end()
 	if err := s.enter(st); err != nil {
 		return wire.Status(err)
 	}
 	defer s.leave(st)
+	st.held = s.holds.caller(g.Context())
+	defer st.held.leave()
 	if err := st.greet(); err != nil {
 		return err
 	}
@@ -394,7 +402,7 @@ func (st *stream) flush() {
 		frame = frame[len(piece):]
 		st.said = monotonic()
 		st.mu.Unlock()
-		err := st.SendMsg(&codec.Frame{Data: piece})
+		err := st.SendMsg(st.held.frame(piece))
 		st.mu.Lock()
 		st.large = max(0, int64(len(piece))-maxPiece)
 		if err != nil { // who may not go on, it is said: what was to be sent is lost

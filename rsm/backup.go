@@ -168,14 +168,14 @@ func (n *Node) backupShard(ctx context.Context, w *snapshot.BackupWriter, id Sha
 	if err := n.reached(ctx, id, max(1, o.AtLeast[id])); err != nil {
 		return err
 	}
-	c, err := n.pin(id)
+	c, err := n.pin(ctx, id)
 	for isCode(err, core.CodeNotReached) && n.reached(ctx, id, max(1, o.AtLeast[id])) == nil {
 		select {
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		case <-time.After(n.cfg.tick() / 4):
 		}
-		c, err = n.pin(id)
+		c, err = n.pin(ctx, id)
 	}
 	if err != nil {
 		return err
@@ -205,7 +205,7 @@ func isCode(err error, code Code) bool {
 // heard of its shard yet does not know that there is more.
 func (n *Node) reached(ctx context.Context, id ShardID, index Index) error {
 	for {
-		st, err := n.shards[id].Status()
+		st, err := n.shards[id].StatusContext(ctx)
 		switch {
 		case err != nil:
 			return err
@@ -231,11 +231,11 @@ type pinned struct {
 }
 
 // pin takes hold of a shard at its applied index. It holds up the closing of the node until release.
-func (n *Node) pin(id ShardID) (*pinned, error) {
+func (n *Node) pin(ctx context.Context, id ShardID) (*pinned, error) {
 	bg := &n.engine.bg
 	var p *pinned
 	var err error
-	e := n.engine.call(id, func(w *core.Worker) {
+	e := n.engine.call(ctx, id, func(w *core.Worker) {
 		p = &pinned{done: bg.Done}
 		bg.Add(1) // on the worker's goroutine, for which the engine waits first
 		if p.cut, err = n.store.Cut(uint64(id)); errors.Is(err, state.ErrNotFlushed) {

@@ -650,7 +650,7 @@ func TestRestoreDropsChangesOfMembers(t *testing.T) {
 	add(t, c, 1, "a", 3)
 	add(t, c, 2, "a", 3)
 	n := leaderOf(t, c, 1)
-	p, err := n.pin(1)
+	p, err := n.pin(t.Context(), 1)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -769,7 +769,7 @@ func TestCommittedBounds(t *testing.T) {
 		var entries []state.JournalEntry
 		var applied Index
 		var err error
-		if e := n.engine.call(1, func(w *core.Worker) { entries, applied, err = w.Committed(test.shard, test.after) }); e != nil {
+		if e := n.engine.call(t.Context(), 1, func(w *core.Worker) { entries, applied, err = w.Committed(test.shard, test.after) }); e != nil {
 			t.Fatal(e)
 		}
 		if test.code != "" && !isCode(err, test.code) || test.code == "" && (err != nil || len(entries) != test.want || applied != last) {

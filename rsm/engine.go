@@ -44,11 +44,11 @@ type engine struct {
 	reads     recentReads
 	sent      atomic.Uint64 // bytes of snapshots that peers have fetched
 	cluster   string
-	fs        vfs.FS                // of snaps
-	life      context.Context       // ends with the engine
-	rate      int64                 // bytes of snapshots per second, 0: no bound
-	fatal     func(*Error)          // the node must stop; may be called more than once
-	changed   func(ShardID, NodeID) // who leads a shard
+	fs        vfs.FS                      // of snaps
+	life      context.Context             // ends with the engine
+	rate      int64                       // bytes of snapshots per second, 0: no bound
+	fatal     func(*Error)                // the node must stop; may be called more than once
+	changed   func(ShardID, NodeID, Term) // who leads a shard
 	members   func(ShardID, core.Configuration)
 	address   func(NodeID) string
 	shard     func(ShardID) *Shard
@@ -231,27 +231,45 @@ func (e *engine) unreachable(peer uint64) {
 	}
 }
 
-// call runs f on the worker of a shard, between two passes, and waits for it.
-func (e *engine) call(id ShardID, f func(*core.Worker)) error {
-	return e.callWithin(context.Background(), id, f)
-}
-
-// callWithin waits no longer than ctx lasts: a pass may hang in a disk, or in a machine. After an error f may run yet.
-func (e *engine) callWithin(ctx context.Context, id ShardID, f func(*core.Worker)) error {
+// call runs f on the worker of a shard, between two passes, and waits for it. A pass may not return: whoever stops waiting, with ctx, leaves, and f is not run any
+// more. If it has begun, it is waited for; of those there is one for each worker.
+func (e *engine) call(ctx context.Context, id ShardID, f func(*core.Worker)) error {
 	done := make(chan struct{})
+	var taken atomic.Bool // by the worker, or by the caller that leaves
 	w := e.workerOf(id)
+	full := false
 	if !w.post(func(in *core.Input) {
-		in.Calls = append(in.Calls, func(c *core.Worker) { f(c); close(done) })
+		if full = len(in.Calls) >= mailboxCalls; full {
+			return
+		}
+		in.Calls = append(in.Calls, func(c *core.Worker) {
+			if taken.CompareAndSwap(false, true) {
+				f(c)
+				close(done)
+			}
+		})
 	}) {
 		return errClosed
 	}
-	select {
-	case <-done:
-		return nil
-	case <-ctx.Done():
-		return &Error{Kind: ErrNotProposed, Code: core.CodeCancelled, Message: fmt.Sprintf("the worker of shard %d on node %d did not answer in time", id, e.node), Cause: context.Cause(ctx)}
-	case <-w.done:
-	case <-e.dead:
+	if full {
+		return &Error{Kind: ErrNotProposed, Code: core.CodeOverloaded, RetryAfter: e.tick,
+			Message: fmt.Sprintf("%d questions wait for a worker of node %d, which is in a pass that has not returned", mailboxCalls, e.node)}
+	}
+	left := ctx.Done()
+	for {
+		select {
+		case <-done:
+			return nil
+		case <-left:
+			if taken.CompareAndSwap(false, true) {
+				return &Error{Kind: ErrNotProposed, Code: core.CodeCancelled, Message: fmt.Sprintf("the worker of shard %d on node %d was busy until the caller stopped waiting", id, e.node), Cause: context.Cause(ctx)}
+			}
+			left = nil
+			continue
+		case <-w.done:
+		case <-e.dead:
+		}
+		break
 	}
 	select {
 	case <-done: // in the worker's last pass
@@ -285,6 +303,7 @@ const (
 	mailboxRequests  = 1 << 17
 	mailboxBytes     = 256 << 20
 	mailboxPeerBytes = 128 << 20
+	mailboxCalls     = 1 << 14
 )
 
 // post adds to the next pass's input, and reports false when the worker is closed.
@@ -508,6 +527,6 @@ func (w *worker) Members(shard ShardID, c core.Configuration) { w.e.members(shar
 
 func (w *worker) Address(n NodeID) string { return w.e.address(n) }
 
-func (w *worker) Changed(shard ShardID, leader NodeID, term Term) { w.e.changed(shard, leader) }
+func (w *worker) Changed(shard ShardID, leader NodeID, term Term) { w.e.changed(shard, leader, term) }
 
 func (w *worker) Stopped(shard ShardID, err *Error) { w.e.stopped(shard, err) }

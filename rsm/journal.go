@@ -32,7 +32,7 @@ func (s *Shard) Journal(ctx context.Context, from Index, limit int) (entries []E
 	if err := ctx.Err(); err != nil {
 		return nil, 0, &Error{Kind: ErrNotProposed, Code: core.CodeCancelled, Message: "the caller does not wait any more", Cause: err}
 	}
-	cerr := s.node.engine.call(s.id, func(w *core.Worker) { entries, first, err = w.Journal(s.id, from, limit) })
+	cerr := s.node.engine.call(ctx, s.id, func(w *core.Worker) { entries, first, err = w.Journal(s.id, from, limit) })
 	if cerr != nil {
 		return nil, 0, cerr
 	}

@@ -46,10 +46,13 @@ type Members struct {
 }
 
 // Members returns who takes part in the shard as far as this replica has applied its log.
-func (s *Shard) Members() (Members, error) {
+func (s *Shard) Members() (Members, error) { return s.MembersContext(context.Background()) }
+
+// MembersContext is Members for who does not wait for ever, as a pass of the engine may not return.
+func (s *Shard) MembersContext(ctx context.Context) (Members, error) {
 	var v core.MembersView
 	ok := false
-	if err := s.node.engine.call(s.id, func(w *core.Worker) { v, ok = w.Members(s.id) }); err != nil {
+	if err := s.node.engine.call(ctx, s.id, func(w *core.Worker) { v, ok = w.Members(s.id) }); err != nil {
 		return Members{}, err
 	}
 	if !ok {

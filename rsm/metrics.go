@@ -1,6 +1,8 @@
 package rsm
 
 import (
+	"context"
+	"errors"
 	"strconv"
 	"sync/atomic"
 	"time"
@@ -23,6 +25,9 @@ type metric struct {
 	kind       prometheus.ValueType
 	value      func(*ShardStatus) float64
 }
+
+// collectPatience is how long shards may take to say how they are, all together: a scrape does not last much longer.
+const collectPatience = 2 * time.Second
 
 func boolGauge(b bool) float64 {
 	if b {
@@ -150,8 +155,10 @@ func (c *collector) Collect(out chan<- prometheus.Metric) {
 	}
 	var st nodeFigures
 	var err error
-	if st.NodeStatus, err = n.Status(); err != nil {
-		return // the node is closing
+	ctx, cancel := context.WithTimeout(context.Background(), collectPatience)
+	defer cancel()
+	if st.NodeStatus, err = n.StatusContext(ctx); errors.Is(err, errClosed) {
+		return // else shards are left out whose worker is in a pass that does not return
 	}
 	st.flush, _ = n.engine.due.oldest(n.engine.mono())
 	st.log, st.store, st.ready = n.log.Stats(), n.store.Metrics(), len(n.Ready()) == 0

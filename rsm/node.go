@@ -495,9 +495,9 @@ func (n *Node) Drain(ctx context.Context) error {
 	for {
 		led := 0
 		for _, s := range n.shards {
-			if s.Leader() == n.cfg.Node && s.hasOthers() {
+			if s.Leader() == n.cfg.Node && (s.hasOthers(ctx) || ctx.Err() != nil) {
 				led++
-				_ = s.handOver()
+				_ = s.handOver(ctx)
 			}
 		}
 		if led == 0 {
@@ -538,9 +538,9 @@ func (n *Node) Ready() (missing []string) {
 	return missing
 }
 
-func (n *Node) leaderChanged(id ShardID, leader NodeID) {
+func (n *Node) leaderChanged(id ShardID, leader NodeID, term Term) {
 	if s := n.shards[id]; s != nil {
-		s.leader.Store(uint64(leader))
+		s.reign.Store(&reign{leader, term})
 	}
 }
 
@@ -604,14 +604,14 @@ type PeerStatus struct {
 }
 
 // Status asks every shard, and so takes about as long as a pass of the engine.
-func (n *Node) Status() (NodeStatus, error) {
+func (n *Node) Status() (NodeStatus, error) { return n.StatusContext(context.Background()) }
+
+// StatusContext is Status for who does not wait for ever, as a pass may not return: with an error of time it has the shards that answered, and everything else.
+func (n *Node) StatusContext(ctx context.Context) (NodeStatus, error) {
 	s := NodeStatus{Node: n.cfg.Node, Cluster: n.cfg.Cluster, Peers: map[NodeID]PeerStatus{}}
-	for _, sc := range n.cfg.Shards {
-		st, err := n.shards[sc.ID].Status()
-		if err != nil {
-			return s, err
-		}
-		s.Shards = append(s.Shards, st)
+	var err error
+	if s.Shards, err = n.statuses(ctx); errors.Is(err, errClosed) {
+		return s, err
 	}
 	stats := n.engine.transport.Stats()
 	for _, id := range n.engine.peers.ids() {
@@ -626,5 +626,31 @@ func (n *Node) Status() (NodeStatus, error) {
 	s.LogFsyncs, s.LogSyncTime = ls.Fsyncs, ls.SyncTotal
 	s.StateBytes, s.SnapshotsSent = n.store.Metrics().DiskBytes, n.engine.sent.Load()
 	s.FreeDiskBytes, s.DiskLow = n.disk.free.Load(), n.disk.low.Load()
-	return s, nil
+	return s, err
+}
+
+// statuses asks the shards, those of each worker one after the other: a worker that does not answer holds up no other.
+func (n *Node) statuses(ctx context.Context) ([]ShardStatus, error) {
+	all, errs := make([]ShardStatus, len(n.cfg.Shards)), make([]error, len(n.cfg.Shards))
+	byWorker := map[*worker][]int{}
+	for i, sc := range n.cfg.Shards {
+		w := n.engine.workerOf(sc.ID)
+		byWorker[w] = append(byWorker[w], i)
+	}
+	var wg sync.WaitGroup
+	for _, its := range byWorker {
+		wg.Go(func() {
+			for _, i := range its {
+				all[i], errs[i] = n.shards[n.cfg.Shards[i].ID].StatusContext(ctx)
+			}
+		})
+	}
+	wg.Wait()
+	answered := all[:0]
+	for i, st := range all {
+		if errs[i] == nil {
+			answered = append(answered, st)
+		}
+	}
+	return answered, cmp.Or(errs...)
 }

@@ -87,6 +87,13 @@ func (t *topology) addressOf(id NodeID) string {
 	return t.locate(id)
 }
 
+// of returns a shard's members.
+func (t *topology) of(shard ShardID) core.Configuration {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.shards[shard]
+}
+
 func (t *topology) locate(id NodeID) string {
 	latest, address := Index(0), t.static[id]
 	for _, c := range t.shards { // any order: the latest counts

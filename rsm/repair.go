@@ -22,7 +22,7 @@ func (s *Shard) Repair(ctx context.Context) error {
 	var least Index
 	var members []NodeID
 	var err error
-	if cerr := e.call(s.id, func(w *core.Worker) { least, members, err = w.Repairable(s.id) }); cerr != nil {
+	if cerr := e.call(ctx, s.id, func(w *core.Worker) { least, members, err = w.Repairable(s.id) }); cerr != nil {
 		return cerr
 	}
 	if err != nil {
@@ -33,7 +33,7 @@ func (s *Shard) Repair(ctx context.Context) error {
 		return &Error{Kind: ErrNotProposed, Code: core.CodeRepair, Message: fmt.Sprintf("no member of shard %d could help", s.id), Cause: err}
 	}
 	done := make(chan error, 1)
-	if err := e.call(s.id, func(w *core.Worker) {
+	if err := e.call(ctx, s.id, func(w *core.Worker) {
 		w.Repair(s.id, snap, func(err error) {
 			if err == nil {
 				s.stopped.Store(nil) // here, before the replica does anything: it may stop again at once
@@ -136,7 +136,7 @@ func (s *Shard) journalElsewhere(ctx context.Context) error {
 	var first, last Index
 	var members []NodeID
 	var err error
-	if cerr := n.engine.call(s.id, func(w *core.Worker) {
+	if cerr := n.engine.call(ctx, s.id, func(w *core.Worker) {
 		if first, last, _ = w.JournalBounds(s.id); first != 0 {
 			_, members, err = w.Repairable(s.id)
 		}

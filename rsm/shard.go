@@ -135,8 +135,8 @@ type Shard struct {
 	node    *Node
 	id      ShardID
 	w       *worker
-	state   *state.Shard // the worker's; here to be closed
-	leader  atomic.Uint64
+	state   *state.Shard          // the worker's; here to be closed
+	reign   atomic.Pointer[reign] // nil: nobody has been heard of
 	stopped atomic.Pointer[core.Error]
 	repairs atomic.Int64 // that the node has begun by itself
 }
@@ -144,8 +144,38 @@ type Shard struct {
 // ID returns the shard's id.
 func (s *Shard) ID() ShardID { return s.id }
 
+// reign is who leads, or 0, and in which term.
+type reign struct {
+	leader NodeID
+	term   Term
+}
+
 // Leader returns who this replica believes leads, or 0. A hint, no promise.
-func (s *Shard) Leader() NodeID { return NodeID(s.leader.Load()) }
+func (s *Shard) Leader() NodeID {
+	if r := s.reign.Load(); r != nil {
+		return r.leader
+	}
+	return 0
+}
+
+// ShardTopology is who leads a shard, 0 if nobody is known to, in which term, and who its members are.
+type ShardTopology struct {
+	Leader  NodeID
+	Term    Term
+	Members []NodeID
+}
+
+// Topology returns what this replica knows of that, which is a hint like Leader. It waits for nobody: a worker may be in a pass that does not return, while
+// others lead. serves is false if the replica is out of service, or was removed.
+func (s *Shard) Topology() (t ShardTopology, serves bool) {
+	if r := s.reign.Load(); r != nil {
+		t.Leader, t.Term = r.leader, r.term
+	}
+	c, self := s.node.topology.of(s.id), s.node.cfg.Node
+	t.Members = c.Members()
+	removed := len(c.Voters) > 0 && !c.Has(self) && t.Leader != self
+	return t, s.stopped.Load() == nil && !removed
+}
 
 // A Call is a request under way.
 type Call struct {
@@ -402,9 +432,12 @@ func (s *Shard) CloseSession(ctx context.Context, id SessionID) error {
 }
 
 // Status returns the replica's status between two passes of the engine.
-func (s *Shard) Status() (ShardStatus, error) {
+func (s *Shard) Status() (ShardStatus, error) { return s.StatusContext(context.Background()) }
+
+// StatusContext is Status for who does not wait for ever, as a pass may not return.
+func (s *Shard) StatusContext(ctx context.Context) (ShardStatus, error) {
 	var st ShardStatus
-	err := s.node.engine.call(s.id, func(w *core.Worker) { st, _ = w.Status(s.id) })
+	err := s.node.engine.call(ctx, s.id, func(w *core.Worker) { st, _ = w.Status(s.id) })
 	return st, err
 }
 
@@ -413,7 +446,7 @@ func (s *Shard) Status() (ShardStatus, error) {
 func (s *Shard) Audit(f func(View) error) (at Index, hash uint64, err error) {
 	var v *state.Version
 	ok := false
-	if err := s.node.engine.call(s.id, func(w *core.Worker) { v, at, hash, ok = w.Version(s.id) }); err != nil {
+	if err := s.node.engine.call(context.Background(), s.id, func(w *core.Worker) { v, at, hash, ok = w.Version(s.id) }); err != nil {
 		return 0, 0, err
 	}
 	if !ok {
@@ -446,7 +479,7 @@ func (s *Shard) WaitReady(ctx context.Context) error {
 // election timeouts. ErrUnknown: the transfer has begun, and ctx ended (CodeCancelled) or the node stopped (CodeClosed) before it was over.
 func (s *Shard) TransferLeadership(ctx context.Context, to NodeID) error {
 	var err error
-	if e := s.node.engine.call(s.id, func(w *core.Worker) { err = w.Transfer(s.id, to) }); e != nil {
+	if e := s.node.engine.call(ctx, s.id, func(w *core.Worker) { err = w.Transfer(s.id, to) }); e != nil {
 		return e
 	}
 	if err != nil {
@@ -469,16 +502,16 @@ func (s *Shard) TransferLeadership(ctx context.Context, to NodeID) error {
 }
 
 // hasOthers reports whether there is anybody to hand leadership to.
-func (s *Shard) hasOthers() bool {
-	st, err := s.Status()
+func (s *Shard) hasOthers(ctx context.Context) bool {
+	st, err := s.StatusContext(ctx)
 	return err == nil && len(st.Voters) > 1
 }
 
 // handOver starts a transfer to the voter that was heard last.
-func (s *Shard) handOver() error {
+func (s *Shard) handOver(ctx context.Context) error {
 	var best NodeID
 	var latest int64
-	st, err := s.Status()
+	st, err := s.StatusContext(ctx)
 	if err != nil {
 		return err
 	}
@@ -490,7 +523,7 @@ func (s *Shard) handOver() error {
 	if best == 0 {
 		return nil
 	}
-	e := s.node.engine.call(s.id, func(w *core.Worker) { err = w.Transfer(s.id, best) })
+	e := s.node.engine.call(ctx, s.id, func(w *core.Worker) { err = w.Transfer(s.id, best) })
 	if e != nil {
 		return e
 	}

@@ -184,7 +184,7 @@ func (e *engine) serveJournal(ctx context.Context, request []byte) ([]byte, erro
 	}
 	var first, last Index
 	serves := false
-	if err := e.callWithin(ctx, ShardID(shard), func(w *core.Worker) { first, last, serves = w.JournalBounds(ShardID(shard)) }); err != nil {
+	if err := e.call(ctx, ShardID(shard), func(w *core.Worker) { first, last, serves = w.JournalBounds(ShardID(shard)) }); err != nil {
 		return nil, err
 	}
 	if !serves {
@@ -383,7 +383,7 @@ func (s *Shard) cut(ctx context.Context, ask func(w *core.Worker, f func(manifes
 		err      error
 	}
 	got := make(chan outcome, 1)
-	err := s.node.engine.callWithin(ctx, s.id, func(w *core.Worker) {
+	err := s.node.engine.call(ctx, s.id, func(w *core.Worker) {
 		ask(w, func(manifest []byte, err error) { got <- outcome{manifest, err} })
 	})
 	if err != nil {

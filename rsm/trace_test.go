@@ -37,7 +37,7 @@ func holding(t *testing.T, s *Shard, f func()) {
 	t.Helper()
 	held, release, done := make(chan struct{}), make(chan struct{}), make(chan error)
 	go func() {
-		done <- s.node.engine.call(s.id, func(*core.Worker) { close(held); <-release })
+		done <- s.node.engine.call(context.Background(), s.id, func(*core.Worker) { close(held); <-release })
 	}()
 	<-held
 	f()

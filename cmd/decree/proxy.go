@@ -104,7 +104,7 @@ func (o *proxyOptions) bind(f *flag.FlagSet) {
 	f.Int64Var(&o.admission.ShardBytes, "shard-bytes", 256<<20, "`bytes` that they hold, at most")
 	f.IntVar(&o.admission.MinCalls, "min-calls", 1024, "calls at work on one shard below which its latency is not looked at; fewer for latency, more for throughput")
 	f.Float64Var(&o.admission.Target, "latency-target", 2.5, "above -min-calls, hold a shard's latency at this many `times` that without a queue")
-	f.UintVar(&o.maxStreams, "max-streams", 1024, "calls and streams at work on one connection, at `most`")
+	f.UintVar(&o.maxStreams, "max-streams", 128, "calls and streams at work on one connection, at `most`")
 	f.IntVar(&o.limits.StreamCalls, "stream-calls", 8192, "calls under way on one stream, at `most`")
 	f.Int64Var(&o.limits.StreamBytes, "stream-bytes", 32<<20, "`bytes` that they hold, at most")
 	f.IntVar(&o.limits.FrameBytes, "frame-bytes", 16<<20, "`bytes` of one message, at most")

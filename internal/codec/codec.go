@@ -17,8 +17,11 @@ var protobuf = encoding.GetCodecV2(proto.Name)
 
 // Marshal implements encoding.CodecV2. After it, nobody may change the frame's bytes.
 func (Codec) Marshal(v any) (mem.BufferSlice, error) {
-	if f, ok := v.(*Frame); ok {
-		return mem.BufferSlice{mem.SliceBuffer(f.Data)}, nil
+	switch m := v.(type) {
+	case *Frame:
+		return mem.BufferSlice{mem.SliceBuffer(m.Data)}, nil
+	case *Counted:
+		return m.marshal()
 	}
 	return protobuf.Marshal(v)
 }

@@ -525,7 +525,7 @@ func panicText(p any) (text string) {
 
 func clipped(text string) string {
 	if len(text) <= maxPanicText {
-		return text
+		return strings.ToValidUTF8(text, "\uFFFD") // who asks for it over the network is told in protobuf's strings
 	}
 	return fmt.Sprintf("%s... (%d bytes)", strings.ToValidUTF8(text[:maxPanicText], ""), len(text))
 }

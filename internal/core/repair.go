@@ -166,7 +166,7 @@ func (rp *repair) after(r *Replica) *raftLog {
 func (r *Replica) again(d Deps) (n *Replica, err error) {
 	defer func() {
 		if p := recover(); p != nil {
-			err = fmt.Errorf("it does not start: %v", p)
+			err = fmt.Errorf("it does not start: %s", panicText(p))
 		}
 	}()
 	if n, err = newReplica(r.w, r.shard, d); err == nil && n.damaged != nil {

@@ -329,9 +329,9 @@ func (r *Replica) contain() {
 		if damage, ok := p.(error); ok && state.IsDamage(damage) && !mutated("damaged-journal") {
 			err = broken(CodeStorage, damage, "the journal could not be read") // raft panics with what its storage says
 		} else if e := r.applying; e != nil {
-			err = broken(CodeApplyPanic, nil, "the machine panicked when it applied the event at %v: %v", e.Position, p)
+			err = broken(CodeApplyPanic, nil, "the machine panicked when it applied the event at %v: %s", e.Position, panicText(p))
 		} else {
-			err = broken(CodeCorruption, nil, "an invariant does not hold: %v", p)
+			err = broken(CodeCorruption, nil, "an invariant does not hold: %s", panicText(p))
 			if strings.Contains(fmt.Sprint(p), "tocommit") {
 				// raft's words for: the leader counts on entries that this replica acknowledged and does not have.
 				err.Message = fmt.Sprintf("this node has lost part of its log and may not go on under its id; remove its data and add it as a new node (%v)", p)
@@ -340,7 +340,7 @@ func (r *Replica) contain() {
 				r.lostTo = max(commit, r.log.last()+1)
 			}
 		}
-		r.logger.Error("panic", "reason", p, "stack", string(debug.Stack()))
+		r.logger.Error("panic", "reason", panicText(p), "stack", string(debug.Stack()))
 	}
 	r.stop(err)
 	r.recordLoss()

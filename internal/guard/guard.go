@@ -15,6 +15,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/netip"
 	"os"
 	"strings"
 	"sync"
@@ -74,6 +75,8 @@ type Config struct {
 	Timeout time.Duration
 	// Strangers: the server says who is known, see Known. From the other connections little is read, so that those who have shown nothing can make the
 	// server hold little: gRPC keeps what comes in on a stream, up to its window, even when it has refused the call and the other side does not read that.
+	// Where there are too many connections, in all or of one host, the oldest of a stranger makes room: whoever fills the port without showing anything, for how
+	// long it may be, keeps nobody out who has something to show.
 	Strangers bool
 	// Log gets what is refused, and why. Nil: nobody does.
 	Log *limitlog.Log
@@ -95,6 +98,9 @@ type Guard struct {
 	// unshaken holds the connections that have yet to finish the handshake, oldest first. Invariant: at most MaxUnshaken.
 	unshaken list.List
 
+	// unknown holds the connections of strangers, oldest first.
+	unknown list.List
+
 	strangers sync.Map // *net.TCPAddr of the other side, the very one that its connection returns, to *conn
 }
 
@@ -115,8 +121,17 @@ func New(l net.Listener, cfg Config) *Guard {
 func (g *Guard) Known(remote net.Addr) {
 	a, _ := remote.(*net.TCPAddr)
 	if c, is := g.strangers.Load(a); is { // mostly it has been said before
+		g.mu.Lock()
+		defer g.mu.Unlock()
 		c.(*conn).acquaint()
 	}
+}
+
+// Stranger reports whether it is not known yet who calls on the connection from an address, and will be.
+func (g *Guard) Stranger(remote net.Addr) bool {
+	a, _ := remote.(*net.TCPAddr)
+	_, is := g.strangers.Load(a)
+	return is
 }
 
 // Stats are the connections of a moment.
@@ -191,12 +206,12 @@ func (g *Guard) take(raw net.Conn) {
 	case g.closed:
 		raw.Close()
 		return
-	case g.conns >= g.cfg.MaxConns:
+	case g.conns >= g.cfg.MaxConns && !g.displace(""):
 		raw.Close()
 		g.cfg.Log.Warn(limitlog.Key{Reason: "connections"}, "refused a connection to "+g.cfg.Port+": there are too many",
 			"remote", remote, "limit", g.cfg.MaxConns)
 		return
-	case g.cfg.MaxPerHost > 0 && g.hosts[host] >= g.cfg.MaxPerHost:
+	case g.cfg.MaxPerHost > 0 && g.hosts[host] >= g.cfg.MaxPerHost && !g.displace(host):
 		raw.Close()
 		g.cfg.Log.Warn(limitlog.Key{Reason: "connections of " + host}, "refused a connection to "+g.cfg.Port+": there are too many from this host",
 			"remote", remote, "limit", g.cfg.MaxPerHost)
@@ -213,11 +228,28 @@ func (g *Guard) take(raw net.Conn) {
 	if a, is := raw.RemoteAddr().(*net.TCPAddr); is && g.cfg.Strangers {
 		c.pacer, c.paced = &stranger{known: make(chan struct{}), budget: strangerBytes, at: time.Now()}, true
 		g.strangers.Store(a, c)
+		c.unknown = g.unknown.PushBack(c)
 	}
 	c.pending = g.unshaken.PushBack(c)
 	g.conns++
 	g.hosts[host]++
 	g.wg.Go(func() { g.admit(c) })
+}
+
+// displace closes the oldest connection of a stranger, of a host if one is given, and reports whether there was one. g.mu is held.
+func (g *Guard) displace(host string) bool {
+	for e := g.unknown.Front(); e != nil; e = e.Next() {
+		c := e.Value.(*conn)
+		if host != "" && c.host != host {
+			continue
+		}
+		c.Conn.Close()
+		c.leave()
+		g.cfg.Log.Warn(limitlog.Key{Reason: "displaced " + host}, "closed a connection to "+g.cfg.Port+" to make room: it has not shown who it is",
+			"remote", c.RemoteAddr().String(), "limit", g.cfg.MaxConns, "limit of one host", g.cfg.MaxPerHost)
+		return true
+	}
+	return false
 }
 
 // admit looks at the first bytes of a connection.
@@ -320,13 +352,20 @@ func (g *Guard) describe(first []byte, err error) string {
 	return "bytes of another protocol"
 }
 
-// HostOf returns the host of an address, or all of it if it has no port.
+// HostOf returns the host of an address, or all of it if it has no port. A host with IPv6 has whatever addresses it likes within its network: that, of 64 bits, is the host.
 func HostOf(a net.Addr) string {
 	host, _, err := net.SplitHostPort(a.String())
 	if err != nil {
 		return a.String()
 	}
-	return host
+	ip, err := netip.ParseAddr(host)
+	switch ip = ip.Unmap(); {
+	case err != nil:
+		return host
+	case ip.Is6() && !ip.IsLoopback() && !ip.IsLinkLocalUnicast(): // which has one network for all
+		return netip.PrefixFrom(ip.WithZone(""), 64).Masked().String()
+	}
+	return ip.String()
 }
 
 // conn gives back the bytes that were looked at, and is counted until it is closed.
@@ -341,6 +380,7 @@ type conn struct {
 	// Guarded by guard.mu.
 	left    bool          // it is not counted any more
 	pending *list.Element // nil once the handshake is over
+	unknown *list.Element // nil once it is known who it is
 }
 
 func (c *conn) Read(b []byte) (int, error) {
@@ -392,8 +432,12 @@ func (s *stranger) wait() bool {
 	}
 }
 
-// acquaint lets the connection send what it likes.
+// acquaint lets the connection send what it likes. The caller holds guard.mu.
 func (c *conn) acquaint() {
+	if c.unknown != nil {
+		c.guard.unknown.Remove(c.unknown)
+		c.unknown = nil
+	}
 	a, _ := c.RemoteAddr().(*net.TCPAddr)
 	c.guard.strangers.CompareAndDelete(a, c)
 	c.pacer.once.Do(func() { close(c.pacer.known) })

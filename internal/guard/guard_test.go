@@ -373,3 +373,52 @@ func TestStrangers(t *testing.T) {
 		t.Error("who reads from a stranger does not learn that the connection is closed")
 	}
 }
+
+// Where there are too many connections, the oldest of a stranger makes room, and none of somebody known.
+func TestStrangersMakeRoom(t *testing.T) {
+	for name, cfg := range map[string]Config{"in all": {MaxConns: 3}, "of one host": {MaxPerHost: 3}} {
+		cfg.Strangers = true
+		s := serve(t, cfg)
+		enter := func() (net.Conn, net.Conn) {
+			out := s.dial(t, Preface)
+			in := s.take(t)
+			Shaken(in) // those that have yet to finish the handshake are displaced in any case
+			return out, in
+		}
+		_, known := enter()
+		s.Known(known.RemoteAddr())
+		oldest, _ := enter()
+		_, other := enter()
+		_, last := enter()
+		closed(t, oldest)
+		if st := s.Stats(); st.Open != 3 {
+			t.Errorf("%s: %+v", name, st)
+		}
+		s.Known(other.RemoteAddr())
+		s.Known(last.RemoteAddr())
+		closed(t, s.dial(t, Preface)) // there is none any more
+		if st := s.Stats(); st.Open != 3 {
+			t.Errorf("%s: %+v", name, st)
+		}
+		if s.log.count("it has not shown who it is") == 0 {
+			t.Errorf("%s: the log does not say so", name)
+		}
+	}
+}
+
+// A network of IPv6 is one host, and so is an address of IPv4, however it is written.
+func TestHostOf(t *testing.T) {
+	for address, want := range map[string]string{
+		"192.0.2.1:80": "192.0.2.1", "[::ffff:192.0.2.1]:80": "192.0.2.1", "[::1]:80": "::1", "[fe80::1%eth0]:80": "fe80::1%eth0",
+		"[2001:db8:1:2:3:4:5:6]:80": "2001:db8:1:2::/64", "[2001:db8:1:2::1]:80": "2001:db8:1:2::/64", "pipe": "pipe", "name:80": "name",
+	} {
+		if got := HostOf(addr(address)); got != want {
+			t.Errorf("%s: %s, not %s", address, got, want)
+		}
+	}
+}
+
+type addr string
+
+func (a addr) Network() string { return "test" }
+func (a addr) String() string  { return string(a) }

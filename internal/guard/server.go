@@ -9,8 +9,11 @@ import (
 	"net/http"
 	"time"
 
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/peer"
 
+	"github.com/decree-raft/decree/internal/gate"
 	"github.com/decree-raft/decree/internal/limitlog"
 	"github.com/decree-raft/decree/internal/tlsfiles"
 )
@@ -76,5 +79,25 @@ func Shaken(c net.Conn) {
 		c.guard.mu.Lock()
 		defer c.guard.mu.Unlock()
 		c.settle()
+	}
+}
+
+// Registrar registers services whose calls have been checked, and by that says who is known, see Known.
+func (g *Guard) Registrar(r grpc.ServiceRegistrar) grpc.ServiceRegistrar {
+	know := func(ctx context.Context) {
+		if from, ok := peer.FromContext(ctx); ok {
+			g.Known(from.Addr)
+		}
+	}
+	return &gate.Registrar{
+		ServiceRegistrar: r,
+		Call: func(ctx context.Context, _ string) (context.Context, error) {
+			know(ctx)
+			return ctx, nil
+		},
+		Stream: func(s grpc.ServerStream, _ string) (grpc.ServerStream, error) {
+			know(s.Context())
+			return s, nil
+		},
 	}
 }

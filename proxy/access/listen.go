@@ -32,10 +32,18 @@ func Listen(address string, p Port) (net.Listener, error) {
 	return bind.TCP(address, p.missing())
 }
 
+// mutual reports whether connections show a certificate before anything else.
+func (p Port) mutual() bool {
+	return p.TLS != nil && p.TLS.ClientAuth == tls.RequireAndVerifyClientCert
+}
+
+// Strangers reports whether there are connections of which nothing is known before their first call: the port asks for something, and not for certificates.
+func (p Port) Strangers() bool { return p.Policy.Asks() && !p.mutual() }
+
 // missing says what the port lacks to be reached by other machines, and what to do about it.
 func (p Port) missing() string {
 	const otherwise = "; or set Insecure, if everybody who can reach it may do everything"
-	certs := p.TLS != nil && p.TLS.ClientAuth == tls.RequireAndVerifyClientCert
+	certs := p.mutual()
 	switch {
 	case p.Insecure:
 		return ""

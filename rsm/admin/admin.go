@@ -21,7 +21,7 @@ import (
 
 // Register offers the admin service of a node on a gRPC server, before that is started.
 func Register(n *rsm.Node, r grpc.ServiceRegistrar) {
-	adminv1.RegisterAdminServiceServer(r, &service{node: n})
+	adminv1.RegisterAdminServiceServer(r, &service{node: n, hashing: make(chan struct{}, maxHashes)})
 }
 
 // Server serves the admin service of one node on a port of its own.
@@ -38,9 +38,13 @@ const (
 	maxConns        = 256
 	maxConnsPerHost = 128
 	portName        = "the admin port"
+	window          = maxRequestBytes // of what is not read yet
 	// MinKeepalive is how often clients may ask whether a Server is there: a follower of the journal wants to know.
 	MinKeepalive = 10 * time.Second
 )
+
+// maxIdle is how long a connection may have no call on it: who wants to call again connects again. Tests have less.
+var maxIdle = time.Minute
 
 // Listen is Serve with mutual TLS: only clients with a certificate of the same authorities get in, and may do everything. Without
 // certs it listens on this machine's loopback addresses only.
@@ -72,15 +76,16 @@ func Serve(n *rsm.Node, address string, port access.Port) (*Server, error) {
 	if port.TLS != nil {
 		config = func() (*tls.Config, error) { return port.TLS, nil }
 	}
-	s := &Server{grpc: grpc.NewServer(grpc.Creds(guard.Credentials(config, portName, log)), grpc.ConnectionTimeout(guard.DefaultTimeout),
-		grpc.MaxRecvMsgSize(maxRequestBytes), grpc.MaxConcurrentStreams(maxStreams), grpc.MaxHeaderListSize(maxHeaderBytes),
-		grpc.KeepaliveParams(keepalive.ServerParameters{Time: time.Minute, Timeout: 10 * time.Second}),
-		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: MinKeepalive / 2, PermitWithoutStream: true}))}
-	s.guard = guard.New(l, guard.Config{
+	door := guard.New(l, guard.Config{
 		Port: portName, Clients: "its clients", Answer: "this is a Decree admin port: it speaks gRPC with the command decree\n",
-		TLS: port.TLS != nil, MaxConns: maxConns, MaxPerHost: maxConnsPerHost, Log: log,
+		TLS: port.TLS != nil, MaxConns: maxConns, MaxPerHost: maxConnsPerHost, Strangers: port.Strangers(), Log: log,
 	})
-	Checked(port.Policy)(n, s.grpc)
+	s := &Server{guard: door, grpc: grpc.NewServer(grpc.Creds(guard.Credentials(config, portName, log)), grpc.ConnectionTimeout(guard.DefaultTimeout),
+		grpc.MaxRecvMsgSize(maxRequestBytes), grpc.MaxConcurrentStreams(maxStreams), grpc.MaxHeaderListSize(maxHeaderBytes),
+		grpc.StaticStreamWindowSize(window), grpc.StaticConnWindowSize(4*window),
+		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionIdle: maxIdle, Time: time.Minute, Timeout: 10 * time.Second}),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: MinKeepalive / 2, PermitWithoutStream: true}))}
+	Register(n, door.Registrar(port.Policy.Registrar(s.grpc, RoleOf)))
 	go func() { _ = s.grpc.Serve(s.guard) }() // ends with Close
 	return s, nil
 }
@@ -111,7 +116,8 @@ func (s *Server) Close() {
 // service is the admin service of one node.
 type service struct {
 	adminv1.UnimplementedAdminServiceServer
-	node *rsm.Node
+	node    *rsm.Node
+	hashing chan struct{} // has one for each Hash that is under way
 }
 
 // fail makes err the error of a call. It adds where the leader is found, if it is known.
@@ -121,7 +127,7 @@ func (s *service) fail(shard *rsm.Shard, err error) error {
 		if m, e := shard.Members(); e == nil {
 			for _, m := range m.List {
 				if uint64(m.Node) == d.GetLeader() {
-					d.LeaderAddress = m.Address
+					d.LeaderAddress = utf8(m.Address)
 				}
 			}
 		}
@@ -213,7 +219,7 @@ func (s *service) Transfer(ctx context.Context, r *adminv1.TransferRequest) (*ad
 const drainLook = 50 * time.Millisecond
 
 func (s *service) Drain(_ *adminv1.DrainRequest, stream grpc.ServerStreamingServer[adminv1.DrainResponse]) error {
-	st, err := s.node.Status()
+	st, err := s.node.StatusContext(stream.Context())
 	if err != nil {
 		return s.fail(nil, err)
 	}

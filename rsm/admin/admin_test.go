@@ -375,11 +375,20 @@ func TestHash(t *testing.T) {
 
 // A replica that has stopped because it differs says so.
 func TestHashOfStoppedReplica(t *testing.T) {
+	t.Run("diverged", func(t *testing.T) { stopped(t, forgetful{}, "divergence", "value") })
+	t.Run("panicked", func(t *testing.T) { stopped(t, garbling{text: "a\xffb"}, "apply_panic", "a\uFFFDb") })
+	t.Run("panicked at length", func(t *testing.T) {
+		stopped(t, garbling{text: "\xff" + strings.Repeat("a", 1<<20)}, "apply_panic", "bytes)")
+	})
+}
+
+func stopped(t *testing.T, m rsm.Machine, code rsm.Code, says string) {
+	t.Helper()
 	c, err := rsm.StartCluster(rsm.ClusterConfig{
 		Nodes: 3, Shards: []rsm.ShardConfig{{ID: 1, Machine: register{}}},
 		Configure: func(cfg *rsm.Config) {
 			if cfg.Node == 3 {
-				cfg.Shards = []rsm.ShardConfig{{ID: 1, Machine: forgetful{}}}
+				cfg.Shards = []rsm.ShardConfig{{ID: 1, Machine: m}}
 			}
 		},
 	})
@@ -409,7 +418,7 @@ func TestHashOfStoppedReplica(t *testing.T) {
 	for {
 		_, err := client.Hash(ctx, &adminv1.HashRequest{Shard: 1, At: 3})
 		if err != nil {
-			refused(t, err, rsm.ErrBroken, "divergence")
+			refused(t, err, rsm.ErrBroken, code)
 			break
 		}
 	}
@@ -417,10 +426,18 @@ func TestHashOfStoppedReplica(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if e := r.GetShards()[0].GetError(); r.GetShards()[0].GetRole() != "stopped" || e.GetCode() != "divergence" || !strings.Contains(e.GetMessage(), "value") {
+	if e := r.GetShards()[0].GetError(); r.GetShards()[0].GetRole() != "stopped" || e.GetCode() != string(code) || !strings.Contains(e.GetMessage(), says) || len(e.GetMessage()) > 8<<10 {
 		t.Errorf("%v", r.GetShards()[0])
 	}
 }
+
+// garbling panics with what may be no text.
+type garbling struct {
+	register
+	text string
+}
+
+func (g garbling) Apply(rsm.State, rsm.Event) { panic(g.text) }
 
 // forgetful applies something else than it is told.
 type forgetful struct{ register }
@@ -571,4 +588,46 @@ func TestBackupClientStandsStill(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "has taken nothing for too long") {
 		t.Errorf("the backup ended with %v", err)
 	}
+}
+
+// Few compare hashes at the same time: each asks the workers very often.
+func TestManyHashes(t *testing.T) {
+	s := start(t, "")
+	s.submit("a")
+	ctx, cancel := within(t)
+	defer cancel()
+	waiting, leave := context.WithCancel(ctx)
+	left := make(chan error, 4)
+	for range 4 {
+		go func() {
+			for {
+				_, err := s.clients[1].Hash(waiting, &adminv1.HashRequest{Shard: 1, At: 1 << 40})
+				if admin.Detail(err).GetCode() != "overloaded" { // by what asks below
+					left <- err
+					return
+				}
+			}
+		}()
+	}
+	more := func(until func(error) bool) {
+		t.Helper()
+		for {
+			short, cancel := context.WithTimeout(ctx, 200*time.Millisecond)
+			_, err := s.clients[1].Hash(short, &adminv1.HashRequest{Shard: 1, At: 1 << 40})
+			cancel()
+			if until(err) {
+				return
+			} else if ctx.Err() != nil {
+				t.Fatalf("the last ended with %v", err)
+			}
+		}
+	}
+	more(func(err error) bool { return admin.Detail(err).GetCode() == "overloaded" })
+	leave()
+	for range 4 {
+		if err := <-left; status.Code(err) != codes.Canceled {
+			t.Error(err)
+		}
+	}
+	more(func(err error) bool { return admin.Detail(err).GetCode() != "overloaded" })
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -34,8 +35,17 @@ func notProposed(code rsm.Code, format string, args ...any) error {
 	return &rsm.Error{Kind: rsm.ErrNotProposed, Code: code, Message: fmt.Sprintf(format, args...)}
 }
 
+// utf8 makes text of what may be none: a message of protobuf with other bytes in a string does not leave, and takes the rest of the answer with it.
+func utf8(s string) string { return strings.ToValidUTF8(s, "\uFFFD") }
+
 // detailOf takes an error apart. The leader's address is filled in by who knows it.
 func detailOf(err error) *adminv1.ErrorDetail {
+	d := apart(err)
+	d.Code, d.Message, d.Cause = utf8(d.Code), utf8(d.Message), utf8(d.Cause)
+	return d
+}
+
+func apart(err error) *adminv1.ErrorDetail {
 	var r *rsm.Rejection
 	if errors.As(err, &r) {
 		return &adminv1.ErrorDetail{Kind: adminv1.ErrorKind_ERROR_KIND_REJECTED, Code: string(r.Code), Message: r.Message, Data: r.Detail}

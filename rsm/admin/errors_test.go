@@ -49,3 +49,13 @@ func TestErrorsInDoubt(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 }
+
+// What is no text becomes one: it would not leave.
+func TestErrorsThatAreNoText(t *testing.T) {
+	const odd = "a\xffb"
+	for _, err := range []error{errors.New(odd), &rsm.Rejection{Code: odd, Message: odd}, &rsm.Error{Kind: rsm.ErrBroken, Code: odd, Message: odd, Cause: errors.New(odd)}} {
+		if d := Detail(statusOf(detailOf(err), err)); d.GetMessage() != "a\uFFFDb" {
+			t.Errorf("%v became %v", err, d)
+		}
+	}
+}

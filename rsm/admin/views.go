@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"time"
 
@@ -13,8 +14,8 @@ import (
 	"github.com/decree-raft/decree/rsm"
 )
 
-func (s *service) Status(context.Context, *adminv1.StatusRequest) (*adminv1.StatusResponse, error) {
-	st, err := s.node.Status()
+func (s *service) Status(ctx context.Context, _ *adminv1.StatusRequest) (*adminv1.StatusResponse, error) {
+	st, err := s.node.StatusContext(ctx)
 	if err != nil {
 		return nil, s.fail(nil, err)
 	}
@@ -29,7 +30,7 @@ func (s *service) Status(context.Context, *adminv1.StatusRequest) (*adminv1.Stat
 	slices.SortFunc(r.Shards, func(a, b *adminv1.ShardStatus) int { return cmp.Compare(a.Shard, b.Shard) })
 	for id, p := range st.Peers {
 		r.Peers = append(r.Peers, &adminv1.PeerStatus{
-			Node: uint64(id), Connected: p.Connected, LastHeard: int64(p.LastHeard), QueuedBytes: int64(p.QueuedBytes), LastError: p.LastError,
+			Node: uint64(id), Connected: p.Connected, LastHeard: int64(p.LastHeard), QueuedBytes: int64(p.QueuedBytes), LastError: utf8(p.LastError),
 		})
 	}
 	slices.SortFunc(r.Peers, func(a, b *adminv1.PeerStatus) int { return cmp.Compare(a.Node, b.Node) })
@@ -59,17 +60,17 @@ func shardOf(s *rsm.ShardStatus) *adminv1.ShardStatus {
 		r.Error = detailOf(s.Err)
 	}
 	if s.Damage != nil {
-		r.Damage = s.Damage.Error()
+		r.Damage = utf8(s.Damage.Error())
 	}
 	return r
 }
 
-func (s *service) Members(_ context.Context, r *adminv1.MembersRequest) (*adminv1.MembersResponse, error) {
+func (s *service) Members(ctx context.Context, r *adminv1.MembersRequest) (*adminv1.MembersResponse, error) {
 	sh, err := s.shard(r.GetShard())
 	if err != nil {
 		return nil, err
 	}
-	m, err := sh.Members()
+	m, err := sh.MembersContext(ctx)
 	if err != nil {
 		return nil, s.fail(sh, err)
 	}
@@ -78,7 +79,7 @@ func (s *service) Members(_ context.Context, r *adminv1.MembersRequest) (*adminv
 	}
 	for _, m := range m.List {
 		res.Members = append(res.Members, &adminv1.Member{
-			Node: uint64(m.Node), Role: string(m.Role), Address: m.Address, Seen: int64(m.Seen),
+			Node: uint64(m.Node), Role: string(m.Role), Address: utf8(m.Address), Seen: int64(m.Seen),
 			Match: uint64(m.Match), Progress: m.Progress, SnapshotBytes: m.SnapshotBytes, SnapshotTotal: m.SnapshotTotal,
 		})
 	}
@@ -180,7 +181,7 @@ func (s *service) pause(ctx context.Context, d time.Duration) error {
 
 func entryOf(e *rsm.Entry) *adminv1.Entry {
 	r := &adminv1.Entry{
-		Index: uint64(e.Index), Term: uint64(e.Term), Time: int64(e.Time), Sequence: e.Sequence, Kind: e.Kind, Note: e.Note, Hash: e.Hash,
+		Index: uint64(e.Index), Term: uint64(e.Term), Time: int64(e.Time), Sequence: e.Sequence, Kind: e.Kind, Note: utf8(e.Note), Hash: e.Hash,
 	}
 	for _, ev := range e.Events {
 		r.Events = append(r.Events, ev.Data) // encoded before anything else happens to it
@@ -193,6 +194,8 @@ const (
 	maxWindow  = 2 * time.Second
 	// sampleEvery is about as long as an fsync takes: entries are not applied much faster.
 	sampleEvery = 200 * time.Microsecond
+	// maxHashes are under way at the same time: each asks a worker very often.
+	maxHashes = 4
 	// hashLook is how often a replica is asked whether it has come far enough.
 	hashLook = 5 * time.Millisecond
 )
@@ -206,14 +209,21 @@ func (s *service) Hash(ctx context.Context, r *adminv1.HashRequest) (*adminv1.Ha
 	if window < 0 || window > maxWindow {
 		return nil, s.fail(sh, notProposed(rsm.CodeBadRequest, "the window is %v: 0 to %v", window, maxWindow))
 	}
-	node, err := s.node.Status()
+	select {
+	case s.hashing <- struct{}{}:
+		defer func() { <-s.hashing }()
+	default:
+		return nil, s.fail(sh, &rsm.Error{Kind: rsm.ErrNotProposed, Code: "overloaded", RetryAfter: time.Second,
+			Message: fmt.Sprintf("%d callers compare hashes on node %d, which is the limit: ask again when one has ended", maxHashes, s.node.ID())})
+	}
+	node, err := s.node.StatusContext(ctx)
 	if err != nil {
 		return nil, s.fail(sh, err)
 	}
 	res := &adminv1.HashResponse{Node: uint64(node.Node), Cluster: node.Cluster}
 	var until time.Time
 	for len(res.Samples) < maxSamples {
-		st, err := sh.Status()
+		st, err := sh.StatusContext(ctx)
 		switch {
 		case err != nil:
 			return nil, s.fail(sh, err)

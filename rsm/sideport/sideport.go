@@ -9,6 +9,7 @@
 package sideport
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -55,8 +56,8 @@ func Handler(cfg Config) http.Handler {
 	}
 	mux := http.NewServeMux()
 	if cfg.Metrics != nil {
-		mux.Handle("GET /metrics", promhttp.HandlerFor(cfg.Metrics, promhttp.HandlerOpts{
-			ErrorLog: slog.NewLogLogger(cfg.Logger.Handler(), slog.LevelError), MaxRequestsInFlight: maxScrapes, ErrorHandling: promhttp.ContinueOnError}))
+		mux.Handle("GET /metrics", scraped(promhttp.HandlerFor(cfg.Metrics, promhttp.HandlerOpts{
+			ErrorLog: slog.NewLogLogger(cfg.Logger.Handler(), slog.LevelError), ErrorHandling: promhttp.ContinueOnError})))
 	}
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { answer(w, http.StatusOK, map[string]any{"alive": true}) })
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
@@ -77,9 +78,47 @@ func Handler(cfg Config) http.Handler {
 	return mux
 }
 
+// scraped makes some answers at once, and writes them when they are made: who does not read keeps nobody else from it.
+func scraped(h http.Handler) http.Handler {
+	making := make(chan struct{}, maxScrapes)
+	render := func(w http.ResponseWriter, r *http.Request) *page {
+		select {
+		case making <- struct{}{}:
+		default:
+			http.Error(w, fmt.Sprintf("%d scrapes are under way, which is the limit: try again later", maxScrapes), http.StatusServiceUnavailable)
+			return nil
+		}
+		defer func() { <-making }()
+		p := &page{header: w.Header(), code: http.StatusOK}
+		h.ServeHTTP(p, r)
+		return p
+	}
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		p := render(w, r)
+		if p == nil {
+			return
+		}
+		_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(scrapePatience)) // a server that knows none has its own
+		w.WriteHeader(p.code)
+		_, _ = w.Write(p.body.Bytes()) // the client has gone
+	})
+}
+
+// page is an answer in memory.
+type page struct {
+	header http.Header
+	code   int
+	body   bytes.Buffer
+}
+
+func (p *page) Header() http.Header         { return p.header }
+func (p *page) WriteHeader(code int)        { p.code = code }
+func (p *page) Write(b []byte) (int, error) { return p.body.Write(b) }
+
 const (
-	// maxScrapes at once: each asks every shard.
-	maxScrapes = 4
+	// maxScrapes are made at once: each asks every shard. scrapePatience is how long a client may take to read one, which is in memory for as long.
+	maxScrapes     = 4
+	scrapePatience = 15 * time.Second
 	// maxConns open, in all and of one host: a file each, which the process needs for other things.
 	maxConns        = 256
 	maxConnsPerHost = 128

@@ -8,10 +8,13 @@ import (
 	"net"
 	"net/http"
 	"slices"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/decree-raft/decree/rsm"
 	"github.com/decree-raft/decree/rsm/sideport"
@@ -151,5 +154,42 @@ func TestSilentConnections(t *testing.T) {
 	}
 	if open := s.Open(); open > 256 {
 		t.Errorf("%d connections are open", open)
+	}
+}
+
+// Scrapes that nobody reads keep no others out.
+func TestScrapesThatAreNotRead(t *testing.T) {
+	r := prometheus.NewRegistry()
+	long := prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "long"}, []string{"text"})
+	r.MustRegister(long)
+	for i := range 1000 { // more than sockets keep
+		long.WithLabelValues(strings.Repeat("a", 32<<10) + strconv.Itoa(i)).Set(1)
+	}
+	var asked atomic.Int32
+	r.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "asked"}, func() float64 { return float64(asked.Add(1)) }))
+	s, err := sideport.Listen("127.0.0.1:0", sideport.Config{Metrics: r, Ready: func() []string { return nil }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	for i := range int32(4) { // each when the one before has begun
+		c, err := net.Dial("tcp", s.Addr())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		if _, err := io.WriteString(c, "GET /metrics HTTP/1.1\r\nHost: test\r\n\r\n"); err != nil {
+			t.Fatal(err)
+		}
+		for end := time.Now().Add(10 * time.Second); asked.Load() <= i && time.Now().Before(end); {
+			time.Sleep(time.Millisecond)
+		}
+	}
+	code := 0
+	for end := time.Now().Add(10 * time.Second); code != 200 && time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+		code, _ = get(t, "http://"+s.Addr()+"/metrics")
+	}
+	if code != 200 {
+		t.Errorf("%d", code)
 	}
 }

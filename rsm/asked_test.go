@@ -1,0 +1,103 @@
+package rsm
+
+import (
+	"context"
+	"errors"
+	"strconv"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/decree-raft/decree/internal/core"
+)
+
+// hungNode is the leader of shard 1 with a worker in a pass that does not return until the test ends; another one has shard 2.
+func hungNode(t *testing.T, metrics prometheus.Registerer) *Node {
+	t.Helper()
+	m := stuck{in: make(chan struct{}), out: make(chan struct{})}
+	c := startCluster(t, "", m, func(cfg *Config) { cfg.Workers, cfg.Metrics = 2, metrics })
+	t.Cleanup(func() { close(m.out) })
+	n := leaderOf(t, c, 1)
+	n.Shard(1).Go(Request{Commands: [][]byte{[]byte("hang")}})
+	<-m.in
+	return n
+}
+
+// Who asks a worker that does not answer, and stops waiting, is told so, and what it asked is not done any more.
+func TestQuestionsToAPassThatHangs(t *testing.T) {
+	n := hungNode(t, nil)
+	s := n.Shard(1)
+	short := func() context.Context {
+		ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+		t.Cleanup(cancel)
+		return ctx
+	}
+	for name, ask := range map[string]func() error{
+		"status":       func() error { _, err := s.StatusContext(short()); return err },
+		"members":      func() error { _, err := s.MembersContext(short()); return err },
+		"journal":      func() error { _, _, err := s.Journal(short(), 1, 1); return err },
+		"transfer":     func() error { return s.TransferLeadership(short(), 2) },
+		"cut":          func() error { _, err := s.CutSnapshot(short(), true); return err },
+		"repair":       func() error { return s.Repair(short()) },
+		"node status":  func() error { _, err := n.StatusContext(short()); return err },
+		"node drained": func() error { return n.Drain(short()) },
+	} {
+		ended := make(chan error, 1)
+		go func() { ended <- ask() }()
+		select {
+		case err := <-ended:
+			if !errors.Is(err, context.DeadlineExceeded) {
+				t.Errorf("%s: %v", name, err)
+			}
+		case <-time.After(20 * time.Second):
+			t.Errorf("%s waits", name)
+		}
+	}
+	st, err := n.StatusContext(short())
+	if len(st.Shards) != 1 || st.Shards[0].Shard != 2 || !errors.Is(err, &Error{Code: core.CodeCancelled}) {
+		t.Errorf("the shards that answer: %v; %v", st.Shards, err)
+	}
+	// What it knows without its worker.
+	if at, serves := s.Topology(); !serves || at.Term == 0 || len(at.Members) != 3 {
+		t.Errorf("%+v, %v", at, serves)
+	}
+	// There is an end to what waits.
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	for range mailboxCalls + 1 {
+		err = n.engine.call(ctx, 1, func(*core.Worker) { t.Error("it was done after all") })
+	}
+	if !errors.Is(err, &Error{Kind: ErrNotProposed, Code: core.CodeOverloaded}) {
+		t.Errorf("the last of too many: %v", err)
+	}
+}
+
+// A scrape does not wait for a worker that does not answer, and has everything else.
+func TestMetricsOfAPassThatHangs(t *testing.T) {
+	r := prometheus.NewRegistry()
+	node := strconv.FormatUint(uint64(hungNode(t, r).ID()), 10)
+	got := make(chan []string, 1)
+	go func() {
+		var shards []string
+		families, _ := r.Gather()
+		for _, f := range families {
+			if f.GetName() == "decree_shard_term" {
+				for _, m := range f.Metric {
+					if m.Label[0].GetValue() == node { // sorted: node, shard
+						shards = append(shards, m.Label[1].GetValue())
+					}
+				}
+			}
+		}
+		got <- shards
+	}()
+	select {
+	case shards := <-got:
+		if len(shards) != 1 || shards[0] != "2" {
+			t.Errorf("the shards %v are there", shards)
+		}
+	case <-time.After(20 * time.Second):
+		t.Fatal("it waits")
+	}
+}
