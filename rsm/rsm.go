@@ -141,7 +141,9 @@ type (
 	//
 	//	type Code string
 	//
+	//	func (c Code) Busy() bool  // CodeOverloaded or CodeDiskLow: the right one was asked, at the wrong time; see Error.RetryAfter
 	//	func (c Code) Ended() bool // CodeSessionExpired or CodeSequenceAcked: the number is not answered any more
+	//	func (c Code) Final() bool // asking again, or somebody else, does not help: the request would have to be another, or who makes it
 	Code = core.Code
 )
 
