@@ -156,20 +156,27 @@ func TestEndedContext(t *testing.T) {
 	n := leaderOf(t, c, 1)
 	s, to := n.Shard(1), n.ID()%3+1
 	c.Cut(n.ID(), to) // it cannot take over
-	ctx, cancel := context.WithCancel(t.Context())
+	ended, cancel := context.WithCancel(t.Context())
 	cancel()
+	soon := func() context.Context { // it ends when what is asked for has begun
+		ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+		t.Cleanup(cancel)
+		return ctx
+	}
 	for _, test := range []struct {
 		name string
 		call func() error
 		kind error
 		code Code
+		why  error
 	}{
-		{"leader", func() error { _, err := c.Leader(ctx, 9); return err }, ErrNotProposed, CodeNoLeader},
-		{"journal", func() error { _, _, err := s.Journal(ctx, 1, 0); return err }, ErrNotProposed, CodeCancelled},
-		{"transfer", func() error { return s.TransferLeadership(ctx, to) }, ErrUnknown, CodeCancelled},
-		{"drain", func() error { return n.Drain(ctx) }, ErrUnknown, CodeCancelled}, // the transfer is under way
+		{"leader", func() error { _, err := c.Leader(ended, 9); return err }, ErrNotProposed, CodeNoLeader, context.Canceled},
+		{"journal", func() error { _, _, err := s.Journal(ended, 1, 0); return err }, ErrNotProposed, CodeCancelled, context.Canceled},
+		{"a transfer that is not begun", func() error { return s.TransferLeadership(ended, to) }, ErrNotProposed, CodeCancelled, context.Canceled},
+		{"transfer", func() error { return s.TransferLeadership(soon(), to) }, ErrUnknown, CodeCancelled, context.DeadlineExceeded},
+		{"drain", func() error { return n.Drain(soon()) }, ErrUnknown, CodeCancelled, context.DeadlineExceeded}, // the transfer is under way
 	} {
-		if err := test.call(); !errors.Is(err, &Error{Kind: test.kind, Code: test.code}) || !errors.Is(err, context.Canceled) {
+		if err := test.call(); !errors.Is(err, &Error{Kind: test.kind, Code: test.code}) || !errors.Is(err, test.why) {
 			t.Errorf("%s: %v", test.name, err)
 		}
 	}
