@@ -146,7 +146,14 @@ type fullDisk struct {
 	keys   int     // that were made by grow
 }
 
+var diskFullInShort = map[string]bool{
+	"TestDiskFull/record_of_the_log_of_a_leader": true, "TestDiskFull/flush_of_a_follower": true, "TestDiskFull/fetch": true,
+}
+
 func startFullDisk(t *testing.T, options ...option) *fullDisk {
+	if testing.Short() && !diskFullInShort[t.Name()] {
+		t.Skip("one of the log, one of a flush and one of a snapshot are enough with -short")
+	}
 	f := &fullDisk{T: t, disk: newTinyDisk(t)}
 	f.c = startCluster(t, t.TempDir(), counters{}, append([]option{func(cfg *Config) {
 		cfg.Logger = slog.New(slog.NewTextHandler(&f.sayings, nil))
