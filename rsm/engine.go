@@ -64,7 +64,7 @@ type engine struct {
 	due     flushesUnderWay
 	bg      sync.WaitGroup
 	quit    chan struct{}
-	dead    chan struct{} // closed by shutdown: who waits for a worker need wait no longer
+	dead    notice // given by shutdown: who waits for a worker need wait no longer
 	once    sync.Once
 	end     context.CancelFunc // of life
 }
@@ -80,7 +80,7 @@ const maxFlushes = 2
 func newEngine(node NodeID, logger *slog.Logger, log wal.Log, workers int) *engine {
 	e := &engine{
 		node: node, logger: logger, start: time.Now(), log: log,
-		logQueue: make(chan struct{}, 1), flushes: make(chan struct{}, maxFlushes), quit: make(chan struct{}), dead: make(chan struct{}),
+		logQueue: make(chan struct{}, 1), flushes: make(chan struct{}, maxFlushes), quit: make(chan struct{}), dead: newNotice(),
 	}
 	e.life, e.end = context.WithCancel(context.Background())
 	for range workers {
@@ -136,6 +136,22 @@ func (e *engine) stop(reason *Error, patience time.Duration) bool {
 		return all
 	case <-deadline:
 		return false
+	}
+}
+
+// notice is one event, in several channels that are closed together. Each who waits for it looks at one of them: thousands that all wait on the same one contend for its lock.
+type notice [32]chan struct{}
+
+func newNotice() (n notice) {
+	for i := range n {
+		n[i] = make(chan struct{})
+	}
+	return n
+}
+
+func (n *notice) give() {
+	for _, c := range n {
+		close(c)
 	}
 }
 
@@ -267,7 +283,7 @@ func (e *engine) call(ctx context.Context, id ShardID, f func(*core.Worker)) err
 			left = nil
 			continue
 		case <-w.done:
-		case <-e.dead:
+		case <-e.dead[0]:
 		}
 		break
 	}

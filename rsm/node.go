@@ -464,7 +464,7 @@ func (n *Node) shutdown(reason *Error) {
 	} else {
 		n.cfg.Logger.Error("files are left open: a query, a flush or a write to the log does not end", "waited", patience)
 	}
-	close(n.engine.dead)
+	n.engine.dead.give()
 	if n.metrics != nil {
 		n.metrics.n.Store(nil) // an unchecked collector cannot be unregistered
 	}

@@ -181,6 +181,7 @@ func (s *Shard) Topology() (t ShardTopology, serves bool) {
 type Call struct {
 	req   core.Request
 	done  chan struct{} // gets one token
+	num   uint32        // of the calls that were made: which channel of a notice it waits on
 	node  *Node
 	copy  []byte // of the command or the query of who waits, for use again
 	then  func(Result, error)
@@ -191,7 +192,10 @@ type Call struct {
 // keepCopy is the size above which the copy of a command or a query is not kept for the next.
 const keepCopy = 16 << 10
 
-var calls sync.Pool
+var (
+	calls     sync.Pool
+	callsMade atomic.Uint32
+)
 
 // start hands c in. A call that was not taken is done at once, with the error.
 func (s *Shard) start(ctx context.Context, c *Call) *Call {
@@ -210,7 +214,7 @@ func newCall() *Call {
 	if c, ok := calls.Get().(*Call); ok {
 		return c
 	}
-	c := &Call{done: make(chan struct{}, 1)}
+	c := &Call{done: make(chan struct{}, 1), num: callsMade.Add(1)}
 	c.req.Done = func(*core.Request) { c.finish() }
 	return c
 }
@@ -283,7 +287,7 @@ func (c *Call) wait(ctx context.Context) error {
 		return nil
 	case <-ctx.Done():
 		return c.abandoned(core.CodeCancelled, "the caller stopped waiting", ctx.Err())
-	case <-c.node.engine.dead:
+	case <-c.node.engine.dead[c.num%uint32(len(notice{}))]:
 	}
 	if !c.ended.Load() {
 		return c.abandoned(core.CodeClosed, "the node stopped before there was an answer", nil)
