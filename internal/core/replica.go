@@ -696,8 +696,11 @@ func (r *Replica) acceptable(m *Message) bool {
 func (r *Replica) hear(n Note) {
 	defer r.contain()
 	if r.broken != nil {
-		if r.broken.Code == CodeRemoved && n.Kind == noteAwake {
+		switch {
+		case r.broken.Code == CodeRemoved && n.Kind == noteAwake:
 			r.pointOn(n.From)
+		case n.Kind == noteCutWanted: // no: a leader that hears nothing waits for long, and followers with it
+			r.w.env.SendNote(n.From, Note{Shard: r.shard, Kind: noteCut, A: n.A})
 		}
 		return
 	}

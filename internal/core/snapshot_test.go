@@ -399,6 +399,21 @@ func TestPatienceWithACut(t *testing.T) {
 	}
 }
 
+// A replica that has stopped says so to the leader that wants it to cut. It was asked again and again for sixty election timeouts, with nobody brought up to date meanwhile.
+//
+// Mutation with which it was seen to fail: it says nothing.
+func TestStoppedReplicaCutsNothing(t *testing.T) {
+	h := newHand(t, Limits{})
+	h.lead()
+	h.replica().stop(broken(CodeStorage, errors.New("a bad sector"), "the state store could not be read"))
+	h.notes, h.noted = nil, nil
+	h.in.Notes = append(h.in.Notes, Note{From: 3, Shard: 1, Kind: noteCutWanted, A: 7})
+	h.pass(1)
+	if len(h.notes) != 1 || h.noted[0] != 3 || h.notes[0].Kind != noteCut || h.notes[0].A != 7 || len(h.notes[0].Data) > 0 {
+		t.Errorf("it says %v to %v", h.notes, h.noted)
+	}
+}
+
 // A leader whose cut meets damage gives its place up: it would meet the damage with every attempt, and who needs the snapshot would wait for ever. So does
 // whoever is told to cut. One that fails for another reason is begun again.
 func TestCutThatMeetsDamage(t *testing.T) {
