@@ -36,7 +36,7 @@ const (
 type holds struct {
 	mu      sync.Mutex
 	callers map[string]*held
-	streams map[string]int // of calls, by connection; none is 0
+	streams tally // of calls, by connection
 }
 
 // held is what one caller makes the server hold: whoever has shown who it is, or else a connection.
@@ -50,7 +50,7 @@ type held struct {
 	unsent int64
 }
 
-func newHolds() *holds { return &holds{callers: map[string]*held{}, streams: map[string]int{}} }
+func newHolds() *holds { return &holds{callers: map[string]*held{}} }
 
 // nameOf returns the name of who calls.
 func nameOf(ctx context.Context, id access.Identity) string {
@@ -108,27 +108,24 @@ func (c *held) send(bytes int64) bool {
 
 // begin takes a stream of calls in, until end.
 func (h *holds) begin(ctx context.Context) (end func(), err error) {
-	c, conn := h.caller(ctx), addressOf(ctx)
+	c := h.caller(ctx)
 	defer c.leave()
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	why := ""
-	switch {
-	case h.streams[conn] >= maxStreamsOfConn:
-		why = fmt.Sprintf("the connection has %d streams of calls, which is the limit: one is enough for many calls", maxStreamsOfConn)
-	case c.unsent > maxUntaken: // of streams that were ended for that, maybe
-		why = fmt.Sprintf("%d bytes of earlier answers have not been taken: close their connections, or read them", c.unsent)
-	default:
-		h.streams[conn]++
-		return func() {
-			h.mu.Lock()
-			defer h.mu.Unlock()
-			if h.streams[conn]--; h.streams[conn] == 0 {
-				delete(h.streams, conn)
-			}
-		}, nil
+	end, ok := h.streams.take(addressOf(ctx), maxStreamsOfConn)
+	if !ok {
+		return nil, noStream("the connection has %d streams of calls, which is the limit: one is enough for many calls", maxStreamsOfConn)
 	}
-	return nil, &core.Error{Kind: core.ErrNotProposed, Code: core.CodeOverloaded, RetryAfter: time.Second, Message: why}
+	h.mu.Lock()
+	unsent := c.unsent // of streams that were ended for that, maybe
+	h.mu.Unlock()
+	if unsent > maxUntaken {
+		end()
+		return nil, noStream("%d bytes of earlier answers have not been taken: close their connections, or read them", unsent)
+	}
+	return end, nil
+}
+
+func noStream(format string, args ...any) error {
+	return &core.Error{Kind: core.ErrNotProposed, Code: core.CodeOverloaded, RetryAfter: time.Second, Message: fmt.Sprintf(format, args...)}
 }
 
 // bounded registers services whose unary calls have their messages received in time, a few of one caller at once, and whose answers count until they are sent.

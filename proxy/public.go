@@ -4,7 +4,6 @@ import (
 	"context"
 	"net"
 	"slices"
-	"sync"
 	"time"
 
 	"google.golang.org/grpc"
@@ -31,13 +30,11 @@ type public struct {
 	grpc.ServiceRegistrar
 	stranger func(remote net.Addr) bool
 	patience time.Duration
-
-	mu   sync.Mutex
-	open map[string]int // calls by host, and streams by connection; none is 0
+	open     tally // calls by host, and streams by connection
 }
 
 func newPublic(r grpc.ServiceRegistrar, stranger func(remote net.Addr) bool) *public {
-	return &public{ServiceRegistrar: r, stranger: stranger, patience: publicPatience, open: map[string]int{}}
+	return &public{ServiceRegistrar: r, stranger: stranger, patience: publicPatience}
 }
 
 // RegisterService implements grpc.ServiceRegistrar.
@@ -82,19 +79,11 @@ func (p *public) enter(ctx context.Context, stream bool) (leave func(), err erro
 		}
 		key, most, what = guard.HostOf(from.Addr), maxPublic, "calls of this host"
 	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.open[key] >= most {
+	leave, ok = p.open.take(key, most)
+	if !ok {
 		return nil, status.Errorf(codes.ResourceExhausted, "%d %s that need no token are open, which is the limit: end some", most, what)
 	}
-	p.open[key]++
-	return func() {
-		p.mu.Lock()
-		defer p.mu.Unlock()
-		if p.open[key]--; p.open[key] == 0 {
-			delete(p.open, key)
-		}
-	}, nil
+	return leave, nil
 }
 
 // promptly receives a message in time. What is late ends with its call: m is not used any more then.
