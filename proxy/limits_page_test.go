@@ -180,7 +180,7 @@ func TestLimitsPage(t *testing.T) {
 		{name: "memory of a session", unit: bytesOf, is: fixed(session, "maxSessionBytes")},
 		{name: "memory of all sessions of a shard", unit: bytesOf, is: fixed(session, "maxSessionsBytes"), least: fixed(session, "idleSessionBytes")},
 
-		{name: "`Limits.FlushBytes`", unit: bytesOf, is: l.FlushBytes, least: 64 << 10, try: limits("FlushBytes")},
+		{name: "`Limits.FlushBytes`", unit: bytesOf, is: l.FlushBytes, least: 64 << 10, most: 64 << 20, try: limits("FlushBytes")},
 		{name: "`Limits.LogCacheBytes`", unit: bytesOf, is: l.LogCacheBytes},
 		{name: "`Config.CacheBytes`", unit: bytesOf, is: here(node, "CacheBytes")},
 		{name: "`Config.LogSegments`", is: here(node, "LogSegments"), least: evaluate(t, node, `c\.LogSegments >= (\d+)`)},

@@ -346,11 +346,16 @@ func (r *Replica) admit(b *batch, q *Request) bool {
 	case q.Acknowledged >= q.Sequence:
 		return refuse(CodeSequenceAcked, "sequence %d of session %d comes with an acknowledgement of itself (%d)", q.Sequence, q.Session, q.Acknowledged)
 	}
-	// What is full is emptied by commands that acknowledge, as nothing else does that: one that leaves nothing before it is taken.
+	// What is full is emptied by commands that acknowledge, as nothing else does that: one that leaves nothing before it is taken. Where it is all sessions together that are full,
+	// it must give back its session's share at least, or those who have little would fill what others empty; and there is an end to that.
+	limit, all := maxSessions(r.cfg.Sessions.Max), r.sessions.bytes
 	empties := q.Acknowledged > s.willBeAcked() && q.Acknowledged+1 == q.Sequence
-	if limit := maxSessions(r.cfg.Sessions.Max); !empties && (s.bytes > maxSessionBytes || r.sessions.bytes > limit) {
+	if all > limit {
+		empties = empties && all <= 2*limit && s.bytes >= limit/len(r.sessions.byID)
+	}
+	if !empties && (s.bytes > maxSessionBytes || all > limit) {
 		e := notProposed(CodeOverloaded, "the session keeps %d bytes for outcomes, all sessions %d (allowed: %d and %d): acknowledge them; a command that acknowledges all before it is taken",
-			s.bytes, r.sessions.bytes, maxSessionBytes, limit)
+			s.bytes, all, maxSessionBytes, limit)
 		e.RetryAfter = r.cfg.Tick
 		b.ride(q, e)
 		return false

@@ -147,7 +147,9 @@ func TestPanicTextIsBounded(t *testing.T) {
 
 // A session that is full can be emptied: by a command that acknowledges all before it, as nothing else brings an acknowledgement.
 //
-// Mutations with which it was seen to fail: no command is taken; every command that acknowledges something is.
+// Where all sessions together are full, that is for those who give back their share, and has an end.
+//
+// Mutations with which it was seen to fail: no command is taken; every command that acknowledges something is; those who give little back are taken; there is no end.
 func TestFullSessionIsEmptied(t *testing.T) {
 	h := newHand(t, Limits{})
 	h.lead()
@@ -178,7 +180,23 @@ func TestFullSessionIsEmptied(t *testing.T) {
 	if err := command(5, 3); err != nil {
 		t.Errorf("the next: %v", err)
 	}
-	if n := h.replica().sessions.bytes; n > 1<<20 {
+	sessions := h.replica().sessions
+	if n := sessions.bytes; n > 1<<20 {
 		t.Errorf("the sessions have %d bytes, of which nothing is wanted any more", n)
+	}
+
+	limit := maxSessions(h.replica().cfg.Sessions.Max)
+	for _, c := range []struct {
+		own, others int
+		taken       bool
+	}{{1 << 10, limit, false}, {limit, limit / 2, true}, {limit, 2 * limit, false}} {
+		s := sessions.byID[open.Result.Session]
+		was, all := s.bytes, sessions.bytes
+		s.bytes, sessions.bytes = c.own, c.own+c.others // as if it were so
+		err := command(s.last+1, s.last)
+		s.bytes, sessions.bytes = was, all
+		if (err == nil) != c.taken {
+			t.Errorf("a session with %d bytes, and %d of others: %v", c.own, c.others, err)
+		}
 	}
 }

@@ -41,13 +41,15 @@ func (s *Store) open() error {
 			return err
 		}
 	}
+	defer func() {
+		if s.fatal.get() != nil {
+			s.leave() // pebble may never return
+		}
+	}()
 	err = s.fatal.guard(func() (err error) {
 		s.db, err = pebble.Open(s.path(dbDir), s.dbOpts)
 		return err
 	})
-	if s.fatal.get() != nil {
-		s.leave() // it may never return
-	}
 	if err != nil || known {
 		return err
 	}

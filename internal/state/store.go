@@ -137,16 +137,17 @@ func (s *Store) Close() error {
 	}
 	s.closed = true
 	close(s.closing)
-	if err := s.fatal.get(); err != nil {
-		// Pebble may hold its locks for ever after a fatal error: leave it.
-		s.leave()
-		return fmt.Errorf("state: close after a fatal error: %w", err)
-	}
 	var late <-chan time.Time
 	if s.damage.met.Load() { // a compaction that fails and is run again may keep pebble from ending
 		late = time.After(closePatience)
 	}
-	return s.fatal.guardUntil(late, s.db.Close)
+	err := s.fatal.guardUntil(late, s.db.Close)
+	if ferr := s.fatal.get(); ferr != nil { // before, or meanwhile
+		// Pebble may hold its locks for ever after a fatal error: leave it.
+		s.leave()
+		return fmt.Errorf("state: close after a fatal error: %w", ferr)
+	}
+	return err
 }
 
 // ShardIDs returns the ids of all shards that have been flushed, ascending.

@@ -89,7 +89,11 @@ func Status(err error) error {
 
 // grpcCode is for clients that look no further. Unavailable: asking again may help.
 func grpcCode(d *decreev1.Error, err error) codes.Code {
-	switch core.Code(d.GetCode()) {
+	code := core.Code(d.GetCode())
+	if d.GetKind() == decreev1.Kind_KIND_UNKNOWN && (code.Final() || code.Busy() || code == core.CodeNoShard) {
+		return codes.DeadlineExceeded // it may have happened, whatever the last answer was: no code of those that say that it was refused
+	}
+	switch code {
 	case core.CodeBadRequest, core.CodeCommandTooLarge, core.CodeTooManyCommands:
 		return codes.InvalidArgument
 	case core.CodeOverloaded, core.CodeDiskLow:
@@ -110,7 +114,7 @@ func grpcCode(d *decreev1.Error, err error) codes.Code {
 	case decreev1.Kind_KIND_REJECTED:
 		return codes.FailedPrecondition
 	case decreev1.Kind_KIND_NOT_PROPOSED:
-		if core.Code(d.GetCode()).Ended() {
+		if code.Ended() {
 			return codes.FailedPrecondition // asking again does not help
 		}
 		return codes.Unavailable

@@ -322,6 +322,21 @@ func TestErrorsTravel(t *testing.T) {
 	}
 }
 
+// Who looks at the status alone is not told of a command that may have happened that it was refused.
+//
+// Mutation with which it was seen to fail: the code of the last answer is the status, whatever the kind.
+func TestUnknownIsNoRefusal(t *testing.T) {
+	for _, code := range []core.Code{core.CodeOverloaded, core.CodeDiskLow, core.CodeNoShard, core.CodeForbidden, core.CodeUnauthenticated, core.CodeBadRequest, core.CodeCommandTooLarge, core.CodeTooManyCommands} {
+		last := &core.Error{Kind: core.ErrNotProposed, Code: code}
+		if got := status.Code(Status(core.Late(true, last, nil))); got != codes.DeadlineExceeded {
+			t.Errorf("%s, in doubt: %v", code, got)
+		}
+		if got := status.Code(Status(last)); got == codes.DeadlineExceeded || got == codes.Unknown {
+			t.Errorf("%s, refused: %v", code, got)
+		}
+	}
+}
+
 // What became of a call is what its error says, and not what the errors below it say.
 func TestCauseIsNoKind(t *testing.T) {
 	for _, below := range []error{&core.Error{Kind: core.ErrNotProposed, Code: core.CodeClosed}, &core.Rejection{Code: core.CodeSessionExpired}} {
