@@ -164,6 +164,19 @@ func (s *session) add(ctx context.Context, shard, id uint64, address string) (bo
 	return err == nil, fmt.Sprintf("node %d is a learner at %s", id, address), err
 }
 
+// ofNode does to a node what f does in one shard, in all of them or in the one that a flag names.
+func ofNode(f func(s *session, ctx context.Context, shard, id uint64) (bool, string, error)) func(*flag.FlagSet) action {
+	return func(*flag.FlagSet) action {
+		return func(ctx context.Context, s *session, args []string) error {
+			id, err := nodeArgument(args[0])
+			if err != nil {
+				return err
+			}
+			return s.everyShard(ctx, id, func(ctx context.Context, shard uint64) (bool, string, error) { return f(s, ctx, shard, id) })
+		}
+	}
+}
+
 func promoteCommand() *command {
 	return &command{
 		name: "promote", args: "NODE", min: 1, max: 1, shard: everyShardFlag,
@@ -176,15 +189,7 @@ Use it after add. An even number of voters survives no more failures than one fe
 Example:
   decree promote 4
 `,
-		bind: func(*flag.FlagSet) action {
-			return func(ctx context.Context, s *session, args []string) error {
-				id, err := nodeArgument(args[0])
-				if err != nil {
-					return err
-				}
-				return s.everyShard(ctx, id, func(ctx context.Context, shard uint64) (bool, string, error) { return s.promote(ctx, shard, id) })
-			}
-		},
+		bind: ofNode((*session).promote),
 	}
 }
 
@@ -269,15 +274,7 @@ when the command has ended.
 Example:
   decree remove 3
 `,
-		bind: func(*flag.FlagSet) action {
-			return func(ctx context.Context, s *session, args []string) error {
-				id, err := nodeArgument(args[0])
-				if err != nil {
-					return err
-				}
-				return s.everyShard(ctx, id, func(ctx context.Context, shard uint64) (bool, string, error) { return s.remove(ctx, shard, id) })
-			}
-		},
+		bind: ofNode((*session).remove),
 	}
 }
 

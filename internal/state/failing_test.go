@@ -41,22 +41,11 @@ func TestUnreadableTable(t *testing.T) {
 		return nil
 	}
 	s, _ := openFailing(t, fs, false, fails)
-	h, other := openShard(t, s, 1), openShard(t, s, 2)
-	d, neighbour := fill(t, r, h, newDurable(), 12), fill(t, r, other, newDurable(), 3) // enough for a compaction
-	tables, _ := cutTo(t, s, fs, 1, "/cut", 0)
-	names, err := s.Tables(1)
-	if err != nil || len(names) != 12 {
-		t.Fatal(names, err)
-	}
-	h.Close()
-	other.Close()
-	if err := s.Close(); err != nil {
-		t.Fatal(err)
-	}
+	d, neighbour, tables, names := fillTwo(t, r, s, fs)
 
 	s, _ = openFailing(t, fs, false, fails)
 	bad.Store(&names[0])
-	h = openShard(t, s, 1)
+	h := openShard(t, s, 1)
 	if err, ok := caught(func() { collect(h.Scan(nil, nil), -1) }).(*ReadError); !ok || !IsDamage(err) || !errors.Is(err, syscall.EIO) {
 		t.Errorf("read: %v", err)
 	}
@@ -83,7 +72,7 @@ func TestUnreadableTable(t *testing.T) {
 	case <-time.After(20 * time.Second):
 		t.Error("nobody is told")
 	}
-	other = openShard(t, s, 2)
+	other := openShard(t, s, 2)
 	neighbour = fill(t, r, other, neighbour, 3)
 	j := &InstallJob{store: s, shard: 1, in: Install{Index: d.index, Tables: tables}} // the shard may not open
 	if err := j.Run(t.Context()); err != nil {
