@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -20,31 +21,49 @@ import (
 	"github.com/decree-raft/decree/snapshot"
 )
 
+// largeTables returns the tables of a node that damageTables damages.
+func largeTables(t *testing.T, dir string) (large []string) {
+	t.Helper()
+	tables, err := filepath.Glob(filepath.Join(dir, "state", "pebble", "*.sst"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range tables {
+		// In smaller ones the node would meet it where it looks when it starts, at each table's first block, and be refused.
+		if i, err := os.Stat(name); err == nil && i.Size() >= 16<<10 {
+			large = append(large, name)
+		}
+	}
+	return large
+}
+
 // damageTables flips two bytes of every large table of a node that is stopped: the state comes first in it, then the journal.
 func damageTables(t *testing.T, dir string) {
 	t.Helper()
-	tables, err := filepath.Glob(filepath.Join(dir, "state", "pebble", "*.sst"))
-	if err != nil || len(tables) == 0 {
-		t.Fatalf("no tables: %v", err)
+	tables := largeTables(t, dir)
+	if len(tables) == 0 {
+		t.Fatal("no table is large enough")
 	}
-	damaged := 0
 	for _, name := range tables {
 		b, err := os.ReadFile(name)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if len(b) < 16<<10 {
-			continue // where the node looks when it starts, as it does at each table's first block: it would be refused then
-		}
-		damaged++
 		b[len(b)/4] ^= 0x40
 		b[len(b)/2] ^= 0x40
 		if err := os.WriteFile(name, b, 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if damaged == 0 {
-		t.Fatal("no table is large enough")
+}
+
+// fillTables fills shard 1 on three nodes, and waits until what they have flushed can be damaged.
+func fillTables(t *testing.T, c *Cluster, dir string) {
+	t.Helper()
+	fill(t, c, 1, 0, 3000)
+	sameEverywhere(t, c, 1, 1, 2, 3)
+	for id := range 3 {
+		eventually(t, "there are tables", func() bool { return len(largeTables(t, filepath.Join(dir, fmt.Sprint("node", id+1)))) > 0 })
 	}
 }
 
@@ -57,8 +76,7 @@ func TestRepairOfDamage(t *testing.T) {
 func repairOfDamage(t *testing.T, noCompactions bool) {
 	dir := t.TempDir()
 	c := startCluster(t, dir, counters{}, small, func(cfg *Config) { cfg.noCompactions, cfg.KeepDamage = noCompactions, cfg.Node == 2 })
-	fill(t, c, 1, 0, 3000)
-	sameEverywhere(t, c, 1, 1, 2, 3)
+	fillTables(t, c, dir)
 	read := func(s *Shard) (stopped bool) {
 		for i := range 3000 {
 			res, err := s.ReadAt(within(t), Stale, 0, fmtKey(i))
@@ -200,8 +218,7 @@ func TestRepairWaitsForPeers(t *testing.T) {
 		cfg.noCompactions, cfg.repairPause = true, time.Millisecond
 		cfg.Logger = slog.New(counting{"could not be repaired", &failed})
 	})
-	fill(t, c, 1, 0, 3000)
-	sameEverywhere(t, c, 1, 1, 2, 3)
+	fillTables(t, c, dir)
 	for id := NodeID(1); id <= 3; id++ {
 		c.Kill(id)
 	}
@@ -248,8 +265,7 @@ func repairWithJournal(t *testing.T, alone bool) {
 		cfg.KeepJournal = !alone || cfg.Node == 1
 		cfg.Logger = slog.New(counting{"could not be repaired", &failed})
 	})
-	fill(t, c, 1, 0, 3000)
-	sameEverywhere(t, c, 1, 1, 2, 3)
+	fillTables(t, c, dir)
 	c.Kill(1)
 	damageTables(t, filepath.Join(dir, "node1"))
 	if err := c.Restart(1); err != nil {
@@ -285,8 +301,7 @@ func TestRepairPastAPeerThatHangs(t *testing.T) {
 	c := startCluster(t, dir, counters{}, small, keepJournal, func(cfg *Config) {
 		cfg.noCompactions, cfg.repairPause, cfg.peerPatience = true, time.Millisecond, 500*time.Millisecond
 	})
-	fill(t, c, 1, 0, 3000)
-	sameEverywhere(t, c, 1, 1, 2, 3)
+	fillTables(t, c, dir)
 	c.Kill(1)
 	damageTables(t, filepath.Join(dir, "node1"))
 	if err := onLeader(t, c, 1, func(s *Shard) error { // who leads is asked last
