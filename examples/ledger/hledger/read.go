@@ -4,6 +4,7 @@
 package hledger
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -117,7 +118,7 @@ func Read(r io.Reader, options Options) (*Journal, error) {
 		return nil, fmt.Errorf("the file is larger than %d bytes", MaxFileBytes)
 	}
 	p := &parser{options: options, byIndex: make(map[string]*group), marks: make(map[string]mark)}
-	lines := newRecords(data)
+	lines := newRecords(bytes.TrimPrefix(data, []byte("\ufeff"))) // in front of the quotes of the header
 	if err := p.header(lines); err != nil {
 		return nil, err
 	}
@@ -146,7 +147,6 @@ func (p *parser) header(lines *records) error {
 	if err != nil {
 		return fmt.Errorf("line 1 is no header: %w", err)
 	}
-	names[0] = strings.TrimPrefix(names[0], "\ufeff")
 	p.width = len(names)
 	for _, want := range []struct {
 		name string
@@ -299,13 +299,17 @@ func accountName(name string) (string, PostingKind) {
 	return name, Real
 }
 
-// findMarks finds out each commodity's decimal mark, from all lines of the file. Where they contradict each
+// findMarks finds out each commodity's decimal mark, from all lines of the file that are numbers with the mark
+// that they ask for: 8.2.30 says nothing of 12.345. Where they contradict each
 // other, none is believed: whichever came first would else decide what the others are worth.
 func (p *parser) findMarks() {
 	for g, w := range p.allRows() {
 		is, err := p.options.DecimalMark, error(nil)
 		if is == 0 {
 			is, err = markOf(w.quantity.number)
+		}
+		if is != 0 {
+			_, err = parseNumber(w.quantity.number, is)
 		}
 		known := p.marks[w.commodity]
 		switch {
