@@ -129,7 +129,10 @@ func TestMalformed(t *testing.T) {
 }
 
 func TestHeader(t *testing.T) {
-	for _, text := range []string{"", "\n", "a,b\n", strings.Replace(header, "txnidx", "idx", 1), `"txnidx`} {
+	// Lines that end with a carriage return are one line, the header, and no row would be missed.
+	// Mutation with which it was seen to fail: header without the look for them.
+	mac := strings.ReplaceAll(strings.ReplaceAll(header+pair("1"), `"`, ""), "\n", "\r")
+	for _, text := range []string{"", "\n", "a,b\n", strings.Replace(header, "txnidx", "idx", 1), `"txnidx`, mac} {
 		if j, err := Read(strings.NewReader(text), Options{}); err == nil {
 			t.Errorf("%q is read as %+v", text, j)
 		}
@@ -167,6 +170,11 @@ func TestAmounts(t *testing.T) {
 		{"5,00 €", "", "", "5.00", "€"},
 		{"EUR 5", "", "", "5", "EUR"},
 		{"A-B 5", "A-B", "", "5", "A-B"},
+		// Mutation with which these were seen to fail: splitQuantity without its last look for signs.
+		{"5.00-", "", "", "-", ""},
+		{"$- 5.00", "", "", "-", ""},
+		{"5.00 −", "", "", "-", ""},
+		{"5.00 +EUR", "", "", "-", ""},
 		{"A-B -5", "", "", "-5", "A-B"},
 		{"-A-B 5", "", "", "-5", "A-B"},
 		{"+-5", "EUR", "", "-", ""},
