@@ -3,6 +3,7 @@ package rsmtest_test
 import (
 	"bytes"
 	"flag"
+	"fmt"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -99,7 +100,18 @@ type eras struct {
 
 func (m eras) MaxVersion() uint64 { return m.max }
 
+func (m eras) Decide(v rsm.View, c rsm.Command) ([][]byte, []byte, error) {
+	events, reply, err := m.tally.Decide(v, c)
+	for i := range events {
+		events[i] = fmt.Appendf(events[i], " %d", c.Version)
+	}
+	return events, reply, err
+}
+
 func (m eras) Apply(s rsm.State, e rsm.Event) {
+	if !bytes.HasSuffix(e.Data, fmt.Appendf(nil, " %d", e.Version)) {
+		panic("it was decided under another version")
+	}
 	if m.panics && e.Version == m.max {
 		panic("what is that?")
 	}
