@@ -46,7 +46,11 @@ func receive(g grpc.ServerStream) (calls []wire.ReceivedCall, err error) {
 }
 
 func answer(g grpc.ServerStream, id uint64, kind route.Kind, index core.Index, err error) error {
-	return g.SendMsg(&codec.Frame{Data: wire.AppendAnswer(nil, id, kind, &core.Result{Index: index}, err)})
+	res := core.Result{Index: index}
+	if kind == route.Submit {
+		res.Replies = [][]byte{nil}
+	}
+	return g.SendMsg(&codec.Frame{Data: wire.AppendAnswer(nil, id, kind, &res, err)})
 }
 
 // bench is a router whose only target is a link to a server.
@@ -193,10 +197,18 @@ func (greeter) Connect(g grpc.BidiStreamingServer[decreev1.ConnectRequest, decre
 }
 
 // A server that breaks the protocol, or the stream, leaves in doubt what it had been sent: that is not sent again without a session, and is with one.
+//
+// Mutation with which it was seen to fail: an answer without replies is one.
 func TestBrokenStreams(t *testing.T) {
 	for name, lie := range map[string]func(g grpc.ServerStream, id uint64) error{
 		"another kind": func(g grpc.ServerStream, id uint64) error { return answer(g, id, route.OpenSession, 1, nil) },
-		"garbage":      func(g grpc.ServerStream, _ uint64) error { return g.SendMsg(&codec.Frame{Data: []byte{0xff, 0xff}}) },
+		"no reply": func(g grpc.ServerStream, id uint64) error {
+			return g.SendMsg(&codec.Frame{Data: wire.AppendAnswer(nil, id, route.Submit, &core.Result{Index: 7}, nil)})
+		},
+		"two replies": func(g grpc.ServerStream, id uint64) error {
+			return g.SendMsg(&codec.Frame{Data: wire.AppendAnswer(nil, id, route.Submit, &core.Result{Index: 7, Replies: [][]byte{nil, nil}}, nil)})
+		},
+		"garbage": func(g grpc.ServerStream, _ uint64) error { return g.SendMsg(&codec.Frame{Data: []byte{0xff, 0xff}}) },
 		"too large": func(g grpc.ServerStream, _ uint64) error {
 			return g.SendMsg(&codec.Frame{Data: make([]byte, MaxFrame+1)})
 		},
@@ -275,6 +287,84 @@ func TestSilence(t *testing.T) {
 		if time.Now().After(until) {
 			t.Fatal("a call whose time is over is still on the link")
 		}
+	}
+}
+
+// A session without a number is none: who opened it would go on to open one, without a pause.
+//
+// Mutation with which it was seen to fail: it is one.
+func TestNoSession(t *testing.T) {
+	b := start(t, func(_ *bench, g grpc.ServerStream) error {
+		for {
+			calls, err := receive(g)
+			if err != nil {
+				return err
+			}
+			for _, c := range calls {
+				if err := answer(g, c.ID, c.Call.Kind, 7, nil); err != nil {
+					return err
+				}
+			}
+		}
+	})
+	done := make(chan struct{})
+	c := &route.Call{Kind: route.OpenSession, Shard: 1, Deadline: clock() + int64(time.Second), Done: func(*route.Call) { close(done) }}
+	b.router.Submit(clock(), c)
+	<-done
+	wantUnknown(t, c)
+}
+
+// A server that takes nothing more for a while, as it is full, and has answers under way or says that it lives, is waited for: nothing is sent again.
+//
+// Mutation with which it was seen to fail: what is heard does not count while a frame is being sent.
+func TestFullServer(t *testing.T) {
+	for name, said := range map[string][]byte{"beats": nil, "an answer": append([]byte{0x7a, 0x80, 0x80, 0x02}, make([]byte, 32<<10)...)} { // in a field that nobody knows
+		t.Run(name, func(t *testing.T) {
+			began := make(chan struct{}, 10) // streams
+			b := start(t, func(_ *bench, g grpc.ServerStream) error {
+				if _, err := receive(g); err != nil { // this one waits for ever
+					return err
+				}
+				began <- struct{}{}
+				for until := time.Now().Add(1500 * time.Millisecond); time.Now().Before(until); time.Sleep(20 * time.Millisecond) {
+					if err := g.SendMsg(&codec.Frame{Data: said}); err != nil {
+						return err
+					}
+				}
+				for {
+					calls, err := receive(g)
+					if err != nil {
+						return err
+					}
+					for _, c := range calls {
+						if err := answer(g, c.ID, route.Submit, 7, nil); err != nil {
+							return err
+						}
+					}
+				}
+			})
+			done := make(chan error, 4)
+			submit := func(size int) {
+				c := &route.Call{Kind: route.Submit, Shard: 1, Session: 1, Sequence: 1, Commands: [][]byte{make([]byte, size)}, Deadline: clock() + int64(time.Minute)}
+				c.Done = func(c *route.Call) { done <- c.Err }
+				b.router.Submit(clock(), c)
+			}
+			submit(1)
+			<-began
+			for range cap(done) { // more than the window of the stream
+				submit(1 << 20)
+			}
+			for range cap(done) {
+				if err := <-done; err != nil {
+					t.Error(err)
+				}
+			}
+			b.mu.Lock()
+			defer b.mu.Unlock()
+			if b.ups != 1 {
+				t.Errorf("the stream was opened %d times", b.ups)
+			}
+		})
 	}
 }
 
