@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -17,6 +18,7 @@ import (
 	"github.com/decree-raft/decree/internal/core"
 	"github.com/decree-raft/decree/internal/link"
 	"github.com/decree-raft/decree/internal/route"
+	"github.com/decree-raft/decree/internal/session"
 	"github.com/decree-raft/decree/internal/wire"
 	"github.com/decree-raft/decree/rsm"
 )
@@ -421,5 +423,138 @@ func TestManyHints(t *testing.T) {
 	})
 	if last.streams.Load() != 1 {
 		t.Error("the one at which somebody is was forgotten, too")
+	}
+}
+
+var noDisk = &core.Error{Kind: core.ErrNotProposed, Code: core.CodeDiskLow, RetryAfter: 20 * time.Millisecond}
+
+// A command that waits for a disk stops none of those that free it, however many they are, and is asked again under another number, each time it was refused [G11].
+//
+// Mutation with which it was seen to fail: it waits under its number.
+func TestWaitingForADiskStopsNobody(t *testing.T) {
+	var room atomic.Bool
+	l := &liar{cluster: "one", answer: func(c *route.Call, _ func(error)) (core.Result, error, bool) {
+		if c.Kind == route.Submit && !c.MakesRoom && !room.Load() {
+			return core.Result{}, noDisk, true
+		}
+		return outcome(c, 5), nil, true
+	}}
+	address, _ := serve(t, "127.0.0.1:0", l)
+	s := dialAll(t, address).Shard(1)
+	ordinary := s.Go(context.Background(), rsm.Request{Commands: [][]byte{[]byte("ordinary")}})
+	await(t, "the refusal", func() bool { return len(l.got(route.Submit)) > 0 })
+	purge := rsm.Request{Commands: [][]byte{[]byte("purge")}, MakesRoom: true}
+	ctx, cancel := context.WithTimeout(context.Background(), 45*time.Second) // less than the other's patience
+	defer cancel()
+	var purges [100]*Pending
+	for range 90 {
+		for i := range purges {
+			purges[i] = s.Go(ctx, purge)
+		}
+		for _, p := range purges {
+			if _, err := p.Wait(ctx); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	room.Store(true)
+	if _, err := ordinary.Wait(within(t)); err != nil {
+		t.Fatal(err)
+	}
+	used, attempts := map[uint64]bool{}, 0
+	for _, c := range l.got(route.Submit) {
+		if used[c.Sequence] {
+			t.Errorf("%d is the number of two attempts", c.Sequence)
+		}
+		used[c.Sequence] = true
+		if !c.MakesRoom {
+			attempts++
+		}
+	}
+	if attempts < 2 {
+		t.Error("the ordinary command was refused once only")
+	}
+}
+
+// A command of which an attempt is in doubt keeps its number, whatever it is refused with later: under another it could be executed twice [G7].
+//
+// Mutation with which it was seen to fail: the router returns a refusal though an attempt is in doubt.
+func TestInDoubtKeepsItsNumber(t *testing.T) {
+	var attempts atomic.Int64
+	l := &liar{cluster: "one", answer: func(c *route.Call, end func(error)) (core.Result, error, bool) {
+		if c.Kind != route.Submit {
+			return outcome(c, 5), nil, true
+		}
+		switch attempts.Add(1) {
+		case 1, 4, 6:
+			return core.Result{}, noDisk, true
+		case 2: // it may have happened: the answer does not come
+			end(errors.New("over"))
+			return core.Result{}, nil, false
+		case 3:
+			return core.Result{}, &core.Error{Kind: core.ErrNotProposed, Code: core.CodeClosed}, true
+		case 5:
+			return core.Result{}, &core.Error{Kind: core.ErrUnknown, Code: core.CodeLeadershipLost}, true
+		}
+		return outcome(c, 5), nil, true
+	}}
+	address, _ := serve(t, "127.0.0.1:0", l)
+	s := dialAll(t, address).Shard(1)
+	if _, err := s.Submit(within(t), []byte("a")); err != nil {
+		t.Fatal(err)
+	}
+	var numbers []uint64
+	for _, c := range l.got(route.Submit) {
+		numbers = append(numbers, c.Sequence)
+	}
+	if len(numbers) != 7 || !slices.Equal(numbers, []uint64{1, 2, 2, 2, 2, 2, 2}) {
+		t.Errorf("the attempts have the numbers %d", numbers)
+	}
+}
+
+// More ordinary commands than a session has numbers, all of which wait for a disk, are as many as may be under way and no more, and leave numbers for those that free it. What
+// waited until its time was over says for what.
+//
+// Mutations with which it was seen to fail: no numbers are kept for what makes room; what was put off has no place.
+func TestManyWaitForADisk(t *testing.T) {
+	l := &liar{cluster: "one", answer: func(c *route.Call, _ func(error)) (core.Result, error, bool) {
+		if c.Kind == route.Submit && !c.MakesRoom {
+			return core.Result{}, &core.Error{Kind: core.ErrNotProposed, Code: core.CodeDiskLow, RetryAfter: time.Second}, true
+		}
+		return outcome(c, 5), nil, true
+	}}
+	address, _ := serve(t, "127.0.0.1:0", l)
+	s := dialAll(t, address).Shard(1)
+	ctx, cancel := context.WithCancel(context.Background())
+	var begun atomic.Int64
+	ended := make(chan *Pending, 5000)
+	go func() {
+		for ctx.Err() == nil {
+			ended <- s.Go(ctx, rsm.Request{Commands: [][]byte{[]byte("ordinary")}})
+			begun.Add(1)
+		}
+		close(ended)
+	}()
+	const most = session.MaxUnacknowledged - 256
+	await(t, "all numbers to be taken", func() bool { return begun.Load() == most })
+	for range 2000 {
+		if _, err := s.Do(within(t), rsm.Request{Commands: [][]byte{[]byte("purge")}, MakesRoom: true}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := begun.Load(); n != most {
+		t.Errorf("%d commands are under way", n)
+	}
+	short, stop := context.WithTimeout(context.Background(), 300*time.Millisecond)
+	defer stop()
+	if _, err := s.Submit(short, []byte("ordinary")); !errors.Is(err, &rsm.Error{Kind: rsm.ErrNotProposed, Code: core.CodeOverloaded}) {
+		t.Errorf("one more: %v", err)
+	}
+	cancel()
+	s.client.Close()
+	for p := range ended {
+		if _, err := p.Wait(within(t)); !errors.Is(err, rsm.ErrNotProposed) {
+			t.Fatal(err)
+		}
 	}
 }
