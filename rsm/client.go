@@ -72,6 +72,11 @@ func (c *Client) Do(ctx context.Context, r Request) (Result, error) {
 	}
 	ctx, cancel := patient(ctx)
 	defer cancel()
+	return c.do(ctx, r, (*Shard).Do)
+}
+
+// do runs a request whose attempts are made with a function.
+func (c *Client) do(ctx context.Context, r Request, attempt func(*Shard, context.Context, Request) (Result, error)) (Result, error) {
 	claim := session.Claim{MakesRoom: r.MakesRoom}
 	for {
 		n, err := c.window.Begin(ctx, claim)
@@ -92,7 +97,7 @@ func (c *Client) Do(ctx context.Context, r Request) (Result, error) {
 			}
 			r.Session, r.Sequence, r.Acknowledged = n.Session, n.Sequence, c.window.Acknowledged(n)
 			var err error
-			res, err = s.Do(ctx, r)
+			res, err = attempt(s, ctx, r)
 			sure = sure && errors.Is(err, ErrNotProposed)
 			if sure && session.PutsOff(err) {
 				c.window.PutOff(n)

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"net"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -62,7 +63,7 @@ type bench struct {
 	ups    int
 }
 
-func start(t *testing.T, do func(b *bench, g grpc.ServerStream) error) *bench {
+func start(t *testing.T, do func(b *bench, g grpc.ServerStream) error, options ...func(*Config)) *bench {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -73,14 +74,18 @@ func start(t *testing.T, do func(b *bench, g grpc.ServerStream) error) *bench {
 	decreev1.RegisterDecreeServiceServer(s, &liar{do: func(g grpc.ServerStream) error { return do(b, g) }})
 	go func() { _ = s.Serve(l) }()
 	t.Cleanup(s.Stop)
-	b.link, err = New(l.Addr().String(), Config{Options: []grpc.DialOption{grpc.WithTransportCredentials(insecure.NewCredentials())}, Now: clock, Silence: 400 * time.Millisecond,
+	cfg := Config{Options: []grpc.DialOption{grpc.WithTransportCredentials(insecure.NewCredentials())}, Now: clock, Silence: 400 * time.Millisecond,
 		Up: func(*Link) {
 			b.mu.Lock()
 			b.ups++
 			b.mu.Unlock()
 			b.router.Up(clock())
 		},
-		Down: func(l *Link, _ bool, _ error) { b.router.Down(l) }})
+		Down: func(l *Link, _ bool, _ error) { b.router.Down(l) }}
+	for _, o := range options {
+		o(&cfg)
+	}
+	b.link, err = New(l.Addr().String(), cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -312,6 +317,40 @@ func TestNoSession(t *testing.T) {
 	b.router.Submit(clock(), c)
 	<-done
 	wantUnknown(t, c)
+}
+
+// Only who refuses a call as it closes is leaving: a node behind it may have closed while it had the call.
+//
+// Mutation with which it was seen to fail: the code alone says so.
+func TestOnlyARefusalIsLeaving(t *testing.T) {
+	var left atomic.Int64
+	kinds := make(chan error, 2)
+	b := start(t, func(_ *bench, g grpc.ServerStream) error {
+		for {
+			calls, err := receive(g)
+			if err != nil {
+				return err
+			}
+			for _, c := range calls {
+				if err := answer(g, c.ID, c.Call.Kind, 7, &core.Error{Kind: <-kinds, Code: core.CodeClosed}); err != nil {
+					return err
+				}
+			}
+		}
+	}, func(cfg *Config) { cfg.Leaving = func(*Link) { left.Add(1) } })
+	kinds <- core.ErrUnknown
+	wantUnknown(t, b.submit(0, 5*time.Second))
+	kinds <- core.ErrUnknown // the stream goes on: what the answer before did is done
+	wantUnknown(t, b.submit(0, 5*time.Second))
+	if left.Load() != 0 {
+		t.Error("a doubt is taken for leaving")
+	}
+	kinds <- core.ErrNotProposed
+	kinds <- core.ErrUnknown
+	wantUnknown(t, b.submit(0, 5*time.Second))
+	if left.Load() != 1 {
+		t.Error("a refusal is not")
+	}
 }
 
 // A server that takes nothing more for a while, as it is full, and has answers under way or says that it lives, is waited for: nothing is sent again.

@@ -558,3 +558,114 @@ func TestManyWaitForADisk(t *testing.T) {
 		}
 	}
 }
+
+// Behind one address there may be another proxy than the one that leaves: it is looked for, while what the one that leaves has taken is waited for there. Who is found may be
+// the same once more: that is no reason for haste.
+//
+// Mutations with which it was seen to fail: with one address nobody is left; who leaves is left at once.
+func TestLeavingBehindOneAddress(t *testing.T) {
+	l := &liar{cluster: "one"}
+	var left atomic.Bool
+	l.answer = func(c *route.Call, _ func(error)) (core.Result, error, bool) {
+		switch {
+		case c.Kind == route.Read && string(c.Query) == "slow":
+			return core.Result{}, nil, false
+		case c.Kind == route.Read && !left.Load():
+			return core.Result{}, &core.Error{Kind: core.ErrNotProposed, Code: core.CodeClosed}, true
+		}
+		return outcome(c, 5), nil, true
+	}
+	address, _ := serve(t, "127.0.0.1:0", l)
+	c := dialAll(t, address)
+	s := c.Shard(1)
+	slow := s.GoRead(within(t), rsm.Linearizable, []byte("slow"))
+	await(t, "the slow read", func() bool { return len(l.got(route.Read)) == 1 })
+	l.mu.Lock()
+	send, id := l.send, l.ids[l.calls[0]]
+	l.mu.Unlock()
+	began := time.Now()
+	var reads []*PendingRead
+	for range 20 {
+		reads = append(reads, s.GoRead(within(t), rsm.Linearizable, []byte("a")))
+	}
+	await(t, "the fourth stream", func() bool { return l.taken.Load() >= 4 })
+	if took := time.Since(began); took < 2*lastPause {
+		t.Errorf("four streams in %v", took)
+	}
+	left.Store(true)
+	for _, r := range reads {
+		if _, err := r.Wait(within(t)); err != nil {
+			t.Error(err)
+		}
+	}
+	if slow.done.closed() {
+		t.Error("the slow read has an answer")
+	}
+	send(id, route.Read, core.Result{Answer: []byte("late"), Index: 7}, nil)
+	if res, err := slow.Wait(within(t)); err != nil || string(res.Answer) != "late" {
+		t.Errorf("the slow read: %v, %v", res, err)
+	}
+	await(t, "those that were left to be left alone", func() bool { return l.streams.Load() == 1 })
+}
+
+// A context that has ended has nobody asked, so that nothing is in doubt.
+//
+// Mutation with which it was seen to fail: the first attempt is made whatever the context.
+func TestEndedContext(t *testing.T) {
+	l := &liar{cluster: "one", answer: plainly(5)}
+	address, _ := serve(t, "127.0.0.1:0", l)
+	s := dialAll(t, address).Shard(1)
+	if _, err := s.Submit(within(t), []byte("a")); err != nil {
+		t.Fatal(err)
+	}
+	cancelled, cancel := context.WithCancel(context.Background())
+	cancel()
+	late, cancelLate := context.WithDeadline(context.Background(), time.Now().Add(-time.Second))
+	defer cancelLate()
+	for _, ctx := range []context.Context{cancelled, late} {
+		_, err := s.Go(ctx, rsm.Request{Commands: [][]byte{[]byte("b")}}).Wait(within(t))
+		if !errors.Is(err, rsm.ErrNotProposed) || !errors.Is(err, ctx.Err()) {
+			t.Errorf("a command: %v", err)
+		}
+		if _, err := s.GoRead(ctx, rsm.Stale, []byte("b")).Wait(within(t)); !errors.Is(err, rsm.ErrNotProposed) || !errors.Is(err, ctx.Err()) {
+			t.Errorf("a read: %v", err)
+		}
+	}
+	if _, err := s.Submit(within(t), []byte("c")); err != nil {
+		t.Fatal(err)
+	}
+	if n := len(l.got(route.Submit)) + len(l.got(route.Read)); n != 2 {
+		t.Errorf("%d calls came", n)
+	}
+}
+
+// A link that is up again after the pause is kept, and what was sent on it meanwhile is not sent twice.
+//
+// Mutation with which it was seen to fail: it is closed.
+func TestLinkThatIsBackIsKept(t *testing.T) {
+	l := &liar{cluster: "one", answer: plainly(5)}
+	address, _ := serve(t, "127.0.0.1:0", l)
+	c := dialAll(t, address, address)
+	for range 20 { // on a busy machine the pause may be over before it is back
+		await(t, "the stream", func() bool { return l.streams.Load() == 1 })
+		c.mu.Lock()
+		was, number := c.link, c.mains
+		c.failed = 100 // the pause is the longest
+		c.mu.Unlock()
+		c.broken <- was
+		await(t, "that to be seen", func() bool {
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			return c.failed != 100
+		})
+		c.up(number, was)
+		time.Sleep(lastPause + 100*time.Millisecond) // nothing is to happen
+		c.mu.Lock()
+		kept := c.link == was
+		c.mu.Unlock()
+		if kept {
+			return
+		}
+	}
+	t.Error("it is replaced")
+}
