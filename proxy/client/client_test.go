@@ -512,8 +512,7 @@ func TestInDoubtKeepsItsNumber(t *testing.T) {
 	}
 }
 
-// More ordinary commands than a session has numbers, all of which wait for a disk, are as many as may be under way and no more, and leave numbers for those that free it. What
-// waited until its time was over says for what.
+// More ordinary commands than a session has numbers, all of which wait for a disk, are as many as may be under way and no more, and leave numbers for those that free it.
 //
 // Mutations with which it was seen to fail: no numbers are kept for what makes room; what was put off has no place.
 func TestManyWaitForADisk(t *testing.T) {
@@ -668,4 +667,28 @@ func TestLinkThatIsBackIsKept(t *testing.T) {
 		}
 	}
 	t.Error("it is replaced")
+}
+
+// A command that waited for a disk, and found no number when it was to be asked again, says at the end of its time what it waited for.
+//
+// Mutation with which it was seen to fail: it says that there was no number.
+func TestNoNumberAfterADisk(t *testing.T) {
+	l := &liar{cluster: "one", answer: func(c *route.Call, _ func(error)) (core.Result, error, bool) {
+		if c.Kind == route.Submit && !c.MakesRoom {
+			return core.Result{}, &core.Error{Kind: core.ErrNotProposed, Code: core.CodeDiskLow, RetryAfter: 200 * time.Millisecond}, true
+		}
+		return outcome(c, 5), nil, c.Kind != route.Submit // which hold their numbers
+	}}
+	address, _ := serve(t, "127.0.0.1:0", l)
+	s := dialAll(t, address).Shard(1)
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+	defer cancel()
+	ordinary := s.Go(ctx, rsm.Request{Commands: [][]byte{[]byte("ordinary")}})
+	for range session.MaxUnacknowledged - 100 {
+		s.Go(within(t), rsm.Request{Commands: [][]byte{[]byte("purge")}, MakesRoom: true})
+	}
+	_, err := ordinary.Wait(within(t))
+	if e, _ := core.Verdict(err); e == nil || e.Kind != rsm.ErrNotProposed || e.Code != core.CodeDiskLow || e.RetryAfter == 0 {
+		t.Error(err)
+	}
 }
