@@ -87,7 +87,7 @@ func TestLeave(t *testing.T) {
 	for _, n := range take(t, w, MaxUnacknowledged-forRoom, ordinary) {
 		w.PutOff(n)
 	}
-	got := make(chan error)
+	got := make(chan error, 1)
 	go func() {
 		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 		defer cancel()
@@ -95,6 +95,9 @@ func TestLeave(t *testing.T) {
 		got <- err
 	}()
 	for waits := false; !waits; time.Sleep(time.Millisecond) {
+		if len(got) > 0 {
+			t.Fatal("there is room")
+		}
 		w.mu.Lock()
 		waits = w.room != nil
 		w.mu.Unlock()
