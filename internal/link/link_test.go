@@ -365,23 +365,33 @@ func TestFullServer(t *testing.T) {
 					return err
 				}
 				began <- struct{}{}
-				for until := time.Now().Add(1500 * time.Millisecond); time.Now().Before(until); time.Sleep(20 * time.Millisecond) {
-					if err := g.SendMsg(&codec.Frame{Data: said}); err != nil {
-						return err
+				var sending sync.Mutex
+				var speaking sync.WaitGroup
+				defer speaking.Wait()
+				speaking.Go(func() {
+					for g.Context().Err() == nil {
+						sending.Lock()
+						_ = g.SendMsg(&codec.Frame{Data: said}) // the stream may be over
+						sending.Unlock()
+						time.Sleep(20 * time.Millisecond)
 					}
-				}
+				})
+				time.Sleep(2500 * time.Millisecond) // it is full for longer than silence is borne
 				for {
 					calls, err := receive(g)
 					if err != nil {
 						return err
 					}
 					for _, c := range calls {
-						if err := answer(g, c.ID, route.Submit, 7, nil); err != nil {
+						sending.Lock()
+						err := answer(g, c.ID, route.Submit, 7, nil)
+						sending.Unlock()
+						if err != nil {
 							return err
 						}
 					}
 				}
-			})
+			}, func(cfg *Config) { cfg.Silence = time.Second })
 			done := make(chan error, 4)
 			submit := func(size int) {
 				c := &route.Call{Kind: route.Submit, Shard: 1, Session: 1, Sequence: 1, Commands: [][]byte{make([]byte, size)}, Deadline: clock() + int64(time.Minute)}
