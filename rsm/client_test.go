@@ -68,7 +68,7 @@ func TestClientSaysWhyItWaited(t *testing.T) {
 }
 
 // A command that waits for a disk stops none of those that free it, and is asked again under another number: but under the same one from the first attempt on that may have
-// happened, as under another it could happen twice [G7, G11].
+// happened, as under another it could happen twice [G11, G12].
 //
 // Mutations with which it was seen to fail: it waits under its number; a doubt is no reason to keep it.
 func TestClientWaitsForADisk(t *testing.T) {

@@ -179,7 +179,7 @@ func PutsOff(err error) bool {
 // Who waited under a number would keep all that come after it from being acknowledged: a window, or a session's memory, full of commands that made room would wait for
 // the one that waits for room [G11].
 //
-// Invariant: no attempt under n has been executed, or ever will be. Else the one under the next number would be the second [G7]. This is so if each of them was refused as
+// Invariant: no attempt under n has been executed, or ever will be. Else the one under the next number would be the second [G12]. This is so if each of them was refused as
 // ErrNotProposed, which says so of its attempt for ever, by who was asked, and no other is without an answer:
 //   - Attempts follow each other. Nobody asks two at a time. The next one is sent when the last was answered; or while it was not, as its stream broke, or another leads by now,
 //     and that is a doubt. So is every answer but ErrNotProposed.

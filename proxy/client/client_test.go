@@ -476,7 +476,7 @@ func TestWaitingForADiskStopsNobody(t *testing.T) {
 	}
 }
 
-// A command of which an attempt is in doubt keeps its number, whatever it is refused with later: under another it could be executed twice [G7].
+// A command of which an attempt is in doubt keeps its number, whatever it is refused with later: under another it could be executed twice [G12].
 //
 // Mutation with which it was seen to fail: the router returns a refusal though an attempt is in doubt.
 func TestInDoubtKeepsItsNumber(t *testing.T) {
