@@ -337,6 +337,17 @@ func TestUnknownIsNoRefusal(t *testing.T) {
 	}
 }
 
+// A rejection is final, whatever its code, which is the machine's own: no status of it says that asking again may help.
+//
+// Mutation with which it was seen to fail: a rejection with a code of the library has that code's status.
+func TestRejectionIsFinal(t *testing.T) {
+	for _, code := range []core.Code{core.CodeOverloaded, core.CodeDiskLow, core.CodeNoShard, core.CodeForbidden, core.CodeUnauthenticated, core.CodeBadRequest, core.CodeCancelled, core.CodeClosed, "sold_out"} {
+		if got := status.Code(Status(&core.Rejection{Code: code})); got != codes.FailedPrecondition {
+			t.Errorf("%s: %v", code, got)
+		}
+	}
+}
+
 // What became of a call is what its error says, and not what the errors below it say.
 func TestCauseIsNoKind(t *testing.T) {
 	for _, below := range []error{&core.Error{Kind: core.ErrNotProposed, Code: core.CodeClosed}, &core.Rejection{Code: core.CodeSessionExpired}} {
