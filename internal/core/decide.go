@@ -49,7 +49,7 @@ type leadership struct {
 	offered     *offered
 	offeredAt   int64
 	cutting     *cutting
-	cutFailed   map[NodeID]bool
+	cutFailed   map[NodeID]int64 // monotonic ns, when a node could not provide one
 	transfers   map[NodeID]*transfer
 
 	sparing sparing // see damage.go
