@@ -441,8 +441,10 @@ func (s *Shard) Status() (ShardStatus, error) { return s.StatusContext(context.B
 // StatusContext is Status for who does not wait for ever, as a pass may not return.
 func (s *Shard) StatusContext(ctx context.Context) (ShardStatus, error) {
 	var st ShardStatus
-	err := s.node.engine.call(ctx, s.id, func(w *core.Worker) { st, _ = w.Status(s.id) })
-	return st, err
+	if err := s.node.engine.call(ctx, s.id, func(w *core.Worker) { st, _ = w.Status(s.id) }); err != nil {
+		return ShardStatus{}, err // the worker may be writing to st
+	}
+	return st, nil
 }
 
 // Audit runs f on the state at the replica's applied index, and returns that index and the state's

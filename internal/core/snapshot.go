@@ -1,6 +1,7 @@
 package core
 
 import (
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -276,6 +277,7 @@ type cutWanted struct {
 	hurry bool   // a replica waits for it
 	to    NodeID // 0: this leader, or a caller
 	ask   []func(manifest []byte, err error)
+	ctx   context.Context // of the caller who asks, nil: it is none
 }
 
 // cut makes a snapshot that has at least min, for a leader or for this replica's own use.

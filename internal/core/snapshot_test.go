@@ -1,6 +1,7 @@
 package core
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -28,7 +29,7 @@ func snapshotAt(t *testing.T, fs *vfs.MemFS, dir string, commands int) *snapshot
 	}
 	var cut []byte
 	h.in.Calls = append(h.in.Calls, func(w *Worker) {
-		w.Cut(1, true, func(manifest []byte, err error) {
+		w.Cut(t.Context(), 1, true, func(manifest []byte, err error) {
 			if err != nil {
 				t.Error(err)
 			}
@@ -251,7 +252,7 @@ func TestInstallWaitsForACut(t *testing.T) {
 	h.pass(1)
 	h.sync()
 	h.pass(1)
-	h.in.Calls = append(h.in.Calls, func(w *Worker) { w.Cut(1, true, func([]byte, error) {}) })
+	h.in.Calls = append(h.in.Calls, func(w *Worker) { w.Cut(t.Context(), 1, true, func([]byte, error) {}) })
 	h.pass(1)
 	h.sync()
 	h.pass(1)
@@ -522,7 +523,7 @@ func TestCutHurries(t *testing.T) {
 		}
 	}
 	write(768 << 10)
-	h.in.Calls = append(h.in.Calls, func(w *Worker) { w.Cut(1, true, func([]byte, error) {}) })
+	h.in.Calls = append(h.in.Calls, func(w *Worker) { w.Cut(t.Context(), 1, true, func([]byte, error) {}) })
 	h.settle(1)
 	if len(h.cuts) != 1 {
 		t.Fatalf("%d cuts are under way", len(h.cuts))
@@ -540,7 +541,7 @@ func TestCutHurries(t *testing.T) {
 	h.cuts[0].Err = ErrNoSource // any error
 	h.in.Cuts, h.cuts = h.cuts, nil
 	h.pass(1)
-	h.in.Calls = append(h.in.Calls, func(w *Worker) { w.Cut(1, true, func([]byte, error) {}) })
+	h.in.Calls = append(h.in.Calls, func(w *Worker) { w.Cut(t.Context(), 1, true, func([]byte, error) {}) })
 	h.settle(1)
 	if len(h.cuts) != 1 || h.cuts[0].Hurry() {
 		t.Errorf("the next of %d cuts has no time from the start", len(h.cuts))
@@ -699,5 +700,34 @@ func TestSecondSnapshotBeforeTheFirst(t *testing.T) {
 		if len(h.installs) != 1 || h.installs[0].Snapshot != want {
 			t.Errorf("wanted %v: %d snapshots are being installed, want that at %d", wanted, len(h.installs), want.Manifest.Index)
 		}
+	}
+}
+
+// Who waits for a cut and leaves keeps nobody else out, while the flush hangs for which all cuts wait.
+//
+// Mutation with which it was seen to fail: who has left stays.
+func TestCutsOfWhoHasLeft(t *testing.T) {
+	h := newHand(t, Limits{})
+	h.lead()
+	h.hung = true
+	h.submit("A")
+	ctx, leave := context.WithCancel(t.Context())
+	ask := func() (err error) {
+		h.w.Cut(ctx, 1, true, func(_ []byte, e error) { err = e })
+		h.pass(1)
+		return err
+	}
+	for range maxCuts {
+		if err := ask(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := ask(); err == nil {
+		t.Fatalf("%d cuts are waited for", len(h.replica().cuts))
+	}
+	leave()
+	ctx = t.Context()
+	if err := ask(); err != nil || len(h.replica().cuts) != 1 {
+		t.Errorf("%d cuts are waited for, and the next is told %v", len(h.replica().cuts), err)
 	}
 }
