@@ -171,7 +171,7 @@ func (e *engine) serveCut(ctx context.Context, request []byte) ([]byte, error) {
 	if s == nil {
 		return nil, fmt.Errorf("node %d hosts no shard %d", e.node, shard)
 	}
-	return s.cut(ctx, func(w *core.Worker, f func([]byte, error)) { w.CutAtLeast(s.id, Index(least), f) })
+	return s.cut(ctx, func(w *core.Worker, f func([]byte, error)) { w.CutAtLeast(ctx, s.id, Index(least), f) })
 }
 
 func (e *engine) serveJournal(ctx context.Context, request []byte) ([]byte, error) {
@@ -360,7 +360,7 @@ func snapshotInfo(s *snapshot.Snapshot) SnapshotInfo {
 // CutSnapshot writes a snapshot of the shard, while the shard goes on: as of its last flush, or, if fresh, as of what is applied when it is
 // called. It stays until the next one of the shard. CodeNotReached: there is nothing to write yet.
 func (s *Shard) CutSnapshot(ctx context.Context, fresh bool) (SnapshotInfo, error) {
-	manifest, err := s.cut(ctx, func(w *core.Worker, f func([]byte, error)) { w.Cut(s.id, fresh, f) })
+	manifest, err := s.cut(ctx, func(w *core.Worker, f func([]byte, error)) { w.Cut(ctx, s.id, fresh, f) })
 	if err != nil {
 		return SnapshotInfo{}, err
 	}

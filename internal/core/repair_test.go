@@ -259,3 +259,27 @@ func TestDamagedJournal(t *testing.T) {
 		t.Error(repairable)
 	}
 }
+
+// What a repair keeps of the log is one record, and the log has a limit: it takes a snapshot after which little enough comes.
+//
+// Mutation with which it was seen to fail: nobody looks.
+func TestRepairKeepsNoMoreThanARecordTakes(t *testing.T) {
+	for _, bytes := range []int{1 << 10, maxRewriteBytes / 16} {
+		h := newHand(t, Limits{})
+		s := snapshotAt(t, h.fs, "snap", 3)
+		m := s.Manifest
+		entries := entriesOf(1, m.Index, m.Term)
+		data := make([]byte, bytes)
+		for i := range uint64(16) { // in memory, all are the same
+			entries = append(entries, raftpb.Entry{Index: m.Index + 1 + i, Term: m.Term, Data: data})
+		}
+		if err := h.replica().log.append(entries); err != nil {
+			t.Fatal(err)
+		}
+		h.damage(CodeStorage)
+		outcome := h.repair(s)
+		if refused := errors.Is(*outcome, &Error{Code: CodeRepair}); refused != (bytes > 1<<20) {
+			t.Errorf("with 16 entries of %d bytes: %v", bytes, *outcome)
+		}
+	}
+}
