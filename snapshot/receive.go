@@ -32,7 +32,7 @@ type ReceiveOptions struct {
 const chunkAttempts = 3
 
 // Receive fetches a snapshot and returns when it is complete and durable. What is there already, of an earlier call or from before a
-// restart, is checked and not fetched again. After an error what has arrived stays, until Receive is called for the same
+// restart, is checked and not fetched again. After an error what has arrived stays, but for a file that the disk could not write, until Receive is called for the same
 // manifest, or for another of the shard, or RemovePartial. ErrBusy: the shard has a Receive under way.
 //
 // The manifest comes from a peer and is believed only so far: ErrForeign, ErrStale, ErrTooLarge, ErrNoSpace, ErrNewerFormat and ErrCorrupt
@@ -207,11 +207,18 @@ func (r *receiver) file(ctx context.Context, i int) (err error) {
 		}
 	}
 	if got := [sha256.Size]byte(whole.Sum(nil)); got != file.SHA256 {
-		// Somebody has made up chunks to fit their checksums, or the manifest. The next call begins the file anew.
-		return errors.Join(r.d.fs.Remove(path), &DamageError{File: path, Offset: -1, Reason: fmt.Sprintf("its SHA-256 is %x, the manifest says %x, although it agrees with every chunk", got, file.SHA256)})
+		// Somebody has made up chunks to fit their checksums, or the manifest.
+		return r.anew(path, &DamageError{File: path, Offset: -1, Reason: fmt.Sprintf("its SHA-256 is %x, the manifest says %x, although it agrees with every chunk", got, file.SHA256)})
 	}
-	return f.Sync()
+	if err := f.Sync(); err != nil {
+		return r.anew(path, err)
+	}
+	return nil
 }
+
+// anew has the next call begin a file anew. After an error of the disk that has to be another file: of this one the kernel may show what it could not write,
+// and call it written.
+func (r *receiver) anew(path string, err error) error { return errors.Join(err, r.d.fs.Remove(path)) }
 
 // size is how long the file is already; nothing, if it is not there. One that is too long was not written by us, or the disk has lost its mind.
 func (r *receiver) size(path string, limit int64) (int64, error) {
@@ -255,12 +262,12 @@ func (r *receiver) chunk(ctx context.Context, f vfs.File, path string, i, c int,
 	}
 	whole.Write(data) // before WriteAt, which may change it
 	if _, err := f.WriteAt(data, offset); err != nil {
-		return err
+		return r.anew(path, err)
 	}
 	// What was fetched is not fetched again after a crash, and no sync takes long.
 	if r.fetched/fetchedSyncEvery != (r.fetched+int64(n))/fetchedSyncEvery {
 		if err := f.SyncData(); err != nil {
-			return err
+			return r.anew(path, err)
 		}
 	}
 	r.bytes += int64(n)

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
+	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
 
 	"github.com/decree-raft/decree/internal/testkit"
 )
@@ -23,13 +24,15 @@ type sender struct {
 	src *Source
 }
 
-func newSender(t testing.TB, r *rand.Rand) *sender {
+func newSender(t testing.TB, r *rand.Rand) *sender { t.Helper(); return newSenderOf(t, r, 200, small) }
+
+func newSenderOf(t testing.TB, r *rand.Rand, keys int, o CutOptions) *sender {
 	t.Helper()
 	fs := vfs.NewMem()
 	w := newWorld(t, fs, "/s")
-	w.fill(r, 3, 200, 1000)
+	w.fill(r, 3, keys, 1000)
 	x := &sender{fs: fs, d: openDir(t, fs, "/cuts")}
-	x.s = w.cut(x.d, small)
+	x.s = w.cut(x.d, o)
 	x.src = source(t, x.d, x.s.ID)
 	if len(x.s.Manifest.Files) < 3 || len(x.s.Manifest.Files[0].Chunks) < 3 {
 		t.Fatal("too small")
@@ -125,6 +128,86 @@ func TestResumeOfDamage(t *testing.T) {
 		if _, err := Verify(t.Context(), fs, got.Dir); err != nil {
 			t.Error(err)
 		}
+	}
+}
+
+// forgetfulFS is a disk that fails once, when a file is written or synced for the n-th time. As Linux does, it takes what it could not write for written: to
+// sync that file succeeds from then on, and does nothing.
+type forgetfulFS struct {
+	vfs.FS
+	n    int
+	lost map[string]bool // by name
+}
+
+func (f *forgetfulFS) OpenReadWrite(name string, c vfs.DiskWriteCategory, opts ...vfs.OpenOption) (vfs.File, error) {
+	if _, err := f.Stat(name); err != nil {
+		delete(f.lost, name) // another file
+	}
+	file, err := f.FS.OpenReadWrite(name, c, opts...)
+	return &forgetfulFile{file, f, name}, err
+}
+
+type forgetfulFile struct {
+	vfs.File
+	fs   *forgetfulFS
+	name string
+}
+
+func (f *forgetfulFile) do(op func() error) error {
+	if f.fs.n--; f.fs.n == 0 {
+		f.fs.lost[f.name] = true
+		return errorfs.ErrInjected
+	}
+	return op()
+}
+
+func (f *forgetfulFile) WriteAt(p []byte, at int64) (n int, err error) {
+	err = f.do(func() error { n, err = f.File.WriteAt(p, at); return err })
+	return n, err
+}
+
+func (f *forgetfulFile) sync(op func() error) error {
+	return f.do(func() error {
+		if f.fs.lost[f.name] {
+			return nil
+		}
+		return op()
+	})
+}
+
+func (f *forgetfulFile) Sync() error     { return f.sync(f.File.Sync) }
+func (f *forgetfulFile) SyncData() error { return f.sync(f.File.SyncData) }
+
+// What a disk could not write is not believed to be there because the kernel still shows it: a snapshot that was received after all survives a loss of power.
+//
+// Mutations with which it was seen to fail, one by one: the file stays after WriteAt, SyncData, Sync has failed.
+func TestReceiveAfterAFailedSync(t *testing.T) {
+	x := newSenderOf(t, testkit.Random(t), 2500, CutOptions{TableBytes: 512 << 10, ChunkBytes: 64 << 10})
+	if x.s.Manifest.Bytes() < 2*fetchedSyncEvery {
+		t.Fatal("too small")
+	}
+	failed := 0
+	for n := 1; ; n++ {
+		mem := vfs.NewCrashableMem()
+		fs := &forgetfulFS{FS: mem, n: n, lost: map[string]bool{}}
+		d := openDir(t, fs, "/in")
+		_, err := d.Receive(t.Context(), encoded(t, x.s), x.src, accepted())
+		if err == nil {
+			break
+		}
+		failed++
+		if !errors.Is(err, errorfs.ErrInjected) {
+			t.Fatal(err)
+		}
+		if _, err := d.Receive(t.Context(), encoded(t, x.s), x.src, accepted()); err != nil {
+			t.Fatal(err)
+		}
+		if _, complete := recovered(t, mem.CrashClone(vfs.CrashCloneCfg{}), "/in"); complete != 1 {
+			t.Errorf("failure %d: there are %d snapshots after a loss of power", n, complete)
+		}
+	}
+	if failed < 20 {
+		t.Errorf("only %d failures", failed)
 	}
 }
 
