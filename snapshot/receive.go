@@ -140,7 +140,13 @@ func (r *receiver) begin(manifest []byte) error {
 	_, known := r.d.partial[r.id]
 	r.d.mu.Unlock()
 	if known {
-		return nil
+		// Somebody may have made room meanwhile.
+		if _, err := r.d.fs.Stat(r.d.fs.PathJoin(r.dir, manifestName)); !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	if err := makeDir(r.d.fs, r.d.o.Path); err != nil {
+		return err
 	}
 	// Another program may have left something under the name.
 	if err := r.d.fs.RemoveAll(r.dir); err != nil {
