@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/decree-raft/decree/internal/core"
+	"github.com/decree-raft/decree/internal/state"
 	"github.com/decree-raft/decree/snapshot"
 )
 
@@ -101,6 +102,13 @@ func (e *engine) removeOlder(than *snapshot.Snapshot) {
 				e.logger.Warn("an old snapshot could not be removed", "dir", s.Dir, "reason", err)
 			}
 		}
+	}
+}
+
+// discard removes a snapshot that must not be used any more.
+func (e *engine) discard(id snapshot.ID) {
+	if err := e.snaps.Discard(id); err != nil && !errors.Is(err, snapshot.ErrNotFound) {
+		e.logger.Warn("a snapshot that must not be used could not be removed", "reason", err)
 	}
 }
 
@@ -321,8 +329,11 @@ func (p *peerSource) Fetch(ctx context.Context, id snapshot.ID, file, chunk int)
 func (w *worker) Install(d *core.InstallDone) {
 	w.e.background(func(ctx context.Context) {
 		d.Err = d.Job.Run(ctx)
-		if d.Err == nil {
+		switch {
+		case d.Err == nil:
 			w.e.removeOlder(d.Snapshot)
+		case errors.Is(d.Err, state.ErrNotSynced):
+			w.e.discard(d.Snapshot.ID) // a repair would find it here, and believe it
 		}
 		w.post(func(in *core.Input) { in.Installed = append(in.Installed, d) })
 	})
