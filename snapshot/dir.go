@@ -126,34 +126,35 @@ func (d *Dir) open() error {
 		}
 		switch {
 		case strings.HasSuffix(name, suffixCut), strings.HasSuffix(name, suffixDelete):
-			err = d.removeLeftover(name)
+			d.removeLeftover(name)
 		case strings.HasSuffix(name, suffixPart):
-			err = d.adoptPartial(name)
+			d.adoptPartial(name)
 		default:
 			d.adopt(name)
-		}
-		if err != nil {
-			return err
 		}
 	}
 	return nil
 }
 
-func (d *Dir) removeLeftover(name string) error {
+// removeLeftover must not keep the directory from being opened: a node does not start without it.
+func (d *Dir) removeLeftover(name string) {
 	d.log.Info("snapshot: a leftover is removed", "dir", d.path(name))
-	return d.fs.RemoveAll(d.path(name))
+	if err := d.fs.RemoveAll(d.path(name)); err != nil {
+		d.log.Warn("snapshot: a leftover could not be removed, and takes space", "dir", d.path(name), "err", err)
+	}
 }
 
-func (d *Dir) adoptPartial(name string) error {
+// adoptPartial takes up what is to be gone on with. What cannot be is fetched anew.
+func (d *Dir) adoptPartial(name string) {
 	m, id, err := readManifest(d.fs, d.path(name))
-	switch {
-	case err == nil && nameOf(m, id)+suffixPart == name:
+	if err == nil && nameOf(m, id)+suffixPart == name {
 		d.partial[id] = partial{m.Shard, m.Index, d.path(name)}
-		return nil
-	case err == nil, errors.Is(err, ErrCorrupt), errors.Is(err, ErrTooLarge), errors.Is(err, ErrNewerFormat), errors.Is(err, fs.ErrNotExist):
-		return d.removeLeftover(name)
+		return
 	}
-	return err
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		d.log.Warn("snapshot: what was received cannot be gone on with", "dir", d.path(name), "err", err)
+	}
+	d.removeLeftover(name)
 }
 
 // adopt takes up a complete snapshot. One that is damaged was complete once: it is not a leftover, and an operator may want to see it.

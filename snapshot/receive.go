@@ -32,7 +32,7 @@ type ReceiveOptions struct {
 const chunkAttempts = 3
 
 // Receive fetches a snapshot and returns when it is complete and durable. What is there already, of an earlier call or from before a
-// restart, is checked and not fetched again. After an error what has arrived stays, but for a file that the disk could not write, until Receive is called for the same
+// restart, is checked and not fetched again. After an error what has arrived stays, but for a file that the disk could not write or read, until Receive is called for the same
 // manifest, or for another of the shard, or RemovePartial. ErrBusy: the shard has a Receive under way.
 //
 // The manifest comes from a peer and is believed only so far: ErrForeign, ErrStale, ErrTooLarge, ErrNoSpace, ErrNewerFormat and ErrCorrupt
@@ -223,7 +223,7 @@ func (r *receiver) file(ctx context.Context, i int) (err error) {
 }
 
 // anew has the next call begin a file anew. After an error of the disk that has to be another file: of this one the kernel may show what it could not write,
-// and call it written.
+// and call it written; and what it cannot read, it cannot read again.
 func (r *receiver) anew(path string, err error) error { return errors.Join(err, r.d.fs.Remove(path)) }
 
 // size is how long the file is already; nothing, if it is not there. One that is too long was not written by us, or the disk has lost its mind.
@@ -256,7 +256,7 @@ func (r *receiver) chunk(ctx context.Context, f vfs.File, path string, i, c int,
 			return nil
 		}
 		if !errors.Is(err, ErrCorrupt) {
-			return err
+			return r.anew(path, err)
 		}
 	}
 	if err := r.limit.wait(ctx, n); err != nil {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -488,5 +489,92 @@ func TestSummer(t *testing.T) {
 		if err := checkFile(t.Context(), fs, "/f", &m, 0, make([]byte, MinChunkBytes)); err != nil {
 			t.Error(err)
 		}
+	}
+}
+
+// A disk that cannot read, or remove, what may be thrown away keeps no node from starting, and no snapshot from being received: what was received is fetched anew where it cannot be read.
+//
+// Mutations with which it was seen to fail, one by one: adoptPartial leaves a directory whose manifest cannot be read; an error of it, or of removeLeftover, is one of Open; a chunk that cannot
+// be read is an error for good; a cut writes into a leftover of its name.
+func TestUnreadableLeftovers(t *testing.T) {
+	r := testkit.Random(t)
+	x := newSender(t, r)
+	lost := errors.New("connection lost")
+	begun := func(chunks int) *vfs.MemFS {
+		fs := vfs.NewMem()
+		from := fetchFunc(func(ctx context.Context, id ID, file, chunk int) ([]byte, error) {
+			if chunks--; chunks < 0 {
+				return nil, lost
+			}
+			return x.src.Fetch(ctx, id, file, chunk)
+		})
+		if _, err := openDir(t, fs, "/in").Receive(t.Context(), encoded(t, x.s), from, accepted()); !errors.Is(err, lost) {
+			t.Fatal(err)
+		}
+		return fs
+	}
+	part := "/in/" + nameOf(x.s.Manifest, x.s.ID) + suffixPart
+
+	mem := begun(3)
+	fs := errorfs.Wrap(mem, errorfs.InjectorFunc(func(op errorfs.Op) error {
+		if op.Path == part+"/"+manifestName && op.Kind == errorfs.OpFileRead {
+			return syscall.EIO
+		}
+		return nil
+	}))
+	d := openDir(t, fs, "/in")
+	if names := namesT(t, mem, "/in"); names != "" || len(d.Partial()) > 0 {
+		t.Errorf("what cannot be gone on with is still there: %s, %v", names, d.Partial())
+	}
+
+	mem = begun(3)
+	w := newWorld(t, mem, "/s")
+	w.fill(r, 2, 100, 500)
+	cut := fmt.Sprintf("/in/%s%016x-%016x-1%s", namePrefix, testShard, w.index, suffixCut)
+	if err := mem.MkdirAll(cut, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	writeT(t, mem, cut+"/"+fileName(1000), []byte("left"))
+	writeT(t, mem, part+"/"+manifestName, nil)
+	keeps := true
+	fs = errorfs.Wrap(mem, errorfs.InjectorFunc(func(op errorfs.Op) error {
+		if keeps && op.Kind == errorfs.OpRemoveAll {
+			return syscall.EIO
+		}
+		return nil
+	}))
+	d = openDir(t, fs, "/in")
+	if names := strings.Fields(namesT(t, mem, "/in")); len(names) != 2 {
+		t.Fatalf("not what this test is about: %v", names)
+	}
+	keeps = false
+	if s := w.cut(d, small); s.Manifest.Index != w.index {
+		t.Errorf("the cut is %s", s.Dir)
+	}
+	if _, complete := recovered(t, mem, "/in"); complete != 1 {
+		t.Errorf("%d are complete", complete)
+	}
+
+	mem = begun(3)
+	gone := false
+	fs = errorfs.Wrap(mem, errorfs.InjectorFunc(func(op errorfs.Op) error {
+		switch {
+		case op.Path != part+"/"+fileName(0) || gone:
+		case op.Kind == errorfs.OpRemove:
+			gone = true
+		case op.Kind == errorfs.OpFileReadAt && op.Offset == MinChunkBytes:
+			return syscall.EIO
+		}
+		return nil
+	}))
+	d = openDir(t, fs, "/in")
+	if _, err := d.Receive(t.Context(), encoded(t, x.s), x.src, accepted()); !errors.Is(err, syscall.EIO) || !gone {
+		t.Errorf("a chunk that cannot be read: %v, the file is removed: %v", err, gone)
+	}
+	if _, err := d.Receive(t.Context(), encoded(t, x.s), x.src, accepted()); err != nil {
+		t.Error(err)
+	}
+	if _, complete := recovered(t, mem, "/in"); complete != 1 {
+		t.Errorf("%d are complete", complete)
 	}
 }
