@@ -98,7 +98,7 @@ func (r *Replica) beginRepair() {
 		return
 	}
 	rp.job = job
-	r.w.env.Install(&InstallDone{Shard: r.shard, Job: job, Snapshot: rp.snap, done: r.repaired})
+	r.w.env.Install(&InstallDone{Shard: r.shard, Job: job, Snapshot: rp.snap, Repair: true, done: r.repaired})
 }
 
 // repaired continues after the state has been replaced: the log is made to continue it.

@@ -233,16 +233,10 @@ func (r *Replica) restore(d Deps) error {
 	return nil
 }
 
-// continuing returns the entries after what is applied, those that continue it. A crash between the installation of a snapshot
-// and the record of it leaves a log that the snapshot may contradict: then raft had dropped it already.
+// continuing returns the entries after what is applied, those that continue it.
 func (r *Replica) continuing(stored []wal.Entry) (entries []raftpb.Entry) {
-	for _, e := range stored {
-		if Index(e.Index) == r.applied && Term(e.Term) != r.meta.term {
-			return nil
-		}
-		if e.Index > uint64(r.applied) {
-			entries = append(entries, raftpb.Entry{Index: e.Index, Term: e.Term, Type: raftpb.EntryType(e.Type), Data: e.Data})
-		}
+	for _, e := range Continuing(r.applied, r.meta.term, stored) {
+		entries = append(entries, raftpb.Entry{Index: e.Index, Term: e.Term, Type: raftpb.EntryType(e.Type), Data: e.Data})
 	}
 	return entries
 }

@@ -96,7 +96,9 @@ type InstallDone struct {
 	Job   *state.InstallJob
 	// Snapshot is what is installed; afterwards the Env may remove what is older.
 	Snapshot *snapshot.Snapshot
-	Err      error // set by the Env after Job.Run
+	// Repair: the state that is replaced may be wrong, and so may be all other snapshots of it that the Env has.
+	Repair bool
+	Err    error // set by the Env after Job.Run
 
 	done func(*InstallDone) // nil: it is the replica's own, out of a Ready
 }

@@ -25,6 +25,8 @@ var (
 	ErrBusy = errors.New("state: a flush or an install is under way")
 	// ErrStale: what was to be installed is older than what is there.
 	ErrStale = errors.New("state: older than what is there")
+	// ErrNotSynced: the disk could not write a table that was to be installed. The kernel may show it as if it had, and say so next time.
+	ErrNotSynced = errors.New("state: a table could not be made durable")
 	// ErrShardOpen: the shard has an owner already.
 	ErrShardOpen = errors.New("state: shard is open already")
 )
