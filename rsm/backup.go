@@ -238,8 +238,12 @@ func (n *Node) pin(ctx context.Context, id ShardID) (*pinned, error) {
 	e := n.engine.call(ctx, id, func(w *core.Worker) {
 		p = &pinned{done: bg.Done}
 		bg.Add(1) // on the worker's goroutine, for which the engine waits first
-		if p.cut, err = n.store.Cut(uint64(id)); errors.Is(err, state.ErrNotFlushed) {
+		p.cut, err = n.store.TryCut(uint64(id))
+		switch {
+		case errors.Is(err, state.ErrNotFlushed):
 			err = nil
+		case errors.Is(err, state.ErrBusy): // the worker must not wait for it: it may be a disk that hangs
+			err = &Error{Kind: ErrNotProposed, Code: core.CodeNotReached, Message: "a replica of this node is being given another state", Cause: err}
 		}
 		if err == nil {
 			p.tail, _, err = w.Committed(id, p.index())
