@@ -24,7 +24,9 @@ type hungDisk struct {
 	once  sync.Once
 }
 
-func newHungDisk() *hungDisk { return &hungDisk{hung: make(chan struct{}, 1), out: make(chan struct{})} }
+func newHungDisk() *hungDisk {
+	return &hungDisk{hung: make(chan struct{}, 1), out: make(chan struct{})}
+}
 
 func (d *hungDisk) hang(which func(errorfs.Op) bool) { d.hangs.Store(&which) }
 
