@@ -12,6 +12,7 @@ import (
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
+	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/decree-raft/decree/internal/core"
 )
@@ -67,15 +68,16 @@ func soon[T any](f func() T) (v T, ok bool) {
 	}
 }
 
-// A worker does not wait for a directory of snapshots that is in the middle of something that the disk does not end.
-//
-// Mutation with which it was seen to fail: removePartials asks on the worker whether there are any.
-func TestFlushWhileASnapshotHangs(t *testing.T) {
-	disk := newHungDisk()
+// onHungDisk starts a node alone with one worker for two shards.
+func onHungDisk(t *testing.T, disk *hungDisk, options ...option) *Cluster {
+	t.Helper()
 	c, err := StartCluster(ClusterConfig{Nodes: 1, Dir: t.TempDir(), Shards: []ShardConfig{{ID: 1, Machine: blobs{}}, {ID: 2, Machine: blobs{}}}, Configure: func(cfg *Config) {
 		quick(cfg)
 		small(cfg)
 		cfg.Workers, cfg.DiskWatermark, cfg.Logger, cfg.wrapFS = 1, -1, testLogger(t), disk.wrap
+		for _, o := range options {
+			o(cfg)
+		}
 	}})
 	if err != nil {
 		t.Fatal(err)
@@ -84,6 +86,15 @@ func TestFlushWhileASnapshotHangs(t *testing.T) {
 		disk.release()
 		_ = c.Close()
 	})
+	return c
+}
+
+// A worker does not wait for a directory of snapshots that is in the middle of something that the disk does not end.
+//
+// Mutation with which it was seen to fail: removePartials asks on the worker whether there are any.
+func TestFlushWhileASnapshotHangs(t *testing.T) {
+	disk := newHungDisk()
+	c := onHungDisk(t, disk)
 	fillBlobs(t, c, 1, 100<<10, 1<<10)
 	disk.hang(func(op errorfs.Op) bool { // the directory, as it gets its name
 		return op.Kind == errorfs.OpFileSync && strings.HasSuffix(op.Path, ".cut")
@@ -160,5 +171,39 @@ func TestBackupWhileAnInstallationHangs(t *testing.T) {
 	}
 	if err := <-backedUp; err != nil {
 		t.Errorf("backed up: %v", err)
+	}
+}
+
+// Status and scrapes have an end while the store's manifest is being written and that has none, and say for how long the flush has been under way.
+//
+// Mutation with which it was seen to fail: Store.Metrics asks pebble itself.
+func TestMetricsOfAStoreThatHangs(t *testing.T) {
+	disk, r := newHungDisk(), prometheus.NewRegistry()
+	n := onHungDisk(t, disk, func(cfg *Config) { cfg.Metrics = r }).Node(1)
+	before, err := n.Status()
+	if err != nil {
+		t.Fatal(err)
+	}
+	disk.hang(func(op errorfs.Op) bool {
+		return op.Kind == errorfs.OpFileSync && strings.HasPrefix(filepath.Base(op.Path), "MANIFEST-")
+	})
+	n.Shard(1).Go(Request{Commands: [][]byte{blob(1, 1, 100<<10)}})
+	disk.wait(t)
+	for range 3 {
+		if st, ok := soon(func() NodeStatus { st, _ := n.StatusContext(within(t)); return st }); !ok || len(st.Shards) != 2 || st.StateBytes != before.StateBytes {
+			t.Fatalf("it ended: %v, with %d shards and %d bytes on disk, %d before", ok, len(st.Shards), st.StateBytes, before.StateBytes)
+		}
+	}
+	age, ok := soon(func() (age float64) {
+		families, _ := r.Gather()
+		for _, f := range families {
+			if f.GetName() == "decree_node_store_oldest_flush_seconds" {
+				age = f.Metric[0].GetGauge().GetValue()
+			}
+		}
+		return age
+	})
+	if !ok || age <= 0 {
+		t.Errorf("a scrape ended: %v; the oldest flush is %v s old", ok, age)
 	}
 }

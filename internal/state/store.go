@@ -83,6 +83,7 @@ type Store struct {
 	versions atomic.Int64  // that are open
 	pins     pins
 	replaced atomic.Uint64 // shards, since Open
+	figures  figures
 
 	running sync.RWMutex // held for reading while a flush or an install runs, by Close for writing
 	closed  bool         // guarded by running
@@ -255,17 +256,61 @@ func (s *Store) Tables(shard uint64) (names []string, err error) {
 // tableName is the name of the file that a table is, or is a part of.
 func tableName(t *pebble.SSTableInfo) string { return fmt.Sprintf("%06d.sst", uint64(t.BackingSSTNum)) }
 
-// Metrics returns present figures. It is cheap enough for every few seconds, not for every command.
+// figures are what pebble has told of itself last.
+type figures struct {
+	mu    sync.Mutex
+	last  Metrics
+	asked time.Time     // when it was asked for the next
+	told  chan struct{} // closed when it has answered; nil: it was not asked
+}
+
+// metricsPatience is for a pebble that writes its manifest, which it does not interrupt to tell.
+const metricsPatience = time.Second
+
+// Metrics returns present figures. It is cheap enough for every few seconds, not for every command. If a write of the store's hangs, it waits no longer than
+// metricsPatience, all calls together, and has the figures of before; those of versions are present ones all the same.
 func (s *Store) Metrics() Metrics {
-	m := s.db.Metrics()
+	f := &s.figures
+	f.mu.Lock()
+	if f.told == nil {
+		f.asked, f.told = time.Now(), make(chan struct{})
+		go s.askPebble(f.told)
+	}
+	told, late := f.told, time.NewTimer(time.Until(f.asked.Add(metricsPatience)))
+	f.mu.Unlock()
+	defer late.Stop()
+	select {
+	case <-told:
+	case <-late.C:
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	out := f.last
+	out.OpenVersions, out.OldestVersion = s.versions.Load(), s.pins.oldest()
+	return out
+}
+
+// askPebble gets figures for all who ask meanwhile.
+func (s *Store) askPebble(told chan struct{}) {
+	var m *pebble.Metrics
+	err := s.fatal.guard(func() error { m = s.db.Metrics(); return nil })
+	f := &s.figures
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if err == nil { // else pebble has failed, and tells nothing any more
+		f.last = metricsOf(m)
+	}
+	f.told = nil
+	close(told)
+}
+
+func metricsOf(m *pebble.Metrics) Metrics {
 	out := Metrics{
 		DiskBytes:      m.DiskSpaceUsage(),
 		CompactionDebt: m.Compact.EstimatedDebt,
 		L0Files:        m.Levels[0].TablesCount,
 		L0Sublevels:    m.Levels[0].Sublevels,
 		ReadAmp:        m.ReadAmp(),
-		OpenVersions:   s.versions.Load(),
-		OldestVersion:  s.pins.oldest(),
 		Compactions:    m.Compact.Count,
 		Failed:         m.Compact.FailedCount,
 		CacheBytes:     m.BlockCache.Size,
