@@ -54,7 +54,7 @@ type Options struct {
 	// does not wait for it, and it may come later: of the store it may call Tables and Replaced.
 	OnDamage func(shard uint64, table string, err error)
 
-	failedPause time.Duration // instead of the usual one, for tests
+	failedPause, closePatience time.Duration // instead of the usual ones, for tests
 }
 
 // Cache is a block cache for several stores of one process.
@@ -126,7 +126,7 @@ func Open(o Options) (*Store, error) {
 // Close waits for flushes and installs under way and closes the files. With versions or cuts open
 // it does nothing and returns ErrInUse. What was not flushed is gone: it is
 // in the write-ahead log of the node. A second call returns ErrClosed. After a fatal error (see Options.OnFatal) it returns that, and leaves files open, but the directory
-// can be opened again.
+// can be opened again. A store that has met damage, or had no room, may not end; that counts as one.
 func (s *Store) Close() error {
 	s.running.Lock()
 	defer s.running.Unlock()
@@ -140,7 +140,7 @@ func (s *Store) Close() error {
 	close(s.closing)
 	var late <-chan time.Time
 	if s.damage.met.Load() { // a compaction that fails and is run again may keep pebble from ending
-		late = time.After(closePatience)
+		late = time.After(cmp.Or(s.opts.closePatience, closePatience))
 	}
 	err := s.fatal.guardUntil(late, s.db.Close)
 	if ferr := s.fatal.get(); ferr != nil { // before, or meanwhile
