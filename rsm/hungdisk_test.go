@@ -2,7 +2,9 @@ package rsm
 
 import (
 	"context"
+	"errors"
 	"io"
+	"os"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -205,5 +207,39 @@ func TestMetricsOfAStoreThatHangs(t *testing.T) {
 	})
 	if !ok || age <= 0 {
 		t.Errorf("a scrape ended: %v; the oldest flush is %v s old", ok, age)
+	}
+}
+
+// A backup to a directory whose disk hangs ends as one to nobody does (TestBackupToNobody), and when the disk answers nothing is left of it.
+//
+// Mutations with which it was seen to fail: BackupTo writes into the directory itself; what was written is not removed.
+func TestBackupToAHungDisk(t *testing.T) {
+	for name, hangs := range map[string]errorfs.OpKind{"create": errorfs.OpCreate, "write": errorfs.OpFileWrite, "sync": errorfs.OpFileSyncData} {
+		t.Run(name, func(t *testing.T) {
+			c := startCluster(t, t.TempDir(), blobs{}, smallFlushes, func(cfg *Config) { cfg.BackupStall = time.Second })
+			fillBlobs(t, c, 1, 200<<10, 4000)
+			n, disk, dir := leaderOf(t, c, 1), newHungDisk(), filepath.Join(t.TempDir(), "backup")
+			t.Cleanup(disk.release)
+			eventually(t, "there is something to read", func() bool {
+				st, err := n.Shard(1).Status()
+				return err == nil && st.Flushed > 0
+			})
+			disk.hang(func(op errorfs.Op) bool { return op.Kind == hangs && strings.HasSuffix(op.Path, ".sst") })
+			err, ok := soon(func() error {
+				_, err := n.backupTo(within(t), disk.wrap(vfs.Default), dir, BackupOptions{Shards: []ShardID{1}})
+				return err
+			})
+			if !ok || !errors.Is(err, ErrBackupStalled) {
+				t.Errorf("the backup ended: %v, with %v", ok, err)
+			}
+			if n := n.store.Metrics().OpenVersions; n > 0 {
+				t.Errorf("it holds %d versions", n)
+			}
+			disk.release()
+			eventually(t, "nothing is left", func() bool {
+				left, err := os.ReadDir(dir)
+				return err == nil && len(left) == 0
+			})
+		})
 	}
 }
