@@ -133,8 +133,8 @@ type Config struct {
 	// SnapshotBytesPerSecond bounds, for each snapshot, how fast it is cut or fetched. Default: no bound. A cut rests for the sake of the
 	// log without one.
 	SnapshotBytesPerSecond int64
-	// BackupStall is how long the receiver of a backup's stream may take nothing; then the backup ends with ErrBackupStalled: what it is of stays on the disk meanwhile, replaced or
-	// not. Default 5 minutes; negative: for ever.
+	// BackupStall is how long the receiver of a backup, of a stream or a directory's disk, may take nothing; then the backup ends with ErrBackupStalled: what it is of stays on the
+	// node's disk meanwhile, replaced or not. Default 5 minutes; negative: for ever.
 	BackupStall time.Duration
 	// Workers drive the shards. Default one per core, at most one per shard.
 	Workers int

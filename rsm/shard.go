@@ -448,11 +448,16 @@ func (s *Shard) StatusContext(ctx context.Context) (ShardStatus, error) {
 }
 
 // Audit runs f on the state at the replica's applied index, and returns that index and the state's
-// hash: two replicas with the same index must have the same hash. f may run long; it must not keep the view.
+// hash: two replicas with the same index must have the same hash. f may run long, and a node that closes waits for it as for a query; it must not keep the view.
 func (s *Shard) Audit(f func(View) error) (at Index, hash uint64, err error) {
 	var v *state.Version
 	ok := false
-	if err := s.node.engine.call(context.Background(), s.id, func(w *core.Worker) { v, at, hash, ok = w.Version(s.id) }); err != nil {
+	bg := &s.node.engine.bg
+	if err := s.node.engine.call(context.Background(), s.id, func(w *core.Worker) {
+		if v, at, hash, ok = w.Version(s.id); ok {
+			bg.Add(1) // on the worker's goroutine, for which the engine waits first
+		}
+	}); err != nil {
 		return 0, 0, err
 	}
 	if !ok {
@@ -461,6 +466,7 @@ func (s *Shard) Audit(f func(View) error) (at Index, hash uint64, err error) {
 		}
 		return 0, 0, errClosed
 	}
+	defer bg.Done()
 	defer v.Close()
 	return at, hash, f(v)
 }

@@ -116,18 +116,14 @@ func (e *engine) discard(id snapshot.ID) {
 	}
 }
 
-// removePartials removes what was fetched in vain: of snapshots that this replica does not need any more, since it has flushed as much itself.
+// removePartials removes what was fetched in vain: of snapshots that this replica does not need any more, since it has flushed as much itself. It is called on a worker's
+// goroutine, which must not wait even to learn whether there is any: the directory may be in the middle of something that the disk does not end.
 func (e *engine) removePartials(shard ShardID, flushed Index) {
-	for _, of := range e.snaps.Partial() { // any order: one of the shard's is enough
-		if of == uint64(shard) {
-			e.background(func(context.Context) {
-				if err := e.snaps.RemovePartials(uint64(shard), uint64(flushed)); err != nil {
-					e.logger.Warn("what was fetched of a snapshot could not be removed", "shard", uint64(shard), "reason", err)
-				}
-			})
-			return
+	e.background(func(context.Context) {
+		if err := e.snaps.RemovePartials(uint64(shard), uint64(flushed)); err != nil {
+			e.logger.Warn("what was fetched of a snapshot could not be removed", "shard", uint64(shard), "reason", err)
 		}
-	}
+	})
 }
 
 // recentReads are the snapshots that peers fetch from: a newer one must not take them away under their hands.

@@ -1,6 +1,7 @@
 package state
 
 import (
+	"context"
 	"errors"
 	"path"
 	"strings"
@@ -241,6 +242,62 @@ func TestOpenAfterAFailureInClose(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if err := again.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+// So does one that met damage once, and that has something to do in its Close which takes longer than it is waited for.
+//
+// Mutation with which it was seen to fail: what does not end is no fatal error.
+func TestOpenAfterALongClose(t *testing.T) {
+	r, dir := testkit.Random(t), t.TempDir()
+	s, err := Open(Options{Dir: dir, Logger: quiet(), DisableCompactions: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := openShard(t, s, 1)
+	d := fill(t, r, h, newDurable(), 12) // enough for a compaction
+	h.Close()
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+
+	var slow atomic.Bool
+	reading, read := make(chan struct{}, 1), make(chan struct{})
+	if s, err = Open(Options{Dir: dir, Logger: quiet(), DisableCompactions: true, closePatience: 100 * time.Millisecond, FS: errorfs.Wrap(vfs.Default, errorfs.InjectorFunc(func(op errorfs.Op) error {
+		if slow.Load() && op.Kind == errorfs.OpFileReadAt && strings.HasSuffix(op.Path, ".sst") {
+			select {
+			case reading <- struct{}{}:
+			default:
+			}
+			<-read
+		}
+		return nil
+	}))}); err != nil {
+		t.Fatal(err)
+	}
+	s.damage.met.Store(true)
+	slow.Store(true)
+	go func() { _ = s.db.Compact(context.Background(), []byte{0}, []byte{0xff}, false) }()
+	select {
+	case <-reading:
+	case <-time.After(20 * time.Second):
+		t.Fatal("nothing is compacted")
+	}
+	if err := s.Close(); err == nil || !strings.Contains(err.Error(), "does not end") {
+		t.Errorf("close: %v", err)
+	}
+	again, err := Open(Options{Dir: dir, Logger: quiet()})
+	close(read)
+	if err != nil {
+		t.Fatal(err)
+	}
+	h = openShard(t, again, 1)
+	if err := sameDurable(h, d); err != nil {
+		t.Error(err)
+	}
+	h.Close()
 	if err := again.Close(); err != nil {
 		t.Error(err)
 	}
