@@ -423,21 +423,3 @@ func TestNoTraceIsFree(t *testing.T) {
 		t.Errorf("%g allocations to write a call", n)
 	}
 }
-
-// Answers are cut between each other, and one that is larger than a piece is a piece of its own.
-func TestFirstAnswers(t *testing.T) {
-	var b []byte
-	var ends []int
-	for i, size := range []int{100, 0, 900, 5000, 10, 10} {
-		b = AppendAnswer(b, uint64(i+1), route.Read, &core.Result{Answer: make([]byte, size)}, nil)
-		ends = append(ends, len(b))
-	}
-	for at, want := range map[int]int{0: ends[1], ends[1]: ends[2], ends[2]: ends[3], ends[3]: ends[5], ends[5]: ends[5]} {
-		if got := at + FirstAnswers(b[at:], 1000); got != want {
-			t.Errorf("from %d on the first answers end at %d, and not at %d", at, got, want)
-		}
-	}
-	if n := FirstAnswers([]byte{0xff, 0xff, 0xff}, 1); n != 3 {
-		t.Errorf("of what is none, %d bytes", n)
-	}
-}
