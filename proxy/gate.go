@@ -37,10 +37,24 @@ func roleOf(c *route.Call) access.Role {
 // the policy asks. Proxies show proxy.Config.Credentials.
 func Checked(p *access.Policy) func(n *rsm.Node, r grpc.ServiceRegistrar) {
 	return func(n *rsm.Node, r grpc.ServiceRegistrar) {
-		s := newService(newLocal(n), Limits{}.withDefaults())
+		s := nodeService(newLocal(n))
 		s.policy = p
 		decreev1.RegisterDecreeServiceServer(&bounded{p.Registrar(r, RoleOf), s}, s)
 	}
+}
+
+// A stream to a node is a proxy's only one, for all its clients and all shards: when it is not read any more, everybody waits for the slowest shard. So it takes as
+// many calls as a link has (internal/link), and the bytes of sixteen shards that are full. What waits on a shard is bounded by the shard, whoever sent it.
+const (
+	nodeStreamCalls = 1 << 17
+	nodeStreamBytes = 1 << 30
+)
+
+// nodeService offers a node.
+func nodeService(b backend) *service {
+	s := newService(b, Limits{StreamCalls: nodeStreamCalls, StreamBytes: nodeStreamBytes}.withDefaults())
+	s.holds.most = maxUntaken
+	return s
 }
 
 // caller is who sent a call: what it may do, and what it has at work.

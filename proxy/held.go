@@ -24,8 +24,9 @@ const (
 	receivePatience = 15 * time.Second
 	// maxReceiving messages of unary calls of one caller are received at the same time: what has come of each is in memory. Others wait for their turn.
 	maxReceiving = 16
-	// maxUnsent bounds the answers of one caller that gRPC has been given and has not sent, as their client takes no more. A single one may be larger.
-	// With more than maxUntaken, which streams of calls add to, it is given no further stream.
+	// maxUnsent bounds the answers of one caller that wait on streams of calls, or that gRPC has been given and has not sent, as their client takes no more. A single
+	// one may be larger. On a node's own port it is maxUntaken, as all proxies may be one caller there.
+	// With more than maxUntaken, which small answers on streams add to, it is given no further stream.
 	maxUnsent  = 64 << 20
 	maxUntaken = 4 * maxUnsent
 	// maxStreamsOfConn bounds the streams of calls on one connection: each may have a frame in memory, or a part of one.
@@ -36,6 +37,7 @@ const (
 type holds struct {
 	mu      sync.Mutex
 	callers map[string]*held
+	most    int64 // maxUnsent, or what else bounds the answers of a caller
 	streams tally // of calls, by connection
 }
 
@@ -50,7 +52,7 @@ type held struct {
 	unsent int64
 }
 
-func newHolds() *holds { return &holds{callers: map[string]*held{}} }
+func newHolds() *holds { return &holds{callers: map[string]*held{}, most: maxUnsent} }
 
 // nameOf returns the name of who calls.
 func nameOf(ctx context.Context, id access.Identity) string {
@@ -98,10 +100,25 @@ func (c *held) sent(bytes int64) {
 func (c *held) send(bytes int64) bool {
 	c.of.mu.Lock()
 	defer c.of.mu.Unlock()
-	if c.unsent > 0 && c.unsent+bytes > maxUnsent {
+	if !c.fits(bytes) {
 		return false
 	}
 	c.uses++
+	c.unsent += bytes
+	return true
+}
+
+// fits reports whether there is room for so many bytes more. of.mu is held.
+func (c *held) fits(bytes int64) bool { return c.unsent == 0 || c.unsent+bytes <= c.of.most }
+
+// wait counts so many bytes more that wait on a stream of calls, if there is room for them, or anyway. It reports whether it did. A negative number is of those that
+// do not wait any more.
+func (c *held) wait(bytes int64, anyway bool) bool {
+	c.of.mu.Lock()
+	defer c.of.mu.Unlock()
+	if !anyway && !c.fits(bytes) {
+		return false
+	}
 	c.unsent += bytes
 	return true
 }
@@ -183,16 +200,19 @@ func (s *service) receive(ctx context.Context, c *held, dec func(any) error, m a
 	}
 }
 
-// frame is a frame of answers. It is sent in any case, and counts: who does not take it, is not given another stream.
-func (c *held) frame(data []byte) any {
+// frame is a frame of answers, of which so many bytes have counted up to here. It is sent in any case, and counts until gRPC has done so, unless it is small.
+func (c *held) frame(data []byte, counted int64) any {
 	f := &codec.Frame{Data: data}
 	n := int64(len(data))
-	if c == nil || n <= codec.SmallBytes {
+	if n <= codec.SmallBytes {
+		if counted > 0 {
+			c.wait(-counted, true)
+		}
 		return f
 	}
 	c.of.mu.Lock()
 	c.uses++
-	c.unsent += n
+	c.unsent += n - counted
 	c.of.mu.Unlock()
 	return &codec.Counted{Message: f, Sent: func() { c.sent(n) }}
 }
@@ -208,13 +228,8 @@ func (c *held) counted(method string, answer any) (any, error) {
 		return answer, nil
 	}
 	if !c.send(n) {
-		e := &core.Error{Kind: core.ErrUnknown, Code: core.CodeOverloaded, RetryAfter: 100 * time.Millisecond,
-			Message: fmt.Sprintf("the answer has %d bytes, and others of this caller have not been read: ask again when they have", n)}
-		switch method {
-		case decreev1.DecreeService_Read_FullMethodName, decreev1.DecreeService_GetTopology_FullMethodName:
-			e.Kind = core.ErrNotProposed
-		}
-		return nil, wire.Status(e)
+		read := method == decreev1.DecreeService_Read_FullMethodName || method == decreev1.DecreeService_GetTopology_FullMethodName
+		return nil, wire.Status(noRoom(int(n), read))
 	}
 	return &codec.Counted{Message: answer, Sent: func() { c.sent(n) }}, nil
 }

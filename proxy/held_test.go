@@ -67,13 +67,7 @@ func TestHalfSentCalls(t *testing.T) {
 
 // Answers that a client does not take count for it, and there is an end to them; those of a stream that was ended for it, too. Others are served, and all is forgotten with the connection.
 func TestAnswersThatAreNotTaken(t *testing.T) {
-	c, err := rsm.StartCluster(rsm.ClusterConfig{Dir: t.TempDir(), Nodes: 1, Shards: []rsm.ShardConfig{{ID: 1, Machine: bulky{}}},
-		Configure: func(cfg *rsm.Config) { cfg.DiskWatermark, cfg.Services = -1, proxy.Register }})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = c.Close() }() // it is done with
-	p, s := startProxy(t, proxy.Config{Nodes: []string{c.Nodes()[0].Addr()}})
+	p, s := startProxy(t, proxy.Config{Nodes: []string{startOne(t, "", bulky{}).Addr()}})
 	awaitReady(t, p)
 	r := dialRaw(t, s.Addr())
 	_ = r.SetDeadline(time.Now().Add(30 * time.Second))

@@ -10,8 +10,6 @@ import (
 	"testing"
 	"time"
 
-	"google.golang.org/grpc"
-
 	"github.com/decree-raft/decree/internal/core"
 	"github.com/decree-raft/decree/internal/wire"
 	"github.com/decree-raft/decree/proxy"
@@ -29,18 +27,10 @@ func (bulky) Query(_ rsm.View, q []byte) ([]byte, error) {
 // An answer that is too large for a connection, or for what else is on it, is an error of its call: what is on the connections between client, proxy and node
 // goes on.
 func TestLargeAnswers(t *testing.T) {
-	c, err := rsm.StartCluster(rsm.ClusterConfig{Dir: t.TempDir(), Nodes: 1, Shards: []rsm.ShardConfig{{ID: 1, Machine: bulky{}}},
-		Configure: func(cfg *rsm.Config) {
-			cfg.DiskWatermark = -1
-			cfg.Services = func(n *rsm.Node, r grpc.ServiceRegistrar) { proxy.Register(n, r) }
-		}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = c.Close() }()
+	n := startOne(t, "", bulky{})
 	var log lockedBuffer
 	logger := slog.New(slog.NewTextHandler(&log, nil))
-	nodes := []string{c.Nodes()[0].Addr()}
+	nodes := []string{n.Addr()}
 	_, s := startProxy(t, proxy.Config{Nodes: nodes, Logger: slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug}))})
 	for name, addresses := range map[string][]string{"proxy": {s.Addr()}, "node": nodes} {
 		cl, err := client.Dial(addresses, client.Options{Logger: logger})

@@ -22,21 +22,6 @@ import (
 	"github.com/decree-raft/decree/rsm"
 )
 
-// startNamed starts a cluster of one node.
-func startNamed(t *testing.T, name string) *rsm.Node {
-	t.Helper()
-	c, err := rsm.StartCluster(rsm.ClusterConfig{Name: name, Dir: t.TempDir(), Nodes: 1, Shards: []rsm.ShardConfig{{ID: 1, Machine: counters{}}},
-		Configure: func(cfg *rsm.Config) {
-			cfg.DiskWatermark = -1
-			cfg.Services = func(n *rsm.Node, r grpc.ServiceRegistrar) { proxy.Register(n, r) }
-		}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = c.Close() })
-	return c.Node(1)
-}
-
 // gated returns an address that leads to another one when it is opened: connections wait for that.
 func gated(t *testing.T, to string) (address string, open func()) {
 	t.Helper()
@@ -105,7 +90,7 @@ func serveAt(t *testing.T, p *proxy.Proxy, listen string) *proxy.Server {
 func TestAnotherClusterBehindTheAddress(t *testing.T) {
 	for name, direct := range map[string]bool{"named": true, "learned": false} {
 		t.Run(name, func(t *testing.T) {
-			one, two := startNamed(t, "one"), startNamed(t, "two")
+			one, two := startOne(t, "one", counters{}), startOne(t, "two", counters{})
 			// serve has a proxy of a node's cluster serve; what it returns lets the proxy reach its nodes, when the client is there.
 			serve := func(cluster string, n *rsm.Node, listen string) (*proxy.Server, func()) {
 				cfg := proxy.Config{Node: n, Cluster: cluster}

@@ -12,8 +12,6 @@ import (
 	"testing"
 	"time"
 
-	"google.golang.org/grpc"
-
 	"github.com/decree-raft/decree/internal/testkit"
 	"github.com/decree-raft/decree/proxy"
 	"github.com/decree-raft/decree/proxy/client"
@@ -63,7 +61,7 @@ func startCluster(t testing.TB, options ...func(*rsm.Config)) *rsm.Cluster {
 			if testkit.Race {
 				cfg.ElectionTimeout *= 3
 			}
-			cfg.Services = func(n *rsm.Node, r grpc.ServiceRegistrar) { proxy.Register(n, r) }
+			cfg.Services = proxy.Register
 			for _, o := range options {
 				o(cfg)
 			}
@@ -73,6 +71,18 @@ func startCluster(t testing.TB, options ...func(*rsm.Config)) *rsm.Cluster {
 	}
 	t.Cleanup(func() { _ = c.Close() })
 	return c
+}
+
+// startOne starts a cluster of one node; no name means the default one.
+func startOne(t *testing.T, name string, m rsm.Machine) *rsm.Node {
+	t.Helper()
+	c, err := rsm.StartCluster(rsm.ClusterConfig{Name: name, Dir: t.TempDir(), Nodes: 1, Shards: []rsm.ShardConfig{{ID: 1, Machine: m}},
+		Configure: func(cfg *rsm.Config) { cfg.DiskWatermark, cfg.Services = -1, proxy.Register }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = c.Close() })
+	return c.Node(1)
 }
 
 func startProxy(t testing.TB, cfg proxy.Config) (*proxy.Proxy, *proxy.Server) {

@@ -315,16 +315,9 @@ func (s stuck) Query(v rsm.View, q []byte) ([]byte, error) {
 // A node answers in time, whatever its machine does: a command may have happened, a read has not.
 func TestNodesKnowDeadlines(t *testing.T) {
 	m := stuck{go_: make(chan struct{})}
-	c, err := rsm.StartCluster(rsm.ClusterConfig{Dir: t.TempDir(), Nodes: 1, Shards: []rsm.ShardConfig{{ID: 1, Machine: m}},
-		Configure: func(cfg *rsm.Config) { cfg.DiskWatermark, cfg.Services = -1, proxy.Register }})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		close(m.go_)
-		_ = c.Close() // it is done with
-	}()
-	_, st := openStream(t, c.Node(1).Addr())
+	n := startOne(t, "", m)
+	defer close(m.go_)
+	_, st := openStream(t, n.Addr())
 	read := &decreev1.Call{Id: 1, TimeoutMs: 200, Call: &decreev1.Call_Read{Read: &decreev1.ReadRequest{Shard: 1, Level: decreev1.Level_LEVEL_STALE}}}
 	submit := &decreev1.Call{Id: 2, TimeoutMs: 200, Call: &decreev1.Call_Submit{Submit: &decreev1.SubmitRequest{Shard: 1, Commands: [][]byte{[]byte("a")}}}}
 	for _, call := range []*decreev1.Call{read, submit} {

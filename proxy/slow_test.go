@@ -10,8 +10,6 @@ import (
 	"testing"
 	"time"
 
-	"google.golang.org/grpc"
-
 	"github.com/decree-raft/decree/proxy"
 	"github.com/decree-raft/decree/proxy/client"
 	"github.com/decree-raft/decree/rsm"
@@ -85,16 +83,8 @@ func slowly(t *testing.T, to string, rate int) string {
 //
 // Mutations with which it was seen to fail: only whole answers count as a sign of life; what is sent does not count.
 func TestLargeOnASlowConnection(t *testing.T) {
-	c, err := rsm.StartCluster(rsm.ClusterConfig{Dir: t.TempDir(), Nodes: 1, Shards: []rsm.ShardConfig{{ID: 1, Machine: swallower{}}},
-		Configure: func(cfg *rsm.Config) {
-			cfg.DiskWatermark = -1
-			cfg.Services = func(n *rsm.Node, r grpc.ServiceRegistrar) { proxy.Register(n, r) }
-		}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = c.Close() }()
-	_, s := startProxy(t, proxy.Config{Node: c.Node(1)})
+	n := startOne(t, "", swallower{})
+	_, s := startProxy(t, proxy.Config{Node: n})
 	var log lockedBuffer
 	cl, err := client.Dial([]string{slowly(t, s.Addr(), 2<<20)}, client.Options{Silence: 2 * time.Second, Logger: slog.New(slog.NewTextHandler(&log, nil))})
 	if err != nil {

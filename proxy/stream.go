@@ -26,13 +26,16 @@ import (
 const (
 	// beat is how often a stream on which calls wait says something at least, so that its client knows that it lives.
 	beat = time.Second
-	// maxUnread bounds the answers that a client does not read: it loses its stream then, and holds up nobody.
+	// maxUnread bounds the answers that wait on a stream: one for which there is no room is refused, and what is on the stream goes on.
 	maxUnread = 64 << 20
+	// leastRefused is the size from which on an answer is refused: the refusal of a smaller one would be as large. Such wait in any case, until all that waits
+	// has twice maxUnread: then the client loses its stream.
+	leastRefused = 512
 	// sendPatience is how long a client may read nothing while there is something for it.
 	sendPatience = 15 * time.Second
 	// maxPiece is how much is sent as one message, unless one answer has more: who reads slowly learns by the first of them that there are some.
 	maxPiece = 256 << 10
-	// leastRate in bytes a second is what a client is supposed to read at least: it has the longer for what is large.
+	// leastRate in bytes a second is what a client is supposed to read at least: it has the longer for what is much.
 	leastRate = 1 << 20
 	// beginUnread is where a client that does not read its answers is not listened to any more.
 	beginUnread = 4 << 20
@@ -54,7 +57,10 @@ type stream struct {
 
 	mu      sync.Mutex
 	room    sync.Cond
-	out     []byte // answers that are not sent yet
+	out     []piece // answers that are not sent yet
+	waits   int     // bytes of them
+	counted int64   // bytes of them that the caller's record knows of
+	usual   int     // room that a piece is given in advance
 	sending bool
 	calls   int
 	bytes   int64 // that the calls hold
@@ -63,20 +69,31 @@ type stream struct {
 	ended   bool
 }
 
-func (s *service) serveStream(g grpc.ServerStream) error {
-	st := &stream{ServerStream: g, service: s, name: s.names.next(), kicked: make(chan error, 1)}
+// piece is answers that go as one message.
+type piece struct {
+	data []byte
+	due  int64 // when it has not been read for too long
+}
+
+// newStream returns the stream of a client. Its caller's record is to be left.
+func (s *service) newStream(g grpc.ServerStream) *stream {
+	st := &stream{ServerStream: g, service: s, name: s.names.next(), kicked: make(chan error, 1), held: s.holds.caller(g.Context())}
 	st.room.L = &st.mu
+	return st
+}
+
+func (s *service) serveStream(g grpc.ServerStream) error {
 	end, err := s.holds.begin(g.Context())
 	if err != nil {
 		return wire.Status(err)
 	}
 	defer end()
+	st := s.newStream(g)
+	defer st.held.leave()
 	if err := s.enter(st); err != nil {
 		return wire.Status(err)
 	}
 	defer s.leave(st)
-	st.held = s.holds.caller(g.Context())
-	defer st.held.leave()
 	if err := st.greet(); err != nil {
 		return err
 	}
@@ -154,7 +171,8 @@ func (s *service) leave(st *stream) {
 	s.meter.stream(-1)
 	st.mu.Lock()
 	st.ended = true
-	st.out = nil
+	st.held.wait(-st.counted, true)
+	st.out, st.waits, st.counted = nil, 0, 0
 	st.room.Broadcast()
 	st.mu.Unlock()
 }
@@ -178,16 +196,27 @@ func (s *service) beats(quiet chan struct{}) {
 		now := monotonic()
 		for _, st := range all {
 			st.mu.Lock()
-			switch silent := now - st.said; {
+			switch {
 			case st.ended:
-			case st.sending && silent > int64(s.patience)+st.large*int64(time.Second)/leastRate:
+			case st.overdue(now):
 				st.kick(wire.Status(&core.Error{Kind: core.ErrUnknown, Code: core.CodeOverloaded, Message: "the answers have not been read for too long"}))
-			case st.calls > 0 && !st.sending && silent > int64(beat/2):
+			case st.calls > 0 && !st.sending && now-st.said > int64(beat/2):
 				st.send()
 			}
 			st.mu.Unlock()
 		}
 	}
+}
+
+// overdue reports whether what is being sent, or what waits for that, has not been read for too long. The latter is for those who read a little now and then.
+// st.mu is held.
+func (st *stream) overdue(now int64) bool {
+	return st.sending && (now > st.said+st.service.timeFor(st.large) || len(st.out) > 0 && now > st.out[0].due)
+}
+
+// timeFor returns for how long so many bytes may be on their way to a client, in nanoseconds.
+func (s *service) timeFor(bytes int64) int64 {
+	return int64(s.patience) + bytes*int64(time.Second)/leastRate
 }
 
 // kick ends a stream with a gRPC error. st.mu is held.
@@ -275,7 +304,7 @@ func (st *stream) begin(r wire.ReceivedCall, refused error) bool {
 	now := monotonic()
 	st.mu.Lock()
 	waited := false
-	for !st.ended && (len(st.out) > beginUnread || st.calls > 0 && (st.calls >= limits.StreamCalls || st.bytes+size > limits.StreamBytes)) {
+	for !st.ended && (st.waits > beginUnread || st.calls > 0 && (st.calls >= limits.StreamCalls || st.bytes+size > limits.StreamBytes)) {
 		st.room.Wait()
 		now, waited = monotonic(), true
 	}
@@ -353,12 +382,23 @@ func (st *stream) done(id uint64, size int64, c *route.Call) {
 	if st.ended {
 		return
 	}
-	if n := wire.AnswerBytes(&c.Result); n > beginUnread && len(st.out)+n > maxUnread { // it does not fit, but what is on the stream goes on
-		c.Result, c.Err = rsm.Result{}, noRoom(c.Kind, n)
+	n := wire.AnswerBytes(&c.Result)
+	if n >= leastRefused && !st.fits(n) {
+		c.Result, c.Err = rsm.Result{}, noRoom(n, c.Kind == route.Read)
+		n = wire.AnswerBytes(&c.Result)
 	}
-	st.out = wire.AppendAnswer(st.out, id, c.Kind, &c.Result, c.Err)
-	if len(st.out) > maxUnread {
-		st.kick(wire.Status(&core.Error{Kind: core.ErrUnknown, Code: core.CodeOverloaded, Message: fmt.Sprintf("%d bytes of answers have not been read", len(st.out))}))
+	last := len(st.out) - 1
+	if last < 0 || len(st.out[last].data)+n > maxPiece {
+		st.out = append(st.out, piece{make([]byte, 0, max(n, st.usual)), monotonic() + st.service.timeFor(st.large+int64(st.waits+n))})
+		last++
+	}
+	p := &st.out[last]
+	st.waits -= len(p.data)
+	p.data = wire.AppendAnswer(p.data, id, c.Kind, &c.Result, c.Err)
+	st.waits += len(p.data)
+	st.count(st.waits, true)
+	if st.waits > 2*maxUnread {
+		st.kick(wire.Status(&core.Error{Kind: core.ErrUnknown, Code: core.CodeOverloaded, Message: fmt.Sprintf("%d bytes of answers have not been read", st.waits)}))
 	}
 	if !st.sending {
 		st.send()
@@ -368,12 +408,31 @@ func (st *stream) done(id uint64, size int64, c *route.Call) {
 	}
 }
 
+// fits reports whether there is room for an answer of n bytes, which counts then. st.mu is held.
+func (st *stream) fits(n int) bool {
+	return (st.waits == 0 || st.waits+n <= maxUnread) && st.count(st.waits+n, false)
+}
+
+// count tells the caller's record how many bytes wait, as soon as it does not know of very few more than codec.SmallBytes: small answers are many, and everybody's
+// records have one lock. It reports whether there is room for them, or anyway. st.mu is held.
+func (st *stream) count(bytes int, anyway bool) bool {
+	more := int64(bytes) - st.counted
+	if more <= codec.SmallBytes {
+		return true
+	}
+	if !st.held.wait(more, anyway) {
+		return false
+	}
+	st.counted += more
+	return true
+}
+
 // noRoom is the error of a call whose answer, of n bytes, would have to wait behind others that are not read.
-func noRoom(kind route.Kind, n int) error {
-	e := &core.Error{Kind: core.ErrNotProposed, Code: core.CodeOverloaded, RetryAfter: 100 * time.Millisecond,
-		Message: fmt.Sprintf("the answer has %d bytes, and others on the stream have not been read: ask again when they have", n)}
-	if kind != route.Read {
-		e.Kind = core.ErrUnknown
+func noRoom(n int, read bool) error {
+	e := &core.Error{Kind: core.ErrUnknown, Code: core.CodeOverloaded, RetryAfter: 100 * time.Millisecond,
+		Message: fmt.Sprintf("the answer has %d bytes, and others of this caller have not been read: ask again when they have", n)}
+	if read {
+		e.Kind = core.ErrNotProposed
 	}
 	return e
 }
@@ -385,30 +444,31 @@ func (st *stream) send() {
 }
 
 func (st *stream) flush() {
-	var frame []byte // what is left of it
-	for {
-		if len(frame) == 0 {
+	for left := 0; ; {
+		if left <= 1 {
 			runtime.Gosched() // what else is answered now may travel in the same frame
 		}
 		st.mu.Lock()
-		if len(frame) == 0 {
-			frame = st.out
-			st.out = make([]byte, 0, min(cap(frame), 64<<10))
+		var p piece // an empty one is a sign of life
+		if len(st.out) > 0 {
+			p = st.out[0]
+			st.out = slices.Delete(st.out, 0, 1)
+			st.usual = min(cap(p.data), 64<<10)
 		}
-		piece := frame
-		if len(piece) > maxPiece {
-			piece = frame[:wire.FirstAnswers(frame, maxPiece)]
-		}
-		frame = frame[len(piece):]
+		st.waits -= len(p.data)
+		counted := max(0, st.counted-int64(st.waits)) // it counts as a frame from here on
+		st.counted -= counted
+		frame := st.held.frame(p.data, counted)
 		st.said = monotonic()
 		st.mu.Unlock()
-		err := st.SendMsg(st.held.frame(piece))
+		err := st.SendMsg(frame)
 		st.mu.Lock()
-		st.large = max(0, int64(len(piece))-maxPiece)
+		st.large = max(0, int64(len(p.data))-maxPiece)
 		if err != nil { // who may not go on, it is said: what was to be sent is lost
 			st.kick(err)
 		}
-		if st.room.Broadcast(); err != nil || len(frame) == 0 && len(st.out) == 0 || st.ended {
+		left = len(st.out)
+		if st.room.Broadcast(); err != nil || left == 0 || st.ended {
 			st.sending = false
 			st.mu.Unlock()
 			return

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"runtime"
 	"slices"
 	"sync"
@@ -32,7 +33,12 @@ type script struct {
 }
 
 func (s *script) Context() context.Context { return s.ctx }
-func (s *script) SendMsg(any) error        { return nil }
+func (s *script) SendMsg(m any) error {
+	if c, is := m.(*codec.Counted); is {
+		c.Sent()
+	}
+	return nil
+}
 
 func (s *script) RecvMsg(m any) error {
 	if len(s.frames) == 0 {
@@ -113,8 +119,8 @@ func TestSlowCallsKeepLittle(t *testing.T) {
 	defer cancel()
 	backend := &slowOnes{}
 	s := newService(backend, Limits{}.withDefaults())
-	st := &stream{ServerStream: &script{ctx: ctx, frames: all, read: make(chan struct{})}, service: s, name: "s", kicked: make(chan error, 1), who: caller{role: access.Admin}}
-	st.room.L = &st.mu
+	st := s.newStream(&script{ctx: ctx, frames: all, read: make(chan struct{})})
+	st.who.role = access.Admin
 	all = nil
 	done := make(chan error, 1)
 	go func() { done <- st.read() }()
@@ -147,28 +153,47 @@ type reader struct {
 }
 
 func (s *reader) SendMsg(m any) error {
-	<-s.reads
+	select {
+	case <-s.reads:
+	case <-s.ctx.Done():
+		return s.ctx.Err()
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if c, is := m.(*codec.Counted); is {
+		m = c.Message
+		defer c.Sent()
+	}
 	s.got = append(s.got, m.(*codec.Frame).Data)
 	return nil
 }
+
+// answer has a call on a stream answered with so many bytes.
+func (st *stream) answer(id uint64, bytes int) {
+	st.mu.Lock()
+	st.calls++
+	st.mu.Unlock()
+	st.done(id, 0, &route.Call{Kind: route.Read, Result: rsm.Result{Answer: make([]byte, bytes)}})
+}
+
+// readerOf returns a stream of a service, and its client, which has read nothing yet.
+func readerOf(t *testing.T, s *service) (*stream, *reader) {
+	ctx, cancel := context.WithCancel(context.Background())
+	t.Cleanup(cancel)
+	g := &reader{script: script{ctx: ctx}, reads: make(chan struct{})}
+	return s.newStream(g), g
+}
+
+func proxyService() *service { return newService(&slowOnes{}, Limits{}.withDefaults()) }
 
 // What has become much while a client did not read goes to it in pieces, each of which tells it that the server lives.
 //
 // Mutation with which it was seen to fail: all that there is goes as one message.
 func TestAnswersGoInPieces(t *testing.T) {
-	ctx, cancel := context.WithCancel(context.Background())
-	defer cancel()
-	g := &reader{script: script{ctx: ctx}, reads: make(chan struct{})}
-	st := &stream{ServerStream: g, service: newService(&slowOnes{}, Limits{}.withDefaults()), kicked: make(chan error, 1)}
-	st.room.L = &st.mu
+	st, g := readerOf(t, proxyService())
 	sizes := append(slices.Repeat([]int{1000}, 2000), 1<<20, 100<<10)
 	for i, size := range sizes {
-		st.mu.Lock()
-		st.calls++
-		st.mu.Unlock()
-		st.done(uint64(i+1), 0, &route.Call{Kind: route.Read, Result: rsm.Result{Answer: make([]byte, size)}})
+		st.answer(uint64(i+1), size)
 	}
 	close(g.reads)
 	if err := st.drain(); err != nil {
@@ -192,5 +217,224 @@ func TestAnswersGoInPieces(t *testing.T) {
 	}
 	if next != uint64(len(sizes)+1) {
 		t.Errorf("%d answers came", next-1)
+	}
+}
+
+// Answers for which a stream has no room are refused, whatever their size, and the stream goes on, with what there was room for and with all small ones.
+//
+// Mutation with which it was seen to fail: only answers above 4 MiB are refused.
+func TestManyAnswersEndNoStream(t *testing.T) {
+	for _, size := range []int{600, 60 << 10, 1 << 20, 20 << 20} {
+		st, g := readerOf(t, proxyService())
+		many := (maxUnread+16<<20)/size + 1
+		for i := range many {
+			st.answer(uint64(i+1), size)
+		}
+		for i := range 8192 {
+			st.answer(uint64(many+i+1), 100)
+		}
+		close(g.reads)
+		if err := st.drain(); err != nil {
+			t.Fatalf("%d answers of %d bytes: %v", many, size, err)
+		}
+		next, came, bytes := uint64(1), 0, 0
+		for _, frame := range g.got {
+			if err := wire.ParseAnswers(frame, func(a *wire.ReceivedAnswer) {
+				want := size
+				if next > uint64(many) {
+					want = 100
+				}
+				switch e, _ := core.Verdict(a.Err); {
+				case a.ID != next:
+					t.Fatalf("answer %d comes after %d", a.ID, next-1)
+				case a.Err == nil && len(a.Result.Answer) == want:
+					came++
+					bytes += want
+				case want == 100 || e == nil || e.Code != core.CodeOverloaded || !errors.Is(e, core.ErrNotProposed) || e.RetryAfter == 0:
+					t.Fatalf("answer %d of %d bytes: %d, %v", a.ID, want, len(a.Result.Answer), a.Err)
+				}
+				next++
+			}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if next != uint64(many+8192+1) || bytes < maxUnread-size-1<<20 || bytes > maxUnread+size+1<<20 {
+			t.Errorf("%d answers of %d bytes: %d came, with %d bytes", next-1, size, came, bytes)
+		}
+	}
+}
+
+// await waits until something is so of a stream.
+func (st *stream) await(t *testing.T, what string, is func() bool) {
+	t.Helper()
+	for end := time.Now().Add(20 * time.Second); ; time.Sleep(time.Millisecond) {
+		st.mu.Lock()
+		so := is()
+		st.mu.Unlock()
+		if so {
+			return
+		} else if time.Now().After(end) {
+			t.Fatalf("waiting in vain: %s", what)
+		}
+	}
+}
+
+// What waits on streams counts for their caller, on all of them together, until it is sent or its stream ends; above the bound further answers are refused, except
+// those of streams on which little waits.
+//
+// Mutations with which it was seen to fail: only what gRPC is given counts; what waits counts after its stream has ended.
+func TestAnswersThatWaitCount(t *testing.T) {
+	s := proxyService()
+	st, g := readerOf(t, s)
+	if err := s.enter(st); err != nil {
+		t.Fatal(err)
+	}
+	unsent := func() int64 {
+		s.holds.mu.Lock()
+		defer s.holds.mu.Unlock()
+		return st.held.unsent
+	}
+	st.answer(1, 1<<20)
+	st.await(t, "the first answer is being sent", func() bool { return st.waits == 0 })
+	for range 60 {
+		st.answer(1, 1<<20)
+	}
+	before := st.waits
+	g.reads <- struct{}{} // it takes one
+	st.await(t, "the second answer is being sent", func() bool { return st.waits < before })
+	for range 60 {
+		st.answer(1, 1<<20)
+	}
+	if n := unsent(); n < int64(st.waits)+1<<20-codec.SmallBytes || n > maxUnsent || n < maxUnsent-2<<20 {
+		t.Errorf("%d bytes wait, one answer is being sent, and %d count", st.waits, n)
+	}
+	other, g2 := readerOf(t, s)
+	if err := s.enter(other); err != nil {
+		t.Fatal(err)
+	}
+	sent := func() bool { return other.waits == 0 }
+	for range 2 {
+		other.answer(1, 60<<10)
+		other.await(t, "an answer is being sent", sent)
+		other.answer(2, 1<<20)
+		g2.reads <- struct{}{}
+		other.await(t, "a refusal is being sent", sent)
+		g2.reads <- struct{}{}
+		other.await(t, "all is sent", func() bool { return !other.sending })
+		if !st.ended {
+			s.leave(st)
+			if n := unsent(); n < 1<<20 || n > 3<<19 {
+				t.Errorf("after the stream has ended %d bytes count, and not the one answer that gRPC has", n)
+			}
+		}
+	}
+	var got []string
+	for _, frame := range g2.got {
+		if err := wire.ParseAnswers(frame, func(a *wire.ReceivedAnswer) {
+			what := "?"
+			if e, _ := core.Verdict(a.Err); e != nil && errors.Is(e, core.ErrNotProposed) {
+				what = string(e.Code)
+			} else if a.Err == nil {
+				what = fmt.Sprint(len(a.Result.Answer) >> 10)
+			}
+			got = append(got, what)
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if want := []string{"60", "overloaded", "60", "1024"}; !slices.Equal(got, want) {
+		t.Errorf("another stream of the same caller has %q, want %q", got, want)
+	}
+	s.leave(other)
+	close(g.reads)
+}
+
+// On a node's own port, where all proxies may be one caller, one stream that is not read does not have the answers of others refused.
+//
+// Mutation with which it was seen to fail: the bound of a proxy's port.
+func TestStreamsOfNodesHaveBoundsOfTheirOwn(t *testing.T) {
+	s := nodeService(&slowOnes{})
+	var all []*stream
+	for range 3 {
+		st, _ := readerOf(t, s)
+		for range 80 {
+			st.answer(1, 1<<20)
+		}
+		all = append(all, st)
+	}
+	for i, st := range all {
+		st.mu.Lock()
+		if st.waits < maxUnread-3<<20 {
+			t.Errorf("on stream %d wait %d bytes", i, st.waits)
+		}
+		st.mu.Unlock()
+	}
+}
+
+// Who takes a little now and then must take all that waits in the time that it is given.
+//
+// Mutation with which it was seen to fail: only the time since something was taken last counts.
+func TestTricklesEnd(t *testing.T) {
+	st, g := readerOf(t, proxyService())
+	began := monotonic()
+	for i := range 40 {
+		st.answer(uint64(i+1), 1<<20)
+	}
+	ended := monotonic()
+	for range 10 {
+		g.reads <- struct{}{}
+	}
+	st.await(t, "ten answers are taken, and one is being sent", func() bool { return len(st.out) == 29 })
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	const sec = int64(time.Second)
+	for _, c := range []struct {
+		at   int64
+		want bool
+	}{{began + 25*sec, false}, {ended + 28*sec, true}} {
+		st.said = c.at - 14*sec
+		if st.overdue(c.at) != c.want {
+			t.Errorf("ten of forty mebibytes are taken after %v, the last of them 14 s ago: is it overdue? %v", time.Duration(c.at-began), !c.want)
+		}
+	}
+}
+
+// On a node's port, calls that wait for long, however many and large, hold up no others on the stream.
+//
+// Mutations with which it was seen to fail: the calls, or the bytes, that a client's stream to a proxy takes.
+func TestSlowShardsHoldUpNobody(t *testing.T) {
+	late := func(b []byte, id uint64, size int) []byte {
+		return wire.AppendCall(b, id, time.Hour, &route.Call{Kind: route.Read, Shard: 1, Query: make([]byte, size), Level: core.AtToken, Token: 1 << 60})
+	}
+	var many, large [][]byte
+	for id := uint64(1); id <= 10000; {
+		var b []byte
+		for range 1000 {
+			b = late(b, id, 1)
+			id++
+		}
+		many = append(many, b)
+	}
+	for id := range uint64(5) {
+		large = append(large, late(nil, id+1, 7900<<10))
+	}
+	for name, frames := range map[string][][]byte{"many": many, "large": large} {
+		st, g := readerOf(t, nodeService(&slowOnes{}))
+		st.who.role = access.Admin
+		g.frames = append(frames, wire.AppendCall(nil, 1<<40, time.Hour, &route.Call{Kind: route.Read, Shard: 2, Query: []byte("q"), Level: core.Stale}))
+		g.read = make(chan struct{})
+		close(g.reads)
+		go func() { _ = st.read() }()
+		select {
+		case <-g.read:
+		case <-time.After(20 * time.Second):
+			t.Fatalf("%s: a read of another shard is not begun", name)
+		}
+		st.await(t, "its answer", func() bool { return !st.sending })
+		g.mu.Lock()
+		if len(g.got) != 1 || len(g.got[0]) < 1<<20 {
+			t.Errorf("%s: it has %d messages", name, len(g.got))
+		}
+		g.mu.Unlock()
 	}
 }

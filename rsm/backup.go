@@ -44,64 +44,147 @@ type BackupOptions struct {
 //
 // It takes from the shard's worker no more time than it takes to list what was committed since the last flush; from the disk, what BytesPerSecond allows.
 func (n *Node) Backup(ctx context.Context, w io.Writer, o BackupOptions) (*snapshot.Backup, error) {
-	s := &stallWriter{ctx: ctx, quit: n.engine.quit, stall: n.cfg.BackupStall, pieces: make(chan []byte), wrote: make(chan error, 1)}
-	if s.stall < 0 {
-		s.stall = math.MaxInt64
-	}
-	defer close(s.pieces)
-	go s.run(w)
-	return n.backup(ctx, snapshot.NewStreamSink(s), o)
+	r := n.receiver(ctx)
+	defer close(r.todo)
+	return n.backup(ctx, snapshot.NewStreamSink(&streamWriter{r: r, w: w}), o)
 }
 
 // ErrBackupStalled is what a backup ends with whose receiver takes nothing: see Config.BackupStall.
 var ErrBackupStalled = errors.New("the receiver of the backup has taken nothing for too long, and what it is of cannot be kept for ever")
 
-// stallWriter writes on a goroutine of its own, which may be left behind with a Write that does not end. What it was given is copied: the Write may outlive the caller.
-type stallWriter struct {
+// receiver does what a backup wants of whoever takes it, one thing after the other, on a goroutine of its own, which may be left behind with one that does not end.
+type receiver struct {
 	ctx   context.Context
 	quit  <-chan struct{}
 	stall time.Duration
 
-	pieces chan []byte
-	wrote  chan error // has room for the one that nobody waits for
-	buf    []byte     // the writing goroutine's between pieces and wrote
-	err    error
+	todo chan func() error // has room for the one that comes after what does not end
+	done chan error        // has room for those that nobody waits for
+	err  error
 }
 
-func (s *stallWriter) run(w io.Writer) {
-	for p := range s.pieces {
-		_, err := w.Write(p)
-		s.wrote <- err
+// receiver returns one whose todo is to be closed.
+func (n *Node) receiver(ctx context.Context) *receiver {
+	r := &receiver{ctx: ctx, quit: n.engine.quit, stall: n.cfg.BackupStall, todo: make(chan func() error, 1), done: make(chan error, 2)}
+	if r.stall < 0 {
+		r.stall = math.MaxInt64
 	}
+	go func() {
+		for f := range r.todo {
+			r.done <- f()
+		}
+	}()
+	return r
 }
 
-// Write implements io.Writer. After an error there is only that.
-func (s *stallWriter) Write(p []byte) (int, error) {
-	if s.err != nil {
-		return 0, s.err
+// do does one thing. After an error there is only that, as f may not have ended.
+func (r *receiver) do(f func() error) error {
+	if r.err != nil {
+		return r.err
 	}
-	s.buf = append(s.buf[:0], p...)
-	s.pieces <- s.buf
-	late := time.NewTimer(s.stall)
+	r.todo <- f
+	late := time.NewTimer(r.stall)
 	defer late.Stop()
 	select {
-	case s.err = <-s.wrote:
-	case <-s.ctx.Done():
-		s.err = context.Cause(s.ctx)
-	case <-s.quit:
-		s.err = errClosed
+	case r.err = <-r.done:
+	case <-r.ctx.Done():
+		r.err = context.Cause(r.ctx)
+	case <-r.quit:
+		r.err = errClosed
 	case <-late.C:
-		s.err = fmt.Errorf("%w (%v)", ErrBackupStalled, s.stall)
+		r.err = fmt.Errorf("%w (%v)", ErrBackupStalled, r.stall)
 	}
-	if s.err != nil {
-		return 0, s.err
+	return r.err
+}
+
+// clear does the last thing, after an error: when all before it has ended, which is not waited for if it was waited for already.
+func (r *receiver) clear(f func() error) error {
+	cleared := make(chan error, 1)
+	r.todo <- func() error { cleared <- f(); return nil }
+	if errors.Is(r.err, ErrBackupStalled) {
+		return nil
+	}
+	select {
+	case err := <-cleared:
+		return err
+	case <-time.After(r.stall):
+		return fmt.Errorf("what was written could not be removed: %w (%v)", ErrBackupStalled, r.stall)
+	}
+}
+
+// streamWriter is a stream as a receiver. What it was given is copied: a Write may outlive the caller.
+type streamWriter struct {
+	r   *receiver
+	w   io.Writer
+	buf []byte
+}
+
+// Write implements io.Writer.
+func (s *streamWriter) Write(p []byte) (int, error) {
+	if s.r.err != nil {
+		return 0, s.r.err
+	}
+	s.buf = append(s.buf[:0], p...)
+	if err := s.r.do(func() error { _, err := s.w.Write(s.buf); return err }); err != nil {
+		return 0, err
 	}
 	return len(p), nil
 }
 
+// dirReceiver is a directory as a receiver: its disk may hang, as that of another machine does.
+type dirReceiver struct {
+	r    *receiver
+	sink *snapshot.DirSink
+	file snapshot.SinkFile // the present one; the goroutine's
+}
+
+// Create implements snapshot.Sink.
+func (d *dirReceiver) Create(name string) (snapshot.SinkFile, error) {
+	if err := d.r.do(func() (err error) { d.file, err = d.sink.Create(name); return err }); err != nil {
+		return nil, err
+	}
+	return &receivedFile{streamWriter{r: d.r, w: d.file}, d}, nil
+}
+
+// Finish implements snapshot.Sink.
+func (d *dirReceiver) Finish() error { return d.r.do(d.sink.Finish) }
+
+// abort removes what is there after an error.
+func (d *dirReceiver) abort() error {
+	return d.r.clear(func() error {
+		if d.file != nil {
+			_ = d.file.Close() // it goes
+		}
+		return d.sink.Abort()
+	})
+}
+
+type receivedFile struct {
+	streamWriter
+	d *dirReceiver
+}
+
+func (f *receivedFile) Sync() error { return f.r.do(func() error { return f.d.file.Sync() }) }
+
+// Close leaves it to abort after an error.
+func (f *receivedFile) Close() error {
+	if f.r.err != nil {
+		return nil
+	}
+	return f.r.do(func() error {
+		err := f.d.file.Close()
+		f.d.file = nil
+		return err
+	})
+}
+
 // BackupTo is Backup into a directory, which must be missing or empty. It leaves as much of the data's disk free as Config.DiskWatermark says. After an error
-// what was written is removed; a crash leaves a directory that is no backup, since its manifest comes last.
+// what was written is removed, after ErrBackupStalled as soon as the directory's disk ends what it hangs in; a crash leaves a directory that is no backup, since its manifest comes last.
 func (n *Node) BackupTo(ctx context.Context, dir string, o BackupOptions) (*snapshot.Backup, error) {
+	return n.backupTo(ctx, vfs.Default, dir, o)
+}
+
+func (n *Node) backupTo(ctx context.Context, fs vfs.FS, dir string, o BackupOptions) (*snapshot.Backup, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil { // what is in a backup is not for everybody
 		return nil, fmt.Errorf("back up: %w", err)
 	}
@@ -109,16 +192,18 @@ func (n *Node) BackupTo(ctx context.Context, dir string, o BackupOptions) (*snap
 	if n.cfg.Dir != "" && sameDisk(dir, n.cfg.Dir) {
 		reserve = n.disk.watermark
 	}
-	sink, err := snapshot.NewDirSink(vfs.Default, dir, reserve)
+	sink, err := snapshot.NewDirSink(fs, dir, reserve)
 	if err == nil {
 		err = syncAbove(dir)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("back up: %w", err)
 	}
-	b, err := n.backup(ctx, sink, o)
+	d := &dirReceiver{r: n.receiver(ctx), sink: sink}
+	defer close(d.r.todo)
+	b, err := n.backup(ctx, d, o)
 	if err != nil {
-		return nil, errors.Join(err, sink.Abort())
+		return nil, errors.Join(err, d.abort())
 	}
 	return b, nil
 }
@@ -238,8 +323,12 @@ func (n *Node) pin(ctx context.Context, id ShardID) (*pinned, error) {
 	e := n.engine.call(ctx, id, func(w *core.Worker) {
 		p = &pinned{done: bg.Done}
 		bg.Add(1) // on the worker's goroutine, for which the engine waits first
-		if p.cut, err = n.store.Cut(uint64(id)); errors.Is(err, state.ErrNotFlushed) {
+		p.cut, err = n.store.TryCut(uint64(id))
+		switch {
+		case errors.Is(err, state.ErrNotFlushed):
 			err = nil
+		case errors.Is(err, state.ErrBusy): // the worker must not wait for it: it may be a disk that hangs
+			err = &Error{Kind: ErrNotProposed, Code: core.CodeNotReached, Message: "a replica of this node is being given another state", Cause: err}
 		}
 		if err == nil {
 			p.tail, _, err = w.Committed(id, p.index())

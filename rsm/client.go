@@ -72,21 +72,44 @@ func (c *Client) Do(ctx context.Context, r Request) (Result, error) {
 	}
 	ctx, cancel := patient(ctx)
 	defer cancel()
+	return c.do(ctx, r, (*Shard).Do)
+}
+
+// do runs a request whose attempts are made with a function.
+func (c *Client) do(ctx context.Context, r Request, attempt func(*Shard, context.Context, Request) (Result, error)) (Result, error) {
+	claim := session.Claim{MakesRoom: r.MakesRoom}
 	for {
-		n, err := c.window.Begin(ctx)
+		n, err := c.window.Begin(ctx, claim)
 		if err != nil {
 			return Result{}, err
 		}
 		inDoubt := false
 		var res Result
-		r.Session, r.Sequence = n.Session, n.Sequence
+		var low error // the refusal for which the command was put off, and has no number now
+		sure := true  // every attempt under n was answered with ErrNotProposed
 		err = c.retry(ctx, &inDoubt, func(s *Shard) error {
+			if low != nil {
+				again, err := c.window.Begin(ctx, session.Claim{MakesRoom: r.MakesRoom, Back: true})
+				if err != nil {
+					return low
+				}
+				n, low = again, nil
+			}
+			r.Session, r.Sequence, r.Acknowledged = n.Session, n.Sequence, c.window.Acknowledged(n)
 			var err error
-			r.Acknowledged = c.window.Acknowledged(n)
-			res, err = s.Do(ctx, r)
+			res, err = attempt(s, ctx, r)
+			sure = sure && errors.Is(err, ErrNotProposed)
+			if sure && session.PutsOff(err) {
+				c.window.PutOff(n)
+				low = err
+			}
 			return err
 		})
-		c.window.Finish(n)
+		if low != nil {
+			c.window.Leave()
+		} else {
+			c.window.Finish(n)
+		}
 		c.saw(res.Index)
 		if !errors.Is(err, errSessionExpired) {
 			if inDoubt && errors.Is(err, errSequenceAcked) {

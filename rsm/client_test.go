@@ -3,10 +3,12 @@ package rsm
 import (
 	"context"
 	"errors"
+	"slices"
 	"testing"
 	"time"
 
 	"github.com/decree-raft/decree/internal/core"
+	"github.com/decree-raft/decree/internal/session"
 )
 
 // What a client has waited for is in its error: the code of the last refusal, when to come back, and whether anything may have happened.
@@ -62,6 +64,69 @@ func TestClientSaysWhyItWaited(t *testing.T) {
 	client := NewClient(func(NodeID) *Shard { t.Error("asked"); return nil }, 3)
 	if _, err := client.Submit(ctx, []byte("a")); !errors.Is(err, ErrNotProposed) || !errors.Is(err, context.Canceled) {
 		t.Error(err)
+	}
+}
+
+// A command that waits for a disk stops none of those that free it, and is asked again under another number: but under the same one from the first attempt on that may have
+// happened, as under another it could happen twice [G11, G12].
+//
+// Mutations with which it was seen to fail: it waits under its number; a doubt is no reason to keep it.
+func TestClientWaitsForADisk(t *testing.T) {
+	client := NewClient(func(NodeID) *Shard { return &Shard{} }, 3)
+	client.window.Open = func(context.Context) (SessionID, error) { return 5, nil }
+	low := &Error{Kind: ErrNotProposed, Code: core.CodeDiskLow, RetryAfter: time.Millisecond, Message: "low"}
+	refused, room, ended := make(chan struct{}, 1), make(chan struct{}), make(chan error)
+	go func() {
+		_, err := client.do(within(t), Request{}, func(*Shard, context.Context, Request) (Result, error) {
+			select {
+			case refused <- struct{}{}:
+			default:
+			}
+			select {
+			case <-room:
+				return Result{}, nil
+			default:
+				return Result{}, low
+			}
+		})
+		ended <- err
+	}()
+	<-refused
+	for range 10000 {
+		if _, err := client.do(within(t), Request{MakesRoom: true}, func(*Shard, context.Context, Request) (Result, error) { return Result{}, nil }); err != nil {
+			t.Fatal(err)
+		}
+	}
+	close(room)
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+	for name, doubt := range map[string]error{
+		"unknown": &Error{Kind: ErrUnknown, Code: core.CodeLeadershipLost}, "broken": &Error{Kind: ErrBroken, Code: core.CodeStorage}, "a stranger's": errors.New("lost"),
+	} {
+		client.window.Forget(5) // numbers start at 1
+		answers := []error{low, &Error{Kind: ErrNotProposed, Code: core.CodeNotLeader, Leader: 2}, low, doubt, low, &Error{Kind: ErrNotProposed, Code: core.CodeNotLeader, Leader: 3}, low, nil}
+		var numbers []uint64
+		if _, err := client.do(within(t), Request{}, func(_ *Shard, _ context.Context, r Request) (Result, error) {
+			numbers = append(numbers, r.Sequence)
+			return Result{}, answers[len(numbers)-1]
+		}); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		if !slices.Equal(numbers, []uint64{1, 2, 2, 3, 3, 3, 3, 3}) {
+			t.Errorf("%s: the attempts have the numbers %d", name, numbers)
+		}
+	}
+	// One whose time is over while it is put off says for what, and leaves its place.
+	ctx, cancel := context.WithTimeout(within(t), 20*time.Millisecond)
+	defer cancel()
+	if _, err := client.do(ctx, Request{}, func(*Shard, context.Context, Request) (Result, error) { return Result{}, low }); !errors.Is(err, low) {
+		t.Error(err)
+	}
+	for range 4096 - 256 {
+		if _, ok := client.window.TryBegin(session.Claim{}); !ok {
+			t.Fatal("a place is still taken")
+		}
 	}
 }
 

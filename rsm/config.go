@@ -48,7 +48,8 @@ type Limits struct {
 	// ErrNotProposed with CodeOverloaded. Default 65,536 and 64 MiB; at least 1 and MaxCommandBytes.
 	MaxQueuedRequests, MaxQueuedBytes int
 	// FlushBytes is how much of a shard's state and log is kept in memory before it is flushed. Default 32 MiB,
-	// on a node of many shards 512 MiB shared among them, but at least 1 MiB; at least 64 KiB.
+	// on a node of many shards 512 MiB shared among them, but at least 1 MiB; 64 KiB to 64 MiB, since up to eight times as much waits
+	// where flushes cannot keep up, and a record of the log must take that.
 	FlushBytes int64
 	// LogCacheBytes of flushed log stay in memory, per shard, for followers that are a little behind. Default 4 MiB.
 	LogCacheBytes int64
@@ -132,8 +133,8 @@ type Config struct {
 	// SnapshotBytesPerSecond bounds, for each snapshot, how fast it is cut or fetched. Default: no bound. A cut rests for the sake of the
 	// log without one.
 	SnapshotBytesPerSecond int64
-	// BackupStall is how long the receiver of a backup's stream may take nothing; then the backup ends with ErrBackupStalled: what it is of stays on the disk meanwhile, replaced or
-	// not. Default 5 minutes; negative: for ever.
+	// BackupStall is how long the receiver of a backup, of a stream or a directory's disk, may take nothing; then the backup ends with ErrBackupStalled: what it is of stays on the
+	// node's disk meanwhile, replaced or not. Default 5 minutes; negative: for ever.
 	BackupStall time.Duration
 	// Workers drive the shards. Default one per core, at most one per shard.
 	Workers int

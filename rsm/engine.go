@@ -28,7 +28,7 @@ import (
 //	Node.watchDisk   one               the disk's watermark
 //	runQueries       one per batch     a version of the state; more of them when a query runs long
 //	runFlush         one per flush     tables being written
-//	snapshots.go     one per cut, fetch or installation
+//	snapshots.go     one per cut, fetch or installation; one after a flush, for what was fetched in vain
 //	transport's      see there
 type engine struct {
 	node      NodeID

@@ -75,3 +75,31 @@ func TestCallbacksOfAPassThatHung(t *testing.T) {
 		t.Error("it came twice")
 	}
 }
+
+// A node that closes waits for an audit that somebody has begun, as the files that it reads would stay open otherwise, and the same process could not start the node again.
+//
+// Mutation with which it was seen to fail: Audit holds up nobody.
+func TestCloseBesideAudit(t *testing.T) {
+	c := single(t, t.TempDir())
+	in, out, audited := make(chan struct{}), make(chan struct{}), make(chan error, 1)
+	go func() {
+		_, _, err := c.Node(1).Shard(1).Audit(func(View) error { close(in); <-out; return nil })
+		audited <- err
+	}()
+	<-in
+	closed := make(chan error, 1)
+	go func() { closed <- c.Node(1).Close() }()
+	select {
+	case <-closed:
+		t.Error("it was not waited for")
+	case <-time.After(100 * time.Millisecond):
+	}
+	close(out)
+	if err := <-audited; err != nil {
+		t.Error(err)
+	}
+	c.Kill(1) // which is over when Close is
+	if err := c.Restart(1); err != nil {
+		t.Errorf("the files are still open: %v", err)
+	}
+}

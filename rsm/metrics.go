@@ -45,6 +45,7 @@ var shardMetrics = []metric{
 	{"leader", "1 if this replica leads the shard.", gauge, func(s *ShardStatus) float64 { return boolGauge(s.Role == "leader") }},
 	{"stopped", "1 if this replica is out of service; the log says why. An alarm.", gauge, func(s *ShardStatus) float64 { return boolGauge(s.Err != nil) }},
 	{"damaged", "1 if this replica's state is damaged where nobody has read, and it goes on, since the shard could not without it. An alarm.", gauge, func(s *ShardStatus) float64 { return boolGauge(s.Damage != nil) }},
+	{"time_ahead_seconds", "By how much the shard's time, which never goes back, is ahead of this node's clock: a clock is wrong, or a leader's was. An alarm above 10.", gauge, func(s *ShardStatus) float64 { return max(0, time.Until(time.Unix(0, int64(s.Time))).Seconds()) }},
 	{"quiet", "1 if the shard rests for want of work.", gauge, func(s *ShardStatus) float64 { return boolGauge(s.Quiet) }},
 	{"term", "Raft term.", gauge, func(s *ShardStatus) float64 { return float64(s.Term) }},
 	{"applied_index", "Last log index that is applied.", gauge, func(s *ShardStatus) float64 { return float64(s.Applied) }},

@@ -429,7 +429,7 @@ const closePatience = 20 * time.Second
 // Close hands leaderships over, for an election timeout at most, ends pending calls and closes the files. What is acknowledged is durable without it.
 //
 // It returns when nothing of the node runs any more, so that the same process may start it again: usually a few milliseconds after the last leadership
-// has gone. For a query, a pass of a machine, a flush or a write to the log that does not return, it waits 20 s; then it
+// has gone. For a query, an Audit, a pass of a machine, a flush or a write to the log that does not return, it waits 20 s; then it
 // returns all the same, an error in the log says so, and the files stay open: only another process can start on them. Compactions under way are waited for, 10 s at
 // most where the store has met damage.
 // A node that has stopped by itself, and one that was closed, has nothing to hand over.

@@ -393,6 +393,14 @@ func (s *survivors) members(out *RecoveryShard) error {
 		if last := out.best().Last; out.commit() > last {
 			return fmt.Errorf("others know entries up to %d to be committed, but this log, which has the latest term, ends at %d: one of the directories is not what its node has left", out.commit(), last)
 		}
+		for _, l := range out.Logs { // what is flushed was committed, and whoever has the latest term has it
+			flushed := s.byID[l.Node].stored[out.Shard]
+			for _, e := range best.entries(out.Shard) {
+				if Index(e.Index) == flushed.Applied && Term(e.Term) != flushed.Term {
+					return fmt.Errorf("entry %d has term %d here, and node %d has flushed it with term %d: one of the directories is not what its node has left", e.Index, e.Term, l.Node, flushed.Term)
+				}
+			}
+		}
 		members := core.Configuration{Voters: out.Voters}
 		if m := best.stored[out.Shard].Members; len(m.Voters) > 0 {
 			members = m
@@ -443,17 +451,13 @@ func (v *survivor) log(id ShardID) (SurvivorLog, error) {
 	return l, nil
 }
 
-// entries are those after the flush.
+// entries are those after the flush that a start would take up, and no others.
 func (v *survivor) entries(id ShardID) []wal.Entry {
 	w := v.shards[uint64(id)]
 	if w == nil {
 		return nil
 	}
-	i := slices.IndexFunc(w.Entries, func(e wal.Entry) bool { return Index(e.Index) > v.stored[id].Applied })
-	if i < 0 {
-		return nil
-	}
-	return w.Entries[i:]
+	return core.Continuing(v.stored[id].Applied, v.stored[id].Term, w.Entries)
 }
 
 // sign draws the token from all that was found and asked for.

@@ -14,7 +14,9 @@ import (
 	"time"
 
 	"github.com/decree-raft/decree/internal/core"
+	"github.com/decree-raft/decree/internal/datadir"
 	"github.com/decree-raft/decree/internal/testkit"
+	"github.com/decree-raft/decree/wal"
 )
 
 // A lostCaller counts up a key of its own in a session of its own, and knows where in the log that was acknowledged.
@@ -266,4 +268,102 @@ func recoverAtRandom(t *testing.T, r *rand.Rand) {
 		l.opened[id] = true
 	}
 	sameHashes(t, again, 1)
+}
+
+// A node lost power between the installation of a snapshot and the record of it. What its log has then is of a term before, contradicts the snapshot, and is dropped by a start: it is no part of the
+// best log either, and what the snapshot has is not lost to a log that is longer.
+//
+// Mutation with which it was seen to fail: Continuing takes what contradicts the state.
+func TestRecoverAfterAnInstallation(t *testing.T) {
+	c, err := StartCluster(ClusterConfig{Name: "lost", Nodes: 5, Dir: t.TempDir(), Shards: []ShardConfig{{ID: 1, Machine: counters{}}},
+		Configure: func(cfg *Config) { quick(cfg); cfg.DiskWatermark = -1 }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = c.Close() })
+	count := func(on NodeID, n int) {
+		t.Helper()
+		var last Index
+		for range n {
+			res, err := c.Client(1).Do(within(t), Request{Commands: [][]byte{[]byte("sum")}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			last = res.Index
+		}
+		eventually(t, "the replica has everything", func() bool {
+			st, err := c.Node(on).Shard(1).Status()
+			return err == nil && st.Applied >= last
+		})
+	}
+	lead := leaderOf(t, c, 1).ID()
+	behind, installed := lead%5+1, (lead+1)%5+1
+	count(behind, 4)
+	c.Kill(behind)
+	c.Kill(lead) // the next one leads in a later term
+	count(installed, 20)
+	snap, err := c.Node(installed).Shard(1).CutSnapshot(within(t), true) // which flushes
+	if err != nil {
+		t.Fatal(err)
+	}
+	for id := range NodeID(5) {
+		c.Kill(id + 1)
+	}
+
+	dirs := survivorsOf(c, installed, behind)
+	before, err := wal.Read(filepath.Join(dirs[1], datadir.WALDir))
+	if err != nil {
+		t.Fatal(err)
+	}
+	common := before.Shards[1].Entries[len(before.Shards[1].Entries)-1]
+	if common.Term >= uint64(snap.Term) || common.Index+10 > uint64(snap.Index) {
+		t.Fatalf("one node ends with entry %d of term %d, the other has flushed %d of term %d: that is not what this test is about", common.Index, common.Term, snap.Index, snap.Term)
+	}
+	for i, end := range []Index{snap.Index + 5, snap.Index + 10} { // what its leader could not commit any more
+		appendLog(t, dirs[i], func(was wal.HardState) wal.Record {
+			rec := wal.Record{Shard: 1, HardState: wal.HardState{Term: was.Term, Vote: was.Vote, Commit: common.Index}}
+			for index := common.Index + 1; index <= uint64(end); index++ {
+				rec.Entries = append(rec.Entries, wal.Entry{Index: index, Term: common.Term})
+			}
+			return rec
+		})
+	}
+	for _, survivors := range [][]string{dirs, dirs[:1]} {
+		target := t.TempDir()
+		o := RecoverOptions{Survivors: survivors, Backup: filepath.Join(t.TempDir(), "found"), Cluster: "rebuilt", Nodes: nodeDirs(target, 1)}
+		plan, err := Inspect(within(t), o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s := &plan.Shards[0]
+		if got := s.best(); s.Best != installed || got.Last != snap.Index || got.LastTerm != snap.Term {
+			t.Errorf("of %d survivors the best log is %+v, that of node %d ends with its snapshot at %d of term %d", len(survivors), got, installed, snap.Index, snap.Term)
+		}
+		o.Confirm = plan.Token
+		_, restored, err := Recover(within(t), o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		again, err := StartCluster(ClusterConfig{Name: restored.Cluster, Nodes: 1, Dir: target, Shards: []ShardConfig{{ID: 1, Machine: counters{}}}, Configure: quick})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = again.Close() })
+		answer, err := again.Client(1).Read(within(t), Linearizable, []byte("sum"))
+		if got := sum(t, answer, err); got != 24 {
+			t.Errorf("%d are there, 24 were acknowledged", got)
+		}
+	}
+}
+
+// appendLog adds a record to the log of shard 1 of a node that is stopped.
+func appendLog(t *testing.T, dir string, record func(wal.HardState) wal.Record) {
+	t.Helper()
+	log, recovered, err := wal.Open(wal.Options{Dir: filepath.Join(dir, datadir.WALDir)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(log.Append([]wal.Record{record(recovered.Shards[1].HardState)}), log.Close()); err != nil {
+		t.Fatal(err)
+	}
 }

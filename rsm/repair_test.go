@@ -4,47 +4,69 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
+	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
 
 	"github.com/decree-raft/decree/internal/core"
 	"github.com/decree-raft/decree/internal/transport"
 	"github.com/decree-raft/decree/snapshot"
 )
 
+// largeTables returns the tables of a node that damageTables damages.
+func largeTables(t *testing.T, dir string) (large []string) {
+	t.Helper()
+	tables, err := filepath.Glob(filepath.Join(dir, "state", "pebble", "*.sst"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range tables {
+		// In smaller ones the node would meet it where it looks when it starts, at each table's first block, and be refused.
+		if i, err := os.Stat(name); err == nil && i.Size() >= 16<<10 {
+			large = append(large, name)
+		}
+	}
+	return large
+}
+
 // damageTables flips two bytes of every large table of a node that is stopped: the state comes first in it, then the journal.
 func damageTables(t *testing.T, dir string) {
 	t.Helper()
-	tables, err := filepath.Glob(filepath.Join(dir, "state", "pebble", "*.sst"))
-	if err != nil || len(tables) == 0 {
-		t.Fatalf("no tables: %v", err)
+	tables := largeTables(t, dir)
+	if len(tables) == 0 {
+		t.Fatal("no table is large enough")
 	}
-	damaged := 0
 	for _, name := range tables {
 		b, err := os.ReadFile(name)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if len(b) < 16<<10 {
-			continue // where the node looks when it starts, as it does at each table's first block: it would be refused then
-		}
-		damaged++
 		b[len(b)/4] ^= 0x40
 		b[len(b)/2] ^= 0x40
 		if err := os.WriteFile(name, b, 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if damaged == 0 {
-		t.Fatal("no table is large enough")
+}
+
+// fillTables fills shard 1 on three nodes, and waits until what they have flushed can be damaged.
+func fillTables(t *testing.T, c *Cluster, dir string) {
+	t.Helper()
+	fill(t, c, 1, 0, 3000)
+	sameEverywhere(t, c, 1, 1, 2, 3)
+	for id := range 3 {
+		eventually(t, "there are tables", func() bool { return len(largeTables(t, filepath.Join(dir, fmt.Sprint("node", id+1)))) > 0 })
 	}
 }
 
@@ -57,8 +79,7 @@ func TestRepairOfDamage(t *testing.T) {
 func repairOfDamage(t *testing.T, noCompactions bool) {
 	dir := t.TempDir()
 	c := startCluster(t, dir, counters{}, small, func(cfg *Config) { cfg.noCompactions, cfg.KeepDamage = noCompactions, cfg.Node == 2 })
-	fill(t, c, 1, 0, 3000)
-	sameEverywhere(t, c, 1, 1, 2, 3)
+	fillTables(t, c, dir)
 	read := func(s *Shard) (stopped bool) {
 		for i := range 3000 {
 			res, err := s.ReadAt(within(t), Stale, 0, fmtKey(i))
@@ -200,8 +221,7 @@ func TestRepairWaitsForPeers(t *testing.T) {
 		cfg.noCompactions, cfg.repairPause = true, time.Millisecond
 		cfg.Logger = slog.New(counting{"could not be repaired", &failed})
 	})
-	fill(t, c, 1, 0, 3000)
-	sameEverywhere(t, c, 1, 1, 2, 3)
+	fillTables(t, c, dir)
 	for id := NodeID(1); id <= 3; id++ {
 		c.Kill(id)
 	}
@@ -248,8 +268,7 @@ func repairWithJournal(t *testing.T, alone bool) {
 		cfg.KeepJournal = !alone || cfg.Node == 1
 		cfg.Logger = slog.New(counting{"could not be repaired", &failed})
 	})
-	fill(t, c, 1, 0, 3000)
-	sameEverywhere(t, c, 1, 1, 2, 3)
+	fillTables(t, c, dir)
 	c.Kill(1)
 	damageTables(t, filepath.Join(dir, "node1"))
 	if err := c.Restart(1); err != nil {
@@ -285,8 +304,7 @@ func TestRepairPastAPeerThatHangs(t *testing.T) {
 	c := startCluster(t, dir, counters{}, small, keepJournal, func(cfg *Config) {
 		cfg.noCompactions, cfg.repairPause, cfg.peerPatience = true, time.Millisecond, 500*time.Millisecond
 	})
-	fill(t, c, 1, 0, 3000)
-	sameEverywhere(t, c, 1, 1, 2, 3)
+	fillTables(t, c, dir)
 	c.Kill(1)
 	damageTables(t, filepath.Join(dir, "node1"))
 	if err := onLeader(t, c, 1, func(s *Shard) error { // who leads is asked last
@@ -563,4 +581,134 @@ func TestPartialSnapshotsGo(t *testing.T) {
 	w := e.workerOf(1)
 	w.Flushed(1, info.Index+1000)
 	eventually(t, "it is gone", func() bool { return len(e.snaps.Partial()) == 0 })
+}
+
+// stoppedByDamage returns a cluster at rest, with the replica of shard 1 on node 1 out of service for damaged tables.
+func stoppedByDamage(t *testing.T, options ...option) (*Cluster, *Shard) {
+	t.Helper()
+	dir := t.TempDir()
+	c := startCluster(t, dir, counters{}, append(options, small, func(cfg *Config) { cfg.noCompactions, cfg.KeepDamage = true, true })...)
+	fill(t, c, 1, 0, 3000)
+	sameEverywhere(t, c, 1, 1, 2, 3)
+	c.Kill(1)
+	damageTables(t, filepath.Join(dir, "node1"))
+	if err := c.Restart(1); err != nil {
+		t.Fatal(err)
+	}
+	s := c.Node(1).Shard(1)
+	eventually(t, "the damage is found", func() bool {
+		for i := range 3000 {
+			_, _ = s.ReadAt(within(t), Stale, 0, fmtKey(i))
+			if st, err := s.Status(); err == nil && st.Err != nil {
+				return true
+			}
+		}
+		return false
+	})
+	return c, s
+}
+
+// A disk cannot write the tables that a repair installs. The kernel may show them as if it had, so that the next attempt would find them here, whole: they are fetched anew.
+//
+// Mutations with which it was seen to fail, one by one: the snapshot stays after an installation whose tables could not be synced; link does not say so.
+func TestRepairAfterAFailedSync(t *testing.T) {
+	var fails, failed, fetched atomic.Bool
+	c, s := stoppedByDamage(t, func(cfg *Config) {
+		if cfg.Node != 1 {
+			return
+		}
+		cfg.wrapFS = func(fs vfs.FS) vfs.FS {
+			return errorfs.Wrap(fs, errorfs.InjectorFunc(func(op errorfs.Op) error {
+				switch {
+				case op.Kind == errorfs.OpFileSync && strings.Contains(op.Path, "/ingest/") && fails.CompareAndSwap(true, false):
+					failed.Store(true)
+					return syscall.EIO
+				case op.Kind == errorfs.OpFileWriteAt && strings.Contains(op.Path, ".part/") && failed.Load():
+					fetched.Store(true)
+				}
+				return nil
+			}))
+		}
+	})
+	fails.Store(true)
+	if err := s.Repair(within(t)); !errors.Is(err, syscall.EIO) {
+		t.Fatalf("the disk fails: %v", err)
+	}
+	if err := s.Repair(within(t)); err != nil {
+		t.Fatal(err)
+	}
+	if !fetched.Load() {
+		t.Error("what the disk could not write was installed without being fetched again")
+	}
+	fill(t, c, 1, 5000, 100)
+	sameEverywhere(t, c, 1, 1, 2, 3)
+}
+
+// A replica that is repaired was wrong, perhaps, and so are the snapshots that it has cut: none is left, whoever reads from it. Nor is one handed out that says something
+// else of the state than the state store, though it is of the same index: power may have gone before it was removed.
+//
+// Mutations with which it was seen to fail, one by one: snapshots of a repaired state are removed as others are; they are not discarded while they are read; cut looks at the index alone.
+func TestRepairRemovesSnapshots(t *testing.T) {
+	c, s := stoppedByDamage(t)
+	if _, err := c.Node(2).Shard(1).CutSnapshot(within(t), true); err != nil {
+		t.Fatal(err)
+	}
+	e := c.Node(1).engine
+	src, err := e.snaps.Source(wrongSnapshots(t, c.Node(2).engine, e, 1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer src.Close()
+	if err := s.Repair(within(t)); err != nil {
+		t.Fatal(err)
+	}
+	left := c.Node(1).Snapshots()
+	if len(left) != 1 || left[0].Hash < wrongHashes {
+		t.Fatalf("the snapshots after the repair are %+v", left)
+	}
+	wrongSnapshots(t, e, e, uint64(left[0].Index))
+	got, err := e.cut(within(t), &core.CutDone{Shard: 1, Progress: func(int64) {}, Hurry: func() bool { return true }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got.Manifest.Hash < wrongHashes {
+		t.Errorf("cut, and that is handed out: %+v", got.Manifest.Info)
+	}
+}
+
+// wrongHashes are no hashes of a state, and so many that a wrong snapshot comes before the right one nearly always.
+const wrongHashes = 5
+
+// wrongSnapshots gives a node snapshots of shard 1 that say of another's state that it is of this index, and has these hashes. Peers have just read from them. It returns one.
+func wrongSnapshots(t *testing.T, from, to *engine, index uint64) (id snapshot.ID) {
+	t.Helper()
+	all := from.snaps.List()
+	right := all[slices.IndexFunc(all, func(s *snapshot.Snapshot) bool { return s.Manifest.Shard == 1 })]
+	src, err := from.snaps.Source(right.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer src.Close()
+	for hash := range uint64(wrongHashes) {
+		m := *right.Manifest
+		m.Index, m.Hash = index, hash
+		manifest, _, err := m.Encode()
+		if err != nil {
+			t.Fatal(err)
+		}
+		s, err := to.snaps.Receive(within(t), manifest, renamed{src}, snapshot.ReceiveOptions{Cluster: m.Cluster, Shard: m.Shard})
+		if err != nil {
+			t.Fatal(err)
+		}
+		id = s.ID
+		to.reads.note(id)
+	}
+	return id
+}
+
+// renamed serves a snapshot under any name.
+type renamed struct{ *snapshot.Source }
+
+func (r renamed) Fetch(ctx context.Context, _ snapshot.ID, file, chunk int) ([]byte, error) {
+	return r.Source.Fetch(ctx, r.Snapshot().ID, file, chunk)
 }

@@ -441,16 +441,23 @@ func (s *Shard) Status() (ShardStatus, error) { return s.StatusContext(context.B
 // StatusContext is Status for who does not wait for ever, as a pass may not return.
 func (s *Shard) StatusContext(ctx context.Context) (ShardStatus, error) {
 	var st ShardStatus
-	err := s.node.engine.call(ctx, s.id, func(w *core.Worker) { st, _ = w.Status(s.id) })
-	return st, err
+	if err := s.node.engine.call(ctx, s.id, func(w *core.Worker) { st, _ = w.Status(s.id) }); err != nil {
+		return ShardStatus{}, err // the worker may be writing to st
+	}
+	return st, nil
 }
 
 // Audit runs f on the state at the replica's applied index, and returns that index and the state's
-// hash: two replicas with the same index must have the same hash. f may run long; it must not keep the view.
+// hash: two replicas with the same index must have the same hash. f may run long, and a node that closes waits for it as for a query; it must not keep the view.
 func (s *Shard) Audit(f func(View) error) (at Index, hash uint64, err error) {
 	var v *state.Version
 	ok := false
-	if err := s.node.engine.call(context.Background(), s.id, func(w *core.Worker) { v, at, hash, ok = w.Version(s.id) }); err != nil {
+	bg := &s.node.engine.bg
+	if err := s.node.engine.call(context.Background(), s.id, func(w *core.Worker) {
+		if v, at, hash, ok = w.Version(s.id); ok {
+			bg.Add(1) // on the worker's goroutine, for which the engine waits first
+		}
+	}); err != nil {
 		return 0, 0, err
 	}
 	if !ok {
@@ -459,6 +466,7 @@ func (s *Shard) Audit(f func(View) error) (at Index, hash uint64, err error) {
 		}
 		return 0, 0, errClosed
 	}
+	defer bg.Done()
 	defer v.Close()
 	return at, hash, f(v)
 }
@@ -480,7 +488,8 @@ func (s *Shard) WaitReady(ctx context.Context) error {
 // TransferLeadership hands leadership to another voter, and returns when this replica does not lead any more. Calls that come meanwhile wait. Leader only.
 //
 // ErrNotProposed: this replica goes on leading, or did not lead, or to is no other voter; with CodeTransfer the other one has not taken over within two
-// election timeouts. ErrUnknown: the transfer has begun, and ctx ended (CodeCancelled) or the node stopped (CodeClosed) before it was over.
+// election timeouts, and the transfer was given up. ErrUnknown: the transfer has begun, and ctx ended (CodeCancelled) or the node stopped (CodeClosed) before it was over, or it was
+// not over after that time (CodeTransfer), as on a disk that is slow.
 func (s *Shard) TransferLeadership(ctx context.Context, to NodeID) error {
 	var err error
 	if e := s.node.engine.call(ctx, s.id, func(w *core.Worker) { err = w.Transfer(s.id, to) }); e != nil {
@@ -492,7 +501,7 @@ func (s *Shard) TransferLeadership(ctx context.Context, to NodeID) error {
 	deadline := time.Now().Add(2 * s.node.cfg.ElectionTimeout)
 	for s.Leader() == s.node.cfg.Node {
 		if time.Now().After(deadline) {
-			return &Error{Kind: ErrNotProposed, Code: core.CodeTransfer, Message: "the other replica did not take over in time; this one goes on leading"}
+			return s.cancelTransfer(ctx, to)
 		}
 		select {
 		case <-ctx.Done():
@@ -503,6 +512,21 @@ func (s *Shard) TransferLeadership(ctx context.Context, to NodeID) error {
 		}
 	}
 	return nil
+}
+
+// cancelTransfer ends a transfer that takes too long, and returns what became of it.
+func (s *Shard) cancelTransfer(ctx context.Context, to NodeID) error {
+	over := false
+	err := s.node.engine.call(ctx, s.id, func(w *core.Worker) { over = w.CancelTransfer(s.id, to) })
+	switch e, _ := core.Verdict(err); {
+	case e != nil:
+		return &Error{Kind: ErrUnknown, Code: e.Code, Message: "the transfer has begun, and may succeed", Cause: err}
+	case !over:
+		return &Error{Kind: ErrUnknown, Code: core.CodeTransfer, Message: "the other replica did not take over in time; it still may"}
+	case s.Leader() != s.node.cfg.Node:
+		return nil
+	}
+	return &Error{Kind: ErrNotProposed, Code: core.CodeTransfer, Message: "the other replica did not take over in time; this one goes on leading"}
 }
 
 // hasOthers reports whether there is anybody to hand leadership to.

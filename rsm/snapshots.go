@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/decree-raft/decree/internal/core"
+	"github.com/decree-raft/decree/internal/state"
 	"github.com/decree-raft/decree/snapshot"
 )
 
@@ -55,19 +56,19 @@ func (e *engine) cut(ctx context.Context, d *core.CutDone) (*snapshot.Snapshot, 
 		return nil, err
 	}
 	defer c.Close()
-	for _, s := range e.snaps.List() {
-		if s.Manifest.Shard == c.Shard() && s.Manifest.Index == c.Index() {
-			return s, nil
-		}
-	}
 	info, err := core.SnapshotInfo(e.cluster, c.Meta())
 	if err != nil {
 		return nil, err
 	}
+	for _, s := range e.snaps.List() { // a repair may have replaced another state of the same index
+		if s.Manifest.Shard == c.Shard() && s.Manifest.Index == c.Index() && s.Manifest.Hash == info.Hash {
+			return s, nil
+		}
+	}
 	o := snapshot.CutOptions{Info: info, BytesPerSecond: e.rate, Rest: e.rests(d.Hurry), Progress: func(p snapshot.Progress) { d.Progress(p.Bytes) }}
 	s, err := e.snaps.Cut(ctx, c, o)
 	if err == nil {
-		e.removeOlder(s)
+		e.removeOlder(s, false)
 	}
 	return s, err
 }
@@ -93,10 +94,14 @@ func (e *engine) rests(hurry func() bool) func(worked time.Duration) time.Durati
 	}
 }
 
-// removeOlder removes a shard's snapshots but for the one given. What is being read stays until the next time.
-func (e *engine) removeOlder(than *snapshot.Snapshot) {
+// removeOlder removes a shard's snapshots but for the one given. What is being read stays until the next time, unless it must not be used: then who reads it asks elsewhere.
+func (e *engine) removeOlder(than *snapshot.Snapshot, mustGo bool) {
 	for _, s := range e.snaps.List() {
-		if s.Manifest.Shard == than.Manifest.Shard && s.ID != than.ID && s.Manifest.Index <= than.Manifest.Index && !e.reads.recent(s.ID) {
+		switch {
+		case s.Manifest.Shard != than.Manifest.Shard || s.ID == than.ID || s.Manifest.Index > than.Manifest.Index:
+		case mustGo:
+			e.discard(s.ID)
+		case !e.reads.recent(s.ID):
 			if err := e.snaps.Remove(s.ID); err != nil && !errors.Is(err, snapshot.ErrBusy) {
 				e.logger.Warn("an old snapshot could not be removed", "dir", s.Dir, "reason", err)
 			}
@@ -104,18 +109,21 @@ func (e *engine) removeOlder(than *snapshot.Snapshot) {
 	}
 }
 
-// removePartials removes what was fetched in vain: of snapshots that this replica does not need any more, since it has flushed as much itself.
-func (e *engine) removePartials(shard ShardID, flushed Index) {
-	for _, of := range e.snaps.Partial() { // any order: one of the shard's is enough
-		if of == uint64(shard) {
-			e.background(func(context.Context) {
-				if err := e.snaps.RemovePartials(uint64(shard), uint64(flushed)); err != nil {
-					e.logger.Warn("what was fetched of a snapshot could not be removed", "shard", uint64(shard), "reason", err)
-				}
-			})
-			return
-		}
+// discard removes a snapshot that must not be used any more.
+func (e *engine) discard(id snapshot.ID) {
+	if err := e.snaps.Discard(id); err != nil && !errors.Is(err, snapshot.ErrNotFound) {
+		e.logger.Warn("a snapshot that must not be used could not be removed", "reason", err)
 	}
+}
+
+// removePartials removes what was fetched in vain: of snapshots that this replica does not need any more, since it has flushed as much itself. It is called on a worker's
+// goroutine, which must not wait even to learn whether there is any: the directory may be in the middle of something that the disk does not end.
+func (e *engine) removePartials(shard ShardID, flushed Index) {
+	e.background(func(context.Context) {
+		if err := e.snaps.RemovePartials(uint64(shard), uint64(flushed)); err != nil {
+			e.logger.Warn("what was fetched of a snapshot could not be removed", "shard", uint64(shard), "reason", err)
+		}
+	})
 }
 
 // recentReads are the snapshots that peers fetch from: a newer one must not take them away under their hands.
@@ -171,7 +179,7 @@ func (e *engine) serveCut(ctx context.Context, request []byte) ([]byte, error) {
 	if s == nil {
 		return nil, fmt.Errorf("node %d hosts no shard %d", e.node, shard)
 	}
-	return s.cut(ctx, func(w *core.Worker, f func([]byte, error)) { w.CutAtLeast(s.id, Index(least), f) })
+	return s.cut(ctx, func(w *core.Worker, f func([]byte, error)) { w.CutAtLeast(ctx, s.id, Index(least), f) })
 }
 
 func (e *engine) serveJournal(ctx context.Context, request []byte) ([]byte, error) {
@@ -321,8 +329,11 @@ func (p *peerSource) Fetch(ctx context.Context, id snapshot.ID, file, chunk int)
 func (w *worker) Install(d *core.InstallDone) {
 	w.e.background(func(ctx context.Context) {
 		d.Err = d.Job.Run(ctx)
-		if d.Err == nil {
-			w.e.removeOlder(d.Snapshot)
+		switch {
+		case d.Err == nil:
+			w.e.removeOlder(d.Snapshot, d.Repair)
+		case errors.Is(d.Err, state.ErrNotSynced):
+			w.e.discard(d.Snapshot.ID) // a repair would find it here, and believe it
 		}
 		w.post(func(in *core.Input) { in.Installed = append(in.Installed, d) })
 	})
@@ -360,7 +371,7 @@ func snapshotInfo(s *snapshot.Snapshot) SnapshotInfo {
 // CutSnapshot writes a snapshot of the shard, while the shard goes on: as of its last flush, or, if fresh, as of what is applied when it is
 // called. It stays until the next one of the shard. CodeNotReached: there is nothing to write yet.
 func (s *Shard) CutSnapshot(ctx context.Context, fresh bool) (SnapshotInfo, error) {
-	manifest, err := s.cut(ctx, func(w *core.Worker, f func([]byte, error)) { w.Cut(s.id, fresh, f) })
+	manifest, err := s.cut(ctx, func(w *core.Worker, f func([]byte, error)) { w.Cut(ctx, s.id, fresh, f) })
 	if err != nil {
 		return SnapshotInfo{}, err
 	}

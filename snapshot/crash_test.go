@@ -14,7 +14,7 @@ import (
 )
 
 // recovered opens an image and says how many snapshots it has, all of which must be whole. Nothing half done may stay behind.
-func recovered(t *testing.T, image *vfs.MemFS, path string) (d *Dir, complete int) {
+func recovered(t *testing.T, image vfs.FS, path string) (d *Dir, complete int) {
 	t.Helper()
 	d = openDir(t, image, path)
 	for _, s := range d.List() {

@@ -126,34 +126,35 @@ func (d *Dir) open() error {
 		}
 		switch {
 		case strings.HasSuffix(name, suffixCut), strings.HasSuffix(name, suffixDelete):
-			err = d.removeLeftover(name)
+			d.removeLeftover(name)
 		case strings.HasSuffix(name, suffixPart):
-			err = d.adoptPartial(name)
+			d.adoptPartial(name)
 		default:
 			d.adopt(name)
-		}
-		if err != nil {
-			return err
 		}
 	}
 	return nil
 }
 
-func (d *Dir) removeLeftover(name string) error {
+// removeLeftover must not keep the directory from being opened: a node does not start without it.
+func (d *Dir) removeLeftover(name string) {
 	d.log.Info("snapshot: a leftover is removed", "dir", d.path(name))
-	return d.fs.RemoveAll(d.path(name))
+	if err := d.fs.RemoveAll(d.path(name)); err != nil {
+		d.log.Warn("snapshot: a leftover could not be removed, and takes space", "dir", d.path(name), "err", err)
+	}
 }
 
-func (d *Dir) adoptPartial(name string) error {
+// adoptPartial takes up what is to be gone on with. What cannot be is fetched anew.
+func (d *Dir) adoptPartial(name string) {
 	m, id, err := readManifest(d.fs, d.path(name))
-	switch {
-	case err == nil && nameOf(m, id)+suffixPart == name:
+	if err == nil && nameOf(m, id)+suffixPart == name {
 		d.partial[id] = partial{m.Shard, m.Index, d.path(name)}
-		return nil
-	case err == nil, errors.Is(err, ErrCorrupt), errors.Is(err, ErrTooLarge), errors.Is(err, ErrNewerFormat), errors.Is(err, fs.ErrNotExist):
-		return d.removeLeftover(name)
+		return
 	}
-	return err
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		d.log.Warn("snapshot: what was received cannot be gone on with", "dir", d.path(name), "err", err)
+	}
+	d.removeLeftover(name)
 }
 
 // adopt takes up a complete snapshot. One that is damaged was complete once: it is not a leftover, and an operator may want to see it.
@@ -199,26 +200,34 @@ func (d *Dir) Partial() map[ID]uint64 {
 }
 
 // Remove removes a complete snapshot. ErrBusy: a source reads from it. A crash leaves it there, or a leftover for Open.
-func (d *Dir) Remove(id ID) error {
+func (d *Dir) Remove(id ID) error { return d.removeComplete(id, false) }
+
+// Discard is Remove for one that must not be used any more, whoever reads from it: they find it gone.
+func (d *Dir) Discard(id ID) error { return d.removeComplete(id, true) }
+
+func (d *Dir) removeComplete(id ID, whoeverReads bool) error {
+	gone, err := d.hideComplete(id, whoeverReads)
+	if err == nil {
+		d.empty(gone)
+	}
+	return err
+}
+
+// hideComplete does under the lock what decides: who publishes the same snapshot meanwhile must not find its own directory taken away.
+func (d *Dir) hideComplete(id ID, whoeverReads bool) (gone string, err error) {
 	d.mu.Lock()
+	defer d.mu.Unlock()
 	s := d.complete[id]
 	switch {
 	case s == nil:
-		d.mu.Unlock()
-		return fmt.Errorf("%w: %s", ErrNotFound, id.Short())
-	case d.refs[id] > 0:
-		d.mu.Unlock()
-		return fmt.Errorf("%w: %s is being read by %d", ErrBusy, id.Short(), d.refs[id])
+		return "", fmt.Errorf("%w: %s", ErrNotFound, id.Short())
+	case d.refs[id] > 0 && !whoeverReads:
+		return "", fmt.Errorf("%w: %s is being read by %d", ErrBusy, id.Short(), d.refs[id])
 	}
-	delete(d.complete, id)
-	d.mu.Unlock()
-	if err := d.remove(s.Dir); err != nil {
-		d.mu.Lock()
-		d.complete[id] = s
-		d.mu.Unlock()
-		return err
+	if gone, err = d.hide(s.Dir); err == nil {
+		delete(d.complete, id)
 	}
-	return nil
+	return gone, err
 }
 
 // RemovePartial removes what was received of a snapshot that will not be gone on with. ErrBusy: it is being received.
@@ -271,14 +280,26 @@ func (d *Dir) dropPartial(id ID, p partial) error {
 
 // remove gives the directory a name by which it is nothing but a leftover, and empties it then: what is half gone must not look whole.
 func (d *Dir) remove(dir string) error {
-	gone := dir + suffixDelete
-	if err := d.rename(dir, gone); err != nil {
-		return fmt.Errorf("snapshot: remove: %w", err)
+	gone, err := d.hide(dir)
+	if err == nil {
+		d.empty(gone)
 	}
+	return err
+}
+
+// hide gives the directory the name of a leftover. One that somebody else has removed is gone already.
+func (d *Dir) hide(dir string) (gone string, err error) {
+	gone = dir + suffixDelete
+	if err := d.rename(dir, gone); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return "", fmt.Errorf("snapshot: remove: %w", err)
+	}
+	return gone, nil
+}
+
+func (d *Dir) empty(gone string) {
 	if err := d.fs.RemoveAll(gone); err != nil {
 		d.log.Warn("snapshot: what was removed still takes space, until the next start", "dir", gone, "err", err)
 	}
-	return nil
 }
 
 // rename gives a directory of ours another name, durably, or leaves it under the old one.

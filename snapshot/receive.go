@@ -32,7 +32,7 @@ type ReceiveOptions struct {
 const chunkAttempts = 3
 
 // Receive fetches a snapshot and returns when it is complete and durable. What is there already, of an earlier call or from before a
-// restart, is checked and not fetched again. After an error what has arrived stays, until Receive is called for the same
+// restart, is checked and not fetched again. After an error what has arrived stays, but for a file that the disk could not write or read, until Receive is called for the same
 // manifest, or for another of the shard, or RemovePartial. ErrBusy: the shard has a Receive under way.
 //
 // The manifest comes from a peer and is believed only so far: ErrForeign, ErrStale, ErrTooLarge, ErrNoSpace, ErrNewerFormat and ErrCorrupt
@@ -140,7 +140,13 @@ func (r *receiver) begin(manifest []byte) error {
 	_, known := r.d.partial[r.id]
 	r.d.mu.Unlock()
 	if known {
-		return nil
+		// Somebody may have made room meanwhile.
+		if _, err := r.d.fs.Stat(r.d.fs.PathJoin(r.dir, manifestName)); !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	if err := makeDir(r.d.fs, r.d.o.Path); err != nil {
+		return err
 	}
 	// Another program may have left something under the name.
 	if err := r.d.fs.RemoveAll(r.dir); err != nil {
@@ -207,11 +213,18 @@ func (r *receiver) file(ctx context.Context, i int) (err error) {
 		}
 	}
 	if got := [sha256.Size]byte(whole.Sum(nil)); got != file.SHA256 {
-		// Somebody has made up chunks to fit their checksums, or the manifest. The next call begins the file anew.
-		return errors.Join(r.d.fs.Remove(path), &DamageError{File: path, Offset: -1, Reason: fmt.Sprintf("its SHA-256 is %x, the manifest says %x, although it agrees with every chunk", got, file.SHA256)})
+		// Somebody has made up chunks to fit their checksums, or the manifest.
+		return r.anew(path, &DamageError{File: path, Offset: -1, Reason: fmt.Sprintf("its SHA-256 is %x, the manifest says %x, although it agrees with every chunk", got, file.SHA256)})
 	}
-	return f.Sync()
+	if err := f.Sync(); err != nil {
+		return r.anew(path, err)
+	}
+	return nil
 }
+
+// anew has the next call begin a file anew. After an error of the disk that has to be another file: of this one the kernel may show what it could not write,
+// and call it written; and what it cannot read, it cannot read again.
+func (r *receiver) anew(path string, err error) error { return errors.Join(err, r.d.fs.Remove(path)) }
 
 // size is how long the file is already; nothing, if it is not there. One that is too long was not written by us, or the disk has lost its mind.
 func (r *receiver) size(path string, limit int64) (int64, error) {
@@ -243,7 +256,7 @@ func (r *receiver) chunk(ctx context.Context, f vfs.File, path string, i, c int,
 			return nil
 		}
 		if !errors.Is(err, ErrCorrupt) {
-			return err
+			return r.anew(path, err)
 		}
 	}
 	if err := r.limit.wait(ctx, n); err != nil {
@@ -255,12 +268,12 @@ func (r *receiver) chunk(ctx context.Context, f vfs.File, path string, i, c int,
 	}
 	whole.Write(data) // before WriteAt, which may change it
 	if _, err := f.WriteAt(data, offset); err != nil {
-		return err
+		return r.anew(path, err)
 	}
 	// What was fetched is not fetched again after a crash, and no sync takes long.
 	if r.fetched/fetchedSyncEvery != (r.fetched+int64(n))/fetchedSyncEvery {
 		if err := f.SyncData(); err != nil {
-			return err
+			return r.anew(path, err)
 		}
 	}
 	r.bytes += int64(n)

@@ -7,10 +7,12 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
+	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
 
 	"github.com/decree-raft/decree/internal/testkit"
 )
@@ -23,13 +25,15 @@ type sender struct {
 	src *Source
 }
 
-func newSender(t testing.TB, r *rand.Rand) *sender {
+func newSender(t testing.TB, r *rand.Rand) *sender { t.Helper(); return newSenderOf(t, r, 200, small) }
+
+func newSenderOf(t testing.TB, r *rand.Rand, keys int, o CutOptions) *sender {
 	t.Helper()
 	fs := vfs.NewMem()
 	w := newWorld(t, fs, "/s")
-	w.fill(r, 3, 200, 1000)
+	w.fill(r, 3, keys, 1000)
 	x := &sender{fs: fs, d: openDir(t, fs, "/cuts")}
-	x.s = w.cut(x.d, small)
+	x.s = w.cut(x.d, o)
 	x.src = source(t, x.d, x.s.ID)
 	if len(x.s.Manifest.Files) < 3 || len(x.s.Manifest.Files[0].Chunks) < 3 {
 		t.Fatal("too small")
@@ -125,6 +129,86 @@ func TestResumeOfDamage(t *testing.T) {
 		if _, err := Verify(t.Context(), fs, got.Dir); err != nil {
 			t.Error(err)
 		}
+	}
+}
+
+// forgetfulFS is a disk that fails once, when a file is written or synced for the n-th time. As Linux does, it takes what it could not write for written: to
+// sync that file succeeds from then on, and does nothing.
+type forgetfulFS struct {
+	vfs.FS
+	n    int
+	lost map[string]bool // by name
+}
+
+func (f *forgetfulFS) OpenReadWrite(name string, c vfs.DiskWriteCategory, opts ...vfs.OpenOption) (vfs.File, error) {
+	if _, err := f.Stat(name); err != nil {
+		delete(f.lost, name) // another file
+	}
+	file, err := f.FS.OpenReadWrite(name, c, opts...)
+	return &forgetfulFile{file, f, name}, err
+}
+
+type forgetfulFile struct {
+	vfs.File
+	fs   *forgetfulFS
+	name string
+}
+
+func (f *forgetfulFile) do(op func() error) error {
+	if f.fs.n--; f.fs.n == 0 {
+		f.fs.lost[f.name] = true
+		return errorfs.ErrInjected
+	}
+	return op()
+}
+
+func (f *forgetfulFile) WriteAt(p []byte, at int64) (n int, err error) {
+	err = f.do(func() error { n, err = f.File.WriteAt(p, at); return err })
+	return n, err
+}
+
+func (f *forgetfulFile) sync(op func() error) error {
+	return f.do(func() error {
+		if f.fs.lost[f.name] {
+			return nil
+		}
+		return op()
+	})
+}
+
+func (f *forgetfulFile) Sync() error     { return f.sync(f.File.Sync) }
+func (f *forgetfulFile) SyncData() error { return f.sync(f.File.SyncData) }
+
+// What a disk could not write is not believed to be there because the kernel still shows it: a snapshot that was received after all survives a loss of power.
+//
+// Mutations with which it was seen to fail, one by one: the file stays after WriteAt, SyncData, Sync has failed.
+func TestReceiveAfterAFailedSync(t *testing.T) {
+	x := newSenderOf(t, testkit.Random(t), 2500, CutOptions{TableBytes: 512 << 10, ChunkBytes: 64 << 10})
+	if x.s.Manifest.Bytes() < 2*fetchedSyncEvery {
+		t.Fatal("too small")
+	}
+	failed := 0
+	for n := 1; ; n++ {
+		mem := vfs.NewCrashableMem()
+		fs := &forgetfulFS{FS: mem, n: n, lost: map[string]bool{}}
+		d := openDir(t, fs, "/in")
+		_, err := d.Receive(t.Context(), encoded(t, x.s), x.src, accepted())
+		if err == nil {
+			break
+		}
+		failed++
+		if !errors.Is(err, errorfs.ErrInjected) {
+			t.Fatal(err)
+		}
+		if _, err := d.Receive(t.Context(), encoded(t, x.s), x.src, accepted()); err != nil {
+			t.Fatal(err)
+		}
+		if _, complete := recovered(t, mem.CrashClone(vfs.CrashCloneCfg{}), "/in"); complete != 1 {
+			t.Errorf("failure %d: there are %d snapshots after a loss of power", n, complete)
+		}
+	}
+	if failed < 20 {
+		t.Errorf("only %d failures", failed)
 	}
 }
 
@@ -405,5 +489,92 @@ func TestSummer(t *testing.T) {
 		if err := checkFile(t.Context(), fs, "/f", &m, 0, make([]byte, MinChunkBytes)); err != nil {
 			t.Error(err)
 		}
+	}
+}
+
+// A disk that cannot read, or remove, what may be thrown away keeps no node from starting, and no snapshot from being received: what was received is fetched anew where it cannot be read.
+//
+// Mutations with which it was seen to fail, one by one: adoptPartial leaves a directory whose manifest cannot be read; an error of it, or of removeLeftover, is one of Open; a chunk that cannot
+// be read is an error for good; a cut writes into a leftover of its name.
+func TestUnreadableLeftovers(t *testing.T) {
+	r := testkit.Random(t)
+	x := newSender(t, r)
+	lost := errors.New("connection lost")
+	begun := func(chunks int) *vfs.MemFS {
+		fs := vfs.NewMem()
+		from := fetchFunc(func(ctx context.Context, id ID, file, chunk int) ([]byte, error) {
+			if chunks--; chunks < 0 {
+				return nil, lost
+			}
+			return x.src.Fetch(ctx, id, file, chunk)
+		})
+		if _, err := openDir(t, fs, "/in").Receive(t.Context(), encoded(t, x.s), from, accepted()); !errors.Is(err, lost) {
+			t.Fatal(err)
+		}
+		return fs
+	}
+	part := "/in/" + nameOf(x.s.Manifest, x.s.ID) + suffixPart
+
+	mem := begun(3)
+	fs := errorfs.Wrap(mem, errorfs.InjectorFunc(func(op errorfs.Op) error {
+		if op.Path == part+"/"+manifestName && op.Kind == errorfs.OpFileRead {
+			return syscall.EIO
+		}
+		return nil
+	}))
+	d := openDir(t, fs, "/in")
+	if names := namesT(t, mem, "/in"); names != "" || len(d.Partial()) > 0 {
+		t.Errorf("what cannot be gone on with is still there: %s, %v", names, d.Partial())
+	}
+
+	mem = begun(3)
+	w := newWorld(t, mem, "/s")
+	w.fill(r, 2, 100, 500)
+	cut := fmt.Sprintf("/in/%s%016x-%016x-1%s", namePrefix, testShard, w.index, suffixCut)
+	if err := mem.MkdirAll(cut, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	writeT(t, mem, cut+"/"+fileName(1000), []byte("left"))
+	writeT(t, mem, part+"/"+manifestName, nil)
+	keeps := true
+	fs = errorfs.Wrap(mem, errorfs.InjectorFunc(func(op errorfs.Op) error {
+		if keeps && op.Kind == errorfs.OpRemoveAll {
+			return syscall.EIO
+		}
+		return nil
+	}))
+	d = openDir(t, fs, "/in")
+	if names := strings.Fields(namesT(t, mem, "/in")); len(names) != 2 {
+		t.Fatalf("not what this test is about: %v", names)
+	}
+	keeps = false
+	if s := w.cut(d, small); s.Manifest.Index != w.index {
+		t.Errorf("the cut is %s", s.Dir)
+	}
+	if _, complete := recovered(t, mem, "/in"); complete != 1 {
+		t.Errorf("%d are complete", complete)
+	}
+
+	mem = begun(3)
+	gone := false
+	fs = errorfs.Wrap(mem, errorfs.InjectorFunc(func(op errorfs.Op) error {
+		switch {
+		case op.Path != part+"/"+fileName(0) || gone:
+		case op.Kind == errorfs.OpRemove:
+			gone = true
+		case op.Kind == errorfs.OpFileReadAt && op.Offset == MinChunkBytes:
+			return syscall.EIO
+		}
+		return nil
+	}))
+	d = openDir(t, fs, "/in")
+	if _, err := d.Receive(t.Context(), encoded(t, x.s), x.src, accepted()); !errors.Is(err, syscall.EIO) || !gone {
+		t.Errorf("a chunk that cannot be read: %v, the file is removed: %v", err, gone)
+	}
+	if _, err := d.Receive(t.Context(), encoded(t, x.s), x.src, accepted()); err != nil {
+		t.Error(err)
+	}
+	if _, complete := recovered(t, mem, "/in"); complete != 1 {
+		t.Errorf("%d are complete", complete)
 	}
 }

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"os"
+	"path/filepath"
 	"runtime"
 	"strings"
 	"sync"
@@ -152,6 +154,110 @@ func TestCutWhileWriting(t *testing.T) {
 	}
 	close(stop)
 	cutters.Wait()
+}
+
+// Somebody makes room on a running node with rm -r, and snapshots go on all the same: what has vanished is neither on offer nor in the way.
+//
+// Mutations with which it was seen to fail, one by one: what cannot be renamed because it is not there is an error of hide; begin does not look whether the directory is there; it
+// does not make that of all snapshots; Discard waits for who reads.
+func TestVanishedDirectories(t *testing.T) {
+	x := newSender(t, testkit.Random(t))
+	lost := errors.New("connection lost")
+	brokenOff := fetchFunc(func(context.Context, ID, int, int) ([]byte, error) { return nil, lost })
+	m := *x.s.Manifest
+	m.Index--
+	other, _, err := m.Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, vanished := range []string{"", nameOf(x.s.Manifest, x.s.ID) + suffixPart} {
+		for name, next := range map[string][]byte{"the same": encoded(t, x.s), "another": other} {
+			fs, in := vfs.Default, filepath.Join(t.TempDir(), "in") // which, unlike one in memory, knows how much room a directory has
+			d := openDir(t, fs, in)
+			if _, err := d.Receive(t.Context(), encoded(t, x.s), brokenOff, accepted()); !errors.Is(err, lost) {
+				t.Fatal(err)
+			}
+			if err := fs.RemoveAll(filepath.Join(in, vanished)); err != nil {
+				t.Fatal(err)
+			}
+			// Of another one there is nobody who has it, so it comes as far as the first chunk.
+			if _, err := d.Receive(t.Context(), next, brokenOff, accepted()); !errors.Is(err, lost) {
+				t.Errorf("without %q, %s: %v", vanished, name, err)
+			}
+			if _, err := d.Receive(t.Context(), encoded(t, x.s), x.src, accepted()); err != nil {
+				t.Errorf("without %q, after %s: %v", vanished, name, err)
+			}
+			recovered(t, fs, in)
+		}
+	}
+
+	fs := vfs.NewMem()
+	d := openDir(t, fs, "/in")
+	s, err := d.Receive(t.Context(), encoded(t, x.s), x.src, accepted())
+	if err != nil {
+		t.Fatal(err)
+	}
+	src := source(t, d, s.ID)
+	if err := fs.RemoveAll(s.Dir); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := src.Fetch(t.Context(), s.ID, 0, 0); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("fetched from what is not there: %v", err)
+	}
+	if err := d.Remove(s.ID); !errors.Is(err, ErrBusy) {
+		t.Errorf("removed while it is read: %v", err)
+	}
+	if err := d.Discard(s.ID); err != nil || len(d.List()) > 0 {
+		t.Errorf("%v, and %d are on offer", err, len(d.List()))
+	}
+}
+
+// duringRename is a file system that does something before a directory gets another name.
+type duringRename struct {
+	vfs.FS
+	do func(to string)
+}
+
+func (f *duringRename) Rename(from, to string) error {
+	f.do(to)
+	return f.FS.Rename(from, to)
+}
+
+// A snapshot is received while it is being removed. Either it is there afterwards or it is not.
+//
+// Mutation with which it was seen to fail: Remove does not hold the lock while it renames.
+func TestReceiveDuringRemove(t *testing.T) {
+	x := newSender(t, testkit.Random(t))
+	fs := &duringRename{FS: vfs.NewMem(), do: func(string) {}}
+	d := openDir(t, fs, "/in")
+	receive := func() error { _, err := d.Receive(t.Context(), encoded(t, x.s), x.src, accepted()); return err }
+	if err := receive(); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	fs.do = func(to string) {
+		if !strings.HasSuffix(to, suffixDelete) {
+			return
+		}
+		fs.do = func(string) {}
+		go func() { ended <- receive() }()
+		select {
+		case err := <-ended: // which is what must not be
+			ended <- err
+		case <-time.After(100 * time.Millisecond): // it waits for the removal
+		}
+	}
+	if err := d.Remove(x.s.ID); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-ended; err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range d.List() {
+		if _, err := Verify(t.Context(), fs, s.Dir); err != nil {
+			t.Errorf("a snapshot that is listed: %v", err)
+		}
+	}
 }
 
 func TestCutEnds(t *testing.T) {

@@ -145,7 +145,9 @@ func (e *eventReader) read(ctx context.Context, n *node) error {
 			return err
 		}
 		e.next = m.GetEntry().GetIndex() + 1
-		e.shown++
+		if e.shown++; e.shown == e.limit {
+			return nil // not the node says so, which may be gone before it does
+		}
 	}
 }
 

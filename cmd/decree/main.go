@@ -143,6 +143,8 @@ func exitCode(err error) int {
 	switch {
 	case err == nil, errors.Is(err, flag.ErrHelp):
 		return exitOK
+	case errors.As(err, new(*partError)):
+		return exitUnknown
 	case errors.As(err, &usage):
 		return exitUsage
 	case errors.As(err, &away):

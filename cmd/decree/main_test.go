@@ -431,6 +431,7 @@ func TestUsage(t *testing.T) {
 		{"say which with -shard", []string{"transfer", "1"}},
 		{"say which with -shard", []string{"events"}},
 		{"-from is -2", []string{"events", "-from=-2"}},
+		{"-rate is 17592186044416", []string{"backup", "-rate=17592186044416", t.TempDir()}}, // 2^64 bytes: as a number of 64 bits, 0
 		{"-fresh means nothing", []string{"snapshot", "-list", "-fresh"}},
 	} {
 		want(t, exitUsage, []string{u.text}, append(u.args, c.node())...)
@@ -480,7 +481,8 @@ func TestExitCodes(t *testing.T) {
 		badUsage("x"): exitUsage, unreachable("x"): exitUnreachable,
 		node(&rsm.Error{Kind: rsm.ErrNotProposed}): exitRefused, node(&rsm.Rejection{}): exitNo,
 		node(&rsm.Error{Kind: rsm.ErrUnknown}): exitUnknown, node(&rsm.Error{Kind: rsm.ErrBroken}): exitUnknown,
-		fmt.Errorf("x: %w", context.DeadlineExceeded): exitUnknown,
+		fmt.Errorf("x: %w", context.DeadlineExceeded):            exitUnknown,
+		partly(true, node(&rsm.Error{Kind: rsm.ErrNotProposed})): exitUnknown, partly(true, unreachable("x")): exitUnknown, partly(false, unreachable("x")): exitUnreachable,
 	} {
 		if got := exitCode(err); got != code {
 			t.Errorf("%v: %d, want %d", err, got, code)
@@ -540,6 +542,32 @@ func freePort(t *testing.T) string {
 	}
 	defer l.Close()
 	return l.Addr().String()
+}
+
+// A shard's time that is ahead of a node's clock is said of that node, once. Mutation with which it was seen to fail: report without the look at it.
+func TestStatusOfClocks(t *testing.T) {
+	ahead := func(seconds int64) *adminv1.ShardStatus {
+		return &adminv1.ShardStatus{Shard: uint64(1 + seconds), Role: "follower", TimeAhead: seconds * 1e9}
+	}
+	c := &cluster{nodes: map[uint64]*node{
+		1: {id: 1, status: &adminv1.StatusResponse{Shards: []*adminv1.ShardStatus{{Shard: 1, Role: "leader"}, {Shard: 3601, Role: "leader"}, {Shard: 61, Role: "leader"}, {Shard: 3, Role: "leader"}}}},
+		2: {id: 2, status: &adminv1.StatusResponse{Shards: []*adminv1.ShardStatus{ahead(60), ahead(3600)}}},
+		3: {id: 3, status: &adminv1.StatusResponse{Shards: []*adminv1.ShardStatus{ahead(2)}}},
+	}}
+	if got := report(c, 0).Problems; len(got) != 1 || !strings.HasPrefix(got[0], "the clock of node 2 is 1h0m0s behind") {
+		t.Errorf("got %q", got)
+	}
+}
+
+// A voter whose node answers, and has no replica, votes nowhere. Mutation with which it was seen to fail: report without the look at it.
+func TestStatusOfAVoterWithoutAReplica(t *testing.T) {
+	replica := func(role string) *adminv1.StatusResponse {
+		return &adminv1.StatusResponse{Shards: []*adminv1.ShardStatus{{Shard: 7, Role: role, Voters: []uint64{1, 2, 3}}}}
+	}
+	c := &cluster{nodes: map[uint64]*node{1: {id: 1, status: replica("leader")}, 2: {id: 2, status: replica("follower")}, 3: {id: 3, status: new(adminv1.StatusResponse)}}}
+	if got := report(c, 0).Problems; len(got) != 1 || !strings.HasPrefix(got[0], "node 3 is a voter of shard 7, and has no replica of it") {
+		t.Errorf("got %q", got)
+	}
 }
 
 // A journal that is cut short is said once, by the leader, with what to do if snapshots come too late.

@@ -24,27 +24,59 @@ type changeReport struct {
 }
 
 // everyShard does something about a node in the shards that are meant, one after the other, and writes what became of each.
-// What was done stays done if a later one fails: the command can be run again.
+// What was done stays done if a later one fails: the command can be run again. Shards that the node is not in are passed over,
+// but not all of them: a node that is nowhere is a mistake.
 func (s *session) everyShard(ctx context.Context, node uint64, do func(ctx context.Context, shard uint64) (changed bool, result string, err error)) error {
 	shards, err := s.cluster.shards(s.opts.shard)
 	if err != nil {
 		return err
 	}
 	reports := []changeReport{}
-	var failed error
+	var failed, nowhere error
+	began, concerned := false, false
 	for _, shard := range shards {
 		changed, result, err := do(ctx, shard)
+		began = began || changed
+		var none *noMemberError
+		if errors.As(err, &none) {
+			nowhere, result, err = none.Unwrap(), none.Error(), nil
+		} else {
+			concerned = true
+		}
 		if err != nil {
-			failed = fmt.Errorf("shard %d: %w", shard, err)
+			failed = partly(began, fmt.Errorf("shard %d: %w", shard, err))
 			break
 		}
 		reports = append(reports, changeReport{shard, node, changed, result})
+	}
+	if !concerned {
+		failed = nowhere
 	}
 	return errors.Join(failed, s.print(reports, func(w *tabwriter.Writer) {
 		for _, r := range reports {
 			fmt.Fprintf(w, "shard %d: %s\n", r.Shard, r.Result)
 		}
 	}))
+}
+
+// noMemberError: the node is none of a shard's. It is refused, unless other shards have it.
+type noMemberError struct{ node uint64 }
+
+func (e *noMemberError) Error() string { return fmt.Sprintf("node %d is no member", e.node) }
+func (e *noMemberError) Unwrap() error { return notProposed(rsm.CodeChangeRefused, "%s", e.Error()) }
+
+// partError: something was done before it failed, whatever is known of the rest.
+type partError struct{ err error }
+
+func (e *partError) Error() string { return e.err.Error() + "; what came before it is done" }
+func (e *partError) Unwrap() error { return e.err }
+
+// partly is err, which says no more that nothing happened once something did.
+func partly(began bool, err error) error {
+	if began {
+		return &partError{err}
+	}
+	return err
 }
 
 // members asks the leader of a shard who takes part in it; if it is not reached, another replica.
@@ -164,6 +196,19 @@ func (s *session) add(ctx context.Context, shard, id uint64, address string) (bo
 	return err == nil, fmt.Sprintf("node %d is a learner at %s", id, address), err
 }
 
+// ofNode does to a node what f does in one shard, in all of them or in the one that a flag names.
+func ofNode(f func(s *session, ctx context.Context, shard, id uint64) (bool, string, error)) func(*flag.FlagSet) action {
+	return func(*flag.FlagSet) action {
+		return func(ctx context.Context, s *session, args []string) error {
+			id, err := nodeArgument(args[0])
+			if err != nil {
+				return err
+			}
+			return s.everyShard(ctx, id, func(ctx context.Context, shard uint64) (bool, string, error) { return f(s, ctx, shard, id) })
+		}
+	}
+}
+
 func promoteCommand() *command {
 	return &command{
 		name: "promote", args: "NODE", min: 1, max: 1, shard: everyShardFlag,
@@ -176,15 +221,7 @@ Use it after add. An even number of voters survives no more failures than one fe
 Example:
   decree promote 4
 `,
-		bind: func(*flag.FlagSet) action {
-			return func(ctx context.Context, s *session, args []string) error {
-				id, err := nodeArgument(args[0])
-				if err != nil {
-					return err
-				}
-				return s.everyShard(ctx, id, func(ctx context.Context, shard uint64) (bool, string, error) { return s.promote(ctx, shard, id) })
-			}
-		},
+		bind: ofNode((*session).promote),
 	}
 }
 
@@ -194,10 +231,8 @@ func (s *session) promote(ctx context.Context, shard, id uint64) (bool, string, 
 		return false, "", err
 	}
 	switch member := memberOf(m, id); {
-	case member == nil && s.opts.shard == 0:
-		return false, fmt.Sprintf("node %d is no member", id), nil
 	case member == nil:
-		return false, "", notProposed(rsm.CodeChangeRefused, "node %d is no member: add it first", id)
+		return false, "", &noMemberError{id}
 	case is(member, rsm.RoleVoter):
 		return false, fmt.Sprintf("node %d was a voter already", id), nil
 	}
@@ -269,15 +304,7 @@ when the command has ended.
 Example:
   decree remove 3
 `,
-		bind: func(*flag.FlagSet) action {
-			return func(ctx context.Context, s *session, args []string) error {
-				id, err := nodeArgument(args[0])
-				if err != nil {
-					return err
-				}
-				return s.everyShard(ctx, id, func(ctx context.Context, shard uint64) (bool, string, error) { return s.remove(ctx, shard, id) })
-			}
-		},
+		bind: ofNode((*session).remove),
 	}
 }
 
@@ -286,13 +313,11 @@ func (s *session) remove(ctx context.Context, shard, id uint64) (bool, string, e
 	if err != nil {
 		return false, "", err
 	}
-	if memberOf(m, id) == nil {
-		switch {
-		case slices.Contains(m.GetRemoved(), id):
-			return false, fmt.Sprintf("node %d was removed already", id), nil
-		case s.opts.shard == 0:
-			return false, fmt.Sprintf("node %d is no member", id), nil
-		}
+	switch there := memberOf(m, id) != nil; {
+	case !there && slices.Contains(m.GetRemoved(), id):
+		return false, fmt.Sprintf("node %d was removed already", id), nil
+	case !there:
+		return false, "", &noMemberError{id}
 	}
 	err = s.cluster.change(ctx, shard, passing, func(ctx context.Context, n *node) error {
 		_, err := n.admin.Remove(ctx, &adminv1.RemoveRequest{Shard: shard, Node: id})
@@ -309,7 +334,8 @@ func replaceCommand() *command {
 changes both in one step, so that at no time there are fewer voters or one more. OLD is removed for ever. Start NEW before or
 meanwhile, with an id that was never used, and with Join set for its shards.
 
-It can be interrupted at any time and run again: it looks how far it had come and goes on from there.
+It can be interrupted at any time and run again: it looks how far it had come and goes on from there. A NEW that is a member
+already must be at ADDRESS, and OLD must be a voter: a slip is refused before anything is removed.
 
 Use it for a machine that is lost or is to be retired.
 
@@ -348,26 +374,32 @@ func (s *session) replace(ctx context.Context, shard, old, id uint64, address st
 	}
 	out, in := memberOf(m, old), memberOf(m, id)
 	done := fmt.Sprintf("node %d is a voter in the place of node %d", id, old)
+	began := false
 	switch {
 	case is(in, rsm.RoleIncoming), is(out, rsm.RoleOutgoing): // decided; any leader completes it
-		return true, done, s.settle(ctx, shard, old, id)
-	case is(in, rsm.RoleVoter) && out == nil:
+		err := s.settle(ctx, shard, old, id)
+		return err == nil, done, err
+	// The address is what tells a slip of the hand from a second run: what follows removes a node for ever.
+	case in != nil && in.GetAddress() != address:
+		return false, "", notProposed(rsm.CodeChangeRefused, "node %d is a %s at %s, not at %s: use set-address if it has moved", id, in.GetRole(), dash(in.GetAddress()), address)
+	case out == nil && is(in, rsm.RoleVoter) && slices.Contains(m.GetRemoved(), old):
 		return false, done + " already", nil
-	case out == nil && in == nil && s.opts.shard == 0:
-		return false, fmt.Sprintf("node %d is no member", old), nil
+	case out == nil && in == nil:
+		return false, "", &noMemberError{old}
 	case out == nil:
 		return false, "", notProposed(rsm.CodeChangeRefused, "node %d is no member: add and promote a node that takes nobody's place", old)
+	case !is(out, rsm.RoleVoter):
+		return false, "", notProposed(rsm.CodeChangeRefused, "node %d is a %s: only a voter has a place to take", old, out.GetRole())
 	case is(in, rsm.RoleVoter):
 		_, result, err := s.remove(ctx, shard, old)
 		return err == nil, result + fmt.Sprintf("; node %d was a voter already", id), err
 	case in == nil:
-		_, result, err := s.add(ctx, shard, id, address)
+		added, result, err := s.add(ctx, shard, id, address)
 		if err != nil {
 			return false, "", err
 		}
+		began = added
 		s.progress.say("shard %d: %s", shard, result)
-	case in.GetAddress() != address:
-		return false, "", notProposed(rsm.CodeChangeRefused, "node %d is a learner at %s, not at %s: use set-address to change that", id, dash(in.GetAddress()), address)
 	}
 	err = s.whenCaughtUp(ctx, shard, id, func(ctx context.Context, n *node) error {
 		_, err := n.admin.Replace(ctx, &adminv1.ReplaceRequest{Shard: shard, Old: old, Learner: id})
@@ -377,7 +409,7 @@ func (s *session) replace(ctx context.Context, shard, old, id uint64, address st
 		s.progress.say("shard %d: %v; looking what became of it", shard, err)
 		err = s.settle(ctx, shard, old, id)
 	}
-	return err == nil, done, err
+	return began || err == nil, done, err
 }
 
 // settlePatience is how long a change whose outcome is unknown may take to show.
@@ -432,8 +464,8 @@ func (s *session) setAddress(ctx context.Context, shard, id uint64, address stri
 	if err != nil {
 		return false, "", err
 	}
-	if memberOf(m, id) == nil && s.opts.shard == 0 {
-		return false, fmt.Sprintf("node %d is no member", id), nil
+	if memberOf(m, id) == nil {
+		return false, "", &noMemberError{id}
 	}
 	// Done even if the leader knows the address already: it may know it from another shard, with other members.
 	err = s.cluster.change(ctx, shard, passing, func(ctx context.Context, n *node) error {

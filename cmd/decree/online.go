@@ -5,6 +5,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"text/tabwriter"
 
@@ -34,8 +35,8 @@ Examples:
 			rate := f.Int64("rate", 0, "`MiB` per second at most; 0: no bound")
 			history := f.Bool("history", false, "every entry from the first on instead of snapshots; the nodes must keep the whole journal")
 			return func(ctx context.Context, s *session, args []string) error {
-				if *rate < 0 {
-					return badUsage("-rate is %d; 0 means no bound", *rate)
+				if *rate < 0 || *rate > math.MaxInt64>>20 {
+					return badUsage("-rate is %d: 0, which means no bound, to %d", *rate, int64(math.MaxInt64>>20))
 				}
 				r := &adminv1.BackupRequest{History: *history, BytesPerSecond: *rate << 20, AtLeast: map[uint64]uint64{}}
 				return s.backup(ctx, *on, r, args[0])

@@ -108,12 +108,16 @@ func showStatus(ctx context.Context, s *session, _ []string) error {
 	return err
 }
 
+// clockSkew is how far a shard's time may be ahead of a node's clock before it is a problem.
+const clockSkew = 10 * time.Second
+
 // report describes what was found.
 func report(c *cluster, shard uint64) *statusReport {
 	r := &statusReport{Cluster: c.name, Nodes: []nodeReport{}, Replicas: []replicaReport{}, Problems: []string{}}
 	leaders := map[uint64]bool{}
 	for _, n := range c.sorted() {
 		nr := nodeReportOf(n)
+		ahead := time.Duration(0)
 		for _, s := range n.status.GetShards() {
 			if leads := s.GetRole() == "leader"; leads {
 				nr.Leads++
@@ -123,11 +127,15 @@ func report(c *cluster, shard uint64) *statusReport {
 			}
 			if shard == 0 || s.GetShard() == shard {
 				r.Replicas = append(r.Replicas, replicaReportOf(n.id, s))
+				ahead = max(ahead, time.Duration(s.GetTimeAhead()))
 			}
 		}
 		r.Nodes = append(r.Nodes, nr)
 		if nr.DiskLow {
 			r.problem("node %d refuses commands: its disk has %s left", n.id, size(nr.FreeBytes))
+		}
+		if ahead > clockSkew {
+			r.problem("the clock of node %d is %v behind the time of a shard that it has, which never goes back: it is wrong, or a leader's was ahead; until it has come up to it, timeouts do not pass. Set the clocks right", n.id, ahead.Round(time.Second))
 		}
 	}
 	for _, id := range slices.Sorted(maps.Keys(c.away)) {
@@ -146,6 +154,11 @@ func report(c *cluster, shard uint64) *statusReport {
 		}
 		if p.JournalShort && p.Role == "leader" {
 			r.problem("%s", journalShort(p))
+		}
+		for _, v := range p.Voters {
+			if n := c.nodes[v]; n != nil && n.shard(p.Shard) == nil && p.Role == "leader" {
+				r.problem("node %d is a voter of shard %d, and has no replica of it: start it with the shard, or replace it", v, p.Shard)
+			}
 		}
 		if n := p.Counters["stranded"]; n > 0 {
 			r.problem("node %d leads shard %d, and a voter asked it %d times for entries that every voter had had: that voter has lost part of its log; replace it", p.Node, p.Shard, n)

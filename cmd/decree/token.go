@@ -33,7 +33,7 @@ and is shown once: nothing else has it. The line is for the port's file of token
 take a token away, take its line out.
 
 Examples:
-  decree token new -file tokens alice admin > alice.token && chmod 600 alice.token
+  (umask 077 && decree token new -file tokens alice admin > alice.token)
   decree token new -expires 720h ci read
   decree status -ca ca.crt -token-file alice.token
 `,

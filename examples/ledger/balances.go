@@ -12,7 +12,7 @@ import (
 )
 
 func runBalances(ctx context.Context, c console, args []string) error {
-	f := newFlags(c, "balances", "")
+	f := newFlags(c, "balances", "\n\nShows each account as it stands. Accounts are read a thousand at a time: above that, each thousand is as of its own moment,\nso that while entries are booked the sums may not be those of any one.")
 	servers := bindServers(f)
 	prefix := f.String("prefix", "", "only accounts whose name begins with this")
 	format := f.String("O", "table", "`format`: table, or csv as `hledger balance --flat -N --layout=bare -O csv` writes it")

@@ -173,7 +173,10 @@ func parseServe(c console, args []string) (serveConfig, error) {
 			*a = cfg.local(port)
 		}
 	}
-	return cfg, cfg.validate()
+	if err := cfg.validate(); err != nil {
+		return cfg, usageError{err}
+	}
+	return cfg, nil
 }
 
 func parseServeFlags(c console, cfg *serveConfig, args []string) (file string, err error) {

@@ -187,21 +187,28 @@ func (i *imported) open(ctx context.Context, to ledger, accounts []book.Account)
 }
 
 func (i *imported) post(ctx context.Context, to ledger, entries []book.Entry) error {
-	outcomes, err := to.PostEntries(ctx, entries...)
-	if err != nil {
-		return fmt.Errorf("booking entries: %w", err)
-	}
-	i.Commands++
-	for k, o := range outcomes {
-		switch o.Code {
-		case book.Created:
-			i.Entries++
-		case book.Exists:
-			i.EntriesExisted++
-		default:
-			i.Refused++
-			i.problems = append(i.problems, fmt.Sprintf("transaction of %v, %q: %v (leg %d)", entries[k].Date, entries[k].Memo, o.Code, o.Leg))
+	for len(entries) > 0 {
+		outcomes, err := to.PostEntries(ctx, entries...)
+		if err != nil {
+			return fmt.Errorf("booking entries: %w", err)
 		}
+		i.Commands++
+		var again []book.Entry
+		for k, o := range outcomes {
+			switch o.Code {
+			case book.Created:
+				i.Entries++
+			case book.Exists:
+				i.EntriesExisted++
+			case book.IDAlreadyFailed: // an import before met what may have passed: each such failure took one id
+				again = append(again, entries[k])
+				again[len(again)-1].ID = hledger.NextID(entries[k].ID)
+			default:
+				i.Refused++
+				i.problems = append(i.problems, fmt.Sprintf("transaction of %v, %q: %v (leg %d)", entries[k].Date, entries[k].Memo, o.Code, o.Leg))
+			}
+		}
+		entries = again
 	}
 	return nil
 }

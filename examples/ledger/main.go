@@ -54,6 +54,9 @@ var commands = []command{
 // errUsage ends a command whose arguments are wrong, after the reason was printed.
 var errUsage = errors.New("usage")
 
+// usageError is a wrong call that run has yet to write.
+type usageError struct{ error }
+
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	code := run(ctx, console{os.Stdin, os.Stdout, os.Stderr}, os.Args[1:])
@@ -75,6 +78,9 @@ func run(ctx context.Context, c console, args []string) int {
 		case err == nil, errors.Is(err, flag.ErrHelp):
 			return 0
 		case errors.Is(err, errUsage):
+			return 2
+		case errors.As(err, new(usageError)):
+			fmt.Fprintf(c.err, "ledger %s: %v\n", cmd.name, err)
 			return 2
 		default:
 			fmt.Fprintf(c.err, "ledger %s: %v\n", cmd.name, err)
@@ -150,11 +156,15 @@ func (s *servers) options() (o proxyclient.Options, err error) {
 }
 
 func (s *servers) dial() (*client.Remote, error) {
+	addresses := splitAddresses(s.api)
+	if len(addresses) == 0 {
+		return nil, usageError{errors.New("no addresses: -api names nodes or proxies")}
+	}
 	o, err := s.options()
 	if err != nil {
 		return nil, err
 	}
-	return client.DialWith(o, splitAddresses(s.api)...)
+	return client.DialWith(o, addresses...)
 }
 
 func splitAddresses(s string) []string {

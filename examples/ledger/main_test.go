@@ -23,6 +23,7 @@ import (
 	adminv1 "github.com/decree-raft/decree/api/decree/admin/v1"
 	ledgerv1 "github.com/decree-raft/decree/api/ledger/v1"
 	"github.com/decree-raft/decree/examples/ledger/book"
+	"github.com/decree-raft/decree/examples/ledger/book/booktest"
 	"github.com/decree-raft/decree/examples/ledger/hledger"
 	"github.com/decree-raft/decree/rsm"
 )
@@ -324,24 +325,24 @@ func TestUsage(t *testing.T) {
 		{[]string{"import", "-decimal-mark", "x", "-"}, 2, "-decimal-mark"},
 		{[]string{"import", "no-such-file"}, 1, "no-such-file"},
 		{[]string{"balances", "-O", "xml"}, 2, "-O is"},
-		{[]string{"balances", "-api", ""}, 1, "no addresses"},
+		{[]string{"balances", "-api", ""}, 2, "no addresses"},
 		{[]string{"verify", "-api", "a:1,b:1,a:1"}, 2, "-api names a:1 twice"},
 		{[]string{"import", "-scale", "EUR", "-"}, 2, "-scale"},
 		{[]string{"import", "-scale", "EUR=31", "-"}, 2, "-scale"},
-		{[]string{"verify", "-api", ""}, 1, "no addresses"},
-		{[]string{"load", "-api", ""}, 1, "no addresses"},
+		{[]string{"verify", "-api", ""}, 2, "no addresses"},
+		{[]string{"load", "-api", ""}, 2, "no addresses"},
 		{[]string{"proxy", "-help"}, 0, "whoever leads"},
 		{[]string{"proxy", "-nodes", ""}, 1, "at least one node"},
-		{[]string{"serve"}, 1, "-node is missing"},
-		{[]string{"serve", "-node", "4"}, 1, "has no address for node 4"},
-		{[]string{"serve", "-node", "100", "-join"}, 1, "has no address for node 100"},
+		{[]string{"serve"}, 2, "-node is missing"},
+		{[]string{"serve", "-node", "4"}, 2, "has no address for node 4"},
+		{[]string{"serve", "-node", "100", "-join"}, 2, "has no address for node 100"},
 		{[]string{"serve", "-node", "1", "-voters", "1,x"}, 2, `"x" is no id`},
-		{[]string{"serve", "-node", "3", "-voters", "1,2"}, 1, "do not name node 3"},
-		{[]string{"serve", "-node", "3", "-voters", "3,4"}, 1, "no address for node 4, which -voters names"},
+		{[]string{"serve", "-node", "3", "-voters", "1,2"}, 2, "do not name node 3"},
+		{[]string{"serve", "-node", "3", "-voters", "3,4"}, 2, "no address for node 4, which -voters names"},
 		{[]string{"serve", "-help"}, 0, "ledger serve -node 4 -join"},
 		{[]string{"serve", "-node", "1", "-peers", "1"}, 2, "id=host:port"},
 		{[]string{"serve", "-node", "1", "-peers", "1=a:1,1=b:1"}, 2, "twice"},
-		{[]string{"serve", "-node", "1", "-api", "1=nowhere"}, 1, "-api: address of node 1"},
+		{[]string{"serve", "-node", "1", "-api", "1=nowhere"}, 2, "-api: address of node 1"},
 		{[]string{"serve", "-config", "no-such-file"}, 1, "no-such-file"},
 	} {
 		code, out, errs := ledgerCommand(t, "", c.args...)
@@ -430,6 +431,70 @@ func TestImportThatBreaksOff(t *testing.T) {
 	if err == nil || result == nil || result.Accounts != 2 || result.Refused != 1 || len(result.problems) != 1 {
 		t.Errorf("%+v, %v", result, err)
 	}
+}
+
+// memoryLedger is a ledger in memory, alone.
+type memoryLedger struct {
+	halfLedger
+	state booktest.Memory
+	now   rsm.Timestamp
+}
+
+func (m *memoryLedger) decide(command []byte, err error) ([]book.Outcome, error) {
+	if err != nil {
+		return nil, err
+	}
+	m.now++
+	events, reply, err := book.Machine{}.Decide(&m.state, rsm.Command{Data: command, Time: m.now, Version: book.VersionReferences})
+	if err != nil {
+		return nil, err
+	}
+	for _, e := range events {
+		book.Machine{}.Apply(&m.state, rsm.Event{Data: e, Time: m.now, Version: book.VersionReferences})
+	}
+	r, err := book.ParseReply(reply)
+	return r.Outcomes, err
+}
+
+func (m *memoryLedger) CreateAccounts(_ context.Context, accounts ...book.Account) ([]book.Outcome, error) {
+	return m.decide(book.AppendCreateAccounts(nil, accounts...))
+}
+
+func (m *memoryLedger) PostEntries(_ context.Context, entries ...book.Entry) ([]book.Outcome, error) {
+	return m.decide(book.AppendPostEntries(nil, entries...))
+}
+
+// What an import could not book, as an account was closed, the next one books, each once, also those that say the same.
+// Mutation with which it was seen to fail: post takes IDAlreadyFailed like any other refusal.
+func TestImportAgain(t *testing.T) {
+	text := "txnidx,date,description,account,amount,commodity\n" +
+		"1,2025-01-31,d,A,5,EUR\n1,2025-01-31,d,B,-5,EUR\n2,2025-01-31,d,A,5,EUR\n2,2025-01-31,d,B,-5,EUR\n"
+	m := new(memoryLedger)
+	run := func(booked, existed, refused int) {
+		t.Helper()
+		result, err := importBook(t.Context(), m, strings.NewReader(text), hledger.Options{}, nil)
+		if err != nil || result.Entries != booked || result.EntriesExisted != existed || result.Refused != refused {
+			t.Errorf("%+v, %v; want %d booked, %d there, %d refused", result, err, booked, existed, refused)
+		} else if refused > 0 && !strings.Contains(result.problems[0], "account_already_closed") {
+			t.Errorf("problems %q", result.problems)
+		}
+	}
+	a, b := hledger.AccountID("A", "EUR"), hledger.AccountID("B", "EUR")
+	if _, err := m.CreateAccounts(t.Context(), book.Account{ID: a, Name: "A", Asset: "EUR"}, book.Account{ID: b, Name: "B", Asset: "EUR"}); err != nil {
+		t.Fatal(err)
+	}
+	closing := book.Entry{ID: book.ID{1}, Flags: book.Pending, Legs: []book.Leg{{Account: a, Side: book.Debit, Closing: true}, {Account: b, Side: book.Credit}}}
+	reopening := book.Entry{ID: book.ID{2}, Flags: book.VoidPending, PendingID: closing.ID}
+	if o, err := m.PostEntries(t.Context(), closing); err != nil || o[0].Code != book.Created {
+		t.Fatal(o, err)
+	}
+	run(0, 0, 2)
+	run(0, 0, 2) // and says why, once more
+	if o, err := m.PostEntries(t.Context(), reopening); err != nil || o[0].Code != book.Created {
+		t.Fatal(o, err)
+	}
+	run(2, 0, 0)
+	run(0, 2, 0)
 }
 
 // Two accounts of one name have each their own pending amounts.

@@ -165,7 +165,7 @@ func TestRefusesOpenPorts(t *testing.T) {
 		"show each other":  {"-node=1", "-node-cert=x"},
 	} {
 		code, _, errs := ledgerCommand(t, "", append([]string{"serve"}, args...)...)
-		if code != 1 || !strings.Contains(errs, text) {
+		if code != 2 || !strings.Contains(errs, text) {
 			t.Errorf("%s: %d %s", args, code, errs)
 		}
 	}

@@ -33,7 +33,7 @@ func runVerify(ctx context.Context, c console, args []string) error {
 		return errUsage
 	}
 	if len(addresses) == 0 {
-		return errors.New("no addresses: -api names the nodes to be audited")
+		return usageError{errors.New("no addresses: -api names the nodes to be audited")}
 	}
 	ctx, cancel := context.WithTimeout(ctx, *timeout)
 	defer cancel()

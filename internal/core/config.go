@@ -9,32 +9,17 @@ import (
 	"github.com/decree-raft/decree/internal/state"
 )
 
-// Limits bound everything that grows. Zero values take the defaults.
+// Limits are those of rsm.Limits, which says what each is and checks them. Zero values take the defaults.
 type Limits struct {
-	// MaxCommandBytes bounds one command. Default 1 MiB.
-	MaxCommandBytes int
-	// MaxRequestCommands bounds the commands decided together in one request. Default 4096.
-	MaxRequestCommands int
-	// MaxEntryBytes bounds what one request may put into the log (events, replies). Default 8 MiB.
-	MaxEntryBytes int
-	// BatchBytes is when a batch is full and the next request waits for the next entry. Default 256 KiB, so
-	// that an entry, which is copied several times on its way, fits into a processor's cache. A full batch waits for nothing:
-	// several go out in one write.
-	BatchBytes int
-	// PipelineDepth is how many entries may be proposed and not yet applied, per shard. Default 16; 1 works.
-	PipelineDepth int
-	// MaxKeyBytes and MaxValueBytes bound what a command may have Apply set, while this node leads: what another leader has decided, or this
-	// one under other limits, is applied whatever its size. Default 4 KiB and 4 MiB; at most 64 KiB and 64 MiB.
-	MaxKeyBytes, MaxValueBytes int
-	// MaxQueuedRequests and MaxQueuedBytes bound, per shard, the calls that are pending on this node.
-	// Beyond them calls end with CodeOverloaded. Default 65,536 and 64 MiB.
-	MaxQueuedRequests, MaxQueuedBytes int
-	// FlushBytes is how much of a shard's state and log is kept in memory before it is flushed. Default 32 MiB,
-	// on a node of many shards 512 MiB shared among them, but at least 1 MiB; at most 64 MiB, since up to eight times as much waits where flushes cannot keep up, and
-	// a record of the log must take that.
-	FlushBytes int64
-	// LogCacheBytes of flushed log stay in memory for followers that are a little behind. Default 4 MiB.
-	LogCacheBytes int64
+	MaxCommandBytes                   int
+	MaxRequestCommands                int
+	MaxEntryBytes                     int
+	BatchBytes                        int
+	PipelineDepth                     int
+	MaxKeyBytes, MaxValueBytes        int
+	MaxQueuedRequests, MaxQueuedBytes int // beyond them calls end with CodeOverloaded
+	FlushBytes                        int64
+	LogCacheBytes                     int64
 }
 
 // Config configures the replicas of one worker.

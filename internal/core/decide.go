@@ -49,7 +49,7 @@ type leadership struct {
 	offered     *offered
 	offeredAt   int64
 	cutting     *cutting
-	cutFailed   map[NodeID]bool
+	cutFailed   map[NodeID]int64 // monotonic ns, when a node could not provide one
 	transfers   map[NodeID]*transfer
 
 	sparing sparing // see damage.go
@@ -346,10 +346,11 @@ func (r *Replica) admit(b *batch, q *Request) bool {
 	case q.Acknowledged >= q.Sequence:
 		return refuse(CodeSequenceAcked, "sequence %d of session %d comes with an acknowledgement of itself (%d)", q.Sequence, q.Session, q.Acknowledged)
 	}
-	// What is full is emptied by commands that acknowledge, as nothing else does that: one that leaves nothing before it is taken. Where it is all sessions together that are full,
+	// What is full is emptied by commands that acknowledge, as nothing else does that: one that leaves nothing before it is taken. It need not acknowledge more than those
+	// before: as long as the lowest number that is open has no outcome, none can. There is one such number until somebody acknowledges more. Where it is all sessions together that are full,
 	// it must give back its session's share at least, or those who have little would fill what others empty; and there is an end to that.
 	limit, all := maxSessions(r.cfg.Sessions.Max), r.sessions.bytes
-	empties := q.Acknowledged > s.willBeAcked() && q.Acknowledged+1 == q.Sequence
+	empties := q.Acknowledged >= s.willBeAcked() && q.Acknowledged+1 == q.Sequence
 	if all > limit {
 		empties = empties && all <= 2*limit && s.bytes >= limit/len(r.sessions.byID)
 	}

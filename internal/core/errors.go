@@ -198,6 +198,7 @@ func Late(inDoubt bool, last, cause error) *Error {
 	if why, _ := Verdict(last); why != nil {
 		switch why.Code {
 		case CodeSessionExpired, CodeSequenceAcked, CodeSequenceTooHigh: // whoever gives out numbers acts on these
+		case CodeClosed: // and on this who is answered: as if it were whoever answers that closes
 		default:
 			e.Code, e.RetryAfter = why.Code, why.RetryAfter
 		}

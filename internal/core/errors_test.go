@@ -77,3 +77,14 @@ func TestConstructors(t *testing.T) {
 		}
 	}
 }
+
+// Who answers that a call had no answer in time does not close because somebody behind it did.
+//
+// Mutation with which it was seen to fail: the code of whoever closes is passed on.
+func TestLateDoesNotClose(t *testing.T) {
+	for _, inDoubt := range []bool{false, true} {
+		if e := Late(inDoubt, notProposed(CodeClosed, "the node closes"), nil); e.Code != CodeCancelled {
+			t.Errorf("in doubt: %v: %v", inDoubt, e)
+		}
+	}
+}

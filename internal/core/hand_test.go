@@ -39,14 +39,15 @@ type hand struct {
 	installs []*InstallDone
 	stopped  *Error
 
-	last     map[uint64]uint64 // index up to which each peer has the log
-	apps     map[uint64]int    // MsgApp that each peer was sent
-	mute     uint64            // the peer that does not answer, 0: none
-	deaf     map[uint64]bool   // peers that get no MsgApp, and answer everything else
-	hung     bool              // flushes do not end
-	handedTo []NodeID          // who was told to campaign
-	away     map[NodeID]bool   // nodes that are not heard of
-	gone     map[uint64]bool   // peers that answer nothing, although their nodes are alive
+	last      map[uint64]uint64 // index up to which each peer has the log
+	apps      map[uint64]int    // MsgApp that each peer was sent
+	mute      uint64            // the peer that does not answer, 0: none
+	deaf      map[uint64]bool   // peers that get no MsgApp, and answer everything else
+	hung      bool              // flushes do not end
+	handedTo  []NodeID          // who was told to campaign
+	away      map[NodeID]bool   // nodes that are not heard of
+	awaySince map[NodeID]int64  // nodes that are not heard of any more
+	gone      map[uint64]bool   // peers that answer nothing, although their nodes are alive
 }
 
 func (h *hand) Send(to NodeID, _ ShardID, m *raftpb.Message) {
@@ -77,6 +78,9 @@ func (h *hand) Address(NodeID) string          { return "" }
 func (h *hand) LastHeard(n NodeID) int64 {
 	if h.away[n] {
 		return -1 << 60
+	}
+	if at, ok := h.awaySince[n]; ok {
+		return at
 	}
 	return h.now.Mono
 }

@@ -1,8 +1,10 @@
 package core
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"go.etcd.io/etcd/raft/v3"
 	"go.etcd.io/etcd/raft/v3/raftpb"
@@ -52,17 +54,20 @@ func (w *Worker) Members(id ShardID) (MembersView, bool) {
 // maxCuts may be waited for at once.
 const maxCuts = 64
 
-// Cut has a snapshot of a shard written, as of its last flush or, if fresh, of what is applied now at least. f is told, on the worker's goroutine.
-func (w *Worker) Cut(id ShardID, fresh bool, f func(manifest []byte, err error)) {
+// Cut has a snapshot of a shard written, as of its last flush or, if fresh, of what is applied now at least. f is told, on the worker's goroutine; perhaps not, if ctx ends first.
+func (w *Worker) Cut(ctx context.Context, id ShardID, fresh bool, f func(manifest []byte, err error)) {
 	least := Index(1)
 	if r := w.replicas[id]; r != nil && fresh {
 		least = max(1, r.applied)
 	}
-	w.cut(id, cutWanted{min: least}, f)
+	w.cut(id, cutWanted{ctx: ctx, min: least}, f)
 }
 
 func (w *Worker) cut(id ShardID, c cutWanted, f func(manifest []byte, err error)) {
 	r := w.replicas[id]
+	if r != nil { // who has left must not keep others out, while a flush hangs for which all of them wait
+		r.cuts = slices.DeleteFunc(r.cuts, func(c cutWanted) bool { return c.ctx != nil && c.ctx.Err() != nil })
+	}
 	switch {
 	case r == nil:
 		f(nil, notProposed(CodeNoShard, "node %d hosts no shard %d", w.cfg.Node, id))
@@ -79,13 +84,13 @@ func (w *Worker) cut(id ShardID, c cutWanted, f func(manifest []byte, err error)
 	}
 }
 
-// CutAtLeast has a snapshot written, for a replica that is to be repaired, that has at least an index, or an error if the replica has not applied that much.
-func (w *Worker) CutAtLeast(id ShardID, least Index, f func(manifest []byte, err error)) {
+// CutAtLeast has a snapshot written, for a replica that is to be repaired, that has at least an index, or an error if the replica has not applied that much. See Cut.
+func (w *Worker) CutAtLeast(ctx context.Context, id ShardID, least Index, f func(manifest []byte, err error)) {
 	if r := w.replicas[id]; r != nil && r.broken == nil && r.applied < least {
 		f(nil, notProposed(CodeNotReached, "node %d has applied entry %d of shard %d, wanted is %d", w.cfg.Node, r.applied, id, least))
 		return
 	}
-	w.cut(id, cutWanted{min: least, hurry: true}, f)
+	w.cut(id, cutWanted{ctx: ctx, min: least, hurry: true}, f)
 }
 
 // LogEntry is a committed entry of a shard's log, taken apart.

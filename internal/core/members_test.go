@@ -458,3 +458,37 @@ func (h *hand) change(c Change) {
 		h.t.Fatalf("%v: answered %d times, %v", &c, done, err)
 	}
 }
+
+// A transfer that is given up before raft was told of it does not happen: of who gave it up was said that he goes on leading. What came meanwhile is decided. One that raft has begun cannot be taken back.
+//
+// Mutations with which it was seen to fail: nothing is taken back; whatever was begun counts as taken back.
+func TestTransferIsTakenBack(t *testing.T) {
+	h := newHand(t, Limits{})
+	h.lead()
+	write := func() *Request {
+		q := &Request{Kind: KindCommand, Shard: 1, Commands: [][]byte{[]byte("x")}, Done: func(*Request) {}}
+		h.in.Requests = append(h.in.Requests, q)
+		h.pass(1)
+		return q
+	}
+	write() // and the disk takes its time
+	if err := h.w.Transfer(1, 3); err != nil {
+		t.Fatal(err)
+	}
+	h.pass(1)
+	waiting := write()
+	if !h.w.CancelTransfer(1, 3) {
+		t.Fatal("a transfer that has not begun cannot be taken back")
+	}
+	h.settle(4)
+	if len(h.handedTo) > 0 || waiting.Err != nil || waiting.Result.Index == 0 {
+		t.Errorf("it was taken back: %v were told to campaign, and a call that waited ended with %v at %d", h.handedTo, waiting.Err, waiting.Result.Index)
+	}
+	if err := h.w.Transfer(1, 3); err != nil {
+		t.Fatal(err)
+	}
+	h.pass(1)
+	if h.w.CancelTransfer(1, 3) || !slices.Equal(h.handedTo, []NodeID{3}) {
+		t.Errorf("one that is under way was taken back; %v were told to campaign", h.handedTo)
+	}
+}

@@ -15,8 +15,13 @@ import (
 // The leader proposes rest when nothing has happened for a while and every
 // voter has everything; a follower agrees if it sees the same. Any message or
 // request wakes a replica. A node that falls silent wakes the replicas that it leads, which
-// then elect, and those that lead with it as a voter, which then check their quorum.
+// then elect, and those that lead with it as a member, which then check their quorum.
 // A follower that did not agree goes on ticking, campaigns in the end, and so wakes the leader.
+//
+// A beat says that a node is alive, and not that it still leads. So who rests must hear the nodes of all voters: whoever
+// led instead would tell it, as a new leader does not rest before all members answer, and its words come before its next beat. A
+// follower that does not hear one of them wakes, or does not agree, although its leader hears all: another may lead
+// whom it cannot hear, and it would take its leader's beats for word that nothing has happened.
 
 // tick advances raft's clock, unless the shard rests.
 func (r *Replica) tick() {
@@ -97,9 +102,19 @@ func (r *Replica) proposeQuiesce() {
 	r.quiet = true
 }
 
-// agreeToQuiesce looks at the leader's node too: should it have fallen silent in this very pass, nothing would wake the replica.
+// agreeToQuiesce looks at the voters' nodes too: should one have fallen silent in this very pass, nothing would wake the replica. The leader, which hears
+// that one perhaps, is told, so that it goes on.
 func (r *Replica) agreeToQuiesce(q Quiesce) {
-	if r.broken == nil && r.w.alive(q.From) && !r.busy() && r.leader == q.From && r.raftTerm == q.Term &&
+	if r.broken != nil {
+		return
+	}
+	for _, v := range r.conf.Voters {
+		if v != r.cfg.Node && !r.w.alive(v) {
+			r.w.env.SendNote(q.From, Note{Shard: r.shard, Kind: noteAwake})
+			return
+		}
+	}
+	if !r.busy() && r.leader == q.From && r.raftTerm == q.Term &&
 		Index(r.log.last()) == q.Last && r.applied == q.Last {
 		r.quiet = true
 	}
@@ -116,6 +131,9 @@ func (r *Replica) wakeOthers() {
 func (r *Replica) wake() {
 	if mutated("no-wake") {
 		return
+	}
+	if r.quiet {
+		r.currentAt = max(r.currentAt, r.votersHeard())
 	}
 	r.quiet = false
 	r.idleTicks = 0
@@ -140,7 +158,7 @@ func (r *Replica) wakeFor(m *raftpb.Message) {
 
 // peerSilent wakes the replicas for which the peer matters.
 func (r *Replica) peerSilent(peer NodeID) {
-	if r.quiet && (r.lead != nil || r.leader == peer) {
+	if r.quiet && (r.lead != nil || slices.Contains(r.conf.Voters, peer)) {
 		r.wake()
 	}
 }

@@ -2,8 +2,10 @@ package core
 
 import (
 	"errors"
+	"math"
 	"slices"
 	"testing"
+	"time"
 
 	"go.etcd.io/etcd/raft/v3/raftpb"
 )
@@ -45,5 +47,102 @@ func TestLeaderThatStopsAtRest(t *testing.T) {
 	h.pass(1)
 	if h.stopped == nil || !slices.Equal(h.noted, []NodeID{1, 3}) || h.notes[0].Kind != noteAwake {
 		t.Errorf("stopped with %v, told %v", h.stopped, h.notes)
+	}
+}
+
+// age asks for a stale read, and how old its answer may be.
+func (h *hand) age() time.Duration {
+	h.t.Helper()
+	q := &Request{Kind: KindRead, Level: Stale, Shard: 1, Done: func(*Request) {}}
+	h.in.Requests = append(h.in.Requests, q)
+	h.pass(0)
+	if q.Err != nil {
+		h.t.Fatal(q.Err)
+	}
+	return q.Result.Age
+}
+
+// follow makes the replica a follower of node 1 that has applied what there is.
+func (h *hand) follow() {
+	h.t.Helper()
+	h.message(raftpb.Message{Type: raftpb.MsgApp, From: 1, Term: 1, Entries: []raftpb.Entry{{Term: 1, Index: 1}}, Commit: 1})
+	h.pass(1)
+	h.sync()
+	h.in.Ticks = 1 // all nodes are alive
+	h.pass(1)
+	if r := h.replica(); r.applied != 1 || r.leader != 1 {
+		h.t.Fatalf("applied %d under %d", r.applied, r.leader)
+	}
+}
+
+// A follower at rest that does not hear a voter wakes, and says how old its state may be, though its leader's node goes on beating: that voter may have been
+// made the leader meanwhile.
+//
+// Mutations with which it was seen to fail: peerSilent wakes for the leader's node only; the age is as of the leader's beat; what rest has said of the age is forgotten when it ends.
+func TestRestWithoutAVoter(t *testing.T) {
+	h := newHand(t, Limits{})
+	h.follow()
+	h.in.Quiesces = []Quiesce{{From: 1, Shard: 1, Term: 1, Last: 1}}
+	h.pass(1)
+	for range 10 {
+		h.in.Ticks = 1
+		h.pass(3600e3)
+	}
+	r := h.replica()
+	if age := h.age(); !r.quiet || age != 0 {
+		t.Fatalf("after ten hours at rest: quiet %v, %v old", r.quiet, age)
+	}
+	h.awaySince = map[NodeID]int64{3: h.now.Mono}
+	h.pass(500)
+	if age := h.age(); !r.quiet || age != 500*time.Millisecond {
+		t.Errorf("a voter is silent for half a second: quiet %v, %v old", r.quiet, age)
+	}
+	h.in.Ticks = 1
+	h.pass(1000)
+	if age := h.age(); r.quiet || age != 1500*time.Millisecond {
+		t.Errorf("a voter is silent for 1.5 s: quiet %v, %v old", r.quiet, age)
+	}
+}
+
+// Nor does it agree to rest, and the leader goes on.
+//
+// Mutations with which it was seen to fail: agreeToQuiesce looks at the leader's node only; it tells nobody.
+func TestNoRestWithoutAVoter(t *testing.T) {
+	h := newHand(t, Limits{})
+	h.follow()
+	h.away = map[NodeID]bool{3: true}
+	h.in.Ticks, h.in.Quiesces = 1, []Quiesce{{From: 1, Shard: 1, Term: 1, Last: 1}}
+	h.notes, h.noted = nil, nil
+	h.pass(1)
+	if h.replica().quiet || !slices.Equal(h.noted, []NodeID{1}) || h.notes[0].Kind != noteAwake {
+		t.Errorf("quiet %v, told %v to %v", h.replica().quiet, h.notes, h.noted)
+	}
+}
+
+// A leader's age is as of what its replicas have said: their nodes go on beating whomever they follow. Before its first entry is committed it has none, as others may have
+// committed what it has not applied.
+//
+// Mutations with which it was seen to fail: the age is as of the nodes' beats; it is a leader's as soon as it leads.
+func TestAgeOfALeader(t *testing.T) {
+	h := newHand(t, Limits{})
+	h.deaf = map[uint64]bool{1: true, 3: true}
+	h.settle(60)
+	if l := h.replica().lead; l == nil || l.ready {
+		t.Fatal("not elected, or ready already")
+	}
+	if age := h.age(); age != math.MaxInt64 {
+		t.Errorf("a leader that is not ready says its state is %v old", age)
+	}
+	h.deaf = nil
+	h.settle(4)
+	h.gone = map[uint64]bool{1: true, 3: true}
+	before := h.age()
+	h.pass(300)
+	if age := h.age(); before > 100*time.Millisecond || age != before+300*time.Millisecond {
+		t.Errorf("replicas that say nothing for 0.3 s: %v old, and %v before that", age, before)
+	}
+	h.replica().quiet = true
+	if age := h.age(); age != 0 {
+		t.Errorf("at rest, where all nodes are alive: %v old", age)
 	}
 }

@@ -56,6 +56,9 @@ func (l *raftLog) missing(entries []raftpb.Entry) []raftpb.Entry {
 			return entries[i:]
 		}
 	}
+	if n := len(entries); n > 0 && entries[n-1].Index < l.last() && entries[n-1].Index > l.flushed {
+		return entries[n-1:] // raft has fewer than the log: the last that it has ends it
+	}
 	return nil
 }
 

@@ -240,21 +240,21 @@ func (r *Replica) appliedVersion() *state.Version {
 	return r.state.Version()
 }
 
-// age bounds how old the applied state may be. A leader's is the time since it heard from a quorum. A follower's is
-// the time since it had applied everything that its leader said was committed, plus the leader's age then; while the
-// shard rests, which both agreed to with nothing outstanding, since the leader's node was heard. What the
+// age bounds how old the applied state may be. A leader's is the time since its replicas were heard, of a quorum. A follower's is
+// the time since it had applied everything that its leader said was committed, plus the leader's age then. While the
+// shard rests, which all agreed to with nothing outstanding, it is the time since all voters' nodes were heard, see quiesce.go. What the
 // network takes from the leader to here is not known, and not in it.
 func (r *Replica) age() time.Duration {
 	now := r.w.now.Mono
-	if r.lead != nil {
-		return time.Duration(now - r.quorumHeard(now))
-	}
 	r.catchUpNote()
 	at := r.currentAt
-	if r.quiet && r.leader != 0 {
-		at = max(at, r.w.env.LastHeard(r.leader))
+	switch {
+	case r.quiet:
+		at = max(at, r.votersHeard())
+	case r.lead != nil && r.lead.ready: // before that, it lacks what others have committed
+		at = max(at, r.quorumHeard(now))
 	}
-	if at == 0 {
+	if at <= 0 {
 		return math.MaxInt64
 	}
 	return time.Duration(now - at)
@@ -281,7 +281,19 @@ func (r *Replica) catchUpNote() {
 	}
 }
 
-// quorumHeard returns the latest time since when a quorum, this node included, was heard from.
+// votersHeard returns since when the nodes of all other voters were heard.
+func (r *Replica) votersHeard() int64 {
+	at := r.w.now.Mono
+	for _, v := range r.conf.Voters {
+		if v != r.cfg.Node {
+			at = min(at, r.w.env.LastHeard(v))
+		}
+	}
+	return at
+}
+
+// quorumHeard returns the latest time since when the replicas of a quorum, this one included, were heard by this leader. That their nodes are alive
+// does not say whom they follow.
 func (r *Replica) quorumHeard(now int64) int64 {
 	heard := r.majorityHeard(r.conf.Voters, now)
 	if r.conf.Joint() {
@@ -296,7 +308,7 @@ func (r *Replica) majorityHeard(voters []NodeID, now int64) int64 {
 		if v == r.cfg.Node {
 			times = append(times, now)
 		} else {
-			times = append(times, r.w.env.LastHeard(v))
+			times = append(times, r.lead.heard[v]) // 0: never
 		}
 	}
 	slices.Sort(times)

@@ -33,6 +33,20 @@ func DecodeStored(data []byte) (Stored, error) {
 	return Stored{Applied: m.applied, Term: m.term, Time: m.time, Hash: m.chain, MachineVersion: m.machine, Members: m.conf}, nil
 }
 
+// Continuing returns the entries of a log that continue a state, of which the last entry applied has this index and term. A crash between the installation of
+// a snapshot and the record of it leaves a log that the snapshot may contradict: nothing of it counts any more, and raft had dropped it already.
+func Continuing(applied Index, term Term, log []wal.Entry) []wal.Entry {
+	for i, e := range log {
+		if Index(e.Index) == applied && Term(e.Term) != term {
+			return nil
+		}
+		if Index(e.Index) > applied {
+			return log[i:]
+		}
+	}
+	return nil
+}
+
 // RewriteMeta returns the record of a flush for a shard that is restored, with other members, and all else as it was.
 func RewriteMeta(data []byte, members Configuration) ([]byte, error) {
 	m, err := decodeMeta(data)

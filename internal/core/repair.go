@@ -68,6 +68,10 @@ func (w *Worker) Repair(id ShardID, s *snapshot.Snapshot, done func(error)) {
 		done(err)
 		return
 	}
+	if bytes := r.keptBytes(s.Manifest); bytes > maxRewriteBytes {
+		done(notProposed(CodeRepair, "the log of shard %d has %d bytes after the snapshot at %d, %d are allowed: it takes a later snapshot; try again", id, bytes, s.Manifest.Index, maxRewriteBytes))
+		return
+	}
 	if r.writing || r.flushing || r.installing != nil {
 		done(notProposed(CodeRepair, "the replica of shard %d has not come to rest yet; try again", id))
 		return
@@ -94,7 +98,7 @@ func (r *Replica) beginRepair() {
 		return
 	}
 	rp.job = job
-	r.w.env.Install(&InstallDone{Shard: r.shard, Job: job, Snapshot: rp.snap, done: r.repaired})
+	r.w.env.Install(&InstallDone{Shard: r.shard, Job: job, Snapshot: rp.snap, Repair: true, done: r.repaired})
 }
 
 // repaired continues after the state has been replaced: the log is made to continue it.
@@ -116,17 +120,31 @@ func (r *Replica) repaired(d *InstallDone) {
 	if mutated("repair-forgets-vote") {
 		hard.Vote = 0
 	}
-	rec := record(r.shard, hard, nil)
-	if last := r.log.last(); at < last && at >= r.log.flushed && !mutated("repair-forgets-log") {
-		if here, err := r.log.Term(at); err == nil && here == term {
-			rec = record(r.shard, hard, r.log.slice(at+1, last))
-		}
-	}
+	rec := record(r.shard, hard, r.kept(rp.snap.Manifest)) // not cut, see cutRecord; Repair has seen that it is not too large
 	rec.RestartAfter = at
 	last := at + uint64(len(rec.Entries))
 	rec.HardState.Commit = max(at, min(hard.Commit, last))
 	rp.log = wal.ShardLog{HardState: rec.HardState, Entries: rec.Entries}
 	r.w.write(r, rec)
+}
+
+// kept returns the entries that stay after a snapshot: what is acknowledged must not be forgotten.
+func (r *Replica) kept(m *snapshot.Manifest) []raftpb.Entry {
+	last := r.log.last()
+	if m.Index >= last || m.Index < r.log.flushed || mutated("repair-forgets-log") {
+		return nil
+	}
+	if here, err := r.log.Term(m.Index); err != nil || here != m.Term {
+		return nil
+	}
+	return r.log.slice(m.Index+1, last)
+}
+
+func (r *Replica) keptBytes(m *snapshot.Manifest) (bytes int64) {
+	for _, e := range r.kept(m) {
+		bytes += entryBytes(&e)
+	}
+	return bytes
 }
 
 // restart takes the place of a replica that was repaired, when its log is durable too.

@@ -27,6 +27,16 @@ func (h *hand) repair(s *snapshot.Snapshot) *error {
 	return &outcome
 }
 
+// logging returns a log, and what writes into it what waits to be written.
+func (h *hand) logging() (*wal.Memory, func()) {
+	log := wal.NewMemory()
+	return log, func() {
+		h.t.Helper()
+		h.logTo(log)
+		h.sync()
+	}
+}
+
 // installed hands back what was installed, without a pass.
 func (h *hand) installed() {
 	h.t.Helper()
@@ -41,12 +51,7 @@ func (h *hand) installed() {
 func TestLogPressesDuringRepair(t *testing.T) {
 	h := newHand(t, Limits{})
 	s := snapshotAt(t, h.fs, "snap", 3)
-	log := wal.NewMemory()
-	write := func() {
-		h.t.Helper()
-		h.logTo(log)
-		h.sync()
-	}
+	log, write := h.logging()
 	h.message(raftpb.Message{From: 1, Type: raftpb.MsgApp, Term: 1, Entries: entriesOf(1, 2, 1), Commit: 2})
 	h.pass(1)
 	write()
@@ -84,12 +89,7 @@ func TestLostLogIsNotRepaired(t *testing.T) {
 func lostLogIsNotRepaired(t *testing.T, writing bool) {
 	h := newHand(t, Limits{})
 	s := snapshotAt(t, h.fs, "snap", 3)
-	log := wal.NewMemory()
-	write := func() {
-		h.t.Helper()
-		h.logTo(log)
-		h.sync()
-	}
+	log, write := h.logging()
 	h.message(raftpb.Message{From: 1, Type: raftpb.MsgApp, Term: 4, Entries: entriesOf(1, 2, 4), Commit: 2})
 	h.pass(1)
 	write()
@@ -141,12 +141,7 @@ func TestRepairWithNewerVersion(t *testing.T) {
 func TestRepairedTwice(t *testing.T) {
 	h := newHand(t, Limits{})
 	s := snapshotAt(t, h.fs, "snap", 3)
-	log := wal.NewMemory()
-	write := func() {
-		h.t.Helper()
-		h.logTo(log)
-		h.sync()
-	}
+	_, write := h.logging()
 	h.message(raftpb.Message{From: 1, Type: raftpb.MsgApp, Term: 1, Entries: entriesOf(1, 2, 1), Commit: 2})
 	h.pass(1)
 	write()
@@ -262,5 +257,29 @@ func TestDamagedJournal(t *testing.T) {
 	h.pass(1)
 	if repairable != nil {
 		t.Error(repairable)
+	}
+}
+
+// What a repair keeps of the log is one record, and the log has a limit: it takes a snapshot after which little enough comes.
+//
+// Mutation with which it was seen to fail: nobody looks.
+func TestRepairKeepsNoMoreThanARecordTakes(t *testing.T) {
+	for _, bytes := range []int{1 << 10, maxRewriteBytes / 16} {
+		h := newHand(t, Limits{})
+		s := snapshotAt(t, h.fs, "snap", 3)
+		m := s.Manifest
+		entries := entriesOf(1, m.Index, m.Term)
+		data := make([]byte, bytes)
+		for i := range uint64(16) { // in memory, all are the same
+			entries = append(entries, raftpb.Entry{Index: m.Index + 1 + i, Term: m.Term, Data: data})
+		}
+		if err := h.replica().log.append(entries); err != nil {
+			t.Fatal(err)
+		}
+		h.damage(CodeStorage)
+		outcome := h.repair(s)
+		if refused := errors.Is(*outcome, &Error{Code: CodeRepair}); refused != (bytes > 1<<20) {
+			t.Errorf("with 16 entries of %d bytes: %v", bytes, *outcome)
+		}
 	}
 }

@@ -90,7 +90,7 @@ type Replica struct {
 	cutFrom       Index        // what the cut under way has at least
 	cutHurry      atomic.Bool  // it must not rest any more
 	fetch         *Fetch
-	have          *snapshot.Snapshot // fetched, and handed to raft
+	have          *snapshot.Snapshot // fetched, and handed to raft, which has not been heard since
 	fetchFailed   Index              // the last that could not be
 	fetchFailedAt int64
 	installing    *installing
@@ -113,7 +113,7 @@ type Replica struct {
 	silent    int        // ticks since a message
 	note      CommitNote // the leader's last word that is not applied yet
 	noteAt    int64
-	currentAt int64 // monotonic ns as of when this replica, following, had applied all that was committed; 0: never
+	currentAt int64 // monotonic ns as of when this replica, following or at rest, had applied all that was committed; 0: never
 
 	touched bool // is on the worker's list for this pass
 	broken  *Error
@@ -233,16 +233,10 @@ func (r *Replica) restore(d Deps) error {
 	return nil
 }
 
-// continuing returns the entries after what is applied, those that continue it. A crash between the installation of a snapshot
-// and the record of it leaves a log that the snapshot may contradict: then raft had dropped it already.
+// continuing returns the entries after what is applied, those that continue it.
 func (r *Replica) continuing(stored []wal.Entry) (entries []raftpb.Entry) {
-	for _, e := range stored {
-		if Index(e.Index) == r.applied && Term(e.Term) != r.meta.term {
-			return nil
-		}
-		if e.Index > uint64(r.applied) {
-			entries = append(entries, raftpb.Entry{Index: e.Index, Term: e.Term, Type: raftpb.EntryType(e.Type), Data: e.Data})
-		}
+	for _, e := range Continuing(r.applied, r.meta.term, stored) {
+		entries = append(entries, raftpb.Entry{Index: e.Index, Term: e.Term, Type: raftpb.EntryType(e.Type), Data: e.Data})
 	}
 	return entries
 }
@@ -448,6 +442,7 @@ func (r *Replica) takeReady() {
 		r.beginInstall(rd)
 		return
 	}
+	r.have = nil // raft did not want it
 	hard := r.log.hard
 	if !raft.IsEmptyHardState(rd.HardState) {
 		hard = rd.HardState

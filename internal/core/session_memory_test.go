@@ -147,9 +147,12 @@ func TestPanicTextIsBounded(t *testing.T) {
 
 // A session that is full can be emptied: by a command that acknowledges all before it, as nothing else brings an acknowledgement.
 //
+// So can one that was filled by numbers above one that was refused: that one is taken, though they have acknowledged all before it already.
+//
 // Where all sessions together are full, that is for those who give back their share, and has an end.
 //
-// Mutations with which it was seen to fail: no command is taken; every command that acknowledges something is; those who give little back are taken; there is no end.
+// Mutations with which it was seen to fail: no command is taken; every command that acknowledges something is; those who give little back are taken; there is no end;
+// who acknowledges no more than those before is not taken.
 func TestFullSessionIsEmptied(t *testing.T) {
 	h := newHand(t, Limits{})
 	h.lead()
@@ -183,6 +186,18 @@ func TestFullSessionIsEmptied(t *testing.T) {
 	sessions := h.replica().sessions
 	if n := sessions.bytes; n > 1<<20 {
 		t.Errorf("the sessions have %d bytes, of which nothing is wanted any more", n)
+	}
+
+	for seq := uint64(7); seq <= 9; seq++ { // 6 was refused, and sleeps
+		sessions.command(open.Result.Session, seq, 5, make([]byte, maxSessionBytes/2))
+	}
+	for _, c := range []struct {
+		seq, acked uint64
+		taken      bool
+	}{{10, 5, false}, {6, 4, false}, {6, 5, true}, {10, 5, false}, {10, 9, true}} {
+		if err := command(c.seq, c.acked); (err == nil) != c.taken {
+			t.Errorf("number %d, which acknowledges %d, where 7 to 9 fill the session: %v", c.seq, c.acked, err)
+		}
 	}
 
 	limit := maxSessions(h.replica().cfg.Sessions.Max)

@@ -1,6 +1,7 @@
 package core
 
 import (
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -95,7 +96,9 @@ type InstallDone struct {
 	Job   *state.InstallJob
 	// Snapshot is what is installed; afterwards the Env may remove what is older.
 	Snapshot *snapshot.Snapshot
-	Err      error // set by the Env after Job.Run
+	// Repair: the state that is replaced may be wrong, and so may be all other snapshots of it that the Env has.
+	Repair bool
+	Err    error // set by the Env after Job.Run
 
 	done func(*InstallDone) // nil: it is the replica's own, out of a Ready
 }
@@ -214,7 +217,7 @@ func (r *Replica) wantSnapshot() {
 			}
 			return
 		}
-		l.failedCut(c.from)
+		r.failedCut(c.from)
 	}
 	l.cutting = &cutting{from: r.cutter(least), min: least, moved: r.w.now.Mono}
 	if l.cutting.from == r.cfg.Node {
@@ -238,12 +241,18 @@ const cutPatience = 60
 
 func (r *Replica) electionNanos() int64 { return int64(r.cfg.ElectionTicks) * int64(r.cfg.Tick) }
 
-// failedCut remembers who could not provide a snapshot, until somebody has received one.
-func (l *leadership) failedCut(n NodeID) {
+// failedCut remembers who could not provide a snapshot. For as long as one that is silent is waited for, others are asked; then it may have been repaired, or have room.
+func (r *Replica) failedCut(n NodeID) {
+	l := r.lead
 	if l.cutFailed == nil {
-		l.cutFailed = map[NodeID]bool{}
+		l.cutFailed = map[NodeID]int64{}
 	}
-	l.cutFailed[n] = true
+	l.cutFailed[n] = r.w.now.Mono
+}
+
+func (r *Replica) hasFailedCut(n NodeID) bool {
+	at, failed := r.lead.cutFailed[n]
+	return failed && r.w.now.Mono-at < cutPatience*r.electionNanos()
 }
 
 // cutter is the replica that is to cut: not this leader if another follows closely.
@@ -251,7 +260,7 @@ func (r *Replica) cutter(least Index) (best NodeID) {
 	match := uint64(0)
 	r.rn.WithProgress(func(id uint64, _ raft.ProgressType, p tracker.Progress) {
 		n := NodeID(id)
-		if n == r.cfg.Node || r.lead.cutFailed[n] || p.State != tracker.StateReplicate || Index(p.Match) < least || !r.w.alive(n) {
+		if n == r.cfg.Node || r.hasFailedCut(n) || p.State != tracker.StateReplicate || Index(p.Match) < least || !r.w.alive(n) {
 			return
 		}
 		if best == 0 || p.Match > match || p.Match == match && n < best {
@@ -270,6 +279,7 @@ type cutWanted struct {
 	hurry bool   // a replica waits for it
 	to    NodeID // 0: this leader, or a caller
 	ask   []func(manifest []byte, err error)
+	ctx   context.Context // of the caller who asks, nil: it is none
 }
 
 // cut makes a snapshot that has at least min, for a leader or for this replica's own use.
@@ -435,7 +445,7 @@ func (r *Replica) takeOffer(source NodeID, manifest []byte, err error) {
 	}
 	l.cutting = nil
 	if err != nil {
-		l.failedCut(source)
+		r.failedCut(source)
 		r.logger.Warn("no snapshot for a follower", "source", uint64(source), "reason", err)
 		return
 	}
@@ -545,7 +555,7 @@ func (r *Replica) hearFetching(n Note) {
 		r.logger.Warn("a follower could not fetch the snapshot", "follower", uint64(n.From), "index", n.A, "reason", string(n.Data))
 		delete(l.transfers, n.From)
 		if n.B != 0 && l.offered != nil && uint64(l.offered.index) == n.A { // nobody has it any more
-			l.failedCut(l.offered.source) // another may do better
+			r.failedCut(l.offered.source) // another may do better
 			l.offered = nil
 		}
 		r.rn.ReportSnapshot(uint64(n.From), raft.SnapshotFailure)
@@ -560,8 +570,8 @@ func (r *Replica) hearSnapshot(m *Message) {
 		_ = r.rn.Step(m.Raft) // it answers with what it has
 		return
 	}
-	if r.installing != nil {
-		return
+	if r.installing != nil || r.have != nil {
+		return // the one that raft has must still be here when it asks for it
 	}
 	if f := r.fetch; f != nil {
 		if uint64(f.index) == meta.Index {

@@ -1,6 +1,7 @@
 package core
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -28,7 +29,7 @@ func snapshotAt(t *testing.T, fs *vfs.MemFS, dir string, commands int) *snapshot
 	}
 	var cut []byte
 	h.in.Calls = append(h.in.Calls, func(w *Worker) {
-		w.Cut(1, true, func(manifest []byte, err error) {
+		w.Cut(t.Context(), 1, true, func(manifest []byte, err error) {
 			if err != nil {
 				t.Error(err)
 			}
@@ -100,22 +101,35 @@ func (h *hand) cutFails(dir string) error {
 // offer sends the replica a snapshot as its leader, node 1, would, and has it fetched.
 func (h *hand) offer(s *snapshot.Snapshot, term uint64) {
 	h.t.Helper()
+	h.message(raftpb.Message{From: 1, Type: raftpb.MsgHeartbeat, Term: term})
+	h.sendSnapshot(s, term)
+	h.sync() // term and vote
+	h.pass(1)
+	if len(h.fetches) != 1 {
+		h.t.Fatalf("%d fetches", len(h.fetches))
+	}
+	h.arrives(s)
+}
+
+// sendSnapshot has the replica told of a snapshot by its leader, node 1.
+func (h *hand) sendSnapshot(s *snapshot.Snapshot, term uint64) {
+	h.t.Helper()
 	manifest, err := s.EncodedManifest()
 	if err != nil {
 		h.t.Fatal(err)
 	}
 	o := offered{source: 3, manifest: manifest}
 	m := s.Manifest
-	h.message(raftpb.Message{From: 1, Type: raftpb.MsgHeartbeat, Term: term})
 	h.message(raftpb.Message{From: 1, Type: raftpb.MsgSnap, Term: term, Snapshot: raftpb.Snapshot{Data: o.encode(),
 		Metadata: raftpb.SnapshotMetadata{Index: m.Index, Term: m.Term, ConfState: raftpb.ConfState{Voters: m.Config.Voters}}}})
 	h.pass(1)
-	h.sync() // term and vote
-	h.pass(1)
-	if len(h.fetches) != 1 {
-		h.t.Fatalf("%d fetches", len(h.fetches))
+}
+
+// arrives ends what is being fetched.
+func (h *hand) arrives(s *snapshot.Snapshot) {
+	for _, f := range h.fetches {
+		f.Snapshot = s
 	}
-	h.fetches[0].Snapshot = s
 	h.in.Fetched, h.fetches = h.fetches, nil
 	h.pass(1)
 }
@@ -238,7 +252,7 @@ func TestInstallWaitsForACut(t *testing.T) {
 	h.pass(1)
 	h.sync()
 	h.pass(1)
-	h.in.Calls = append(h.in.Calls, func(w *Worker) { w.Cut(1, true, func([]byte, error) {}) })
+	h.in.Calls = append(h.in.Calls, func(w *Worker) { w.Cut(t.Context(), 1, true, func([]byte, error) {}) })
 	h.pass(1)
 	h.sync()
 	h.pass(1)
@@ -427,7 +441,7 @@ func TestCutThatMeetsDamage(t *testing.T) {
 			want := func() *CutDone {
 				t.Helper()
 				l := h.replica().lead
-				l.snapWanted, l.cutFailed = true, map[NodeID]bool{1: true, 3: true} // nobody else can
+				l.snapWanted, l.cutFailed = true, map[NodeID]int64{1: h.now.Mono, 3: h.now.Mono} // nobody else can
 				h.replica().wantSnapshot()
 				h.settle(1)
 				if len(h.cuts) != 1 {
@@ -509,7 +523,7 @@ func TestCutHurries(t *testing.T) {
 		}
 	}
 	write(768 << 10)
-	h.in.Calls = append(h.in.Calls, func(w *Worker) { w.Cut(1, true, func([]byte, error) {}) })
+	h.in.Calls = append(h.in.Calls, func(w *Worker) { w.Cut(t.Context(), 1, true, func([]byte, error) {}) })
 	h.settle(1)
 	if len(h.cuts) != 1 {
 		t.Fatalf("%d cuts are under way", len(h.cuts))
@@ -527,7 +541,7 @@ func TestCutHurries(t *testing.T) {
 	h.cuts[0].Err = ErrNoSource // any error
 	h.in.Cuts, h.cuts = h.cuts, nil
 	h.pass(1)
-	h.in.Calls = append(h.in.Calls, func(w *Worker) { w.Cut(1, true, func([]byte, error) {}) })
+	h.in.Calls = append(h.in.Calls, func(w *Worker) { w.Cut(t.Context(), 1, true, func([]byte, error) {}) })
 	h.settle(1)
 	if len(h.cuts) != 1 || h.cuts[0].Hurry() {
 		t.Errorf("the next of %d cuts has no time from the start", len(h.cuts))
@@ -588,5 +602,132 @@ func TestOvertakenSnapshot(t *testing.T) {
 	arrives(sends())
 	if n := h.replica().stats.Overtaken; n != 1 {
 		t.Errorf("one that came in time counts: %d", n)
+	}
+}
+
+// Who could not cut once is asked again after a while: it may have been repaired since, and this leader may have no room itself.
+//
+// Mutation with which it was seen to fail: it is never forgotten.
+func TestFailedCutIsForgotten(t *testing.T) {
+	h := newHand(t, Limits{FlushBytes: 64 << 10})
+	h.lead()
+	for range 5 {
+		h.submit("A")
+	}
+	r := h.replica()
+	asked := func() (who NodeID) {
+		t.Helper()
+		h.notes, h.noted = nil, nil
+		r.lead.snapWanted = true
+		r.touch()
+		h.pass(1)
+		if len(h.cuts) == 1 {
+			return 2
+		}
+		if len(h.notes) != 1 || h.notes[0].Kind != noteCutWanted {
+			t.Fatalf("%d cuts are under way, and %v was said", len(h.cuts), h.notes)
+		}
+		return h.noted[0]
+	}
+	for _, n := range []NodeID{1, 3} {
+		if who := asked(); who != n {
+			t.Fatalf("node %d is asked, want %d", who, n)
+		}
+		h.in.Notes = []Note{{From: n, Shard: 1, Kind: noteCut, A: h.notes[0].A}} // it has stopped
+		h.pass(1)
+	}
+	for _, c := range []struct{ later, want int64 }{{1, 2}, {1000, 2}, {cutPatience * r.electionNanos() / 1e6, 1}} {
+		h.now.Mono += c.later * 1e6
+		if who := asked(); who != NodeID(c.want) {
+			t.Fatalf("%d ms later node %d is asked, want %d", c.later, who, c.want)
+		}
+		for _, cut := range h.cuts {
+			cut.Err = errors.New("there is no room")
+		}
+		h.in.Cuts, h.cuts = h.cuts, nil
+		h.pass(1)
+	}
+}
+
+// A snapshot that raft is to install, and has not asked for yet, is not replaced by the next one, which raft may have no use for: it has been given the entries meanwhile. One that
+// raft does not want keeps no other from being fetched.
+//
+// Mutations with which it was seen to fail: the next one is fetched too; what raft does not want is kept.
+func TestSecondSnapshotBeforeTheFirst(t *testing.T) {
+	for _, wanted := range []bool{true, false} {
+		h := newHand(t, Limits{})
+		first, second := snapshotAt(t, h.fs, "first", 3), snapshotAt(t, h.fs, "second", 6)
+		a, b := first.Manifest, second.Manifest
+		if a.Index >= b.Index || a.Term != b.Term {
+			t.Fatalf("snapshots at %d and %d of terms %d and %d", a.Index, b.Index, a.Term, b.Term)
+		}
+		term := a.Term + 1
+		gets := func(from, to, commit uint64) {
+			m := raftpb.Message{Type: raftpb.MsgApp, From: 1, Term: term, Index: from, Commit: commit}
+			if from > 0 {
+				m.LogTerm = a.Term
+			}
+			for i := from + 1; i <= to; i++ {
+				m.Entries = append(m.Entries, raftpb.Entry{Index: i, Term: a.Term})
+			}
+			h.message(m)
+			h.pass(1)
+		}
+		h.message(raftpb.Message{From: 1, Type: raftpb.MsgHeartbeat, Term: term})
+		h.sendSnapshot(first, term)
+		if wanted {
+			h.arrives(first) // the term is being written, and raft is not asked
+			gets(a.Index, b.Index, a.Index)
+		} else {
+			gets(0, a.Index, a.Index)
+			h.settle(1)
+			h.arrives(first)
+		}
+		h.sendSnapshot(second, term)
+		if n := len(h.fetches); (n == 0) != wanted {
+			t.Errorf("wanted %v: %d are fetched", wanted, n)
+		}
+		h.arrives(second)
+		h.sync()
+		h.pass(1)
+		if h.stopped != nil {
+			t.Fatal(h.stopped)
+		}
+		want := first
+		if !wanted {
+			want = second
+		}
+		if len(h.installs) != 1 || h.installs[0].Snapshot != want {
+			t.Errorf("wanted %v: %d snapshots are being installed, want that at %d", wanted, len(h.installs), want.Manifest.Index)
+		}
+	}
+}
+
+// Who waits for a cut and leaves keeps nobody else out, while the flush hangs for which all cuts wait.
+//
+// Mutation with which it was seen to fail: who has left stays.
+func TestCutsOfWhoHasLeft(t *testing.T) {
+	h := newHand(t, Limits{})
+	h.lead()
+	h.hung = true
+	h.submit("A")
+	ctx, leave := context.WithCancel(t.Context())
+	ask := func() (err error) {
+		h.w.Cut(ctx, 1, true, func(_ []byte, e error) { err = e })
+		h.pass(1)
+		return err
+	}
+	for range maxCuts {
+		if err := ask(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := ask(); err == nil {
+		t.Fatalf("%d cuts are waited for", len(h.replica().cuts))
+	}
+	leave()
+	ctx = t.Context()
+	if err := ask(); err != nil || len(h.replica().cuts) != 1 {
+		t.Errorf("%d cuts are waited for, and the next is told %v", len(h.replica().cuts), err)
 	}
 }

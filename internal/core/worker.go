@@ -412,6 +412,19 @@ func (w *Worker) Transfer(id ShardID, to NodeID) error {
 	return notProposed(CodeTransfer, "node %d is no other voter of shard %d (voters: %v)", to, id, r.conf.Voters)
 }
 
+// CancelTransfer takes back what Transfer has begun, if raft has not been told of it yet. It reports whether no transfer to that node is under way any more.
+func (w *Worker) CancelTransfer(id ShardID, to NodeID) bool {
+	r := w.replicas[id]
+	if r == nil || r.lead == nil || r.lead.transferee != to {
+		return true
+	}
+	if !r.lead.transferSent {
+		r.lead.transferee = 0
+		r.touch()
+	}
+	return r.lead.transferee == 0
+}
+
 var roleNames = [...]string{
 	raft.StateFollower: "follower", raft.StateCandidate: "candidate",
 	raft.StateLeader: "leader", raft.StatePreCandidate: "pre-candidate",

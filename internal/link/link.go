@@ -352,7 +352,7 @@ func (l *Link) watch(ctx context.Context, cancel context.CancelFunc) {
 	}
 }
 
-// silent reports whether nothing was heard for too long, or nothing taken. It also forgets calls whose time is over: their routers have, and whoever answers
+// silent reports whether nothing was heard for too long, though calls wait, or one is being sent. It also forgets calls whose time is over: their routers have, and whoever answers
 // late, or never, must not use up the link.
 func (l *Link) silent() bool {
 	l.mu.Lock()
@@ -376,7 +376,8 @@ func (l *Link) silent() bool {
 		}
 	}
 	l.seen.read, l.seen.delivered = read, delivered-l.pulse.writtenAside.Load()
-	if since := l.sending.Load(); since != 0 && now-max(since, l.seen.moved) > int64(l.cfg.Silence) {
+	// Who does not read may be full, and says what it has to say: what is sent waits for that.
+	if since := l.sending.Load(); since != 0 && now-max(since, l.seen.moved, l.heard) > int64(l.cfg.Silence) {
 		return true
 	}
 	return l.pending.count > 0 && now-l.heard > int64(l.cfg.Silence)
@@ -428,13 +429,13 @@ func (l *Link) read(stream grpc.ClientStream) error {
 		var lies error
 		leaving := false
 		for i, a := range calls {
-			if e, _ := core.Verdict(got[i].Err); e != nil && e.Code == core.CodeClosed {
+			if e, _ := core.Verdict(got[i].Err); e != nil && e.Code == core.CodeClosed && e.Kind == core.ErrNotProposed { // else a node has said so, behind it
 				leaving = true
 			}
 			switch {
 			case a.call == nil:
-			case got[i].Err == nil && got[i].Kind != a.call.Kind:
-				lies = fmt.Errorf("%s answers a call with the outcome of another kind", l.address)
+			case got[i].Err == nil && !fits(&got[i], a.call):
+				lies = fmt.Errorf("%s answers a call with what is no outcome of it", l.address)
 				a.call.Lost(now, a.number, true, lies)
 			default:
 				a.call.Answer(now, a.number, got[i].Result, got[i].Err)
@@ -449,6 +450,17 @@ func (l *Link) read(stream grpc.ClientStream) error {
 		clear(got)
 		clear(calls)
 	}
+}
+
+// fits reports whether an answer is one to a call of its kind: callers rely on a reply to each command, and on a session where they opened one.
+func fits(a *wire.ReceivedAnswer, c *route.Call) bool {
+	switch {
+	case a.Kind != c.Kind:
+		return false
+	case a.Kind == route.Submit:
+		return len(a.Result.Replies) == len(c.Commands)
+	}
+	return a.Kind != route.OpenSession || a.Result.Session != 0
 }
 
 // own copies what is small out of a frame of n bytes.

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"net"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -46,7 +47,11 @@ func receive(g grpc.ServerStream) (calls []wire.ReceivedCall, err error) {
 }
 
 func answer(g grpc.ServerStream, id uint64, kind route.Kind, index core.Index, err error) error {
-	return g.SendMsg(&codec.Frame{Data: wire.AppendAnswer(nil, id, kind, &core.Result{Index: index}, err)})
+	res := core.Result{Index: index}
+	if kind == route.Submit {
+		res.Replies = [][]byte{nil}
+	}
+	return g.SendMsg(&codec.Frame{Data: wire.AppendAnswer(nil, id, kind, &res, err)})
 }
 
 // bench is a router whose only target is a link to a server.
@@ -58,7 +63,7 @@ type bench struct {
 	ups    int
 }
 
-func start(t *testing.T, do func(b *bench, g grpc.ServerStream) error) *bench {
+func start(t *testing.T, do func(b *bench, g grpc.ServerStream) error, options ...func(*Config)) *bench {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -69,14 +74,18 @@ func start(t *testing.T, do func(b *bench, g grpc.ServerStream) error) *bench {
 	decreev1.RegisterDecreeServiceServer(s, &liar{do: func(g grpc.ServerStream) error { return do(b, g) }})
 	go func() { _ = s.Serve(l) }()
 	t.Cleanup(s.Stop)
-	b.link, err = New(l.Addr().String(), Config{Options: []grpc.DialOption{grpc.WithTransportCredentials(insecure.NewCredentials())}, Now: clock, Silence: 400 * time.Millisecond,
+	cfg := Config{Options: []grpc.DialOption{grpc.WithTransportCredentials(insecure.NewCredentials())}, Now: clock, Silence: 400 * time.Millisecond,
 		Up: func(*Link) {
 			b.mu.Lock()
 			b.ups++
 			b.mu.Unlock()
 			b.router.Up(clock())
 		},
-		Down: func(l *Link, _ bool, _ error) { b.router.Down(l) }})
+		Down: func(l *Link, _ bool, _ error) { b.router.Down(l) }}
+	for _, o := range options {
+		o(&cfg)
+	}
+	b.link, err = New(l.Addr().String(), cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -193,10 +202,18 @@ func (greeter) Connect(g grpc.BidiStreamingServer[decreev1.ConnectRequest, decre
 }
 
 // A server that breaks the protocol, or the stream, leaves in doubt what it had been sent: that is not sent again without a session, and is with one.
+//
+// Mutation with which it was seen to fail: an answer without replies is one.
 func TestBrokenStreams(t *testing.T) {
 	for name, lie := range map[string]func(g grpc.ServerStream, id uint64) error{
 		"another kind": func(g grpc.ServerStream, id uint64) error { return answer(g, id, route.OpenSession, 1, nil) },
-		"garbage":      func(g grpc.ServerStream, _ uint64) error { return g.SendMsg(&codec.Frame{Data: []byte{0xff, 0xff}}) },
+		"no reply": func(g grpc.ServerStream, id uint64) error {
+			return g.SendMsg(&codec.Frame{Data: wire.AppendAnswer(nil, id, route.Submit, &core.Result{Index: 7}, nil)})
+		},
+		"two replies": func(g grpc.ServerStream, id uint64) error {
+			return g.SendMsg(&codec.Frame{Data: wire.AppendAnswer(nil, id, route.Submit, &core.Result{Index: 7, Replies: [][]byte{nil, nil}}, nil)})
+		},
+		"garbage": func(g grpc.ServerStream, _ uint64) error { return g.SendMsg(&codec.Frame{Data: []byte{0xff, 0xff}}) },
 		"too large": func(g grpc.ServerStream, _ uint64) error {
 			return g.SendMsg(&codec.Frame{Data: make([]byte, MaxFrame+1)})
 		},
@@ -275,6 +292,128 @@ func TestSilence(t *testing.T) {
 		if time.Now().After(until) {
 			t.Fatal("a call whose time is over is still on the link")
 		}
+	}
+}
+
+// A session without a number is none: who opened it would go on to open one, without a pause.
+//
+// Mutation with which it was seen to fail: it is one.
+func TestNoSession(t *testing.T) {
+	b := start(t, func(_ *bench, g grpc.ServerStream) error {
+		for {
+			calls, err := receive(g)
+			if err != nil {
+				return err
+			}
+			for _, c := range calls {
+				if err := answer(g, c.ID, c.Call.Kind, 7, nil); err != nil {
+					return err
+				}
+			}
+		}
+	})
+	done := make(chan struct{})
+	c := &route.Call{Kind: route.OpenSession, Shard: 1, Deadline: clock() + int64(time.Second), Done: func(*route.Call) { close(done) }}
+	b.router.Submit(clock(), c)
+	<-done
+	wantUnknown(t, c)
+}
+
+// Only who refuses a call as it closes is leaving: a node behind it may have closed while it had the call.
+//
+// Mutation with which it was seen to fail: the code alone says so.
+func TestOnlyARefusalIsLeaving(t *testing.T) {
+	var left atomic.Int64
+	kinds := make(chan error, 2)
+	b := start(t, func(_ *bench, g grpc.ServerStream) error {
+		for {
+			calls, err := receive(g)
+			if err != nil {
+				return err
+			}
+			for _, c := range calls {
+				if err := answer(g, c.ID, c.Call.Kind, 7, &core.Error{Kind: <-kinds, Code: core.CodeClosed}); err != nil {
+					return err
+				}
+			}
+		}
+	}, func(cfg *Config) { cfg.Leaving = func(*Link) { left.Add(1) } })
+	kinds <- core.ErrUnknown
+	wantUnknown(t, b.submit(0, 5*time.Second))
+	kinds <- core.ErrUnknown // the stream goes on: what the answer before did is done
+	wantUnknown(t, b.submit(0, 5*time.Second))
+	if left.Load() != 0 {
+		t.Error("a doubt is taken for leaving")
+	}
+	kinds <- core.ErrNotProposed
+	kinds <- core.ErrUnknown
+	wantUnknown(t, b.submit(0, 5*time.Second))
+	if left.Load() != 1 {
+		t.Error("a refusal is not")
+	}
+}
+
+// A server that takes nothing more for a while, as it is full, and has answers under way or says that it lives, is waited for: nothing is sent again.
+//
+// Mutation with which it was seen to fail: what is heard does not count while a frame is being sent.
+func TestFullServer(t *testing.T) {
+	for name, said := range map[string][]byte{"beats": nil, "an answer": append([]byte{0x7a, 0x80, 0x80, 0x02}, make([]byte, 32<<10)...)} { // in a field that nobody knows
+		t.Run(name, func(t *testing.T) {
+			began := make(chan struct{}, 10) // streams
+			b := start(t, func(_ *bench, g grpc.ServerStream) error {
+				if _, err := receive(g); err != nil { // this one waits for ever
+					return err
+				}
+				began <- struct{}{}
+				var sending sync.Mutex
+				var speaking sync.WaitGroup
+				defer speaking.Wait()
+				speaking.Go(func() {
+					for g.Context().Err() == nil {
+						sending.Lock()
+						_ = g.SendMsg(&codec.Frame{Data: said}) // the stream may be over
+						sending.Unlock()
+						time.Sleep(20 * time.Millisecond)
+					}
+				})
+				time.Sleep(2500 * time.Millisecond) // it is full for longer than silence is borne
+				for {
+					calls, err := receive(g)
+					if err != nil {
+						return err
+					}
+					for _, c := range calls {
+						sending.Lock()
+						err := answer(g, c.ID, route.Submit, 7, nil)
+						sending.Unlock()
+						if err != nil {
+							return err
+						}
+					}
+				}
+			}, func(cfg *Config) { cfg.Silence = time.Second })
+			done := make(chan error, 4)
+			submit := func(size int) {
+				c := &route.Call{Kind: route.Submit, Shard: 1, Session: 1, Sequence: 1, Commands: [][]byte{make([]byte, size)}, Deadline: clock() + int64(time.Minute)}
+				c.Done = func(c *route.Call) { done <- c.Err }
+				b.router.Submit(clock(), c)
+			}
+			submit(1)
+			<-began
+			for range cap(done) { // more than the window of the stream
+				submit(1 << 20)
+			}
+			for range cap(done) {
+				if err := <-done; err != nil {
+					t.Error(err)
+				}
+			}
+			b.mu.Lock()
+			defer b.mu.Unlock()
+			if b.ups != 1 {
+				t.Errorf("the stream was opened %d times", b.ups)
+			}
+		})
 	}
 }
 

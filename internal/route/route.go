@@ -121,6 +121,10 @@ func (r *Router) Submit(now int64, c *Call) {
 		r.finish(c, core.Result{}, r.closed)
 		return
 	}
+	if c.Deadline <= now { // nobody is asked, so that nothing is in doubt
+		r.expire(c)
+		return
+	}
 	r.sooner(c.Deadline)
 	if !r.send(c) {
 		if len(r.waiting) >= r.cfg.MaxWaiting || r.held+int64(c.Size()) > r.cfg.MaxWaitingBytes {
@@ -467,7 +471,7 @@ func (r *Router) again(now int64, c *Call, e *core.Error) {
 		r.park(now, c, max(e.RetryAfter, pause))
 		return
 	}
-	if r.leader == from && !c.anywhere() {
+	if r.leader == from && (!c.anywhere() || r.cfg.Any) { // with Any these, too, go to the leader first
 		if denies(e.Code) && c.term == r.term && r.term != 0 {
 			// It was asked when it was said to lead. So nobody else's word for that counts.
 			r.refuted, r.refutedUntil = hint{from, r.term}, now+int64(disbelief)

@@ -255,6 +255,55 @@ func TestUnknownIsNotFinal(t *testing.T) {
 	}
 }
 
+// A read that any replica may answer leaves a leader that refuses it, as it leaves, or has no such shard: where anybody is asked, the leader is asked first.
+//
+// Mutation with which it was seen to fail: only linearizable calls make the router forget who leads.
+func TestReadsLeaveALeader(t *testing.T) {
+	for _, level := range []core.Level{core.Stale, core.ReadIndex, core.AtToken} {
+		for _, code := range []core.Code{core.CodeClosed, core.CodeNoShard, core.CodeRemoved} {
+			r, old, fresh := newPair(Config{Any: true})
+			r.Targets(0, []Target{old})
+			first, _ := call(1000*ms, 1)
+			r.Submit(0, first)
+			old.answer(0, nil)
+			r.Targets(0, []Target{fresh}) // as the other leaves, or is not one of those that the client was given
+			done := 0
+			c := &Call{Kind: Read, Level: level, Shard: 1, Deadline: 1000 * ms, Done: func(*Call) { done++ }}
+			r.Submit(0, c)
+			for now, asked := int64(0), 1; now < 500*ms && len(fresh.got) == 0; now += ms {
+				if len(old.got) > asked {
+					asked = len(old.got)
+					old.answer(now, refusal(code))
+				}
+				r.Tick(now)
+			}
+			if len(old.got) != 2 || len(fresh.got) != 1 {
+				t.Fatalf("%v, %s: the one that refuses was asked %d times, the other %d times", level, code, len(old.got)-1, len(fresh.got))
+			}
+			fresh.answer(500*ms, nil)
+			if done != 1 || c.Err != nil {
+				t.Errorf("%v, %s: %d, %v", level, code, done, c.Err)
+			}
+		}
+	}
+}
+
+// A call that comes after its deadline is not sent to anybody, so that nothing is in doubt.
+//
+// Mutation with which it was seen to fail: it is sent.
+func TestTooLateToAsk(t *testing.T) {
+	r, a, b := newPair(Config{})
+	r.Learn(0, a, 1)
+	for _, deadline := range []int64{9 * ms, 10 * ms} {
+		c, done := call(deadline, 5)
+		r.Submit(10*ms, c)
+		wantKind(t, c, done, core.ErrNotProposed)
+	}
+	if len(a.got)+len(b.got) != 0 || r.Stats().Calls != 0 {
+		t.Errorf("%d sent, %+v", len(a.got)+len(b.got), r.Stats())
+	}
+}
+
 // Without a deadline's help nothing is said to be certain that is not: openings and closings count, too.
 func TestExpire(t *testing.T) {
 	for kind, want := range map[Kind]error{Submit: core.ErrUnknown, OpenSession: core.ErrUnknown, CloseSession: core.ErrUnknown, Read: core.ErrNotProposed} {

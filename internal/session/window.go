@@ -13,6 +13,9 @@ import (
 // window of a session.
 const MaxUnacknowledged = 4096
 
+// forRoom of them are for commands that make room only: others, which may wait for those, never have all.
+const forRoom = 256
+
 // ErrNumbered refuses a request that has a number already.
 var ErrNumbered = &core.Error{Kind: core.ErrNotProposed, Code: core.CodeBadRequest,
 	Message: "the request names a session, or a number in one: a client has its own; leave Session, Sequence and Acknowledged 0"}
@@ -29,6 +32,13 @@ type Window struct {
 	last    uint64        // given out
 	acked   uint64        // outcomes known up to here
 	known   map[uint64]bool
+	putOff  uint64 // commands that have given up their numbers, and come back
+}
+
+// Claim says who wants a number.
+type Claim struct {
+	MakesRoom bool // as rsm.Request.MakesRoom
+	Back      bool // it was put off: see PutOff
 }
 
 // Number names a command for ever.
@@ -39,26 +49,36 @@ type Number struct {
 }
 
 // TryBegin returns the next number, if there is a session and room in it.
-func (w *Window) TryBegin() (Number, bool) {
+func (w *Window) TryBegin(c Claim) (Number, bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return w.next()
+	return w.next(c)
 }
 
 // next is TryBegin with w.mu held.
-func (w *Window) next() (Number, bool) {
-	if w.id == 0 || w.last-w.acked >= MaxUnacknowledged {
+func (w *Window) next(c Claim) (Number, bool) {
+	taken, limit := w.last-w.acked, uint64(MaxUnacknowledged)
+	if !c.Back {
+		taken += w.putOff // they have kept their places
+	}
+	if !c.MakesRoom {
+		limit -= forRoom
+	}
+	if w.id == 0 || taken >= limit {
 		return Number{}, false
+	}
+	if c.Back {
+		w.putOff--
 	}
 	w.last++
 	return Number{w.id, w.last, w.acked}, true
 }
 
 // Begin returns the next number, when there is a session and room in it. Its error says that the command was not proposed.
-func (w *Window) Begin(ctx context.Context) (Number, error) {
+func (w *Window) Begin(ctx context.Context, c Claim) (Number, error) {
 	for {
 		w.mu.Lock()
-		if n, ok := w.next(); ok {
+		if n, ok := w.next(c); ok {
 			w.mu.Unlock()
 			return n, nil
 		}
@@ -126,6 +146,11 @@ func (w *Window) Acknowledged(n Number) uint64 {
 func (w *Window) Finish(n Number) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	w.finish(n)
+}
+
+// finish is Finish with w.mu held.
+func (w *Window) finish(n Number) {
 	if w.id != n.Session {
 		return
 	}
@@ -138,6 +163,43 @@ func (w *Window) Finish(n Number) {
 		w.acked++
 		delete(w.known, w.acked)
 	}
+	w.wake()
+}
+
+// PutsOff reports whether an attempt ended with what PutOff is for: it was refused for want of disk, which may last, while commands that make room are taken.
+//
+// Of "overloaded" that is not true. A session that is full is emptied by the command that acknowledges all before it: the one with the lowest number. If those that wait took
+// new ones, none would stay that.
+func PutsOff(err error) bool {
+	e, _ := core.Verdict(err)
+	return e != nil && e.Kind == core.ErrNotProposed && e.Code == core.CodeDiskLow
+}
+
+// PutOff gives up the number of a command that was refused for a while: it comes back for another (Claim.Back), or Leaves. It keeps its place among those that may be under way.
+// Who waited under a number would keep all that come after it from being acknowledged: a window, or a session's memory, full of commands that made room would wait for
+// the one that waits for room [G11].
+//
+// Invariant: no attempt under n has been executed, or ever will be. Else the one under the next number would be the second [G12]. This is so if each of them was refused as
+// ErrNotProposed, which says so of its attempt for ever, by who was asked, and no other is without an answer:
+//   - Attempts follow each other. Nobody asks two at a time. The next one is sent when the last was answered; or while it was not, as its stream broke, or another leads by now,
+//     and that is a doubt. So is every answer but ErrNotProposed.
+//   - A doubt, once there, stays with the number: a router does not return the refusal then, but goes on asking under n until the deadline, and ends with ErrUnknown
+//     (Call.inDoubt). A proxy on the way does the same with its own attempts before it answers ErrNotProposed. rsm.Client keeps account of it itself (Client.Do).
+//   - Nothing on the way sends an attempt twice: a stream delivers it once or breaks, and gRPC's own retries are off. So no copy comes late, and what was answered once is over.
+//
+// Beyond that n is acknowledged from here on: a copy that came all the same is refused (sequence_acked), once any later command was decided.
+func (w *Window) PutOff(n Number) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.finish(n)
+	w.putOff++
+}
+
+// Leave gives up the place of a command that was put off and does not come back.
+func (w *Window) Leave() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.putOff--
 	w.wake()
 }
 

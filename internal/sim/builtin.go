@@ -150,15 +150,15 @@ func (b *builtin) drawRegister(cmd *command, o *operation, i int) {
 }
 
 func (b *builtin) newModel(o *oracle) model {
-	return &builtinModel{b: b, o: o, values: map[uint16][]valueAt{}}
+	return &builtinModel{b: b, o: o}
 }
 
 // builtinModel is the model's own understanding of both machines: it shares no code with them but the encoding of commands.
 type builtinModel struct {
 	b      *builtin
 	o      *oracle
-	values map[uint16][]valueAt
-	buf    []byte // of compare
+	values [][]valueAt // by key: they are counted from 0
+	buf    []byte      // of compare
 }
 
 type valueAt struct {
@@ -180,9 +180,17 @@ func (m *builtinModel) initial() int64 {
 	return 0
 }
 
+// history returns all values that a key has had.
+func (m *builtinModel) history(k uint16) []valueAt {
+	if int(k) >= len(m.values) {
+		return nil
+	}
+	return m.values[k]
+}
+
 // value returns a key's value after an entry.
 func (m *builtinModel) value(k uint16, at core.Index) int64 {
-	list := m.values[k]
+	list := m.history(k)
 	for i := len(list) - 1; i >= 0; i-- {
 		if list[i].index <= at {
 			return list[i].value
@@ -198,7 +206,7 @@ func (m *builtinModel) sawAt(k uint16, i core.Index, value int64) bool {
 	if m.value(k, i-1) == value {
 		return true
 	}
-	for _, v := range m.values[k] {
+	for _, v := range m.history(k) {
 		if v.index == i && v.value == value {
 			return true
 		}
@@ -207,6 +215,9 @@ func (m *builtinModel) sawAt(k uint16, i core.Index, value int64) bool {
 }
 
 func (m *builtinModel) set(k uint16, i core.Index, v int64, pad int) {
+	for int(k) >= len(m.values) {
+		m.values = append(m.values, nil)
+	}
 	m.values[k] = append(m.values[k], valueAt{i, v, m.o.version, pad})
 }
 
@@ -313,7 +324,7 @@ func (m *builtinModel) compare(n *node, v core.View, at core.Index) {
 	for key, data := range v.Scan([]byte{'k'}, []byte{'l'}) {
 		k := binary.BigEndian.Uint16(key[1:])
 		got = appendPair(got, k, decodeValue(data))
-		list := m.values[k]
+		list := m.history(k)
 		for len(list) > 0 && list[len(list)-1].index > at {
 			list = list[:len(list)-1]
 		}
@@ -353,6 +364,6 @@ func (m *builtinModel) answer(k uint16, at core.Index) (b []byte) {
 
 // touched reports whether a key was written up to a position.
 func (m *builtinModel) touched(k uint16, at core.Index) bool {
-	list := m.values[k]
+	list := m.history(k)
 	return len(list) > 0 && list[0].index <= at
 }

@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"context"
 	"math/rand/v2"
 	"time"
 
@@ -306,7 +307,7 @@ func (f *faults) cutSnapshot(n *node) {
 	f.s.trace.note("n%d is told to cut a snapshot of shard %d, a fresh one: %v", n.id, id, fresh)
 	if n.up {
 		n.workerOf(id).post(func(in *core.Input) {
-			in.Calls = append(in.Calls, func(c *core.Worker) { c.Cut(id, fresh, func([]byte, error) {}) })
+			in.Calls = append(in.Calls, func(c *core.Worker) { c.Cut(context.Background(), id, fresh, func([]byte, error) {}) })
 		})
 	}
 }

@@ -52,8 +52,9 @@ func (c command) encode() []byte {
 	b = binary.BigEndian.AppendUint16(b, c.key)
 	b = binary.BigEndian.AppendUint64(b, uint64(c.arg))
 	b = binary.BigEndian.AppendUint64(b, uint64(c.old))
-	for i := range c.pad {
-		b = append(b, byte(c.id)+byte(i))
+	b = b[:commandBytes+c.pad]
+	for i := range b[commandBytes:] {
+		b[commandBytes+i] = byte(c.id) + byte(i)
 	}
 	return b
 }

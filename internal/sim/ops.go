@@ -203,9 +203,8 @@ func (s *sim) takeAnswers() {
 		s.changeAnswers = s.changeAnswers[1:]
 		check()
 	}
-	for len(s.answers) > 0 {
-		a := s.answers[0]
-		s.answers = s.answers[1:]
+	for i := 0; i < len(s.answers); i++ { // an answer may lead to another
+		a := s.answers[i]
 		a.at = s.now
 		s.trace.event(evAnswer, a.node.id, uint64(a.op.shard), a.op.num, uint64(a.num), uint64(a.verdict()))
 		if s.trace.out != nil {
@@ -220,4 +219,6 @@ func (s *sim) takeAnswers() {
 			a.op.client.replyUnderWay(a)
 		}
 	}
+	clear(s.answers)
+	s.answers = s.answers[:0]
 }

@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"context"
 	"fmt"
 	"math/rand/v2"
 	"slices"
@@ -319,7 +320,7 @@ func (r *repairing) ask(i int) {
 		}
 		gen := peer.gen
 		peer.workerOf(r.shard).call(func(c *core.Worker) {
-			c.CutAtLeast(r.shard, least, func(manifest []byte, err error) {
+			c.CutAtLeast(context.Background(), r.shard, least, func(manifest []byte, err error) {
 				if r.w.gen != n.gen || !peer.up || peer.gen != gen || !n.reaches(peer) {
 					return
 				}

@@ -42,6 +42,7 @@ func judgeAll(t *testing.T, first, n uint64, tune func(*swarm)) (total Stats) {
 
 // runJudged runs a seed and has its history judged.
 func runJudged(seed uint64, opts Options) *Result {
+	collect()
 	r := Run(seed, opts)
 	if r.Failure == nil {
 		if err := judge(&r.History); err != nil {

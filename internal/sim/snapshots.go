@@ -260,6 +260,9 @@ func (n *node) install(e *replacing) {
 		if !n.disk.mayFail(d.Err) && !n.hasDamage(d.Err) {
 			n.s.fail("snapshot", "node %d cannot install shard %d at %d: %v", n.id, d.Shard, d.Snapshot.Manifest.Index, d.Err)
 		}
+		if errors.Is(d.Err, state.ErrNotSynced) {
+			_ = n.snaps.Discard(d.Snapshot.ID)
+		}
 		return
 	}
 	if term := n.disk.shadow[d.Shard].hard.Term; term < d.Snapshot.Manifest.Term {

@@ -31,8 +31,15 @@ type Cut struct {
 }
 
 // Cut pins a shard's last durable flush. It takes no part of the shard's owner, which goes on writing
-// and flushing: a flush is in the cut whole or not at all. ErrNotFlushed: there has been none.
+// and flushing: a flush is in the cut whole or not at all. ErrNotFlushed: there has been none. It waits while any shard is being replaced.
 func (s *Store) Cut(shard uint64) (*Cut, error) {
+	return s.cut(shard, func() bool { s.excise.RLock(); return true })
+}
+
+// TryCut is Cut for who must not wait for a disk, but for reads of it. ErrBusy: a shard is being replaced, try again.
+func (s *Store) TryCut(shard uint64) (*Cut, error) { return s.cut(shard, s.excise.TryRLock) }
+
+func (s *Store) cut(shard uint64, lock func() bool) (*Cut, error) {
 	s.running.RLock()
 	defer s.running.RUnlock()
 	if s.closed {
@@ -41,7 +48,9 @@ func (s *Store) Cut(shard uint64) (*Cut, error) {
 	if err := s.fatal.get(); err != nil {
 		return nil, fmt.Errorf("state: cut shard %d: %w", shard, err)
 	}
-	s.excise.RLock()
+	if !lock() {
+		return nil, fmt.Errorf("state: cut shard %d: %w", shard, ErrBusy)
+	}
 	b := s.newBase(shard)
 	s.excise.RUnlock()
 	c := &Cut{store: s, shard: shard, base: b}

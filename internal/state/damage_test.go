@@ -46,18 +46,7 @@ func damageMetByPebble(t *testing.T, atEnd bool) {
 		return s
 	}
 	s := open(false)
-	h, other := openShard(t, s, 1), openShard(t, s, 2)
-	d, neighbour := fill(t, r, h, newDurable(), 12), fill(t, r, other, newDurable(), 3) // enough for a compaction
-	tables, _ := cutTo(t, s, fs, 1, "/cut", 0)
-	names, err := s.Tables(1)
-	if err != nil || len(names) != 12 {
-		t.Fatal(names, err)
-	}
-	h.Close()
-	other.Close()
-	if err := s.Close(); err != nil {
-		t.Fatal(err)
-	}
+	d, neighbour, tables, names := fillTwo(t, r, s, fs)
 	b, err := fs.UnsafeGetFileDataBuffer(fs.PathJoin(s.path(dbDir), names[0]))
 	if err != nil {
 		t.Fatal(err)
@@ -94,14 +83,14 @@ func damageMetByPebble(t *testing.T, atEnd bool) {
 	if atEnd {
 		hears() // compactions may have found another way meanwhile
 	}
-	other = openShard(t, s, 2)
+	other := openShard(t, s, 2)
 	neighbour = fill(t, r, other, neighbour, 12)
 	j := &InstallJob{store: s, shard: 1, in: Install{Index: d.index, Tables: tables}} // the shard may not open
 	if err := j.Run(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	neighbour = fill(t, r, other, neighbour, 12)
-	h = openShard(t, s, 1)
+	h := openShard(t, s, 1)
 	if err := errors.Join(sameDurable(h, installed(d)), sameDurable(other, neighbour)); err != nil {
 		t.Error(err)
 	}

@@ -21,10 +21,12 @@ var (
 	ErrInUse = errors.New("state: versions are still open")
 	// ErrNotFlushed: nothing of the shard is durable yet, so there is nothing to cut. Flush first.
 	ErrNotFlushed = errors.New("state: nothing of the shard has been flushed")
-	// ErrBusy: a flush or an install of the shard is under way. Wait for it.
+	// ErrBusy: a flush or an install of the shard is under way, or, for TryCut, an install of any. Wait for it.
 	ErrBusy = errors.New("state: a flush or an install is under way")
 	// ErrStale: what was to be installed is older than what is there.
 	ErrStale = errors.New("state: older than what is there")
+	// ErrNotSynced: the disk could not write a table that was to be installed. The kernel may show it as if it had, and say so next time.
+	ErrNotSynced = errors.New("state: a table could not be made durable")
 	// ErrShardOpen: the shard has an owner already.
 	ErrShardOpen = errors.New("state: shard is open already")
 )

@@ -1,6 +1,7 @@
 package state
 
 import (
+	"context"
 	"errors"
 	"path"
 	"strings"
@@ -41,22 +42,11 @@ func TestUnreadableTable(t *testing.T) {
 		return nil
 	}
 	s, _ := openFailing(t, fs, false, fails)
-	h, other := openShard(t, s, 1), openShard(t, s, 2)
-	d, neighbour := fill(t, r, h, newDurable(), 12), fill(t, r, other, newDurable(), 3) // enough for a compaction
-	tables, _ := cutTo(t, s, fs, 1, "/cut", 0)
-	names, err := s.Tables(1)
-	if err != nil || len(names) != 12 {
-		t.Fatal(names, err)
-	}
-	h.Close()
-	other.Close()
-	if err := s.Close(); err != nil {
-		t.Fatal(err)
-	}
+	d, neighbour, tables, names := fillTwo(t, r, s, fs)
 
 	s, _ = openFailing(t, fs, false, fails)
 	bad.Store(&names[0])
-	h = openShard(t, s, 1)
+	h := openShard(t, s, 1)
 	if err, ok := caught(func() { collect(h.Scan(nil, nil), -1) }).(*ReadError); !ok || !IsDamage(err) || !errors.Is(err, syscall.EIO) {
 		t.Errorf("read: %v", err)
 	}
@@ -83,7 +73,7 @@ func TestUnreadableTable(t *testing.T) {
 	case <-time.After(20 * time.Second):
 		t.Error("nobody is told")
 	}
-	other = openShard(t, s, 2)
+	other := openShard(t, s, 2)
 	neighbour = fill(t, r, other, neighbour, 3)
 	j := &InstallJob{store: s, shard: 1, in: Install{Index: d.index, Tables: tables}} // the shard may not open
 	if err := j.Run(t.Context()); err != nil {
@@ -252,6 +242,62 @@ func TestOpenAfterAFailureInClose(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if err := again.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+// So does one that met damage once, and that has something to do in its Close which takes longer than it is waited for.
+//
+// Mutation with which it was seen to fail: what does not end is no fatal error.
+func TestOpenAfterALongClose(t *testing.T) {
+	r, dir := testkit.Random(t), t.TempDir()
+	s, err := Open(Options{Dir: dir, Logger: quiet(), DisableCompactions: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := openShard(t, s, 1)
+	d := fill(t, r, h, newDurable(), 12) // enough for a compaction
+	h.Close()
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+
+	var slow atomic.Bool
+	reading, read := make(chan struct{}, 1), make(chan struct{})
+	if s, err = Open(Options{Dir: dir, Logger: quiet(), DisableCompactions: true, closePatience: 100 * time.Millisecond, FS: errorfs.Wrap(vfs.Default, errorfs.InjectorFunc(func(op errorfs.Op) error {
+		if slow.Load() && op.Kind == errorfs.OpFileReadAt && strings.HasSuffix(op.Path, ".sst") {
+			select {
+			case reading <- struct{}{}:
+			default:
+			}
+			<-read
+		}
+		return nil
+	}))}); err != nil {
+		t.Fatal(err)
+	}
+	s.damage.met.Store(true)
+	slow.Store(true)
+	go func() { _ = s.db.Compact(context.Background(), []byte{0}, []byte{0xff}, false) }()
+	select {
+	case <-reading:
+	case <-time.After(20 * time.Second):
+		t.Fatal("nothing is compacted")
+	}
+	if err := s.Close(); err == nil || !strings.Contains(err.Error(), "does not end") {
+		t.Errorf("close: %v", err)
+	}
+	again, err := Open(Options{Dir: dir, Logger: quiet()})
+	close(read)
+	if err != nil {
+		t.Fatal(err)
+	}
+	h = openShard(t, again, 1)
+	if err := sameDurable(h, d); err != nil {
+		t.Error(err)
+	}
+	h.Close()
 	if err := again.Close(); err != nil {
 		t.Error(err)
 	}

@@ -65,7 +65,7 @@ type InstallJob struct {
 // durable, after an error nothing has, except that an error in the very act (see Options.OnFatal)
 // leaves it open until the next Open, which then finds the old state or the new one.
 //
-// It may be called once, on any goroutine. ctx ends the checking, not the step.
+// It may be called once, on any goroutine. ctx ends the checking, not the step. ErrNotSynced: the same tables must not be installed again.
 func (j *InstallJob) Run(ctx context.Context) error {
 	assert(j.started.CompareAndSwap(false, true), "install job is run twice")
 	s := j.store
@@ -99,7 +99,7 @@ func (j *InstallJob) link() (paths []string, err error) {
 			return paths, err
 		}
 		if err := syncFile(fs, to); err != nil {
-			return paths, err
+			return paths, fmt.Errorf("%w: %w", ErrNotSynced, err)
 		}
 	}
 	return paths, nil

@@ -54,6 +54,24 @@ func writeCut(t testing.TB, c *Cut, fs vfs.FS, dir string, bytes int64) (paths [
 	return paths, out
 }
 
+// fillTwo fills shard 1, of which it returns the tables in a cut and their names in the store, with enough for a compaction, and shard 2 with less. It closes s.
+func fillTwo(t testing.TB, r *rand.Rand, s *Store, fs vfs.FS) (first, second durable, cut, names []string) {
+	t.Helper()
+	h, other := openShard(t, s, 1), openShard(t, s, 2)
+	first, second = fill(t, r, h, newDurable(), 12), fill(t, r, other, newDurable(), 3)
+	cut, _ = cutTo(t, s, fs, 1, "/cut", 0)
+	names, err := s.Tables(1)
+	if err != nil || len(names) != 12 {
+		t.Fatal(names, err)
+	}
+	h.Close()
+	other.Close()
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return first, second, cut, names
+}
+
 // fill makes up a durable state of some flushes, with values that are compacted into several tables.
 func fill(t testing.TB, r *rand.Rand, h *Shard, d durable, flushes int) durable {
 	t.Helper()

@@ -258,7 +258,7 @@ func (f *fatal) Fatalf(format string, args ...any) {
 // and is run again, pebble's Close does not return.
 func (f *fatal) guard(fn func() error) error { return f.guardUntil(nil, fn) }
 
-// guardUntil waits no longer than late.
+// guardUntil waits no longer than late, and takes what has not ended by then for a fatal error.
 func (f *fatal) guardUntil(late <-chan time.Time, fn func() error) error {
 	if err := f.get(); err != nil {
 		return err
@@ -278,7 +278,7 @@ func (f *fatal) guardUntil(late <-chan time.Time, fn func() error) error {
 	case <-done:
 	case <-f.broken:
 	case <-late:
-		return errors.New("state: pebble does not end")
+		f.set(errors.New("state: pebble does not end"))
 	}
 	if ferr := f.get(); ferr != nil {
 		return ferr

@@ -54,7 +54,7 @@ type Options struct {
 	// does not wait for it, and it may come later: of the store it may call Tables and Replaced.
 	OnDamage func(shard uint64, table string, err error)
 
-	failedPause time.Duration // instead of the usual one, for tests
+	failedPause, closePatience time.Duration // instead of the usual ones, for tests
 }
 
 // Cache is a block cache for several stores of one process.
@@ -83,6 +83,7 @@ type Store struct {
 	versions atomic.Int64  // that are open
 	pins     pins
 	replaced atomic.Uint64 // shards, since Open
+	figures  figures
 
 	running sync.RWMutex // held for reading while a flush or an install runs, by Close for writing
 	closed  bool         // guarded by running
@@ -125,7 +126,7 @@ func Open(o Options) (*Store, error) {
 // Close waits for flushes and installs under way and closes the files. With versions or cuts open
 // it does nothing and returns ErrInUse. What was not flushed is gone: it is
 // in the write-ahead log of the node. A second call returns ErrClosed. After a fatal error (see Options.OnFatal) it returns that, and leaves files open, but the directory
-// can be opened again.
+// can be opened again. A store that has met damage, or had no room, may not end; that counts as one.
 func (s *Store) Close() error {
 	s.running.Lock()
 	defer s.running.Unlock()
@@ -139,7 +140,7 @@ func (s *Store) Close() error {
 	close(s.closing)
 	var late <-chan time.Time
 	if s.damage.met.Load() { // a compaction that fails and is run again may keep pebble from ending
-		late = time.After(closePatience)
+		late = time.After(cmp.Or(s.opts.closePatience, closePatience))
 	}
 	err := s.fatal.guardUntil(late, s.db.Close)
 	if ferr := s.fatal.get(); ferr != nil { // before, or meanwhile
@@ -255,17 +256,61 @@ func (s *Store) Tables(shard uint64) (names []string, err error) {
 // tableName is the name of the file that a table is, or is a part of.
 func tableName(t *pebble.SSTableInfo) string { return fmt.Sprintf("%06d.sst", uint64(t.BackingSSTNum)) }
 
-// Metrics returns present figures. It is cheap enough for every few seconds, not for every command.
+// figures are what pebble has told of itself last.
+type figures struct {
+	mu    sync.Mutex
+	last  Metrics
+	asked time.Time     // when it was asked for the next
+	told  chan struct{} // closed when it has answered; nil: it was not asked
+}
+
+// metricsPatience is for a pebble that writes its manifest, which it does not interrupt to tell.
+const metricsPatience = time.Second
+
+// Metrics returns present figures. It is cheap enough for every few seconds, not for every command. If a write of the store's hangs, it waits no longer than
+// metricsPatience, all calls together, and has the figures of before; those of versions are present ones all the same.
 func (s *Store) Metrics() Metrics {
-	m := s.db.Metrics()
+	f := &s.figures
+	f.mu.Lock()
+	if f.told == nil {
+		f.asked, f.told = time.Now(), make(chan struct{})
+		go s.askPebble(f.told)
+	}
+	told, late := f.told, time.NewTimer(time.Until(f.asked.Add(metricsPatience)))
+	f.mu.Unlock()
+	defer late.Stop()
+	select {
+	case <-told:
+	case <-late.C:
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	out := f.last
+	out.OpenVersions, out.OldestVersion = s.versions.Load(), s.pins.oldest()
+	return out
+}
+
+// askPebble gets figures for all who ask meanwhile.
+func (s *Store) askPebble(told chan struct{}) {
+	var m *pebble.Metrics
+	err := s.fatal.guard(func() error { m = s.db.Metrics(); return nil })
+	f := &s.figures
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if err == nil { // else pebble has failed, and tells nothing any more
+		f.last = metricsOf(m)
+	}
+	f.told = nil
+	close(told)
+}
+
+func metricsOf(m *pebble.Metrics) Metrics {
 	out := Metrics{
 		DiskBytes:      m.DiskSpaceUsage(),
 		CompactionDebt: m.Compact.EstimatedDebt,
 		L0Files:        m.Levels[0].TablesCount,
 		L0Sublevels:    m.Levels[0].Sublevels,
 		ReadAmp:        m.ReadAmp(),
-		OpenVersions:   s.versions.Load(),
-		OldestVersion:  s.pins.oldest(),
 		Compactions:    m.Compact.Count,
 		Failed:         m.Compact.FailedCount,
 		CacheBytes:     m.BlockCache.Size,

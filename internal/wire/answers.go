@@ -92,22 +92,6 @@ func AppendAnswer(b []byte, id uint64, kind route.Kind, res *core.Result, err er
 	return b
 }
 
-// FirstAnswers returns how many bytes the first answers of a ConnectResponse have: as many as fit into most, but at least one.
-func FirstAnswers(b []byte, most int) int {
-	n := 0
-	for n < len(b) {
-		_, _, size := protowire.ConsumeField(b[n:])
-		if size < 0 { // not what AppendAnswer makes
-			return len(b)
-		}
-		if n > 0 && n+size > most {
-			break
-		}
-		n += size
-	}
-	return n
-}
-
 // ReceivedAnswer is an outcome as it came in.
 type ReceivedAnswer struct {
 	ID     uint64

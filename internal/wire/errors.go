@@ -90,6 +90,9 @@ func Status(err error) error {
 // grpcCode is for clients that look no further. Unavailable: asking again may help.
 func grpcCode(d *decreev1.Error, err error) codes.Code {
 	code := core.Code(d.GetCode())
+	if d.GetKind() == decreev1.Kind_KIND_REJECTED {
+		return codes.FailedPrecondition // final, and the code is the machine's own: it may be one of those below
+	}
 	if d.GetKind() == decreev1.Kind_KIND_UNKNOWN && (code.Final() || code.Busy() || code == core.CodeNoShard) {
 		return codes.DeadlineExceeded // it may have happened, whatever the last answer was: no code of those that say that it was refused
 	}
@@ -111,8 +114,6 @@ func grpcCode(d *decreev1.Error, err error) codes.Code {
 		return codes.DeadlineExceeded
 	}
 	switch d.GetKind() {
-	case decreev1.Kind_KIND_REJECTED:
-		return codes.FailedPrecondition
 	case decreev1.Kind_KIND_NOT_PROPOSED:
 		if code.Ended() {
 			return codes.FailedPrecondition // asking again does not help

@@ -337,6 +337,17 @@ func TestUnknownIsNoRefusal(t *testing.T) {
 	}
 }
 
+// A rejection is final, whatever its code, which is the machine's own: no status of it says that asking again may help.
+//
+// Mutation with which it was seen to fail: a rejection with a code of the library has that code's status.
+func TestRejectionIsFinal(t *testing.T) {
+	for _, code := range []core.Code{core.CodeOverloaded, core.CodeDiskLow, core.CodeNoShard, core.CodeForbidden, core.CodeUnauthenticated, core.CodeBadRequest, core.CodeCancelled, core.CodeClosed, "sold_out"} {
+		if got := status.Code(Status(&core.Rejection{Code: code})); got != codes.FailedPrecondition {
+			t.Errorf("%s: %v", code, got)
+		}
+	}
+}
+
 // What became of a call is what its error says, and not what the errors below it say.
 func TestCauseIsNoKind(t *testing.T) {
 	for _, below := range []error{&core.Error{Kind: core.ErrNotProposed, Code: core.CodeClosed}, &core.Rejection{Code: core.CodeSessionExpired}} {
@@ -410,23 +421,5 @@ func TestNoTraceIsFree(t *testing.T) {
 	buf := make([]byte, 0, 256)
 	if n := testing.AllocsPerRun(1000, func() { _ = AppendCall(buf, 1, time.Second, c) }); n != 0 {
 		t.Errorf("%g allocations to write a call", n)
-	}
-}
-
-// Answers are cut between each other, and one that is larger than a piece is a piece of its own.
-func TestFirstAnswers(t *testing.T) {
-	var b []byte
-	var ends []int
-	for i, size := range []int{100, 0, 900, 5000, 10, 10} {
-		b = AppendAnswer(b, uint64(i+1), route.Read, &core.Result{Answer: make([]byte, size)}, nil)
-		ends = append(ends, len(b))
-	}
-	for at, want := range map[int]int{0: ends[1], ends[1]: ends[2], ends[2]: ends[3], ends[3]: ends[5], ends[5]: ends[5]} {
-		if got := at + FirstAnswers(b[at:], 1000); got != want {
-			t.Errorf("from %d on the first answers end at %d, and not at %d", at, got, want)
-		}
-	}
-	if n := FirstAnswers([]byte{0xff, 0xff, 0xff}, 1); n != 3 {
-		t.Errorf("of what is none, %d bytes", n)
 	}
 }

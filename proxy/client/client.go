@@ -308,8 +308,10 @@ func (c *Client) leave(l *link.Link) {
 	}
 }
 
-// keep goes on with the next address when a link breaks. With one address, the link opens again by itself.
+// keep goes on with the next address when a link breaks, or its other side closes. With one address, the link opens again by itself when it broke; who leaves is left
+// also then, as somebody else may be found there.
 func (c *Client) keep(ctx context.Context) {
+	led := time.Now() // when the main link was replaced
 	for {
 		var l *link.Link
 		leaving := false
@@ -327,16 +329,30 @@ func (c *Client) keep(ctx context.Context) {
 		}
 		rounds := c.failed / len(c.addresses)
 		c.mu.Unlock()
-		if !current || len(c.addresses) == 1 {
+		if !current || !leaving && len(c.addresses) == 1 {
 			continue
 		}
+		var pause time.Duration
 		if rounds > 0 {
+			pause = min(firstPause<<min(rounds, 8), lastPause)
+		}
+		if leaving { // everybody may
+			pause = max(pause, lastPause-time.Since(led))
+		}
+		if pause > 0 {
 			select {
 			case <-ctx.Done():
 				return
-			case <-time.After(min(firstPause<<min(rounds, 8), lastPause)):
+			case <-time.After(pause):
+			}
+			c.mu.Lock()
+			back := c.failed == 0
+			c.mu.Unlock()
+			if back && !leaving { // it is up again, and may have calls
+				continue
 			}
 		}
+		led = time.Now()
 		c.at = (c.at + 1) % len(c.addresses)
 		if err := c.lead(c.at); err != nil {
 			c.log.Warn("an address cannot be dialled", "address", c.addresses[c.at], "reason", err.Error())

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -17,6 +18,7 @@ import (
 	"github.com/decree-raft/decree/internal/core"
 	"github.com/decree-raft/decree/internal/link"
 	"github.com/decree-raft/decree/internal/route"
+	"github.com/decree-raft/decree/internal/session"
 	"github.com/decree-raft/decree/internal/wire"
 	"github.com/decree-raft/decree/rsm"
 )
@@ -421,5 +423,272 @@ func TestManyHints(t *testing.T) {
 	})
 	if last.streams.Load() != 1 {
 		t.Error("the one at which somebody is was forgotten, too")
+	}
+}
+
+var noDisk = &core.Error{Kind: core.ErrNotProposed, Code: core.CodeDiskLow, RetryAfter: 20 * time.Millisecond}
+
+// A command that waits for a disk stops none of those that free it, however many they are, and is asked again under another number, each time it was refused [G11].
+//
+// Mutation with which it was seen to fail: it waits under its number.
+func TestWaitingForADiskStopsNobody(t *testing.T) {
+	var room atomic.Bool
+	l := &liar{cluster: "one", answer: func(c *route.Call, _ func(error)) (core.Result, error, bool) {
+		if c.Kind == route.Submit && !c.MakesRoom && !room.Load() {
+			return core.Result{}, noDisk, true
+		}
+		return outcome(c, 5), nil, true
+	}}
+	address, _ := serve(t, "127.0.0.1:0", l)
+	s := dialAll(t, address).Shard(1)
+	ordinary := s.Go(context.Background(), rsm.Request{Commands: [][]byte{[]byte("ordinary")}})
+	await(t, "the refusal", func() bool { return len(l.got(route.Submit)) > 0 })
+	purge := rsm.Request{Commands: [][]byte{[]byte("purge")}, MakesRoom: true}
+	ctx, cancel := context.WithTimeout(context.Background(), 45*time.Second) // less than the other's patience
+	defer cancel()
+	var purges [100]*Pending
+	for range 90 {
+		for i := range purges {
+			purges[i] = s.Go(ctx, purge)
+		}
+		for _, p := range purges {
+			if _, err := p.Wait(ctx); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	room.Store(true)
+	if _, err := ordinary.Wait(within(t)); err != nil {
+		t.Fatal(err)
+	}
+	used, attempts := map[uint64]bool{}, 0
+	for _, c := range l.got(route.Submit) {
+		if used[c.Sequence] {
+			t.Errorf("%d is the number of two attempts", c.Sequence)
+		}
+		used[c.Sequence] = true
+		if !c.MakesRoom {
+			attempts++
+		}
+	}
+	if attempts < 2 {
+		t.Error("the ordinary command was refused once only")
+	}
+}
+
+// A command of which an attempt is in doubt keeps its number, whatever it is refused with later: under another it could be executed twice [G12].
+//
+// Mutation with which it was seen to fail: the router returns a refusal though an attempt is in doubt.
+func TestInDoubtKeepsItsNumber(t *testing.T) {
+	var attempts atomic.Int64
+	l := &liar{cluster: "one", answer: func(c *route.Call, end func(error)) (core.Result, error, bool) {
+		if c.Kind != route.Submit {
+			return outcome(c, 5), nil, true
+		}
+		switch attempts.Add(1) {
+		case 1, 4, 6:
+			return core.Result{}, noDisk, true
+		case 2: // it may have happened: the answer does not come
+			end(errors.New("over"))
+			return core.Result{}, nil, false
+		case 3:
+			return core.Result{}, &core.Error{Kind: core.ErrNotProposed, Code: core.CodeClosed}, true
+		case 5:
+			return core.Result{}, &core.Error{Kind: core.ErrUnknown, Code: core.CodeLeadershipLost}, true
+		}
+		return outcome(c, 5), nil, true
+	}}
+	address, _ := serve(t, "127.0.0.1:0", l)
+	s := dialAll(t, address).Shard(1)
+	if _, err := s.Submit(within(t), []byte("a")); err != nil {
+		t.Fatal(err)
+	}
+	var numbers []uint64
+	for _, c := range l.got(route.Submit) {
+		numbers = append(numbers, c.Sequence)
+	}
+	if len(numbers) != 7 || !slices.Equal(numbers, []uint64{1, 2, 2, 2, 2, 2, 2}) {
+		t.Errorf("the attempts have the numbers %d", numbers)
+	}
+}
+
+// More ordinary commands than a session has numbers, all of which wait for a disk, are as many as may be under way and no more, and leave numbers for those that free it.
+//
+// Mutations with which it was seen to fail: no numbers are kept for what makes room; what was put off has no place.
+func TestManyWaitForADisk(t *testing.T) {
+	l := &liar{cluster: "one", answer: func(c *route.Call, _ func(error)) (core.Result, error, bool) {
+		if c.Kind == route.Submit && !c.MakesRoom {
+			return core.Result{}, &core.Error{Kind: core.ErrNotProposed, Code: core.CodeDiskLow, RetryAfter: time.Second}, true
+		}
+		return outcome(c, 5), nil, true
+	}}
+	address, _ := serve(t, "127.0.0.1:0", l)
+	s := dialAll(t, address).Shard(1)
+	ctx, cancel := context.WithCancel(context.Background())
+	var begun atomic.Int64
+	ended := make(chan *Pending, 5000)
+	go func() {
+		for ctx.Err() == nil {
+			ended <- s.Go(ctx, rsm.Request{Commands: [][]byte{[]byte("ordinary")}})
+			begun.Add(1)
+		}
+		close(ended)
+	}()
+	const most = session.MaxUnacknowledged - 256
+	await(t, "all numbers to be taken", func() bool { return begun.Load() == most })
+	for range 2000 {
+		if _, err := s.Do(within(t), rsm.Request{Commands: [][]byte{[]byte("purge")}, MakesRoom: true}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := begun.Load(); n != most {
+		t.Errorf("%d commands are under way", n)
+	}
+	short, stop := context.WithTimeout(context.Background(), 300*time.Millisecond)
+	defer stop()
+	if _, err := s.Submit(short, []byte("ordinary")); !errors.Is(err, &rsm.Error{Kind: rsm.ErrNotProposed, Code: core.CodeOverloaded}) {
+		t.Errorf("one more: %v", err)
+	}
+	cancel()
+	s.client.Close()
+	for p := range ended {
+		if _, err := p.Wait(within(t)); !errors.Is(err, rsm.ErrNotProposed) {
+			t.Fatal(err)
+		}
+	}
+}
+
+// Behind one address there may be another proxy than the one that leaves: it is looked for, while what the one that leaves has taken is waited for there. Who is found may be
+// the same once more: that is no reason for haste.
+//
+// Mutations with which it was seen to fail: with one address nobody is left; who leaves is left at once.
+func TestLeavingBehindOneAddress(t *testing.T) {
+	l := &liar{cluster: "one"}
+	var left atomic.Bool
+	l.answer = func(c *route.Call, _ func(error)) (core.Result, error, bool) {
+		switch {
+		case c.Kind == route.Read && string(c.Query) == "slow":
+			return core.Result{}, nil, false
+		case c.Kind == route.Read && !left.Load():
+			return core.Result{}, &core.Error{Kind: core.ErrNotProposed, Code: core.CodeClosed}, true
+		}
+		return outcome(c, 5), nil, true
+	}
+	address, _ := serve(t, "127.0.0.1:0", l)
+	c := dialAll(t, address)
+	s := c.Shard(1)
+	slow := s.GoRead(within(t), rsm.Linearizable, []byte("slow"))
+	await(t, "the slow read", func() bool { return len(l.got(route.Read)) == 1 })
+	l.mu.Lock()
+	send, id := l.send, l.ids[l.calls[0]]
+	l.mu.Unlock()
+	began := time.Now()
+	var reads []*PendingRead
+	for range 20 {
+		reads = append(reads, s.GoRead(within(t), rsm.Linearizable, []byte("a")))
+	}
+	await(t, "the fourth stream", func() bool { return l.taken.Load() >= 4 })
+	if took := time.Since(began); took < 2*lastPause {
+		t.Errorf("four streams in %v", took)
+	}
+	left.Store(true)
+	for _, r := range reads {
+		if _, err := r.Wait(within(t)); err != nil {
+			t.Error(err)
+		}
+	}
+	if slow.done.closed() {
+		t.Error("the slow read has an answer")
+	}
+	send(id, route.Read, core.Result{Answer: []byte("late"), Index: 7}, nil)
+	if res, err := slow.Wait(within(t)); err != nil || string(res.Answer) != "late" {
+		t.Errorf("the slow read: %v, %v", res, err)
+	}
+	await(t, "those that were left to be left alone", func() bool { return l.streams.Load() == 1 })
+}
+
+// A context that has ended has nobody asked, so that nothing is in doubt.
+//
+// Mutation with which it was seen to fail: the first attempt is made whatever the context.
+func TestEndedContext(t *testing.T) {
+	l := &liar{cluster: "one", answer: plainly(5)}
+	address, _ := serve(t, "127.0.0.1:0", l)
+	s := dialAll(t, address).Shard(1)
+	if _, err := s.Submit(within(t), []byte("a")); err != nil {
+		t.Fatal(err)
+	}
+	cancelled, cancel := context.WithCancel(context.Background())
+	cancel()
+	late, cancelLate := context.WithDeadline(context.Background(), time.Now().Add(-time.Second))
+	defer cancelLate()
+	for _, ctx := range []context.Context{cancelled, late} {
+		_, err := s.Go(ctx, rsm.Request{Commands: [][]byte{[]byte("b")}}).Wait(within(t))
+		if !errors.Is(err, rsm.ErrNotProposed) || !errors.Is(err, ctx.Err()) {
+			t.Errorf("a command: %v", err)
+		}
+		if _, err := s.GoRead(ctx, rsm.Stale, []byte("b")).Wait(within(t)); !errors.Is(err, rsm.ErrNotProposed) || !errors.Is(err, ctx.Err()) {
+			t.Errorf("a read: %v", err)
+		}
+	}
+	if _, err := s.Submit(within(t), []byte("c")); err != nil {
+		t.Fatal(err)
+	}
+	if n := len(l.got(route.Submit)) + len(l.got(route.Read)); n != 2 {
+		t.Errorf("%d calls came", n)
+	}
+}
+
+// A link that is up again after the pause is kept, and what was sent on it meanwhile is not sent twice.
+//
+// Mutation with which it was seen to fail: it is closed.
+func TestLinkThatIsBackIsKept(t *testing.T) {
+	l := &liar{cluster: "one", answer: plainly(5)}
+	address, _ := serve(t, "127.0.0.1:0", l)
+	c := dialAll(t, address, address)
+	for range 20 { // on a busy machine the pause may be over before it is back
+		await(t, "the stream", func() bool { return l.streams.Load() == 1 })
+		c.mu.Lock()
+		was, number := c.link, c.mains
+		c.failed = 100 // the pause is the longest
+		c.mu.Unlock()
+		c.broken <- was
+		await(t, "that to be seen", func() bool {
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			return c.failed != 100
+		})
+		c.up(number, was)
+		time.Sleep(lastPause + 100*time.Millisecond) // nothing is to happen
+		c.mu.Lock()
+		kept := c.link == was
+		c.mu.Unlock()
+		if kept {
+			return
+		}
+	}
+	t.Error("it is replaced")
+}
+
+// A command that waited for a disk, and found no number when it was to be asked again, says at the end of its time what it waited for.
+//
+// Mutation with which it was seen to fail: it says that there was no number.
+func TestNoNumberAfterADisk(t *testing.T) {
+	l := &liar{cluster: "one", answer: func(c *route.Call, _ func(error)) (core.Result, error, bool) {
+		if c.Kind == route.Submit && !c.MakesRoom {
+			return core.Result{}, &core.Error{Kind: core.ErrNotProposed, Code: core.CodeDiskLow, RetryAfter: 200 * time.Millisecond}, true
+		}
+		return outcome(c, 5), nil, c.Kind != route.Submit // which hold their numbers
+	}}
+	address, _ := serve(t, "127.0.0.1:0", l)
+	s := dialAll(t, address).Shard(1)
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+	defer cancel()
+	ordinary := s.Go(ctx, rsm.Request{Commands: [][]byte{[]byte("ordinary")}})
+	for range session.MaxUnacknowledged - 100 {
+		s.Go(within(t), rsm.Request{Commands: [][]byte{[]byte("purge")}, MakesRoom: true})
+	}
+	_, err := ordinary.Wait(within(t))
+	if e, _ := core.Verdict(err); e == nil || e.Kind != rsm.ErrNotProposed || e.Code != core.CodeDiskLow || e.RetryAfter == 0 {
+		t.Error(err)
 	}
 }

@@ -2,6 +2,7 @@ package client
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"sync/atomic"
@@ -49,6 +50,7 @@ type Pending struct {
 	call     *route.Call
 	done     done
 	deadline int64
+	low      error // the refusal for which it was put off, and has no number now
 	replies  [][]byte
 	index    rsm.Index
 	err      error
@@ -91,7 +93,8 @@ func (s *Shard) Do(ctx context.Context, r rsm.Request) (rsm.Result, error) {
 	return rsm.Result{Replies: replies, Index: p.index}, nil
 }
 
-// Go starts a request and does not wait for its outcome, but until there is room for it in the session: 4096 may be under way. It ends
+// Go starts a request and does not wait for its outcome, but until there is room for it in the session: 4096 may be under way, 256 of
+// them only if they make room (rsm.Request.MakesRoom). It ends
 // at ctx's deadline at the latest, or after Options.Patience if there is none. The commands must not be changed until the outcome is there.
 // The session and the number are the handle's.
 func (s *Shard) Go(ctx context.Context, r rsm.Request) *Pending {
@@ -104,12 +107,20 @@ func (s *Shard) Go(ctx context.Context, r rsm.Request) *Pending {
 		p.end(session.ErrNumbered)
 		return p
 	}
-	if err := wire.CheckCall(p.call); err != nil {
+	if err := cmp.Or(ended(ctx), wire.CheckCall(p.call)); err != nil {
 		p.end(err)
 		return p
 	}
 	p.begin(now)
 	return p
+}
+
+// ended is the error of a call that comes with a context that has ended: nobody is asked.
+func ended(ctx context.Context) error {
+	if err := ctx.Err(); err != nil {
+		return &rsm.Error{Kind: rsm.ErrNotProposed, Code: core.CodeCancelled, Message: "the context had ended before anybody was asked", Cause: err}
+	}
+	return nil
 }
 
 func (s *Shard) deadline(ctx context.Context, now int64) int64 {
@@ -123,7 +134,8 @@ func (s *Shard) deadline(ctx context.Context, now int64) int64 {
 // begin sends the request under a new number.
 func (p *Pending) begin(now int64) {
 	st := p.shard.stay.Load()
-	n, ok := st.window.TryBegin()
+	claim := session.Claim{MakesRoom: p.call.MakesRoom, Back: p.low != nil && p.stay == st}
+	n, ok := st.window.TryBegin(claim)
 	if !ok {
 		ctx := p.ctx
 		if _, has := ctx.Deadline(); !has {
@@ -132,18 +144,24 @@ func (p *Pending) begin(now int64) {
 			defer cancel()
 		}
 		var err error
-		n, err = st.window.Begin(ctx)
+		n, err = st.window.Begin(ctx, claim)
 		for err != nil && st.over() && ctx.Err() == nil {
-			st = p.shard.stay.Load()
-			n, err = st.window.Begin(ctx)
+			st, claim.Back = p.shard.stay.Load(), false
+			n, err = st.window.Begin(ctx, claim)
 		}
 		if err != nil {
+			if claim.Back {
+				st.window.Leave()
+			}
+			if p.low != nil && ctx.Err() != nil {
+				err = core.Late(false, p.low, ctx.Err())
+			}
 			p.end(err)
 			return
 		}
 		now = monotonic()
 	}
-	p.stay, p.number = st, n
+	p.stay, p.number, p.low = st, n, nil
 	if p.span != nil {
 		p.span.SetAttributes(traced.Number("decree.session", n.Session), traced.Number("decree.sequence", n.Sequence))
 	}
@@ -172,6 +190,11 @@ func (p *Pending) finish(c *route.Call) {
 		p.stay.window.Forget(p.number.Session)
 		p.call = c.Again()
 		go p.begin(monotonic())
+		return
+	case refused && session.PutsOff(err): // no attempt is in doubt: the router would not say so
+		p.stay.window.PutOff(p.number)
+		p.call, p.low = c.Again(), err
+		time.AfterFunc(wait, func() { p.begin(monotonic()) })
 		return
 	case refused:
 		p.call = c.Again()
@@ -330,7 +353,7 @@ func (st *stay) ask(ctx context.Context, c route.Call, own bool) *PendingRead {
 	}
 	p.call.Shard, p.call.Deadline, p.call.Done, p.call.Owner = s.id, s.deadline(ctx, now), finishRead, p
 	_, p.span = s.trace(ctx, &p.call)
-	if err := wire.CheckCall(&p.call); err != nil {
+	if err := cmp.Or(ended(ctx), wire.CheckCall(&p.call)); err != nil {
 		p.err = err
 		end(p.span, err, &p.done, p.call.Deadline)
 		return p

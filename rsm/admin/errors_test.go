@@ -59,3 +59,14 @@ func TestErrorsThatAreNoText(t *testing.T) {
 		}
 	}
 }
+
+// Mutation with which it was seen to fail: shardOf without TimeAhead.
+func TestTimeAhead(t *testing.T) {
+	hour := rsm.Timestamp(time.Now().Add(time.Hour).UnixNano())
+	if got := time.Duration(shardOf(&rsm.ShardStatus{Time: hour}).GetTimeAhead()); got > time.Hour || got < 50*time.Minute {
+		t.Errorf("an hour ahead: %v", got)
+	}
+	if got := shardOf(&rsm.ShardStatus{Time: 1}).GetTimeAhead(); got != 0 {
+		t.Errorf("long ago: %d", got)
+	}
+}

@@ -52,6 +52,7 @@ func shardOf(s *rsm.ShardStatus) *adminv1.ShardStatus {
 			JournalShort: s.Stats.JournalShort, Overtaken: s.Stats.Overtaken,
 		},
 		JournalBytes: s.JournalBytes, JournalShort: s.JournalShort,
+		TimeAhead: max(0, int64(s.Time)-time.Now().UnixNano()),
 	}
 	for _, v := range s.Voters {
 		r.Voters = append(r.Voters, uint64(v))

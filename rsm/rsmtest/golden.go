@@ -18,15 +18,20 @@ import (
 )
 
 const (
+	// goldenHeader begins the file of a machine without versions, goldenVersions that of one with them: its events have one more number.
 	goldenHeader   = "rsmtest golden events, format 1"
+	goldenVersions = "rsmtest golden events, format 2"
 	goldenSuffix   = ".golden"
-	goldenCommands = 100
+	goldenCommands = 100 // for each version
+	// goldenEras is for how many versions at most, the newest, commands are drawn.
+	goldenEras = 8
 )
 
 // Golden checks that the events of every version of the machine still apply, and still write what they wrote. Events live for ever, in logs and journals;
 // and a replica whose version writes something else for an old event than the others stops, because the hashes differ.
 //
-// Each file dir/*.golden holds the events that one version decided for commands drawn by Config.Command, with what each wrote. With the flag
+// Each file dir/*.golden holds the events that one program decided for commands drawn by Config.Command, with what each wrote. For an rsm.Versioned machine, commands
+// are drawn under one version after the other, as each becomes active in a cluster: from 0 on, and under no more than the eight newest. With the flag
 // -rsmtest.update the file dir/name.golden of the present version is added. An existing file is never overwritten: if this version
 // decides something else than is in it, the test fails and asks for another name.
 func Golden(t testing.TB, dir, name string, c Config) {
@@ -89,24 +94,37 @@ func (c *Config) addGolden(dir, name string) error {
 // golden decides commands one after the other, and returns the file of what came of it.
 func (c *Config) golden() ([]byte, error) {
 	var b bytes.Buffer
-	fmt.Fprintln(&b, goldenHeader)
 	var state probe.Memory
 	m, r := c.New(), rand.New(rand.NewPCG(1, 1))
-	for i := 1; i <= goldenCommands; i++ {
+	first, last := uint64(0), uint64(0)
+	versioned, ok := m.(rsm.Versioned)
+	if ok {
+		last = versioned.MaxVersion()
+		first = last - min(last, goldenEras-1)
+		fmt.Fprintln(&b, goldenVersions)
+	} else {
+		fmt.Fprintln(&b, goldenHeader)
+	}
+	for i := 1; i <= goldenCommands*int(last-first+1); i++ {
+		version := first + uint64(i-1)/goldenCommands
 		now := rsm.Timestamp(1_700_000_000+i) * rsm.Timestamp(time.Second)
 		data := c.Command(r)
-		d, f := probe.Decide(m, &state, rsm.Command{Data: data, Time: now, Rand: rand.New(rand.NewPCG(2, uint64(i)))})
+		d, f := probe.Decide(m, &state, rsm.Command{Data: data, Time: now, Version: version, Rand: rand.New(rand.NewPCG(2, uint64(i)))})
 		if f != nil {
 			return nil, fmt.Errorf("decide command %s: %w", c.showCommand(data), f)
 		}
 		for k, data := range d.Events {
-			e := rsm.Event{Data: data, Time: now, Position: rsm.Position{Shard: 1, Index: rsm.Index(i), Ordinal: uint32(k)}}
+			e := rsm.Event{Data: data, Time: now, Version: version, Position: rsm.Position{Shard: 1, Index: rsm.Index(i), Ordinal: uint32(k)}}
 			writes, f := probe.Apply(m, &state, e)
 			if f != nil {
 				return nil, fmt.Errorf("apply event %s: %w", c.showEvent(data), f)
 			}
 			state.Write(writes)
-			fmt.Fprintf(&b, "event %d %d %d %q\n", i, k, now, data)
+			fmt.Fprintf(&b, "event %d %d %d ", i, k, now)
+			if ok {
+				fmt.Fprintf(&b, "%d ", version)
+			}
+			fmt.Fprintf(&b, "%q\n", data)
 			for _, w := range writes {
 				if w.Delete {
 					fmt.Fprintf(&b, "\tdelete %q\n", w.Key)
@@ -117,7 +135,7 @@ func (c *Config) golden() ([]byte, error) {
 		}
 	}
 	if state.Len() == 0 {
-		return nil, fmt.Errorf("rsmtest: %d commands wrote nothing: let Config.Command draw some that Decide does not reject", goldenCommands)
+		return nil, fmt.Errorf("rsmtest: %d commands wrote nothing: let Config.Command draw some that Decide does not reject", goldenCommands*int(last-first+1))
 	}
 	return b.Bytes(), nil
 }
@@ -166,13 +184,13 @@ func (c *Config) checkGolden(file string) error {
 }
 
 func parseGolden(file string) (events []goldenEvent, err error) {
-	n := 0
+	n, versions := 0, false
 	for line := range strings.Lines(file) {
 		n++
 		line = strings.TrimSuffix(line, "\n")
 		if n == 1 {
-			if line != goldenHeader {
-				return nil, fmt.Errorf("line 1 is %q, want %q", line, goldenHeader)
+			if versions = line == goldenVersions; !versions && line != goldenHeader {
+				return nil, fmt.Errorf("line 1 is %q, want %q or %q", line, goldenHeader, goldenVersions)
 			}
 			continue
 		}
@@ -181,6 +199,9 @@ func parseGolden(file string) (events []goldenEvent, err error) {
 		switch {
 		case word == "event":
 			g := goldenEvent{line: n, event: rsm.Event{Position: rsm.Position{Shard: 1, Index: rsm.Index(l.number()), Ordinal: uint32(l.number())}, Time: rsm.Timestamp(l.number())}}
+			if versions {
+				g.event.Version = l.number()
+			}
 			g.event.Data = l.bytes()
 			events = append(events, g)
 		case (word == "set" || word == "delete") && len(events) > 0:

@@ -2053,7 +2053,6 @@ type Query struct {
 	//	*Query_ListAccounts
 	//	*Query_GetEntries
 	//	*Query_GetStatement
-	//	*Query_Audit
 	//	*Query_Due
 	Query         isQuery_Query `protobuf_oneof:"query"`
 	unknownFields protoimpl.UnknownFields
@@ -2133,15 +2132,6 @@ func (x *Query) GetGetStatement() *GetStatementRequest {
 	return nil
 }
 
-func (x *Query) GetAudit() *AuditRequest {
-	if x != nil {
-		if x, ok := x.Query.(*Query_Audit); ok {
-			return x.Audit
-		}
-	}
-	return nil
-}
-
 func (x *Query) GetDue() *DueRequest {
 	if x != nil {
 		if x, ok := x.Query.(*Query_Due); ok {
@@ -2171,10 +2161,6 @@ type Query_GetStatement struct {
 	GetStatement *GetStatementRequest `protobuf:"bytes,4,opt,name=get_statement,json=getStatement,proto3,oneof"`
 }
 
-type Query_Audit struct {
-	Audit *AuditRequest `protobuf:"bytes,5,opt,name=audit,proto3,oneof"`
-}
-
 type Query_Due struct {
 	Due *DueRequest `protobuf:"bytes,6,opt,name=due,proto3,oneof"`
 }
@@ -2187,8 +2173,6 @@ func (*Query_GetEntries) isQuery_Query() {}
 
 func (*Query_GetStatement) isQuery_Query() {}
 
-func (*Query_Audit) isQuery_Query() {}
-
 func (*Query_Due) isQuery_Query() {}
 
 // Answer is the machine's answer to a Query.
@@ -2200,7 +2184,6 @@ type Answer struct {
 	//	*Answer_ListAccounts
 	//	*Answer_GetEntries
 	//	*Answer_GetStatement
-	//	*Answer_Audit
 	//	*Answer_Due
 	Answer        isAnswer_Answer `protobuf_oneof:"answer"`
 	unknownFields protoimpl.UnknownFields
@@ -2280,15 +2263,6 @@ func (x *Answer) GetGetStatement() *GetStatementResponse {
 	return nil
 }
 
-func (x *Answer) GetAudit() *AuditResponse {
-	if x != nil {
-		if x, ok := x.Answer.(*Answer_Audit); ok {
-			return x.Audit
-		}
-	}
-	return nil
-}
-
 func (x *Answer) GetDue() *DueResponse {
 	if x != nil {
 		if x, ok := x.Answer.(*Answer_Due); ok {
@@ -2318,10 +2292,6 @@ type Answer_GetStatement struct {
 	GetStatement *GetStatementResponse `protobuf:"bytes,4,opt,name=get_statement,json=getStatement,proto3,oneof"`
 }
 
-type Answer_Audit struct {
-	Audit *AuditResponse `protobuf:"bytes,5,opt,name=audit,proto3,oneof"`
-}
-
 type Answer_Due struct {
 	Due *DueResponse `protobuf:"bytes,6,opt,name=due,proto3,oneof"`
 }
@@ -2333,8 +2303,6 @@ func (*Answer_ListAccounts) isAnswer_Answer() {}
 func (*Answer_GetEntries) isAnswer_Answer() {}
 
 func (*Answer_GetStatement) isAnswer_Answer() {}
-
-func (*Answer_Audit) isAnswer_Answer() {}
 
 func (*Answer_Due) isAnswer_Answer() {}
 
@@ -2641,25 +2609,23 @@ const file_ledger_v1_ledger_proto_rawDesc = "" +
 	"\n" +
 	"state_hash\x18\x06 \x01(\tR\tstateHash\x12\x12\n" +
 	"\x04role\x18\a \x01(\tR\x04role\x12'\n" +
-	"\x0fmachine_version\x18\b \x01(\x04R\x0emachineVersion\"\xff\x02\n" +
+	"\x0fmachine_version\x18\b \x01(\x04R\x0emachineVersion\"\xdb\x02\n" +
 	"\x05Query\x12B\n" +
 	"\fget_accounts\x18\x01 \x01(\v2\x1d.ledger.v1.GetAccountsRequestH\x00R\vgetAccounts\x12E\n" +
 	"\rlist_accounts\x18\x02 \x01(\v2\x1e.ledger.v1.ListAccountsRequestH\x00R\flistAccounts\x12?\n" +
 	"\vget_entries\x18\x03 \x01(\v2\x1c.ledger.v1.GetEntriesRequestH\x00R\n" +
 	"getEntries\x12E\n" +
-	"\rget_statement\x18\x04 \x01(\v2\x1e.ledger.v1.GetStatementRequestH\x00R\fgetStatement\x12/\n" +
-	"\x05audit\x18\x05 \x01(\v2\x17.ledger.v1.AuditRequestH\x00R\x05audit\x12)\n" +
+	"\rget_statement\x18\x04 \x01(\v2\x1e.ledger.v1.GetStatementRequestH\x00R\fgetStatement\x12)\n" +
 	"\x03due\x18\x06 \x01(\v2\x15.ledger.v1.DueRequestH\x00R\x03dueB\a\n" +
-	"\x05query\"\x87\x03\n" +
+	"\x05queryJ\x04\b\x05\x10\x06R\x05audit\"\xe2\x02\n" +
 	"\x06Answer\x12C\n" +
 	"\fget_accounts\x18\x01 \x01(\v2\x1e.ledger.v1.GetAccountsResponseH\x00R\vgetAccounts\x12F\n" +
 	"\rlist_accounts\x18\x02 \x01(\v2\x1f.ledger.v1.ListAccountsResponseH\x00R\flistAccounts\x12@\n" +
 	"\vget_entries\x18\x03 \x01(\v2\x1d.ledger.v1.GetEntriesResponseH\x00R\n" +
 	"getEntries\x12F\n" +
-	"\rget_statement\x18\x04 \x01(\v2\x1f.ledger.v1.GetStatementResponseH\x00R\fgetStatement\x120\n" +
-	"\x05audit\x18\x05 \x01(\v2\x18.ledger.v1.AuditResponseH\x00R\x05audit\x12*\n" +
+	"\rget_statement\x18\x04 \x01(\v2\x1f.ledger.v1.GetStatementResponseH\x00R\fgetStatement\x12*\n" +
 	"\x03due\x18\x06 \x01(\v2\x16.ledger.v1.DueResponseH\x00R\x03dueB\b\n" +
-	"\x06answer\"\f\n" +
+	"\x06answerJ\x04\b\x05\x10\x06R\x05audit\"\f\n" +
 	"\n" +
 	"DueRequest\".\n" +
 	"\vDueResponse\x12\x1f\n" +
@@ -2753,38 +2719,36 @@ var file_ledger_v1_ledger_proto_depIdxs = []int32{
 	16, // 19: ledger.v1.Query.list_accounts:type_name -> ledger.v1.ListAccountsRequest
 	18, // 20: ledger.v1.Query.get_entries:type_name -> ledger.v1.GetEntriesRequest
 	20, // 21: ledger.v1.Query.get_statement:type_name -> ledger.v1.GetStatementRequest
-	23, // 22: ledger.v1.Query.audit:type_name -> ledger.v1.AuditRequest
-	30, // 23: ledger.v1.Query.due:type_name -> ledger.v1.DueRequest
-	15, // 24: ledger.v1.Answer.get_accounts:type_name -> ledger.v1.GetAccountsResponse
-	17, // 25: ledger.v1.Answer.list_accounts:type_name -> ledger.v1.ListAccountsResponse
-	19, // 26: ledger.v1.Answer.get_entries:type_name -> ledger.v1.GetEntriesResponse
-	22, // 27: ledger.v1.Answer.get_statement:type_name -> ledger.v1.GetStatementResponse
-	25, // 28: ledger.v1.Answer.audit:type_name -> ledger.v1.AuditResponse
-	31, // 29: ledger.v1.Answer.due:type_name -> ledger.v1.DueResponse
-	2,  // 30: ledger.v1.CreateAccountsRequest.Item.account:type_name -> ledger.v1.Account
-	4,  // 31: ledger.v1.LedgerService.OpenSession:input_type -> ledger.v1.OpenSessionRequest
-	7,  // 32: ledger.v1.LedgerService.CreateAccounts:input_type -> ledger.v1.CreateAccountsRequest
-	12, // 33: ledger.v1.LedgerService.PostEntries:input_type -> ledger.v1.PostEntriesRequest
-	14, // 34: ledger.v1.LedgerService.GetAccounts:input_type -> ledger.v1.GetAccountsRequest
-	16, // 35: ledger.v1.LedgerService.ListAccounts:input_type -> ledger.v1.ListAccountsRequest
-	18, // 36: ledger.v1.LedgerService.GetEntries:input_type -> ledger.v1.GetEntriesRequest
-	20, // 37: ledger.v1.LedgerService.GetStatement:input_type -> ledger.v1.GetStatementRequest
-	23, // 38: ledger.v1.LedgerService.Audit:input_type -> ledger.v1.AuditRequest
-	26, // 39: ledger.v1.LedgerService.GetStatus:input_type -> ledger.v1.GetStatusRequest
-	5,  // 40: ledger.v1.LedgerService.OpenSession:output_type -> ledger.v1.OpenSessionResponse
-	8,  // 41: ledger.v1.LedgerService.CreateAccounts:output_type -> ledger.v1.CreateAccountsResponse
-	13, // 42: ledger.v1.LedgerService.PostEntries:output_type -> ledger.v1.PostEntriesResponse
-	15, // 43: ledger.v1.LedgerService.GetAccounts:output_type -> ledger.v1.GetAccountsResponse
-	17, // 44: ledger.v1.LedgerService.ListAccounts:output_type -> ledger.v1.ListAccountsResponse
-	19, // 45: ledger.v1.LedgerService.GetEntries:output_type -> ledger.v1.GetEntriesResponse
-	22, // 46: ledger.v1.LedgerService.GetStatement:output_type -> ledger.v1.GetStatementResponse
-	25, // 47: ledger.v1.LedgerService.Audit:output_type -> ledger.v1.AuditResponse
-	27, // 48: ledger.v1.LedgerService.GetStatus:output_type -> ledger.v1.GetStatusResponse
-	40, // [40:49] is the sub-list for method output_type
-	31, // [31:40] is the sub-list for method input_type
-	31, // [31:31] is the sub-list for extension type_name
-	31, // [31:31] is the sub-list for extension extendee
-	0,  // [0:31] is the sub-list for field type_name
+	30, // 22: ledger.v1.Query.due:type_name -> ledger.v1.DueRequest
+	15, // 23: ledger.v1.Answer.get_accounts:type_name -> ledger.v1.GetAccountsResponse
+	17, // 24: ledger.v1.Answer.list_accounts:type_name -> ledger.v1.ListAccountsResponse
+	19, // 25: ledger.v1.Answer.get_entries:type_name -> ledger.v1.GetEntriesResponse
+	22, // 26: ledger.v1.Answer.get_statement:type_name -> ledger.v1.GetStatementResponse
+	31, // 27: ledger.v1.Answer.due:type_name -> ledger.v1.DueResponse
+	2,  // 28: ledger.v1.CreateAccountsRequest.Item.account:type_name -> ledger.v1.Account
+	4,  // 29: ledger.v1.LedgerService.OpenSession:input_type -> ledger.v1.OpenSessionRequest
+	7,  // 30: ledger.v1.LedgerService.CreateAccounts:input_type -> ledger.v1.CreateAccountsRequest
+	12, // 31: ledger.v1.LedgerService.PostEntries:input_type -> ledger.v1.PostEntriesRequest
+	14, // 32: ledger.v1.LedgerService.GetAccounts:input_type -> ledger.v1.GetAccountsRequest
+	16, // 33: ledger.v1.LedgerService.ListAccounts:input_type -> ledger.v1.ListAccountsRequest
+	18, // 34: ledger.v1.LedgerService.GetEntries:input_type -> ledger.v1.GetEntriesRequest
+	20, // 35: ledger.v1.LedgerService.GetStatement:input_type -> ledger.v1.GetStatementRequest
+	23, // 36: ledger.v1.LedgerService.Audit:input_type -> ledger.v1.AuditRequest
+	26, // 37: ledger.v1.LedgerService.GetStatus:input_type -> ledger.v1.GetStatusRequest
+	5,  // 38: ledger.v1.LedgerService.OpenSession:output_type -> ledger.v1.OpenSessionResponse
+	8,  // 39: ledger.v1.LedgerService.CreateAccounts:output_type -> ledger.v1.CreateAccountsResponse
+	13, // 40: ledger.v1.LedgerService.PostEntries:output_type -> ledger.v1.PostEntriesResponse
+	15, // 41: ledger.v1.LedgerService.GetAccounts:output_type -> ledger.v1.GetAccountsResponse
+	17, // 42: ledger.v1.LedgerService.ListAccounts:output_type -> ledger.v1.ListAccountsResponse
+	19, // 43: ledger.v1.LedgerService.GetEntries:output_type -> ledger.v1.GetEntriesResponse
+	22, // 44: ledger.v1.LedgerService.GetStatement:output_type -> ledger.v1.GetStatementResponse
+	25, // 45: ledger.v1.LedgerService.Audit:output_type -> ledger.v1.AuditResponse
+	27, // 46: ledger.v1.LedgerService.GetStatus:output_type -> ledger.v1.GetStatusResponse
+	38, // [38:47] is the sub-list for method output_type
+	29, // [29:38] is the sub-list for method input_type
+	29, // [29:29] is the sub-list for extension type_name
+	29, // [29:29] is the sub-list for extension extendee
+	0,  // [0:29] is the sub-list for field type_name
 }
 
 func init() { file_ledger_v1_ledger_proto_init() }
@@ -2797,7 +2761,6 @@ func file_ledger_v1_ledger_proto_init() {
 		(*Query_ListAccounts)(nil),
 		(*Query_GetEntries)(nil),
 		(*Query_GetStatement)(nil),
-		(*Query_Audit)(nil),
 		(*Query_Due)(nil),
 	}
 	file_ledger_v1_ledger_proto_msgTypes[28].OneofWrappers = []any{
@@ -2805,7 +2768,6 @@ func file_ledger_v1_ledger_proto_init() {
 		(*Answer_ListAccounts)(nil),
 		(*Answer_GetEntries)(nil),
 		(*Answer_GetStatement)(nil),
-		(*Answer_Audit)(nil),
 		(*Answer_Due)(nil),
 	}
 	type x struct{}

@@ -45,8 +45,6 @@ func (Machine) Query(v rsm.View, query []byte) (answer []byte, err error) {
 			return nil, err
 		}
 		a.Answer = &ledgerv1.Answer_GetStatement{GetStatement: m}
-	case *ledgerv1.Query_Audit:
-		a.Answer = &ledgerv1.Answer_Audit{Audit: Audit(v).Proto()}
 	case *ledgerv1.Query_Due:
 		at, _ := NextExpiry(v)
 		a.Answer = &ledgerv1.Answer_Due{Due: &ledgerv1.DueResponse{NextExpiry: int64(at)}}

@@ -2,14 +2,15 @@ package book
 
 import (
 	"bytes"
+	"context"
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
 	"fmt"
 	"hash/maphash"
+	"iter"
 	"maps"
 	"slices"
-	"unicode/utf8"
 
 	ledgerv1 "github.com/decree-raft/decree/api/ledger/v1"
 	"github.com/decree-raft/decree/rsm"
@@ -40,37 +41,54 @@ type AssetTotal struct {
 // Audit recomputes everything that the state says twice, from the entries up,
 // and believes none of it:
 //
-//   - every entry balances per asset, and stands under its own id;
+//   - every entry balances per asset, stands under its own id, and is one that Decide takes, as far as that shows in the entry alone;
 //   - an account's posted totals are the sums of the legs that were posted to it,
-//     its pending totals those of the entries that are still pending;
+//     its pending totals those of the entries that are still pending; both together fit;
 //   - its statement has one row for each posted leg, without gaps, with the running totals;
 //   - no account is beyond what its flags allow; closed is who was opened so or has a pending closing leg;
 //   - per asset, debits equal credits, posted and pending, and all accounts have its scale;
-//   - a pending entry is resolved by what claims to have resolved it, in its accounts and for no more than it reserved,
-//     expires when its timeout says, and stands in the expiry index while it can;
+//   - a pending entry is resolved by what claims to have resolved it, in its accounts and for no more than it reserved, after it was
+//     made and before it expires; it expires when its timeout says, and stands in the expiry index while it can;
 //   - what an account was opened as, what it stands as and the list of names agree; a burnt id is its own;
-//   - a reference is UTF-8 and no longer than it may be, and whoever resolved a pending entry with one has one.
+//   - whoever resolved a pending entry with a reference has one.
+//
+// When an entry expired is recorded nowhere, so that it is not judged either.
 //
 // It reads the whole state in the order of its keys, once to judge it and once for the ContentHash, and keeps a few
-// hundred bytes for each account.
-func Audit(v rsm.View) (report *Report) {
+// hundred bytes for each account. When ctx ends, it ends with ctx's error, and no report.
+func Audit(ctx context.Context, v rsm.View) (report *Report, err error) {
 	report = new(Report)
-	a := &auditor{v: v, report: report, accounts: make(map[ID]*audited), seed: maphash.MakeSeed()}
+	a := &auditor{v: attended{v, ctx}, report: report, accounts: make(map[ID]*audited), seed: maphash.MakeSeed()}
 	defer func() {
 		if r := recover(); r != nil { // by a lookup that met damage
 			a.violation("the audit could not go on: %v", r)
 		}
+		if err = ctx.Err(); err != nil {
+			report = nil // it has not seen all
+		}
 	}()
-	a.hashContent()
-	a.readAccounts()
-	a.readNames()
-	a.readEntries()
-	a.readStatuses()
-	a.readMarks()
-	a.readExpiries()
-	a.judgeAccounts()
-	a.sumAssets()
-	return report
+	for _, step := range []func(){a.hashContent, a.readAccounts, a.readNames, a.readEntries, a.readStatuses, a.readMarks, a.readExpiries, a.judgeAccounts, a.sumAssets} {
+		if ctx.Err() == nil {
+			step()
+		}
+	}
+	return report, nil
+}
+
+// attended is a view whose scans end early when nobody waits any more.
+type attended struct {
+	rsm.View
+	ctx context.Context
+}
+
+func (a attended) Scan(start, end []byte) iter.Seq2[[]byte, []byte] {
+	return func(yield func(k, v []byte) bool) {
+		for k, v := range a.View.Scan(start, end) {
+			if a.ctx.Err() != nil || !yield(k, v) {
+				return
+			}
+		}
+	}
 }
 
 type auditor struct {
@@ -239,9 +257,13 @@ func (a *auditor) addEntry(e *Entry, postings []posting) {
 	status := a.statusOf(e)
 	if e.Reference != "" {
 		a.report.References++
-		if len(e.Reference) > MaxReferenceBytes || !utf8.ValidString(e.Reference) {
-			a.violation("entry %v has a reference of %d bytes that no version would have taken: %q", e.ID, len(e.Reference), e.Reference)
-		}
+	}
+	out := checkNamed(e)
+	if out.Code == Created {
+		out = checkEntry(e, VersionReferences)
+	}
+	if out.Code != Created {
+		a.violation("entry %v is one that no version would have taken: %v", e.ID, out.Code)
 	}
 	if posted := e.Flags&(Pending|VoidPending) == 0; posted != (len(postings) > 0) {
 		a.violation("entry %v has %d legs, and rows for %d in the statements", e.ID, len(e.Legs), len(postings))
@@ -291,7 +313,10 @@ func (a *auditor) addLeg(e *Entry, i int, acct *audited, status PendingStatus) {
 	default:
 		return
 	}
-	*total, _ = total.Add(l.Amount) // an overflow shows as a difference; an audit does not panic
+	var overflow bool
+	if *total, overflow = total.Add(l.Amount); overflow {
+		a.violation("entry %v: what is booked to account %v on its side is over 2^128 - 1 with it", e.ID, l.Account)
+	}
 	acct.sum = mine.Balances
 }
 
@@ -300,6 +325,8 @@ func (a *auditor) statusOf(e *Entry) PendingStatus {
 	if e.Flags&(PostPending|VoidPending) != 0 {
 		if p, ok := LookupEntry(a.v, e.PendingID); !ok || p.ResolvedBy != e.ID || p.Status != resolvedStatus(e.Flags) {
 			a.violation("entry %v resolves %v, which says otherwise", e.ID, e.PendingID)
+		} else if by, _ := LookupEntry(a.v, e.ID); by.Time < p.Time || p.ExpiresAt != 0 && by.Time >= p.ExpiresAt {
+			a.violation("entry %v of time %d resolves %v of time %d, which expires at %d", e.ID, by.Time, e.PendingID, p.Time, p.ExpiresAt)
 		} else if !settles(e, &p.Entry) {
 			a.violation("entry %v resolves %v in other legs or for more than it reserved", e.ID, e.PendingID)
 		} else if p.Reference != "" && e.Reference == "" {
@@ -420,6 +447,11 @@ func (a *auditor) judgeAccounts() {
 		}
 		if s.Balances != acct.sum {
 			a.violation("account %v states %+v, its entries say %+v", id, s.Balances, acct.sum)
+		}
+		for _, side := range []Side{Debit, Credit} {
+			if _, overflow := s.pending(side).Add(*s.posted(side)); overflow {
+				a.violation("account %v: what is pending and posted on its %v side is together over 2^128 - 1", id, side)
+			}
 		}
 		if s.rows != acct.legs {
 			a.violation("account %v has %d posted legs, and states %d", id, acct.legs, s.rows)

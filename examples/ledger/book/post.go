@@ -12,18 +12,13 @@ import (
 // postEntry decides one entry of a command; event is its encoding. The checks
 // stand in the order of their precedence, which is TigerBeetle's.
 func (d *draft) postEntry(e *Entry, event []byte) Outcome {
-	switch {
-	case e.Flags&^entryFlagsKnown != 0:
-		return Outcome{Code: ReservedFlag}
-	case e.ID.IsZero():
-		return Outcome{Code: IDMustNotBeZero}
-	case e.ID == MaxID:
-		return Outcome{Code: IDMustNotBeIntMax}
+	if out := checkNamed(e); out.Code != Created {
+		return out
 	}
 	if record, ok := d.record(e.ID); ok {
 		return d.compareEntry(e, record)
 	}
-	if out := d.checkEntry(e); out.Code != Created {
+	if out := checkEntry(e, d.version); out.Code != Created {
 		return out
 	}
 	for {
@@ -53,8 +48,21 @@ func (d *draft) postEntry(e *Entry, event []byte) Outcome {
 	}
 }
 
-// checkEntry is what an entry must satisfy by itself, under the version that is active.
-func (d *draft) checkEntry(e *Entry) Outcome {
+// checkNamed is what an entry must satisfy before it is looked for.
+func checkNamed(e *Entry) Outcome {
+	switch {
+	case e.Flags&^entryFlagsKnown != 0:
+		return Outcome{Code: ReservedFlag}
+	case e.ID.IsZero():
+		return Outcome{Code: IDMustNotBeZero}
+	case e.ID == MaxID:
+		return Outcome{Code: IDMustNotBeIntMax}
+	}
+	return Outcome{}
+}
+
+// checkEntry is what an entry must satisfy by itself, under a version.
+func checkEntry(e *Entry, version uint64) Outcome {
 	resolves := e.Flags&(PostPending|VoidPending) != 0
 	phases := e.Flags & entryPhases
 	if phases&(phases-1) != 0 {
@@ -98,7 +106,7 @@ func (d *draft) checkEntry(e *Entry) Outcome {
 		return Outcome{Code: MemoTooLong}
 	case !utf8.ValidString(e.Memo):
 		return Outcome{Code: MemoMustBeUTF8}
-	case e.Reference != "" && d.version < VersionReferences:
+	case e.Reference != "" && version < VersionReferences:
 		return Outcome{Code: ReferenceNeedsVersion2}
 	case len(e.Reference) > MaxReferenceBytes:
 		return Outcome{Code: ReferenceTooLong}

@@ -183,7 +183,7 @@ func (d *draft) mayBeBlocked(e *Entry, out Outcome) bool {
 	switch out.Code {
 	case DebitAccountAlreadyClosed, CreditAccountAlreadyClosed:
 		return true
-	case ExceedsCredits, ExceedsDebits:
+	case ExceedsCredits, ExceedsDebits, OverflowsDebitsPending, OverflowsCreditsPending, OverflowsDebits, OverflowsCredits:
 		l := &e.Legs[out.Leg-1]
 		i, _ := d.find(l.Account)
 		return !d.accounts[i].pending(l.Side).IsZero()

@@ -25,7 +25,7 @@ func underTest() rsmtest.Config {
 		Command: drawCommand,
 		Query:   drawQuery,
 		Invariant: func(v rsm.View) error {
-			if r := Audit(v); r.ViolationCount > 0 {
+			if r := auditOf(v); r.ViolationCount > 0 {
 				return errors.New(strings.Join(r.Violations, "; "))
 			}
 			return nil
@@ -43,7 +43,7 @@ func TestSimulatedClusters(t *testing.T) {
 }
 
 func TestGoldenFiles(t *testing.T) {
-	rsmtest.Golden(t, "testdata", "v1", underTest())
+	rsmtest.Golden(t, "testdata", "v2", underTest())
 }
 
 // The ids of what is drawn. Accounts and reservations are few, so that commands meet.

@@ -2,6 +2,7 @@ package book
 
 import (
 	"bytes"
+	"context"
 	"math/rand/v2"
 	"testing"
 	"time"
@@ -88,10 +89,19 @@ func (l *ledger) account(id ID) AccountState {
 	return a
 }
 
+// auditOf is an audit for which somebody waits.
+func auditOf(v rsm.View) *Report {
+	report, err := Audit(context.Background(), v)
+	if err != nil {
+		panic(err)
+	}
+	return report
+}
+
 // audit fails the test if the book is not sound.
 func (l *ledger) audit() *Report {
 	l.t.Helper()
-	report := Audit(&l.state)
+	report := auditOf(&l.state)
 	for _, v := range report.Violations {
 		l.t.Errorf("audit: %s", v)
 	}

@@ -122,13 +122,13 @@ func TestAuditUnderVersion(t *testing.T) {
 	l := standard(t)
 	wantCodes(t, l.post(full(50)), Created)
 	for version, violations := range map[uint64]uint64{VersionFirst: 1, 1: 1, VersionReferences: 0, 3: 0} {
-		r := Audit(&l.state)
+		r := auditOf(&l.state)
 		r.UnderVersion(version)
 		if r.ViolationCount != violations {
 			t.Errorf("under version %d: %q", version, r.Violations)
 		}
 	}
-	none := Audit(&standard(t).state)
+	none := auditOf(&standard(t).state)
 	if none.UnderVersion(VersionFirst); none.ViolationCount != 0 {
 		t.Errorf("without references: %q", none.Violations)
 	}

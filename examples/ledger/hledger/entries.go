@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"fmt"
+	"maps"
 	"slices"
 
 	"github.com/decree-raft/decree/examples/ledger/book"
@@ -18,7 +19,7 @@ const ConversionAccount = "Equity:Conversion"
 type Booking struct {
 	Accounts []book.Account // in the order of their first use
 	Entries  []book.Entry
-	Scales   map[string]uint8 // of every commodity of the journal
+	Scales   map[string]uint8 // of every commodity that has an amount of sense
 	Problems []Problem        // of transactions that are sound but cannot be booked; their entries are left out
 	Refused  int              // transactions with such a problem
 }
@@ -32,21 +33,36 @@ func AccountID(name, commodity string) book.ID {
 
 // Book turns a journal into accounts and entries. Existing holds the scales of
 // the assets that the ledger has already, which cannot change, or is to have; any other
-// commodity gets as many decimals as its most precise amount has.
+// commodity gets as many decimals as its most precise amount has. One of more than twelve counts if its transaction can be booked alone.
 func (j *Journal) Book(existing map[string]uint8) *Booking {
-	b := &booker{Booking: Booking{Scales: make(map[string]uint8)}, seen: make(map[book.ID]bool), same: make(map[[32]byte]uint64)}
+	precision := maps.Clone(j.Decimals)
+	alone := make(map[int]Problem) // of what cannot be booked even so
 	for i := range j.Transactions {
-		for _, p := range j.Transactions[i].Postings {
-			b.Scales[p.Commodity] = max(b.Scales[p.Commodity], uint8(p.Amount.Decimals), j.Decimals[p.Commodity])
+		t := &j.Transactions[i]
+		if !slices.ContainsFunc(t.Postings, func(p Posting) bool { return p.Amount.Decimals > maxTypical }) {
+			continue
+		}
+		own := make(map[string]Precision)
+		for _, p := range t.Postings {
+			precise(own, p.Commodity, p.Amount.Decimals, p.Line)
+		}
+		if problem, ok := newBooker(own, existing).book(t); !ok {
+			alone[i] = problem
+			continue
+		}
+		for commodity, has := range own {
+			precise(precision, commodity, int(has.Decimals), has.Line)
 		}
 	}
-	for commodity := range b.Scales {
-		if scale, ok := existing[commodity]; ok {
-			b.Scales[commodity] = scale
-		}
-	}
+	b := newBooker(precision, existing)
 	for i := range j.Transactions {
-		if problem, ok := b.book(&j.Transactions[i]); !ok {
+		problem, refused := alone[i]
+		if !refused {
+			var ok bool
+			problem, ok = b.book(&j.Transactions[i])
+			refused = !ok
+		}
+		if refused {
 			b.Problems = append(b.Problems, problem)
 			b.Refused++
 		}
@@ -56,8 +72,21 @@ func (j *Journal) Book(existing map[string]uint8) *Booking {
 
 type booker struct {
 	Booking
-	seen map[book.ID]bool    // accounts that are in Accounts
-	same map[[32]byte]uint64 // how many transactions of this content there were
+	lines map[string]int      // that gave a commodity its decimals, if it did not have them before
+	seen  map[book.ID]bool    // accounts that are in Accounts
+	same  map[[32]byte]uint64 // how many transactions of this content there were
+}
+
+func newBooker(precision map[string]Precision, existing map[string]uint8) *booker {
+	b := &booker{Booking: Booking{Scales: make(map[string]uint8)}, lines: make(map[string]int), seen: make(map[book.ID]bool), same: make(map[[32]byte]uint64)}
+	for commodity, has := range precision {
+		if scale, ok := existing[commodity]; ok {
+			b.Scales[commodity] = scale
+		} else {
+			b.Scales[commodity], b.lines[commodity] = has.Decimals, has.Line
+		}
+	}
+	return b
 }
 
 // excess is what a transaction leaves over in a commodity.
@@ -75,7 +104,11 @@ func (b *booker) book(t *Transaction) (Problem, bool) {
 		scale := b.Scales[p.Commodity]
 		amount, err := book.ParseScaled(p.Amount.String(), scale)
 		if err != nil {
-			return Problem{p.Line, fmt.Sprintf("%s has %d decimals in the ledger, which %v does not fit", p.Commodity, scale, p.Amount)}, false
+			why := fmt.Sprintf("%s has %d decimals in the ledger, which %v does not fit", p.Commodity, scale, p.Amount)
+			if line := b.lines[p.Commodity]; line != 0 {
+				why = fmt.Sprintf("%s gets %d decimals, as line %d has, which %v does not fit; -scale says others", p.Commodity, scale, line, p.Amount)
+			}
+			return Problem{p.Line, why}, false
 		}
 		fits := false
 		if over, fits = addTo(over, p.Commodity, amount); !fits {
@@ -156,6 +189,12 @@ func (x *excess) add(amount book.Net) bool {
 	sum, overflow := total.Add(amount.Magnitude)
 	*total = sum
 	return !overflow
+}
+
+// NextID is the id of an entry whose own id is burnt: it failed in an import before, for a reason that may have passed.
+func NextID(id book.ID) book.ID {
+	sum := sha256.Sum256(append([]byte("decree ledger import again"), id[:]...))
+	return book.ID(sum[:16])
 }
 
 // entryID derives an entry's id from what the transaction says, so that

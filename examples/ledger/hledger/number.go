@@ -76,16 +76,16 @@ func splitQuantity(s string) (q quantity, err error) {
 	prefix, suffix := s[:first], s[last+1:]
 	q.number = s[first : last+1]
 	// A sign stands in front of everything or of the number. Elsewhere it belongs to a symbol such as A-B.
-	signs := 0
-	for _, sign := range []string{"-", "−", "+"} {
+	found := 0
+	for _, sign := range signs {
 		for _, cut := range []func(string, string) (string, bool){strings.CutPrefix, strings.CutSuffix} {
-			if rest, found := cut(prefix, sign); found {
-				prefix, signs = rest, signs+1
+			if rest, ok := cut(prefix, sign); ok {
+				prefix, found = rest, found+1
 				q.negative = q.negative || sign != "+"
 			}
 		}
 	}
-	if signs > 1 {
+	if found > 1 {
 		return q, fmt.Errorf("amount %q has more than one sign", s)
 	}
 	prefix, suffix = strings.TrimSpace(prefix), strings.TrimSpace(suffix)
@@ -93,8 +93,15 @@ func splitQuantity(s string) (q quantity, err error) {
 		return q, fmt.Errorf("amount %q has a symbol on both sides", s)
 	}
 	q.symbol = prefix + suffix
+	for _, sign := range signs {
+		if strings.HasPrefix(q.symbol, sign) || strings.HasSuffix(q.symbol, sign) {
+			return q, fmt.Errorf("amount %q has a sign that stands neither in front of everything nor of the number", s)
+		}
+	}
 	return q, nil
 }
+
+var signs = []string{"-", "−", "+"}
 
 func isMark(c byte) bool { return c == '.' || c == ',' }
 

@@ -4,6 +4,7 @@
 package hledger
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -68,8 +69,24 @@ type Journal struct {
 	Problems     []Problem // in the order of their lines
 	Malformed    int       // transactions with a problem
 	// Decimals are those of the most precise amount in each commodity, amounts in transactions with a problem included:
-	// when the problem is solved, they shall fit.
-	Decimals map[string]uint8
+	// when the problem is solved, they shall fit. Those of more than maxTypical are left out: if a transaction can be booked, Book counts them.
+	Decimals map[string]Precision
+}
+
+// Precision is how many decimals a commodity has, and the first line that has so many.
+type Precision struct {
+	Decimals uint8
+	Line     int
+}
+
+// maxTypical is how many decimals an amount has that is no slip: an asset keeps the decimals that it begins with, and with thirty it holds no more than 340,282,366.
+const maxTypical = 12
+
+// precise notes an amount's decimals, if they are more than is known.
+func precise(known map[string]Precision, commodity string, decimals, line int) {
+	if has, ok := known[commodity]; !ok || decimals > int(has.Decimals) {
+		known[commodity] = Precision{uint8(decimals), line}
+	}
 }
 
 // columns are the places of the columns that are read; the others are not kept.
@@ -117,16 +134,16 @@ func Read(r io.Reader, options Options) (*Journal, error) {
 		return nil, fmt.Errorf("the file is larger than %d bytes", MaxFileBytes)
 	}
 	p := &parser{options: options, byIndex: make(map[string]*group), marks: make(map[string]mark)}
-	lines := newRecords(data)
+	lines := newRecords(bytes.TrimPrefix(data, []byte("\ufeff"))) // in front of the quotes of the header
 	if err := p.header(lines); err != nil {
 		return nil, err
 	}
 	p.rows(lines)
 	p.findMarks()
-	j := &Journal{Decimals: make(map[string]uint8)}
+	j := &Journal{Decimals: make(map[string]Precision)}
 	for _, w := range p.allRows() {
-		if amount, err := p.amount(*w); err == nil && !w.reported {
-			j.Decimals[w.commodity] = max(j.Decimals[w.commodity], uint8(amount.Decimals))
+		if amount, err := p.amount(*w); err == nil && !w.reported && amount.Decimals <= maxTypical {
+			precise(j.Decimals, w.commodity, amount.Decimals, w.line)
 		}
 	}
 	for _, g := range p.groups {
@@ -146,7 +163,9 @@ func (p *parser) header(lines *records) error {
 	if err != nil {
 		return fmt.Errorf("line 1 is no header: %w", err)
 	}
-	names[0] = strings.TrimPrefix(names[0], "\ufeff")
+	if slices.ContainsFunc(names, func(s string) bool { return strings.Contains(s, "\r") }) {
+		return errors.New("line 1 has a carriage return without a line feed: lines must end with a line feed, as hledger writes them, or with both")
+	}
 	p.width = len(names)
 	for _, want := range []struct {
 		name string
@@ -299,13 +318,17 @@ func accountName(name string) (string, PostingKind) {
 	return name, Real
 }
 
-// findMarks finds out each commodity's decimal mark, from all lines of the file. Where they contradict each
+// findMarks finds out each commodity's decimal mark, from all lines of the file that are numbers with the mark
+// that they ask for: 8.2.30 says nothing of 12.345. Where they contradict each
 // other, none is believed: whichever came first would else decide what the others are worth.
 func (p *parser) findMarks() {
 	for g, w := range p.allRows() {
 		is, err := p.options.DecimalMark, error(nil)
 		if is == 0 {
 			is, err = markOf(w.quantity.number)
+		}
+		if is != 0 {
+			_, err = parseNumber(w.quantity.number, is)
 		}
 		known := p.marks[w.commodity]
 		switch {

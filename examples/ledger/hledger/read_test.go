@@ -95,12 +95,23 @@ func TestMalformed(t *testing.T) {
 		{"quotes in front of the index", pair("1") + pairBare("2") + "\"3,2025-01-31,,*,,d,,A,5,EUR,,,,\n3\",2025-01-31,,*,,d,,B,-5,EUR,,,,\n" + pairBare("4") + pairBare("5"), "1 5",
 			[]string{"line 6: a line break in column 1", "line 7: a quote within"}},
 		{"marks in disorder", line("1", "2025-01-31", "d", "A", "1.000,000.0,0", "EUR"), "", []string{`line 2: amount "1.000,000.0,0" has points and commas in no sensible order`}},
+		// What is no number tells nothing either. Mutation with which it was seen to fail: findMarks without parseNumber.
+		{"marks of what is no number", line("1", "2025-01-31", "d", "A", "12.345", "KG") + line("1", "2025-01-31", "d", "B", "-12.345", "KG") + line("2", "2025-01-31", "d", "A", "8.2.30", "KG") +
+			line("3", "2025-01-31", "d", "A", "1,234", "USD") + line("4", "2025-01-31", "d", "A", "1e8,5", "USD"), "1",
+			[]string{`line 4: amount "8.2.30" is not a number`, `line 5: amount "1,234" can be read two ways`, `line 6: amount "1e8,5" is not a number`}},
 		{"a comma that tells nothing", line("1", "2025-01-31", "d", "A", "1,234", "EUR"), "", []string{`line 2: amount "1,234" can be read two ways`}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			j := read(t, header+c.text)
 			if got := indexes(j); got != c.booked {
 				t.Errorf("booked %q, want %q", got, c.booked)
+			}
+			for _, tx := range j.Transactions {
+				for _, p := range tx.Postings {
+					if p.Commodity == "KG" && p.Amount.Decimals != 3 {
+						t.Errorf("12.345 KG is read as %v", p.Amount)
+					}
+				}
 			}
 			if len(j.Problems) != len(c.problems) {
 				t.Fatalf("problems %v, want %q", j.Problems, c.problems)
@@ -118,13 +129,17 @@ func TestMalformed(t *testing.T) {
 }
 
 func TestHeader(t *testing.T) {
-	for _, text := range []string{"", "\n", "a,b\n", strings.Replace(header, "txnidx", "idx", 1), `"txnidx`} {
+	// Lines that end with a carriage return are one line, the header, and no row would be missed.
+	// Mutation with which it was seen to fail: header without the look for them.
+	mac := strings.ReplaceAll(strings.ReplaceAll(header+pair("1"), `"`, ""), "\n", "\r")
+	for _, text := range []string{"", "\n", "a,b\n", strings.Replace(header, "txnidx", "idx", 1), `"txnidx`, mac} {
 		if j, err := Read(strings.NewReader(text), Options{}); err == nil {
 			t.Errorf("%q is read as %+v", text, j)
 		}
 	}
 	// The columns that matter may stand in any order, after a byte order mark.
-	j := read(t, "\ufeffamount,commodity,account,description,date,txnidx\n5,EUR,A,d,2025-01-31,1\n")
+	// Mutation with which it was seen to fail: the mark is cut off the first name, and not off the file.
+	j := read(t, "\ufeff\"amount\",commodity,account,description,date,txnidx\n5,EUR,A,d,2025-01-31,1\n")
 	if len(j.Transactions) != 1 || j.Transactions[0].Postings[0].Account != "A" || j.Transactions[0].Date != 20250131 {
 		t.Errorf("got %+v", j)
 	}
@@ -155,6 +170,11 @@ func TestAmounts(t *testing.T) {
 		{"5,00 €", "", "", "5.00", "€"},
 		{"EUR 5", "", "", "5", "EUR"},
 		{"A-B 5", "A-B", "", "5", "A-B"},
+		// Mutation with which these were seen to fail: splitQuantity without its last look for signs.
+		{"5.00-", "", "", "-", ""},
+		{"$- 5.00", "", "", "-", ""},
+		{"5.00 −", "", "", "-", ""},
+		{"5.00 +EUR", "", "", "-", ""},
 		{"A-B -5", "", "", "-5", "A-B"},
 		{"-A-B 5", "", "", "-5", "A-B"},
 		{"+-5", "EUR", "", "-", ""},

@@ -12,7 +12,7 @@ import (
 )
 
 // RunPulse lets pending entries expire in time, until ctx ends: once per
-// interval, if this node leads and something is due by its clock, it submits pulses. A
+// interval, if this node leads and something is due by its clock or by the ledger's time, it submits pulses. A
 // failure needs no care, as whoever leads a moment later does the same.
 func (s *Server) RunPulse(ctx context.Context, interval time.Duration) {
 	t := time.NewTicker(interval)
@@ -57,6 +57,11 @@ func (s *Server) due(ctx context.Context) (bool, error) {
 	if err := proto.Unmarshal(data, a); err != nil {
 		return false, err
 	}
+	st, err := s.cfg.Replica.Status()
+	if err != nil {
+		return false, err
+	}
+	// Where an earlier leader's clock was ahead, the ledger's time is, and everybody who asks is told that the entry has expired.
 	next := a.GetDue().GetNextExpiry()
-	return next != 0 && next <= time.Now().UnixNano(), nil
+	return next != 0 && next <= max(time.Now().UnixNano(), int64(st.Time)), nil
 }

@@ -20,7 +20,8 @@ type replica struct {
 	err      error // of every call, if set
 	requests []rsm.Request
 	levels   []rsm.Level
-	done     chan struct{} // gets a token for each command, if set
+	done     chan struct{}      // gets a token for each command, if set
+	audits   chan chan struct{} // is given what each audit waits for, if set
 }
 
 func (r *replica) Do(_ context.Context, q rsm.Request) (rsm.Result, error) {
@@ -60,11 +61,18 @@ func (r *replica) Audit(f func(rsm.View) error) (rsm.Index, uint64, error) {
 	if r.err != nil {
 		return 0, 0, r.err
 	}
+	if r.audits != nil {
+		wait := make(chan struct{})
+		r.audits <- wait
+		<-wait
+	}
 	return 42, 0xABC, f(&r.state)
 }
 
 func (r *replica) Status() (rsm.ShardStatus, error) {
-	return rsm.ShardStatus{Leader: r.leader, Role: "leader", Term: 3, Applied: 42, Hash: 0xABC, Version: r.version}, r.err
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return rsm.ShardStatus{Time: r.now, Leader: r.leader, Role: "leader", Term: 3, Applied: 42, Hash: 0xABC, Version: r.version}, r.err
 }
 
 func (r *replica) Leader() rsm.NodeID {

@@ -72,6 +72,7 @@ type Server struct {
 	ledgerv1.UnimplementedLedgerServiceServer
 	cfg   Config
 	slots chan struct{} // one for each request that writes
+	audit chan struct{} // one for an audit, which reads everything and keeps hundreds of bytes for each account
 	parse chan struct{} // one for each body that is parsed: JSON takes many times its size
 }
 
@@ -83,7 +84,7 @@ func New(cfg Config) *Server {
 	if cfg.MaxSubmits <= 0 {
 		cfg.MaxSubmits = 1024
 	}
-	return &Server{cfg: cfg, slots: make(chan struct{}, cfg.MaxSubmits), parse: make(chan struct{}, maxParsing)}
+	return &Server{cfg: cfg, slots: make(chan struct{}, cfg.MaxSubmits), audit: make(chan struct{}, 1), parse: make(chan struct{}, maxParsing)}
 }
 
 // Register offers the service on a gRPC server whose port is for other services as well: requests over MaxBodyBytes are refused before they are taken apart,
@@ -267,15 +268,21 @@ func (s *Server) query(ctx context.Context, c ledgerv1.Consistency, q *ledgerv1.
 	return a, nil
 }
 
-// Audit checks every invariant of this node's replica.
-func (s *Server) Audit(_ context.Context, _ *ledgerv1.AuditRequest) (*ledgerv1.AuditResponse, error) {
+// Audit checks every invariant of this node's replica, for one caller at a time, and until ctx ends.
+func (s *Server) Audit(ctx context.Context, _ *ledgerv1.AuditRequest) (*ledgerv1.AuditResponse, error) {
 	if s.cfg.Replica == nil {
 		return nil, s.status(errNoReplica)
 	}
+	select {
+	case s.audit <- struct{}{}:
+		defer func() { <-s.audit }()
+	default:
+		return nil, s.status(&rsm.Error{Kind: rsm.ErrNotProposed, Code: rsm.CodeOverloaded, RetryAfter: time.Second, Message: "an audit of this node is under way already"})
+	}
 	var report *book.Report
-	at, hash, err := s.cfg.Replica.Audit(func(v rsm.View) error {
-		report = book.Audit(v)
-		return nil
+	at, hash, err := s.cfg.Replica.Audit(func(v rsm.View) (err error) {
+		report, err = book.Audit(ctx, v)
+		return err
 	})
 	if err != nil {
 		return nil, s.status(err)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"testing"
+	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -314,6 +315,39 @@ func TestErrors(t *testing.T) {
 	}
 }
 
+// TestOneAudit: an audit costs memory and disk, so that one is made at a time, and whoever else asks is told so at once.
+// Mutation with which it was seen to fail: Audit without its slot.
+func TestOneAudit(t *testing.T) {
+	s, r := newServer(t)
+	r.audits = make(chan chan struct{}, 8)
+	failed := make(chan error, 8)
+	for range 8 {
+		go func() {
+			_, err := s.Audit(ctx, nil)
+			failed <- err
+		}()
+	}
+	wait := <-r.audits
+	for range 7 {
+		select {
+		case err := <-failed:
+			if d := detailOf(err); rsm.Code(d.Code) != rsm.CodeOverloaded || d.Kind != KindNotProposed || status.Code(err) != codes.Unavailable {
+				t.Errorf("refused with %v", err)
+			}
+		case <-r.audits:
+			t.Fatal("two audits at once")
+		}
+	}
+	close(wait)
+	if err := <-failed; err != nil {
+		t.Error(err)
+	}
+	r.audits = nil
+	if _, err := s.Audit(ctx, nil); err != nil {
+		t.Errorf("one after the other: %v", err)
+	}
+}
+
 // TestPulse: what is due expires, by as many commands as it takes, and only by the leader.
 func TestPulse(t *testing.T) {
 	s, r := newServer(t)
@@ -350,6 +384,32 @@ func TestPulse(t *testing.T) {
 	r.err = errors.New("x")
 	if err := s.pulse(ctx); err == nil {
 		t.Error("an error was lost")
+	}
+}
+
+// TestPulseByTheTimeOfTheLedger: an earlier leader's clock was a year ahead, and what is due by the time that it left is released.
+// Mutation with which it was seen to fail: due compares with the node's clock alone.
+func TestPulseByTheTimeOfTheLedger(t *testing.T) {
+	s, r := newServer(t)
+	r.now = rsm.Timestamp(time.Now().AddDate(1, 0, 0).UnixNano())
+	if _, err := s.CreateAccounts(ctx, &ledgerv1.CreateAccountsRequest{Items: []*ledgerv1.CreateAccountsRequest_Item{account("1"), account("2")}}); err != nil {
+		t.Fatal(err)
+	}
+	e := entry("1", "5")
+	e.Pending, e.TimeoutSeconds = true, 60
+	if _, err := s.PostEntries(ctx, &ledgerv1.PostEntriesRequest{Entries: []*ledgerv1.Entry{e}}); err != nil {
+		t.Fatal(err)
+	}
+	before := len(r.requests)
+	if err := s.pulse(ctx); err != nil || len(r.requests) != before {
+		t.Errorf("%d pulses before it is due, %v", len(r.requests)-before, err)
+	}
+	r.now += 61e9
+	if err := s.pulse(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if audit, err := s.Audit(ctx, nil); err != nil || audit.Pending != 0 || audit.ViolationCount != 0 {
+		t.Errorf("audit %v, %v", audit, err)
 	}
 }
 

@@ -1,0 +1,130 @@
+package session
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"time"
+
+	"github.com/decree-raft/decree/internal/core"
+)
+
+var (
+	ordinary = Claim{}
+	room     = Claim{MakesRoom: true}
+	back     = Claim{Back: true}
+)
+
+// opened is a window with a session.
+func opened(t *testing.T) *Window {
+	t.Helper()
+	w := &Window{Open: func(context.Context) (core.SessionID, error) { return 5, nil }}
+	n, err := w.Begin(context.Background(), ordinary)
+	if err != nil || n != (Number{5, 1, 0}) {
+		t.Fatal(n, err)
+	}
+	w.Finish(n)
+	return w
+}
+
+// take returns n numbers for a claim, and fails if there are not exactly so many.
+func take(t *testing.T, w *Window, n int, c Claim) (all []Number) {
+	t.Helper()
+	for range n {
+		number, ok := w.TryBegin(c)
+		if !ok {
+			t.Fatalf("%+v: %d numbers, not %d", c, len(all), n)
+		}
+		all = append(all, number)
+	}
+	if number, ok := w.TryBegin(c); ok {
+		t.Fatalf("%+v: one more, %+v", c, number)
+	}
+	return all
+}
+
+// However many ordinary commands wait, there are numbers for those that make room; and those that were put off keep nobody's outcomes from being acknowledged [G11].
+//
+// Mutations with which it was seen to fail: none are kept for what makes room; those that were put off have no place; what is put off keeps its number.
+func TestPutOff(t *testing.T) {
+	w := opened(t)
+	numbers := take(t, w, MaxUnacknowledged-forRoom, ordinary)
+	making := take(t, w, forRoom, room)
+	for _, n := range append(numbers, making...) {
+		w.PutOff(n)
+	}
+	if _, ok := w.TryBegin(room); ok {
+		t.Error("those that were put off have no place")
+	}
+	for range making {
+		w.Leave()
+	}
+	for range 3 * MaxUnacknowledged { // each knows that all before it are over
+		n, ok := w.TryBegin(room)
+		if !ok || n.Acknowledged != n.Sequence-1 {
+			t.Fatalf("a command that makes room: %+v, %v", n, ok)
+		}
+		w.Finish(n)
+	}
+	if _, ok := w.TryBegin(ordinary); ok {
+		t.Error("an ordinary command has the place of one that was put off")
+	}
+	again := take(t, w, MaxUnacknowledged-forRoom, back)
+	if again[0].Sequence <= making[len(making)-1].Sequence {
+		t.Errorf("the number %d is given out a second time", again[0].Sequence)
+	}
+	for _, n := range again {
+		w.Finish(n)
+	}
+	take(t, w, MaxUnacknowledged-forRoom, ordinary)
+}
+
+// The end of one that was put off is room for another that waits for it; a session that ended meanwhile is none for who comes back.
+//
+// Mutation with which it was seen to fail: Leave wakes nobody.
+func TestLeave(t *testing.T) {
+	w := opened(t)
+	for _, n := range take(t, w, MaxUnacknowledged-forRoom, ordinary) {
+		w.PutOff(n)
+	}
+	got := make(chan error, 1)
+	go func() {
+		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+		defer cancel()
+		_, err := w.Begin(ctx, ordinary)
+		got <- err
+	}()
+	for waits := false; !waits; time.Sleep(time.Millisecond) {
+		if len(got) > 0 {
+			t.Fatal("there is room")
+		}
+		w.mu.Lock()
+		waits = w.room != nil
+		w.mu.Unlock()
+	}
+	w.Leave()
+	if err := <-got; err != nil {
+		t.Error(err)
+	}
+	w.Forget(5)
+	w.Open = func(context.Context) (core.SessionID, error) { return 6, nil }
+	if _, ok := w.TryBegin(back); ok {
+		t.Error("a number without a session")
+	}
+	if n, err := w.Begin(context.Background(), back); err != nil || n != (Number{6, 1, 0}) {
+		t.Error(n, err)
+	}
+}
+
+// Only what is certain, and may last while others are taken, puts a command off.
+func TestPutsOff(t *testing.T) {
+	for _, err := range []error{nil, errors.New("other"), &core.Error{Kind: core.ErrUnknown, Code: core.CodeDiskLow}, &core.Error{Kind: core.ErrNotProposed, Code: core.CodeOverloaded},
+		&core.Rejection{Code: core.CodeDiskLow}} {
+		if PutsOff(err) {
+			t.Errorf("%v does", err)
+		}
+	}
+	if !PutsOff(&core.Error{Kind: core.ErrNotProposed, Code: core.CodeDiskLow}) {
+		t.Error("want of disk does not")
+	}
+}
