@@ -53,16 +53,17 @@ type Admission struct {
 	// ShardCalls at work on one shard, and their ShardBytes. Defaults 49152 and 256 MiB.
 	ShardCalls int
 	ShardBytes int64
-	// Below ShardCalls, a shard's limit follows its latency: it is held at Target times that without a queue, but never below MinCalls. More of either is for
-	// throughput, as a shard decides whatever waits as one batch; less is for latency. Defaults 2.5, and 1024.
+	// Below ShardCalls, a shard's limit follows its latency: it is held at Target times that without a queue, but never below MinCalls if the shard does 10,000 calls per
+	// second or more at its best of late, or if that is not known yet. Of a slower shard it is the square of its part: with a tenth of them, a hundredth of MinCalls.
+	// More of either is for throughput, as a shard decides whatever waits as one batch; less is for latency. Defaults 1.8, and 1024.
 	Target   float64
 	MinCalls int
 }
 
 func (a Admission) controller() (*admit.Controller, error) {
-	min := cmp.Or(a.MinCalls, 1024)
+	floor := cmp.Or(a.MinCalls, 1024)
 	return admit.New(admit.Config{ClientCount: cmp.Or(a.ClientCalls, 8192), ClientBytes: cmp.Or(a.ClientBytes, 64<<20),
-		ShardCount: cmp.Or(a.ShardCalls, 49152), ShardBytes: cmp.Or(a.ShardBytes, 256<<20), Target: a.Target, MinLimit: min, InitialLimit: min})
+		ShardCount: cmp.Or(a.ShardCalls, 49152), ShardBytes: cmp.Or(a.ShardBytes, 256<<20), Target: a.Target, MinLimit: min(4, floor), Floor: floor, InitialLimit: floor})
 }
 
 const (

@@ -202,7 +202,7 @@ func TestDropped(t *testing.T) {
 // A probe that gets no answers ends, even if nothing at all happens meanwhile.
 func TestProbeGivenUp(t *testing.T) {
 	skipUnderRace(t)
-	c := controller(t, Config{InitialLimit: 40, ShardCount: 600})
+	c := controller(t, Config{InitialLimit: 40, ShardCount: 600, Target: 2.5})
 	k := c.Client("a")
 	now := int64(0)
 	for range 100 { // until the first window ends, and with it the base is asked for

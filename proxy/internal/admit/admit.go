@@ -178,7 +178,7 @@ func (k *Client) Admit(shardID uint64, bytes int, makesRoom bool, now int64) (Ti
 	s.lim.expire(now, int(s.work.n))
 	p := s.shareOf(k, makesRoom, now)
 	s.lastUse = max(s.lastUse, now)
-	if r := s.refuses(c, p, size, makesRoom); r.reason != none {
+	if r := s.refuses(c, p, size, makesRoom, now); r.reason != none {
 		s.refusals[r.reason]++
 		p.refused++
 		s.spread++
@@ -281,6 +281,7 @@ func (t Ticket) Done(now int64, outcome Outcome) {
 	case Answered:
 		s.answers = true
 		s.latency = average(s.latency, latency)
+		s.lim.pace.answered()
 		s.lim.answered(now, latency, t.gen, int(s.work.n))
 	case Late:
 		s.answers = true

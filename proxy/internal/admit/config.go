@@ -23,13 +23,16 @@ type Config struct {
 	Shards int
 
 	// Target is which latency is tolerated, as a multiple of the latency without a queue. More
-	// gives a little more throughput where the service batches, and longer queues. Default 2.5, from 1.2 to 10.
+	// gives a little more throughput where the service batches, and longer queues. Default 1.8, from 1.2 to 10.
 	Target float64
 	// InitialLimit is the adaptive limit of a shard of which nothing is known. Default 64, within MinLimit and MaxLimit.
 	InitialLimit int
 	// MinLimit and MaxLimit bound the adaptive limit. MinLimit: default 4, at least 2.
 	// MaxLimit: default, and at most, 2/3 of ShardCount; the rest is for overcommitment and the reserve.
 	MinLimit, MaxLimit int
+	// Floor is how far the adaptive limit of a fast shard falls at most, whatever the latency, and that of one whose speed is not known yet; of
+	// slow ones it is less, see the package's doc. Default MinLimit, which is none; within MinLimit and MaxLimit.
+	Floor int
 	// ProbeEvery is how often the latency without a queue is measured again. Default 10 s, at least 1 s.
 	ProbeEvery time.Duration
 }
@@ -87,11 +90,17 @@ func (c Config) resolved() (Config, error) {
 	if c.InitialLimit < c.MinLimit || c.InitialLimit > c.MaxLimit {
 		return c, fmt.Errorf("admit: InitialLimit is %d; from MinLimit (%d) to MaxLimit (%d) are allowed", c.InitialLimit, c.MinLimit, c.MaxLimit)
 	}
+	if c.Floor == 0 {
+		c.Floor = c.MinLimit
+	}
+	if c.Floor < c.MinLimit || c.Floor > c.MaxLimit {
+		return c, fmt.Errorf("admit: Floor is %d; from MinLimit (%d) to MaxLimit (%d) are allowed", c.Floor, c.MinLimit, c.MaxLimit)
+	}
 	if c.Target == 0 {
-		c.Target = 2.5
+		c.Target = 1.8
 	}
 	if !(c.Target >= 1.2 && c.Target <= 10) { // so that NaN is refused
-		return c, fmt.Errorf("admit: Target is %v; from 1.2 to 10 are allowed, 0 for the default 2.5", c.Target)
+		return c, fmt.Errorf("admit: Target is %v; from 1.2 to 10 are allowed, 0 for the default 1.8", c.Target)
 	}
 	if c.ProbeEvery == 0 {
 		c.ProbeEvery = 10 * time.Second

@@ -21,12 +21,16 @@ const (
 	backOff    = 0.9                   // after a refusal from behind
 	backOffGap = 10 * time.Millisecond // between two of them at least
 	creep      = 0.01                  // by which a limit grows in one window near to where there was a refusal from behind; 1 at least
+
+	floorRate = 10000 // requests per second: a shard that does them keeps all of Config.Floor; one that does a tenth, a hundredth of it
+	deep      = 4     // times the floor: from a limit above that a probe goes down to the floor, as most of it may be a queue
 )
 
 // limiter finds the limit of one shard. Whoever owns it holds a lock.
 type limiter struct {
 	min, max, target float64
-	every            int64 // ProbeEvery
+	most             float64 // Floor
+	every            int64   // ProbeEvery
 
 	limit float64 // between probes
 	// right is the last limit that was found right, by a probe or by growing with a good latency.
@@ -55,19 +59,31 @@ type limiter struct {
 	lastBack  int64
 	// tooMuch is a limit at which there were refusals from behind; 0 if that is long ago.
 	tooMuch float64
+
+	pace pace
+	deep bool // this probe goes down to the floor
 }
 
 func newLimiter(c *Config) limiter {
 	return limiter{
-		min: float64(c.MinLimit), max: float64(c.MaxLimit), target: c.Target, every: int64(c.ProbeEvery),
-		limit: float64(c.InitialLimit), right: float64(c.InitialLimit),
+		min: float64(c.MinLimit), max: float64(c.MaxLimit), target: c.Target, most: float64(c.Floor), every: int64(c.ProbeEvery),
+		limit: float64(c.InitialLimit), right: float64(c.InitialLimit), pace: newPace(),
 	}
+}
+
+// floor is what the limit does not fall below.
+func (l *limiter) floor() float64 {
+	part := min(l.pace.best()/floorRate, 1)
+	return max(l.min, l.most*part*part)
 }
 
 // allowed is how many requests may be at work now.
 func (l *limiter) allowed() int {
-	if l.probing {
-		return int(max(l.min, l.limit/(2*l.target)))
+	switch {
+	case l.probing && l.deep:
+		return int(l.floor())
+	case l.probing:
+		return int(max(l.floor(), l.limit/(2*l.target)))
 	}
 	return int(l.limit)
 }
@@ -178,7 +194,7 @@ func (l *limiter) endWindow(now int64, latency float64, atWork int) {
 // set changes the limit.
 func (l *limiter) set(now int64, limit float64, atWork int) {
 	was := l.allowed()
-	l.limit = min(max(limit, l.min), l.max)
+	l.limit = min(max(limit, l.floor()), l.max)
 	if l.allowed() != was {
 		l.changed(now, atWork)
 	}
@@ -186,6 +202,9 @@ func (l *limiter) set(now int64, limit float64, atWork int) {
 
 func (l *limiter) beginProbe(now int64, atWork int) {
 	l.probing, l.giveUp = true, now+int64(probeLimit)
+	if l.deep = l.most > l.min && l.limit > deep*l.floor(); l.deep { // a long queue may have to go first
+		l.giveUp = now + max(int64(probeLimit), int64(3*l.before))
+	}
 	l.changed(now, atWork)
 }
 
@@ -198,7 +217,7 @@ func (l *limiter) endProbe(now int64, atWork int) {
 	}
 	l.base = base
 	// Never up: that is for windows that were pressed.
-	l.limit = max(l.limit*min(max(l.target*l.base/l.before, afterProbe), 1), l.min)
+	l.limit = max(l.limit*min(max(l.target*l.base/l.before, afterProbe), 1), l.floor())
 	l.probing, l.before, l.tooMuch = false, 0, 0
 	l.right = l.limit
 	l.changed(now, atWork)

@@ -183,15 +183,16 @@ func (a *asks) ceiling(limit int64) (to int64, within bool) {
 }
 
 // refuses checks a request against the shard's limits.
-func (s *shard) refuses(c *Controller, p *share, bytes int64, makesRoom bool) (r refusal) {
+func (s *shard) refuses(c *Controller, p *share, bytes int64, makesRoom bool, now int64) (r refusal) {
 	r.reason = none
 	limit := int64(s.lim.allowed())
+	if s.work.n+1 > limit-max(limit/steps, 1) {
+		s.lim.pressed = true
+		s.lim.pace.full(now, s.latency)
+	}
 	a := asks{all: p.all.n, room: p.room.n, add: 1, makesRoom: makesRoom,
 		active: int64(len(s.shares)), makers: int64(s.makers)}
 	to, within := a.ceiling(limit)
-	if s.work.n+1 > limit-max(limit/steps, 1) {
-		s.lim.pressed = true
-	}
 	if s.work.n+1 > to {
 		r.reason, r.have, r.add, r.allowed = ShardLimit, s.work.n, 1, to
 		switch {

@@ -160,11 +160,10 @@ func (l *load) start(s *sim, c *Controller, v service) {
 		t, err := k.Admit(1, 100, l.makesRoom, s.now)
 		if err != nil {
 			l.refused++
-			var e *rsm.Error
-			errors.As(err, &e)
-			l.waits = append(l.waits, e.RetryAfter)
+			wait := retryOf(err)
+			l.waits = append(l.waits, time.Duration(wait))
 			if l.retry {
-				s.after(int64(e.RetryAfter), try)
+				s.after(wait, try)
 			}
 			return
 		}
@@ -193,6 +192,13 @@ func (l *load) start(s *sim, c *Controller, v service) {
 		}
 	}
 	s.after(s.exp(1e9/max(l.rate, 1)), arrive)
+}
+
+// retryOf is when a refusal says to come back.
+func retryOf(err error) int64 {
+	var e *rsm.Error
+	errors.As(err, &e)
+	return int64(e.RetryAfter)
 }
 
 // forget starts the counts again.
