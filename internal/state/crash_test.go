@@ -534,6 +534,10 @@ func TestGuardGivesUp(t *testing.T) {
 	if err := f.guardUntil(time.After(10*time.Millisecond), func() error { <-release; return nil }); err == nil {
 		t.Error("it waits no longer, and says nothing")
 	}
+	if f.get() == nil {
+		t.Error("what does not end is no failure")
+	}
+	f = &fatal{log: quiet(), broken: make(chan struct{})}
 	go func() {
 		time.Sleep(10 * time.Millisecond)
 		f.set(errorfs.ErrInjected)
