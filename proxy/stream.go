@@ -60,6 +60,7 @@ type stream struct {
 	out     []piece // answers that are not sent yet
 	waits   int     // bytes of them
 	counted int64   // bytes of them that the caller's record knows of
+	giving  int64   // bytes that gRPC is being given
 	usual   int     // room that a piece is given in advance
 	sending bool
 	calls   int
@@ -389,7 +390,7 @@ func (st *stream) done(id uint64, size int64, c *route.Call) {
 	}
 	last := len(st.out) - 1
 	if last < 0 || len(st.out[last].data)+n > maxPiece {
-		st.out = append(st.out, piece{make([]byte, 0, max(n, st.usual)), monotonic() + st.service.timeFor(st.large+int64(st.waits+n))})
+		st.out = append(st.out, piece{make([]byte, 0, max(n, st.usual)), monotonic() + st.service.timeFor(st.large+st.giving+int64(st.waits+n))})
 		last++
 	}
 	p := &st.out[last]
@@ -414,13 +415,14 @@ func (st *stream) fits(n int) bool {
 }
 
 // count tells the caller's record how many bytes wait, as soon as it does not know of very few more than codec.SmallBytes: small answers are many, and everybody's
-// records have one lock. It reports whether there is room for them, or anyway. st.mu is held.
+// records have one lock. It reports whether there is room for them, or anyway. A stream has room for one piece whatever others of its caller hold, so that one that is
+// not read does not stop them. st.mu is held.
 func (st *stream) count(bytes int, anyway bool) bool {
 	more := int64(bytes) - st.counted
 	if more <= codec.SmallBytes {
 		return true
 	}
-	if !st.held.wait(more, anyway) {
+	if !st.held.wait(more, anyway || bytes <= maxPiece) {
 		return false
 	}
 	st.counted += more
@@ -456,6 +458,7 @@ func (st *stream) flush() {
 			st.usual = min(cap(p.data), 64<<10)
 		}
 		st.waits -= len(p.data)
+		st.giving = int64(len(p.data))
 		counted := max(0, st.counted-int64(st.waits)) // it counts as a frame from here on
 		st.counted -= counted
 		frame := st.held.frame(p.data, counted)
@@ -463,7 +466,7 @@ func (st *stream) flush() {
 		st.mu.Unlock()
 		err := st.SendMsg(frame)
 		st.mu.Lock()
-		st.large = max(0, int64(len(p.data))-maxPiece)
+		st.giving, st.large = 0, max(0, int64(len(p.data))-maxPiece)
 		if err != nil { // who may not go on, it is said: what was to be sent is lost
 			st.kick(err)
 		}

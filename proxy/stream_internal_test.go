@@ -282,7 +282,7 @@ func (st *stream) await(t *testing.T, what string, is func() bool) {
 // What waits on streams counts for their caller, on all of them together, until it is sent or its stream ends; above the bound further answers are refused, except
 // those of streams on which little waits.
 //
-// Mutations with which it was seen to fail: only what gRPC is given counts; what waits counts after its stream has ended.
+// Mutations with which it was seen to fail: only what gRPC is given counts; what waits counts after its stream has ended; a stream has no room of its own.
 func TestAnswersThatWaitCount(t *testing.T) {
 	s := proxyService()
 	st, g := readerOf(t, s)
@@ -305,6 +305,9 @@ func TestAnswersThatWaitCount(t *testing.T) {
 	for range 60 {
 		st.answer(1, 1<<20)
 	}
+	for range 20 {
+		st.answer(1, 150<<10)
+	}
 	if n := unsent(); n < int64(st.waits)+1<<20-codec.SmallBytes || n > maxUnsent || n < maxUnsent-2<<20 {
 		t.Errorf("%d bytes wait, one answer is being sent, and %d count", st.waits, n)
 	}
@@ -314,7 +317,7 @@ func TestAnswersThatWaitCount(t *testing.T) {
 	}
 	sent := func() bool { return other.waits == 0 }
 	for range 2 {
-		other.answer(1, 60<<10)
+		other.answer(1, 200<<10)
 		other.await(t, "an answer is being sent", sent)
 		other.answer(2, 1<<20)
 		g2.reads <- struct{}{}
@@ -342,7 +345,7 @@ func TestAnswersThatWaitCount(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if want := []string{"60", "overloaded", "60", "1024"}; !slices.Equal(got, want) {
+	if want := []string{"200", "overloaded", "200", "1024"}; !slices.Equal(got, want) {
 		t.Errorf("another stream of the same caller has %q, want %q", got, want)
 	}
 	s.leave(other)

@@ -91,7 +91,10 @@ func (c *Client) do(ctx context.Context, r Request, attempt func(*Shard, context
 			if low != nil {
 				again, err := c.window.Begin(ctx, session.Claim{MakesRoom: r.MakesRoom, Back: true})
 				if err != nil {
-					return low
+					if ctx.Err() != nil {
+						return low
+					}
+					return err // there is no session any more, and none to be had
 				}
 				n, low = again, nil
 			}

@@ -42,6 +42,7 @@ type engine struct {
 	store     *state.Store
 	snaps     *snapshot.Dir
 	reads     recentReads
+	vain      inVain
 	sent      atomic.Uint64 // bytes of snapshots that peers have fetched
 	cluster   string
 	fs        vfs.FS                      // of snaps

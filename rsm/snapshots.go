@@ -117,13 +117,39 @@ func (e *engine) discard(id snapshot.ID) {
 }
 
 // removePartials removes what was fetched in vain: of snapshots that this replica does not need any more, since it has flushed as much itself. It is called on a worker's
-// goroutine, which must not wait even to learn whether there is any: the directory may be in the middle of something that the disk does not end.
+// goroutine, which must not wait even to learn whether there is any: the directory may be in the middle of something that the disk does not end. One goroutine does it for all.
 func (e *engine) removePartials(shard ShardID, flushed Index) {
-	e.background(func(context.Context) {
-		if err := e.snaps.RemovePartials(uint64(shard), uint64(flushed)); err != nil {
-			e.logger.Warn("what was fetched of a snapshot could not be removed", "shard", uint64(shard), "reason", err)
-		}
-	})
+	e.vain.Lock()
+	defer e.vain.Unlock()
+	if e.vain.of == nil {
+		e.vain.of = map[ShardID]Index{}
+		e.background(func(context.Context) {
+			for id, upTo, more := e.nextInVain(); more; id, upTo, more = e.nextInVain() {
+				if err := e.snaps.RemovePartials(uint64(id), uint64(upTo)); err != nil {
+					e.logger.Warn("what was fetched of a snapshot could not be removed", "shard", uint64(id), "reason", err)
+				}
+			}
+		})
+	}
+	e.vain.of[shard] = flushed
+}
+
+// inVain is up to where what was fetched of shards is to be removed; nil if nobody is at that.
+type inVain struct {
+	sync.Mutex
+	of map[ShardID]Index
+}
+
+// nextInVain takes one out of them, any of them. With none it is to be the last call.
+func (e *engine) nextInVain() (ShardID, Index, bool) {
+	e.vain.Lock()
+	defer e.vain.Unlock()
+	for id, upTo := range e.vain.of {
+		delete(e.vain.of, id)
+		return id, upTo, true
+	}
+	e.vain.of = nil
+	return 0, 0, false
 }
 
 // recentReads are the snapshots that peers fetch from: a newer one must not take them away under their hands.

@@ -202,7 +202,7 @@ func (d *Dir) Partial() map[ID]uint64 {
 // Remove removes a complete snapshot. ErrBusy: a source reads from it. A crash leaves it there, or a leftover for Open.
 func (d *Dir) Remove(id ID) error { return d.removeComplete(id, false) }
 
-// Discard is Remove for one that must not be used any more, whoever reads from it: they find it gone.
+// Discard is Remove for one that must not be used any more, whoever reads from it: they find it gone. It is not offered any more even if the disk fails.
 func (d *Dir) Discard(id ID) error { return d.removeComplete(id, true) }
 
 func (d *Dir) removeComplete(id ID, whoeverReads bool) error {
@@ -224,8 +224,12 @@ func (d *Dir) hideComplete(id ID, whoeverReads bool) (gone string, err error) {
 	case d.refs[id] > 0 && !whoeverReads:
 		return "", fmt.Errorf("%w: %s is being read by %d", ErrBusy, id.Short(), d.refs[id])
 	}
-	if gone, err = d.hide(s.Dir); err == nil {
+	gone, err = d.hide(s.Dir)
+	if err == nil || whoeverReads {
 		delete(d.complete, id)
+	}
+	if err != nil && whoeverReads { // the next Open shall not find it whole
+		err = errors.Join(err, d.fs.Remove(d.fs.PathJoin(s.Dir, manifestName)))
 	}
 	return gone, err
 }

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
+	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
 
 	"github.com/decree-raft/decree/internal/state"
 	"github.com/decree-raft/decree/internal/testkit"
@@ -209,6 +210,34 @@ func TestVanishedDirectories(t *testing.T) {
 	}
 	if err := d.Discard(s.ID); err != nil || len(d.List()) > 0 {
 		t.Errorf("%v, and %d are on offer", err, len(d.List()))
+	}
+}
+
+// What must not be used any more is not, even if the disk does not let it be renamed: neither by this process nor by the next.
+//
+// Mutations with which it was seen to fail: Discard keeps what it could not rename; it leaves the manifest.
+func TestDiscardOnAFailingDisk(t *testing.T) {
+	x := newSender(t, testkit.Random(t))
+	mem := vfs.NewMem()
+	failing := false
+	fs := errorfs.Wrap(mem, errorfs.InjectorFunc(func(op errorfs.Op) error {
+		if failing && op.Kind == errorfs.OpRename {
+			return errorfs.ErrInjected
+		}
+		return nil
+	}))
+	d := openDir(t, fs, "/in")
+	s, err := d.Receive(t.Context(), encoded(t, x.s), x.src, accepted())
+	if err != nil {
+		t.Fatal(err)
+	}
+	failing = true
+	if err := d.Discard(s.ID); !errors.Is(err, errorfs.ErrInjected) || len(d.List()) > 0 {
+		t.Errorf("%v, and %d are on offer", err, len(d.List()))
+	}
+	failing = false
+	if d := openDir(t, fs, "/in"); len(d.List()) > 0 {
+		t.Error("it is on offer again after a start")
 	}
 }
 

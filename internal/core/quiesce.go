@@ -146,7 +146,11 @@ func (r *Replica) wakeFor(m *raftpb.Message) {
 	if !r.quiet || m.Type == raftpb.MsgHeartbeatResp {
 		return // the answer to the last heartbeat before the rest
 	}
+	at := r.currentAt
 	r.wake()
+	if NodeID(m.From) != r.leader || Term(m.Term) > r.raftTerm {
+		r.currentAt = at // who brings news of another leader was heard with it, and that is no word for what was before
+	}
 	if campaigns := m.Type == raftpb.MsgPreVote || m.Type == raftpb.MsgVote; campaigns && NodeID(m.From) == r.leader {
 		// The leader itself campaigns: it has restarted, and does not lead any more. Without
 		// this, the leader's lease, whose clock stood still, would refuse it for a whole timeout.
@@ -156,9 +160,13 @@ func (r *Replica) wakeFor(m *raftpb.Message) {
 	}
 }
 
-// peerSilent wakes the replicas for which the peer matters.
+// peerSilent wakes the replicas for which the peer matters. Their leader, which may hear the peer, is told: else it would say nothing, and they would elect another.
 func (r *Replica) peerSilent(peer NodeID) {
-	if r.quiet && (r.lead != nil || slices.Contains(r.conf.Voters, peer)) {
-		r.wake()
+	if !r.quiet || r.lead == nil && !slices.Contains(r.conf.Voters, peer) {
+		return
+	}
+	r.wake()
+	if r.lead == nil && r.leader != 0 && r.leader != peer {
+		r.w.env.SendNote(r.leader, Note{Shard: r.shard, Kind: noteAwake})
 	}
 }

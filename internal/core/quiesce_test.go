@@ -98,9 +98,32 @@ func TestRestWithoutAVoter(t *testing.T) {
 		t.Errorf("a voter is silent for half a second: quiet %v, %v old", r.quiet, age)
 	}
 	h.in.Ticks = 1
+	h.notes, h.noted = nil, nil
 	h.pass(1000)
 	if age := h.age(); r.quiet || age != 1500*time.Millisecond {
 		t.Errorf("a voter is silent for 1.5 s: quiet %v, %v old", r.quiet, age)
+	}
+	if !slices.Equal(h.noted, []NodeID{1}) || h.notes[0].Kind != noteAwake {
+		t.Errorf("told %v to %v, and the leader sleeps on", h.notes, h.noted)
+	}
+}
+
+// Who brings the news of another leader is heard with it. That is no word for what was committed before.
+//
+// Mutation with which it was seen to fail: wakeFor looks at nobody's name.
+func TestNewsEndsRest(t *testing.T) {
+	h := newHand(t, Limits{})
+	h.follow()
+	h.in.Quiesces = []Quiesce{{From: 1, Shard: 1, Term: 1, Last: 1}}
+	h.pass(1)
+	for range 10 {
+		h.in.Ticks = 1
+		h.pass(3600e3)
+	}
+	h.message(raftpb.Message{From: 3, Type: raftpb.MsgHeartbeat, Term: 2, Commit: 1})
+	h.pass(1)
+	if age := h.age(); h.replica().quiet || age < 10*time.Hour {
+		t.Errorf("after the news: quiet %v, %v old", h.replica().quiet, age)
 	}
 }
 

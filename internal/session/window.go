@@ -58,11 +58,13 @@ func (w *Window) TryBegin(c Claim) (Number, bool) {
 // next is TryBegin with w.mu held.
 func (w *Window) next(c Claim) (Number, bool) {
 	taken, limit := w.last-w.acked, uint64(MaxUnacknowledged)
-	if !c.Back {
-		taken += w.putOff // they have kept their places
-	}
-	if !c.MakesRoom {
-		limit -= forRoom
+	switch {
+	case c.Back && !c.MakesRoom:
+		limit /= 2 // where one in doubt keeps its number, those that come back again and again do not take all that follow it
+	case !c.MakesRoom:
+		taken, limit = taken+w.putOff, limit-forRoom // who was put off has kept its place
+	case !c.Back:
+		taken = max(taken, w.putOff)
 	}
 	if w.id == 0 || taken >= limit {
 		return Number{}, false

@@ -135,6 +135,9 @@ func (s *Shard) deadline(ctx context.Context, now int64) int64 {
 func (p *Pending) begin(now int64) {
 	st := p.shard.stay.Load()
 	claim := session.Claim{MakesRoom: p.call.MakesRoom, Back: p.low != nil && p.stay == st}
+	if p.low != nil && !claim.Back {
+		p.stay.window.Leave() // it goes to another cluster
+	}
 	n, ok := st.window.TryBegin(claim)
 	if !ok {
 		ctx := p.ctx
@@ -146,6 +149,9 @@ func (p *Pending) begin(now int64) {
 		var err error
 		n, err = st.window.Begin(ctx, claim)
 		for err != nil && st.over() && ctx.Err() == nil {
+			if claim.Back {
+				st.window.Leave()
+			}
 			st, claim.Back = p.shard.stay.Load(), false
 			n, err = st.window.Begin(ctx, claim)
 		}
