@@ -487,9 +487,9 @@ func (s *Shard) WaitReady(ctx context.Context) error {
 
 // TransferLeadership hands leadership to another voter, and returns when this replica does not lead any more. Calls that come meanwhile wait. Leader only.
 //
-// ErrNotProposed: this replica goes on leading, or did not lead, or to is no other voter; with CodeTransfer the other one has not taken over within two
-// election timeouts, and the transfer was given up. ErrUnknown: the transfer has begun, and ctx ended (CodeCancelled) or the node stopped (CodeClosed) before it was over, or it was
-// not over after that time (CodeTransfer), as on a disk that is slow.
+// ErrNotProposed: this replica goes on leading, or did not lead, or to is no other voter; with CodeTransfer it has not got to handing over within two
+// election timeouts, as its disk is slow. ErrUnknown: the transfer has begun, and ctx ended (CodeCancelled) or the node stopped (CodeClosed) before it was over, or the other
+// replica has not taken over in that time (CodeTransfer): it was told to, and still may.
 func (s *Shard) TransferLeadership(ctx context.Context, to NodeID) error {
 	var err error
 	if e := s.node.engine.call(ctx, s.id, func(w *core.Worker) { err = w.Transfer(s.id, to) }); e != nil {
@@ -516,17 +516,19 @@ func (s *Shard) TransferLeadership(ctx context.Context, to NodeID) error {
 
 // cancelTransfer ends a transfer that takes too long, and returns what became of it.
 func (s *Shard) cancelTransfer(ctx context.Context, to NodeID) error {
-	over := false
-	err := s.node.engine.call(ctx, s.id, func(w *core.Worker) { over = w.CancelTransfer(s.id, to) })
+	ctx, cancel := context.WithTimeout(ctx, s.node.cfg.ElectionTimeout) // its worker may hang
+	defer cancel()
+	var taken bool
+	err := s.node.engine.call(ctx, s.id, func(w *core.Worker) { taken = w.CancelTransfer(s.id, to) })
 	switch e, _ := core.Verdict(err); {
 	case e != nil:
 		return &Error{Kind: ErrUnknown, Code: e.Code, Message: "the transfer has begun, and may succeed", Cause: err}
-	case !over:
-		return &Error{Kind: ErrUnknown, Code: core.CodeTransfer, Message: "the other replica did not take over in time; it still may"}
+	case taken:
+		return &Error{Kind: ErrNotProposed, Code: core.CodeTransfer, Message: "this replica did not get to handing over in time, and goes on leading"}
 	case s.Leader() != s.node.cfg.Node:
 		return nil
 	}
-	return &Error{Kind: ErrNotProposed, Code: core.CodeTransfer, Message: "the other replica did not take over in time; this one goes on leading"}
+	return &Error{Kind: ErrUnknown, Code: core.CodeTransfer, Message: "the other replica did not take over in time; it was told to, and still may"}
 }
 
 // hasOthers reports whether there is anybody to hand leadership to.

@@ -491,4 +491,8 @@ func TestTransferIsTakenBack(t *testing.T) {
 	if h.w.CancelTransfer(1, 3) || !slices.Equal(h.handedTo, []NodeID{3}) {
 		t.Errorf("one that is under way was taken back; %v were told to campaign", h.handedTo)
 	}
+	h.replica().lead.transferee, h.replica().lead.transferSent = 0, false // as when raft has given it up
+	if h.w.CancelTransfer(1, 3) {
+		t.Error("one that was given up, of which another replica was told, counts as taken back")
+	}
 }

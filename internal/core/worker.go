@@ -412,17 +412,16 @@ func (w *Worker) Transfer(id ShardID, to NodeID) error {
 	return notProposed(CodeTransfer, "node %d is no other voter of shard %d (voters: %v)", to, id, r.conf.Voters)
 }
 
-// CancelTransfer takes back what Transfer has begun, if raft has not been told of it yet. It reports whether no transfer to that node is under way any more.
+// CancelTransfer takes back what Transfer has begun, and reports whether it did: only if raft has not been told of it yet. Raft gives one up after an election
+// timeout, but the other replica may have been told to campaign by then, and does when its disk lets it.
 func (w *Worker) CancelTransfer(id ShardID, to NodeID) bool {
 	r := w.replicas[id]
-	if r == nil || r.lead == nil || r.lead.transferee != to {
-		return true
+	if r == nil || r.lead == nil || r.lead.transferee != to || r.lead.transferSent {
+		return false
 	}
-	if !r.lead.transferSent {
-		r.lead.transferee = 0
-		r.touch()
-	}
-	return r.lead.transferee == 0
+	r.lead.transferee = 0
+	r.touch()
+	return true
 }
 
 var roleNames = [...]string{
