@@ -39,6 +39,7 @@ type node struct {
 	// installed is the last snapshot that the state store has taken over, by shard, whatever the log knows of it.
 	installed [shardCount + 1]core.Index
 	journal   [shardCount + 1]flushedAt
+	repairs   [shardCount + 1]*repairing         // under way, by shard
 	cutShort  [shardCount + 1]bool               // the journal has lost what others may need
 	confs     [shardCount + 1]core.Configuration // as the core last said
 	dial      []string                           // the transport's: where peers were last found, by this incarnation

@@ -2,6 +2,7 @@ package sim
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"slices"
@@ -257,12 +258,23 @@ type repairing struct {
 	member []core.NodeID
 }
 
+// waitsForRepair reports whether an error is that of a replica that is being repaired. The damage may be gone already: it is in service when its log has been told.
+func (n *node) waitsForRepair(err error) bool {
+	for _, r := range n.repairs {
+		if r != nil && r.w.gen == n.gen && errors.Is(err, r.why) {
+			return true
+		}
+	}
+	return false
+}
+
 // repair is rsm's repairStopped, which looks at the reason too: foundDamage lets through the same.
 func (n *node) repair(w *worker, id core.ShardID, why *core.Error) {
 	if !n.s.swarm.repairs {
 		return
 	}
 	r := &repairing{n: n, w: w, shard: id, why: why, pause: 5 * int64(n.s.swarm.tick)}
+	n.repairs[id] = r
 	n.after(exp(n.snapRand, r.pause), r.begin)
 }
 
@@ -365,6 +377,7 @@ func (r *repairing) done(err error) {
 		r.again(err)
 		return
 	}
+	n.repairs[r.shard] = nil
 	n.s.stats.Repaired++
 	n.s.trace.event(evRepaired, n.id, uint64(r.shard), 0, 0, 0)
 	n.s.tell("shard %d on node %d is repaired", r.shard, n.id)

@@ -79,7 +79,7 @@ func (f *faults) backup(n *node) {
 func (b *backingUp) fails(err error) {
 	b.n.s.trace.note("n%d: no backup: %v", b.n.id, err)
 	e, refused := errors.AsType[*core.Error](err)
-	if !b.n.disk.mayFail(err) && !b.n.hasDamage(err) && !(refused && e.Code == core.CodeNotReached) && !(refused && b.n.rotten != "") && !(refused && e.Code == core.CodeRemoved) {
+	if !b.n.disk.mayFail(err) && !b.n.hasDamage(err) && !(refused && e.Code == core.CodeNotReached) && !(refused && b.n.rotten != "") && !b.n.waitsForRepair(err) && !(refused && e.Code == core.CodeRemoved) {
 		b.n.s.fail("backup", "node %d: %v", b.n.id, err)
 	}
 }
