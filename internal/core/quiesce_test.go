@@ -75,12 +75,9 @@ func (h *hand) follow() {
 	}
 }
 
-// A follower at rest that does not hear a voter wakes, and says how old its state may be, though its leader's node goes on beating: that voter may have been
-// made the leader meanwhile.
-//
-// Mutations with which it was seen to fail: peerSilent wakes for the leader's node only; the age is as of the leader's beat; what rest has said of the age is forgotten when it ends.
-func TestRestWithoutAVoter(t *testing.T) {
-	h := newHand(t, Limits{})
+// restsTenHours has the replica follow node 1, and rest.
+func (h *hand) restsTenHours() {
+	h.t.Helper()
 	h.follow()
 	h.in.Quiesces = []Quiesce{{From: 1, Shard: 1, Term: 1, Last: 1}}
 	h.pass(1)
@@ -88,6 +85,15 @@ func TestRestWithoutAVoter(t *testing.T) {
 		h.in.Ticks = 1
 		h.pass(3600e3)
 	}
+}
+
+// A follower at rest that does not hear a voter wakes, and says how old its state may be, though its leader's node goes on beating: that voter may have been
+// made the leader meanwhile.
+//
+// Mutations with which it was seen to fail: peerSilent wakes for the leader's node only; the age is as of the leader's beat; what rest has said of the age is forgotten when it ends.
+func TestRestWithoutAVoter(t *testing.T) {
+	h := newHand(t, Limits{})
+	h.restsTenHours()
 	r := h.replica()
 	if age := h.age(); !r.quiet || age != 0 {
 		t.Fatalf("after ten hours at rest: quiet %v, %v old", r.quiet, age)
@@ -113,13 +119,7 @@ func TestRestWithoutAVoter(t *testing.T) {
 // Mutation with which it was seen to fail: wakeFor looks at nobody's name.
 func TestNewsEndsRest(t *testing.T) {
 	h := newHand(t, Limits{})
-	h.follow()
-	h.in.Quiesces = []Quiesce{{From: 1, Shard: 1, Term: 1, Last: 1}}
-	h.pass(1)
-	for range 10 {
-		h.in.Ticks = 1
-		h.pass(3600e3)
-	}
+	h.restsTenHours()
 	h.message(raftpb.Message{From: 3, Type: raftpb.MsgHeartbeat, Term: 2, Commit: 1})
 	h.pass(1)
 	if age := h.age(); h.replica().quiet || age < 10*time.Hour {

@@ -46,6 +46,21 @@ func receive(g grpc.ServerStream) (calls []wire.ReceivedCall, err error) {
 	return calls, err
 }
 
+// each has f answer one call after the other, until the stream ends.
+func each(g grpc.ServerStream, f func(c wire.ReceivedCall) error) error {
+	for {
+		calls, err := receive(g)
+		if err != nil {
+			return err
+		}
+		for _, c := range calls {
+			if err := f(c); err != nil {
+				return err
+			}
+		}
+	}
+}
+
 func answer(g grpc.ServerStream, id uint64, kind route.Kind, index core.Index, err error) error {
 	res := core.Result{Index: index}
 	if kind == route.Submit {
@@ -133,19 +148,14 @@ func wantUnknown(t *testing.T, c *route.Call) {
 // Answers to nobody's question, and second ones, are not listened to; the right one is.
 func TestWrongAnswers(t *testing.T) {
 	b := start(t, func(_ *bench, g grpc.ServerStream) error {
-		for {
-			calls, err := receive(g)
-			if err != nil {
-				return err
-			}
-			for _, c := range calls {
-				for _, id := range []uint64{c.ID + 1, c.ID + 1000, c.ID + 1<<slotBits, 1 << 63, c.ID, c.ID} {
-					if err := answer(g, id, route.Submit, core.Index(c.ID), nil); err != nil {
-						return err
-					}
+		return each(g, func(c wire.ReceivedCall) error {
+			for _, id := range []uint64{c.ID + 1, c.ID + 1000, c.ID + 1<<slotBits, 1 << 63, c.ID, c.ID} {
+				if err := answer(g, id, route.Submit, core.Index(c.ID), nil); err != nil {
+					return err
 				}
 			}
-		}
+			return nil
+		})
 	})
 	for i := range 50 {
 		if c := b.submit(0, 5*time.Second); c.Err != nil || c.Result.Index != core.Index(i+1)<<slotBits {
@@ -300,17 +310,9 @@ func TestSilence(t *testing.T) {
 // Mutation with which it was seen to fail: it is one.
 func TestNoSession(t *testing.T) {
 	b := start(t, func(_ *bench, g grpc.ServerStream) error {
-		for {
-			calls, err := receive(g)
-			if err != nil {
-				return err
-			}
-			for _, c := range calls {
-				if err := answer(g, c.ID, c.Call.Kind, 7, nil); err != nil {
-					return err
-				}
-			}
-		}
+		return each(g, func(c wire.ReceivedCall) error {
+			return answer(g, c.ID, c.Call.Kind, 7, nil)
+		})
 	})
 	done := make(chan struct{})
 	c := &route.Call{Kind: route.OpenSession, Shard: 1, Deadline: clock() + int64(time.Second), Done: func(*route.Call) { close(done) }}
@@ -326,17 +328,9 @@ func TestOnlyARefusalIsLeaving(t *testing.T) {
 	var left atomic.Int64
 	kinds := make(chan error, 2)
 	b := start(t, func(_ *bench, g grpc.ServerStream) error {
-		for {
-			calls, err := receive(g)
-			if err != nil {
-				return err
-			}
-			for _, c := range calls {
-				if err := answer(g, c.ID, c.Call.Kind, 7, &core.Error{Kind: <-kinds, Code: core.CodeClosed}); err != nil {
-					return err
-				}
-			}
-		}
+		return each(g, func(c wire.ReceivedCall) error {
+			return answer(g, c.ID, c.Call.Kind, 7, &core.Error{Kind: <-kinds, Code: core.CodeClosed})
+		})
 	}, func(cfg *Config) { cfg.Leaving = func(*Link) { left.Add(1) } })
 	kinds <- core.ErrUnknown
 	wantUnknown(t, b.submit(0, 5*time.Second))
@@ -377,20 +371,15 @@ func TestFullServer(t *testing.T) {
 					}
 				})
 				time.Sleep(2500 * time.Millisecond) // it is full for longer than silence is borne
-				for {
-					calls, err := receive(g)
+				return each(g, func(c wire.ReceivedCall) error {
+					sending.Lock()
+					err := answer(g, c.ID, route.Submit, 7, nil)
+					sending.Unlock()
 					if err != nil {
 						return err
 					}
-					for _, c := range calls {
-						sending.Lock()
-						err := answer(g, c.ID, route.Submit, 7, nil)
-						sending.Unlock()
-						if err != nil {
-							return err
-						}
-					}
-				}
+					return nil
+				})
 			}, func(cfg *Config) { cfg.Silence = time.Second })
 			done := make(chan error, 4)
 			submit := func(size int) {

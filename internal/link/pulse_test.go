@@ -72,19 +72,11 @@ func (l *liar) GetTopology(context.Context, *decreev1.GetTopologyRequest) (*decr
 func TestSmallAnswersKeepLittle(t *testing.T) {
 	const frames, padding = 40, 1 << 20
 	b := start(t, func(_ *bench, g grpc.ServerStream) error {
-		for {
-			calls, err := receive(g)
-			if err != nil {
-				return err
-			}
-			for _, c := range calls {
-				f := wire.AppendAnswer(nil, c.ID, route.Submit, &core.Result{Index: 1, Replies: [][]byte{[]byte("reply")}}, nil)
-				f = append(append(f, 0x7a, 0x80, 0x80, 0x40), bytes.Repeat([]byte{1}, padding)...) // a field that nobody knows
-				if err := g.SendMsg(&codec.Frame{Data: f}); err != nil {
-					return err
-				}
-			}
-		}
+		return each(g, func(c wire.ReceivedCall) error {
+			f := wire.AppendAnswer(nil, c.ID, route.Submit, &core.Result{Index: 1, Replies: [][]byte{[]byte("reply")}}, nil)
+			f = append(append(f, 0x7a, 0x80, 0x80, 0x40), bytes.Repeat([]byte{1}, padding)...) // a field that nobody knows
+			return g.SendMsg(&codec.Frame{Data: f})
+		})
 	})
 	b.link.cfg.Own = true // before anything is read
 	var kept []*route.Call
