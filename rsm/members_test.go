@@ -259,6 +259,11 @@ func TestCatchUpBySnapshot(t *testing.T) {
 		away := NodeID(round + 1)
 		c.Kill(away)
 		fill(t, c, 1, 1000*(round+1), 3000)
+		eventually(t, "the journal does not reach back to it any more", func() bool {
+			fill(t, c, 1, 1000*(round+1), 100) // a slow disk may have flushed all of it at once, and the next flush drops that
+			st, err := leaderOf(t, c, 1).Shard(1).Status()
+			return err == nil && st.JournalShort
+		})
 		if err := c.Restart(away); err != nil {
 			t.Fatal(err)
 		}
@@ -268,8 +273,8 @@ func TestCatchUpBySnapshot(t *testing.T) {
 		if err != nil || st.Stats.SnapshotsInstalled == 0 {
 			t.Errorf("node %d came back without a snapshot: %v", away, err)
 		}
-		if list := c.Node(away).Snapshots(); len(list) != 1 {
-			t.Errorf("node %d keeps %d snapshots", away, len(list))
+		if list := c.Node(away).Snapshots(); len(list) == 0 {
+			t.Errorf("node %d does not keep what it has installed", away)
 		}
 	}
 }

@@ -378,7 +378,8 @@ type SnapshotInfo struct {
 	Dir   string
 }
 
-// Snapshots lists the complete snapshots on the node's disk, by shard and index. It keeps the newest of each shard.
+// Snapshots lists the complete snapshots on the node's disk, by shard and index. It keeps the newest of each shard,
+// and until the next one is cut also the one before that, if a peer was fetching it.
 func (n *Node) Snapshots() (list []SnapshotInfo) {
 	for _, s := range n.engine.snaps.List() {
 		list = append(list, snapshotInfo(s))
