@@ -60,7 +60,8 @@ func (l *callers) start(s *sim, c *Controller, v service) {
 	}
 }
 
-// A shard that does 1,200 per second, of which nothing is known first: what a proxy does by default keeps its answers within five times those without load.
+// A shard that does 1,200 per second, of which nothing is known first: what a proxy does by default keeps its answers within two and a half times those without load.
+// Five are what is promised; on a real machine clients and proxies add to it.
 func TestSlowShard(t *testing.T) {
 	skipUnderRace(t)
 	capacity := 1200.0
@@ -82,7 +83,7 @@ func TestSlowShard(t *testing.T) {
 			if float64(l.done) < 0.9*capacity*22 {
 				t.Errorf("%.1f x capacity: %d answers, the service is capable of %.0f", times, l.done, capacity*22)
 			}
-			if p := l.quantile(0.99); p > 5*calm.quantile(0.99) {
+			if p := l.quantile(0.99); 2*p > 5*calm.quantile(0.99) {
 				t.Errorf("%.1f x capacity: p99 is %v, it was %v without load", times, p, calm.quantile(0.99))
 			}
 		}

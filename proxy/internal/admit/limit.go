@@ -73,9 +73,16 @@ func newLimiter(c *Config) limiter {
 
 // floor is what the limit does not fall below.
 func (l *limiter) floor() float64 {
-	part := min(l.pace.best()/floorRate, 1)
+	part := l.part()
 	return max(l.min, l.most*part*part)
 }
+
+// probeFloor is what is allowed in a probe at least: all of the floor of a fast shard, which suffers from less, and so little of a slow one's that its
+// base is not the latency of the queue which the floor is there.
+func (l *limiter) probeFloor() float64 { return max(l.min, l.floor()*l.part()) }
+
+// part is how much of Floor the shard is worth.
+func (l *limiter) part() float64 { return min(l.pace.best()/floorRate, 1) }
 
 // allowed is how many requests may be at work now.
 func (l *limiter) allowed() int {
@@ -83,7 +90,7 @@ func (l *limiter) allowed() int {
 	case l.probing && l.deep:
 		return int(l.floor())
 	case l.probing:
-		return int(max(l.floor(), l.limit/(2*l.target)))
+		return int(max(l.probeFloor(), l.limit/(2*l.target)))
 	}
 	return int(l.limit)
 }
