@@ -588,8 +588,7 @@ func stoppedByDamage(t *testing.T, options ...option) (*Cluster, *Shard) {
 	t.Helper()
 	dir := t.TempDir()
 	c := startCluster(t, dir, counters{}, append(options, small, func(cfg *Config) { cfg.noCompactions, cfg.KeepDamage = true, true })...)
-	fill(t, c, 1, 0, 3000)
-	sameEverywhere(t, c, 1, 1, 2, 3)
+	fillTables(t, c, dir)
 	c.Kill(1)
 	damageTables(t, filepath.Join(dir, "node1"))
 	if err := c.Restart(1); err != nil {
