@@ -60,7 +60,7 @@ func TestRetriesShareOneOutcome(t *testing.T) {
 }
 
 func TestSessionRefusals(t *testing.T) {
-	c := startCluster(t, "", counters{}, func(cfg *Config) { cfg.Sessions = SessionOptions{Window: 8, Max: 2, TTL: time.Minute} })
+	c := startCluster(t, "", counters{}, patient10s, func(cfg *Config) { cfg.Sessions = SessionOptions{Window: 8, Max: 2, TTL: time.Minute} })
 	s := leaderOf(t, c, 1).Shard(1)
 	open := func() SessionID {
 		id, err := s.OpenSession(within(t))
@@ -145,7 +145,7 @@ func TestClientPipelines(t *testing.T) {
 
 // Read your writes on any replica, by token; and an age for what is stale.
 func TestReadLevels(t *testing.T) {
-	c := startCluster(t, "", counters{})
+	c := startCluster(t, "", counters{}, patient10s)
 	s := leaderOf(t, c, 1).Shard(1)
 	for n := uint64(1); n <= 50; n++ {
 		res, err := s.Do(within(t), Request{Commands: [][]byte{[]byte("a")}})
@@ -179,7 +179,7 @@ func TestReadLevels(t *testing.T) {
 // A query that runs long holds up neither the shard nor other queries.
 func TestLongQuery(t *testing.T) {
 	release := make(chan struct{})
-	c := startCluster(t, "", slowQuery{release: release})
+	c := startCluster(t, "", slowQuery{release: release}, patient10s)
 	s := leaderOf(t, c, 1).Shard(1)
 	var long []*Call
 	for range 3 {
