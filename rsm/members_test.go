@@ -280,7 +280,7 @@ func TestCatchUpBySnapshot(t *testing.T) {
 }
 
 func TestRemovalThatWouldStopAll(t *testing.T) {
-	c := startCluster(t, "", counters{})
+	c := startCluster(t, "", counters{}, func(cfg *Config) { cfg.ElectionTimeout = time.Second }) // it leads all the time
 	fill(t, c, 1, 0, 10)
 	leader := leaderOf(t, c, 1)
 	var others []NodeID

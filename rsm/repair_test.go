@@ -172,8 +172,10 @@ func repairAfterStart(t *testing.T, noCompactions bool) {
 		}
 	}
 	sameEverywhere(t, c, 1, 1, 2, 3)
+	pattern := filepath.Join(dir, "node1", "state", "pebble", "*.sst")
+	eventually(t, "there have been two flushes", func() bool { tables, err := filepath.Glob(pattern); return err == nil && len(tables) >= 2 })
 	c.Kill(1)
-	tables, err := filepath.Glob(filepath.Join(dir, "node1", "state", "pebble", "*.sst"))
+	tables, err := filepath.Glob(pattern)
 	if err != nil || len(tables) < 2 {
 		t.Fatal(tables, err)
 	}
@@ -588,8 +590,7 @@ func stoppedByDamage(t *testing.T, options ...option) (*Cluster, *Shard) {
 	t.Helper()
 	dir := t.TempDir()
 	c := startCluster(t, dir, counters{}, append(options, small, func(cfg *Config) { cfg.noCompactions, cfg.KeepDamage = true, true })...)
-	fill(t, c, 1, 0, 3000)
-	sameEverywhere(t, c, 1, 1, 2, 3)
+	fillTables(t, c, dir)
 	c.Kill(1)
 	damageTables(t, filepath.Join(dir, "node1"))
 	if err := c.Restart(1); err != nil {

@@ -108,7 +108,7 @@ func (typedCounters) Query(v View, key *text) (*wrapperspb.UInt64Value, error) {
 
 // A typed caller is bound to a replica or to a client, and says of a command that it makes room.
 func TestTypedCaller(t *testing.T) {
-	c := startCluster(t, "", Proto(typedCounters{}))
+	c := startCluster(t, "", Proto(typedCounters{}), patient10s)
 	n := uint64(0)
 	for name, to := range map[string]Submitter{"replica": leaderOf(t, c, 1).Shard(1), "client": c.Client(1)} {
 		caller := Bind(typedCounters{}, to)

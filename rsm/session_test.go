@@ -13,28 +13,31 @@ import (
 // One command, one execution: however often it is asked for, by whom, and of which leader.
 func TestRetriesShareOneOutcome(t *testing.T) {
 	c := startCluster(t, "", counters{})
-	s := leaderOf(t, c, 1).Shard(1)
-	id, err := s.OpenSession(within(t))
-	if err != nil {
+	var id SessionID
+	if err := onLeader(t, c, 1, func(s *Shard) (err error) { id, err = s.OpenSession(within(t)); return err }); err != nil {
 		t.Fatal(err)
+	}
+	do := func(r Request) (res Result, err error) {
+		err = onLeader(t, c, 1, func(s *Shard) (err error) { res, err = s.Do(within(t), r); return err })
+		return res, err
 	}
 	req := Request{Commands: [][]byte{[]byte("a"), []byte("b")}, Session: id, Sequence: 1}
 	no := Request{Commands: [][]byte{[]byte("fail")}, Session: id, Sequence: 2}
 	var wg sync.WaitGroup
 	for range 50 { // at the same time: in-flight duplicates share one outcome
 		wg.Go(func() {
-			res, err := s.Do(within(t), req)
+			res, err := do(req)
 			if err != nil || len(res.Replies) != 2 || res.Replies[0][7] != 1 {
 				t.Errorf("got %v, %v", res.Replies, err)
 			}
-			if _, err := s.Do(within(t), no); !errors.Is(err, &Rejection{Code: "failed"}) {
+			if _, err := do(no); !errors.Is(err, &Rejection{Code: "failed"}) {
 				t.Errorf("got %v, want the rejection", err)
 			}
 		})
 	}
 	wg.Wait()
 	// Of the next leader, after everybody has restarted: the same outcome, though it would be another now.
-	if _, err := s.Submit(within(t), []byte("closed")); err != nil {
+	if _, err := c.Client(1).Submit(within(t), []byte("closed")); err != nil {
 		t.Fatal(err)
 	}
 	for id := NodeID(1); id <= 3; id++ {
@@ -45,15 +48,14 @@ func TestRetriesShareOneOutcome(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	s = leaderOf(t, c, 1).Shard(1)
-	res, err := s.Do(within(t), req)
+	res, err := do(req)
 	if err != nil || len(res.Replies) != 2 || res.Replies[0][7] != 1 {
 		t.Errorf("after a restart: %v, %v", res.Replies, err)
 	}
-	if _, err := s.Do(within(t), no); !errors.Is(err, &Rejection{Code: "failed"}) {
+	if _, err := do(no); !errors.Is(err, &Rejection{Code: "failed"}) {
 		t.Errorf("after a restart: %v, want the same rejection as before", err)
 	}
-	answer, err := s.Read(within(t), Linearizable, []byte("a"))
+	answer, err := c.Client(1).Read(within(t), Linearizable, []byte("a"))
 	if n := sum(t, answer, err); n != 1 {
 		t.Errorf("executed %d times", n)
 	}
