@@ -226,15 +226,11 @@ func TestBackupUnderLoad(t *testing.T) {
 					model.holds(t, n, shard.Shard, shard.Index)
 				}
 			}
-			do := func(r Request) (res Result, err error) {
-				err = onLeader(t, again, 1, func(s *Shard) (err error) { res, err = s.Do(within(t), r); return err })
-				return res, err
-			}
-			res, err := do(retry)
+			res, err := doOnLeader(t, again, 1, retry)
 			if err != nil || res.Replies[0][7] != 1 {
 				t.Errorf("a retry got %v, %v", res.Replies, err)
 			}
-			if res, err := do(Request{Commands: [][]byte{[]byte("once")}, Session: session, Sequence: 2}); err != nil || res.Replies[0][7] != 2 {
+			if res, err := doOnLeader(t, again, 1, Request{Commands: [][]byte{[]byte("once")}, Session: session, Sequence: 2}); err != nil || res.Replies[0][7] != 2 {
 				t.Errorf("the next command got %v, %v", res.Replies, err)
 			}
 			add(t, again, 1, "after", 5)
@@ -354,16 +350,9 @@ func TestSessionIDsAfterARestore(t *testing.T) {
 	if b.Find(1).HasSnapshot() || !b.Find(2).HasSnapshot() {
 		t.Fatalf("the backup is %+v", b.Shards)
 	}
-	open := func(c *Cluster, id ShardID) SessionID {
-		s, err := leaderOf(t, c, id).Shard(id).OpenSession(within(t))
-		if err != nil {
-			t.Fatal(err)
-		}
-		return s
-	}
 	given := map[ShardID]map[SessionID]bool{1: {}, 2: {}}
 	for range 8 { // the restored log begins with an empty entry or two
-		given[1][open(c, 1)], given[2][open(c, 2)] = true, true
+		given[1][openOnLeader(t, c, 1)], given[2][openOnLeader(t, c, 2)] = true, true
 	}
 	target := t.TempDir()
 	r := restoreT(t, RestoreOptions{Backup: dir, Cluster: c.cfg.Name, SameName: true, Nodes: nodeDirs(target, 1)})
@@ -371,7 +360,7 @@ func TestSessionIDsAfterARestore(t *testing.T) {
 	mine := map[ShardID]SessionID{}
 	for id := range given {
 		for range 8 {
-			mine[id] = open(again, id)
+			mine[id] = openOnLeader(t, again, id)
 			if given[id][mine[id]] {
 				t.Errorf("session %d of shard %d was given out twice", mine[id], id)
 			}

@@ -90,16 +90,8 @@ type lostCluster struct {
 
 func (l *lostCluster) open() SessionID {
 	l.t.Helper()
-	id := l.openOn(l.c)
+	id := openOnLeader(l.t, l.c, 1)
 	l.opened[id] = true
-	return id
-}
-
-func (l *lostCluster) openOn(c *Cluster) (id SessionID) {
-	l.t.Helper()
-	if err := onLeader(l.t, c, 1, func(s *Shard) (err error) { id, err = s.OpenSession(within(l.t)); return err }); err != nil {
-		l.t.Fatal(err)
-	}
 	return id
 }
 
@@ -270,7 +262,7 @@ func recoverAtRandom(t *testing.T, r *rand.Rand) {
 		}
 	}
 	for range 40 { // at the places where sessions were opened that are lost
-		id := l.openOn(again)
+		id := openOnLeader(t, again, 1)
 		if l.opened[id] {
 			t.Errorf("session %d was given out before", id)
 		}

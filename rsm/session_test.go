@@ -13,24 +13,17 @@ import (
 // One command, one execution: however often it is asked for, by whom, and of which leader.
 func TestRetriesShareOneOutcome(t *testing.T) {
 	c := startCluster(t, "", counters{})
-	var id SessionID
-	if err := onLeader(t, c, 1, func(s *Shard) (err error) { id, err = s.OpenSession(within(t)); return err }); err != nil {
-		t.Fatal(err)
-	}
-	do := func(r Request) (res Result, err error) {
-		err = onLeader(t, c, 1, func(s *Shard) (err error) { res, err = s.Do(within(t), r); return err })
-		return res, err
-	}
+	id := openOnLeader(t, c, 1)
 	req := Request{Commands: [][]byte{[]byte("a"), []byte("b")}, Session: id, Sequence: 1}
 	no := Request{Commands: [][]byte{[]byte("fail")}, Session: id, Sequence: 2}
 	var wg sync.WaitGroup
 	for range 50 { // at the same time: in-flight duplicates share one outcome
 		wg.Go(func() {
-			res, err := do(req)
+			res, err := doOnLeader(t, c, 1, req)
 			if err != nil || len(res.Replies) != 2 || res.Replies[0][7] != 1 {
 				t.Errorf("got %v, %v", res.Replies, err)
 			}
-			if _, err := do(no); !errors.Is(err, &Rejection{Code: "failed"}) {
+			if _, err := doOnLeader(t, c, 1, no); !errors.Is(err, &Rejection{Code: "failed"}) {
 				t.Errorf("got %v, want the rejection", err)
 			}
 		})
@@ -48,11 +41,11 @@ func TestRetriesShareOneOutcome(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	res, err := do(req)
+	res, err := doOnLeader(t, c, 1, req)
 	if err != nil || len(res.Replies) != 2 || res.Replies[0][7] != 1 {
 		t.Errorf("after a restart: %v, %v", res.Replies, err)
 	}
-	if _, err := do(no); !errors.Is(err, &Rejection{Code: "failed"}) {
+	if _, err := doOnLeader(t, c, 1, no); !errors.Is(err, &Rejection{Code: "failed"}) {
 		t.Errorf("after a restart: %v, want the same rejection as before", err)
 	}
 	answer, err := c.Client(1).Read(within(t), Linearizable, []byte("a"))
