@@ -217,8 +217,7 @@ func TestRefusedData(t *testing.T) {
 		if err != nil {
 			return err
 		}
-		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
-		defer cancel()
+		ctx := within(t)
 		if err := n.Shard(1).WaitReady(ctx); err != nil {
 			t.Error(err)
 		}

@@ -240,6 +240,11 @@ func TestStuckDiskStopsNode(t *testing.T) {
 	})
 	s := c.Node(1).Shard(1)
 	close(l.stuck)
+	others := make(chan error, 1)
+	go func() { // who follows by now writes too
+		_, err := c.Client(1).Submit(within(t), []byte("b"))
+		others <- err
+	}()
 	var pending []*Call
 	for range 5 {
 		pending = append(pending, s.Go(Request{Commands: [][]byte{[]byte("a")}}))
@@ -249,7 +254,7 @@ func TestStuckDiskStopsNode(t *testing.T) {
 		if !errors.Is(err, ErrBroken) || !strings.Contains(err.Error(), "FsyncStall") {
 			t.Errorf("stopped with %v", err)
 		}
-	case <-time.After(10 * time.Second):
+	case <-time.After(hangs):
 		t.Fatal("the node does not stop")
 	}
 	for _, call := range pending {
@@ -257,7 +262,7 @@ func TestStuckDiskStopsNode(t *testing.T) {
 			t.Error("answered from a disk that does not answer")
 		}
 	}
-	if _, err := c.Client(1).Submit(within(t), []byte("b")); err != nil {
+	if err := <-others; err != nil {
 		t.Errorf("the other two do not go on: %v", err)
 	}
 }
