@@ -25,7 +25,7 @@ func heap() uint64 {
 func TestFloodIsBounded(t *testing.T) {
 	c := startCluster(t, "", counters{}, func(cfg *Config) {
 		cfg.Limits = Limits{MaxQueuedRequests: 500, MaxQueuedBytes: 4 << 20}
-		cfg.ElectionTimeout = 2 * time.Second // leadership lasts long enough to be flooded
+		cfg.ElectionTimeout = 5 * time.Second // leadership lasts long enough to be flooded
 	})
 	n := leaderOf(t, c, 1)
 	for id := NodeID(1); id <= 3; id++ {
@@ -77,13 +77,10 @@ func TestDeadPeer(t *testing.T) {
 	if grown := int64(heap()) - int64(before); grown > 64<<20 {
 		t.Errorf("the heap grew by %d MiB while a peer was dead", grown>>20)
 	}
-	st, err := leaderOf(t, c, 1).Shard(1).Status()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if st.Flushed < 100 {
-		t.Fatalf("flushed up to %d only: nothing has to come from the journal", st.Flushed)
-	}
+	eventually(t, "something has to come from the journal", func() bool {
+		st, err := leaderOf(t, c, 1).Shard(1).Status()
+		return err == nil && st.Flushed >= 100
+	})
 	if err := c.Restart(3); err != nil {
 		t.Fatal(err)
 	}
@@ -101,7 +98,7 @@ func TestIdleShardsRest(t *testing.T) {
 	}
 	c, err := StartCluster(ClusterConfig{Shards: configs, Configure: func(cfg *Config) {
 		quick(cfg)
-		cfg.QuiesceAfter = 200 * time.Millisecond
+		cfg.QuiesceAfter, cfg.ElectionTimeout = 200*time.Millisecond, time.Second // nobody is silent for that long who lives
 	}})
 	if err != nil {
 		t.Fatal(err)
@@ -130,10 +127,10 @@ func TestIdleShardsRest(t *testing.T) {
 		}
 		return items
 	}
-	before := sent()
+	before, since := sent(), time.Now()
 	time.Sleep(500 * time.Millisecond) // ten heartbeats and more of 200 shards would be thousands
-	if items := sent() - before; items > 400 {
-		t.Errorf("%d resting shards sent %d messages in half a second", shards, items)
+	if items, took := sent()-before, time.Since(since); float64(items) > 800*took.Seconds() {
+		t.Errorf("%d resting shards sent %d messages in %v", shards, items, took)
 	}
 	for id := ShardID(1); id <= shards; id++ {
 		if _, err := c.Client(id).Submit(within(t), []byte("a")); err != nil {
@@ -159,8 +156,9 @@ func TestColdShardDoesNotPinTheLog(t *testing.T) {
 	if testing.Short() {
 		t.Skip("writes several segments")
 	}
+	patience := 10 * time.Second // while it is flooded
 	c := startCluster(t, t.TempDir(), counters{}, func(cfg *Config) {
-		cfg.HeartbeatInterval, cfg.ElectionTimeout = 100*time.Millisecond, 2*time.Second
+		cfg.HeartbeatInterval, cfg.ElectionTimeout = 100*time.Millisecond, patience
 		cfg.LogSegments = 2
 		cfg.Limits.FlushBytes = 4 << 20
 	})
@@ -168,9 +166,9 @@ func TestColdShardDoesNotPinTheLog(t *testing.T) {
 		t.Fatal(err)
 	}
 	s := leaderOf(t, c, 1).Shard(1)
-	ctx := within(t)
 	key := make([]byte, 3000)
 	for i := range 8 {
+		ctx := within(t)
 		copy(key, fmt.Appendf(nil, "%d", i))
 		var calls []*Call
 		for range 8000 {
@@ -196,6 +194,7 @@ func TestColdShardDoesNotPinTheLog(t *testing.T) {
 	for id := NodeID(1); id <= 3; id++ {
 		c.Kill(id)
 	}
+	patience = 2 * time.Second
 	for id := NodeID(1); id <= 3; id++ {
 		if err := c.Restart(id); err != nil {
 			t.Fatal(err)
@@ -210,7 +209,7 @@ func TestColdShardDoesNotPinTheLog(t *testing.T) {
 
 func TestMetrics(t *testing.T) {
 	registry := prometheus.NewRegistry()
-	c := startCluster(t, "", counters{}, func(cfg *Config) { cfg.Metrics = registry })
+	c := startCluster(t, "", counters{}, patient10s, func(cfg *Config) { cfg.Metrics = registry })
 	if _, err := c.Client(1).Submit(within(t), []byte("a")); err != nil {
 		t.Fatal(err)
 	}
@@ -286,8 +285,8 @@ func TestIdleLogComesToRest(t *testing.T) {
 			}
 		}
 	}
-	if now, _ := n.log.Size(); now <= segments+1 {
-		t.Fatalf("the log has %d segments: there is nothing to see", now)
+	if all := n.log.Stats().Segments; all <= segments+1 {
+		t.Fatalf("the log has had %d segments: there is nothing to see", all)
 	}
 	eventually(t, "the log is as small as it may be, and is not written any more", func() bool {
 		now, _ := n.log.Size()

@@ -33,7 +33,7 @@ func TestKilledTransferResumes(t *testing.T) {
 	slow.Store(true)
 	c := startCluster(t, t.TempDir(), blobs{}, small, func(cfg *Config) {
 		cfg.Limits.FlushBytes = 4 << 20
-		cfg.ElectionTimeout = time.Second // how long a leader waits for word of a transfer
+		cfg.ElectionTimeout = 2 * time.Second // how long a leader waits for word of a transfer
 		if cfg.Node == 4 && slow.Load() {
 			cfg.SnapshotBytesPerSecond = 8 << 20
 		}

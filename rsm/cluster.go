@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/decree-raft/decree/internal/core"
@@ -183,7 +184,7 @@ func (c *Cluster) Kill(id NodeID) {
 	}
 }
 
-// Restart starts a node that was killed, on what it has on disk.
+// Restart starts a node that was killed, on what it has on disk. Another program may have been given its port meanwhile: it waits for that, ten seconds at most.
 func (c *Cluster) Restart(id NodeID) error {
 	if c.Node(id) != nil {
 		return fmt.Errorf("node %d is running", id)
@@ -194,7 +195,11 @@ func (c *Cluster) Restart(id NodeID) error {
 	if !known {
 		return fmt.Errorf("there is no node %d", id)
 	}
-	return c.start(id, nil)
+	for until := time.Now().Add(10 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		if err := c.start(id, nil); !errors.Is(err, syscall.EADDRINUSE) || time.Now().After(until) {
+			return err
+		}
+	}
 }
 
 // Cut lets nothing pass between two nodes until Heal. In-memory clusters only.

@@ -147,9 +147,9 @@ func TestCrashStates(t *testing.T) {
 	case *crashAll:
 		e.Limit = time.Hour
 	case testing.Short():
-		e.Sample, e.Limit = 200, 10*time.Second
+		e.Sample, e.Limit = 200, time.Minute
 	default:
-		e.Sample, e.Limit = 800, 20*time.Second
+		e.Sample, e.Limit = 800, time.Minute
 	}
 	r, err := e.Run()
 	if err != nil {

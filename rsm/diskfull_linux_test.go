@@ -341,6 +341,11 @@ func (f *fullDisk) behind() {
 	f.led(false)
 	f.c.Kill(full)
 	f.grow(4 * fullRows)
+	eventually(f, "the journal does not reach back to it any more", func() bool {
+		f.grow(200)
+		st, err := leaderOf(f, f.c, 1).Shard(1).Status()
+		return err == nil && st.JournalShort
+	})
 }
 
 // manyFlushes has the others keep a short journal; the node itself does not flush but when it is told to.

@@ -60,7 +60,7 @@ func TestApplyPanicStopsOneReplica(t *testing.T) {
 			panic("boom")
 		}
 	}}
-	c := startCluster(t, "", counters{}, onNode(3, bad))
+	c := startCluster(t, "", counters{}, patient10s, onNode(3, bad))
 	followers(t, c, 3)
 	client, other := c.Client(1), c.Client(2)
 	if _, err := client.Submit(within(t), []byte("bomb")); err != nil {
@@ -94,7 +94,7 @@ func TestDivergenceStopsReplica(t *testing.T) {
 			s.Set([]byte("odd"), []byte("12345678"))
 		}
 	}}
-	c := startCluster(t, "", counters{}, onNode(2, wrong))
+	c := startCluster(t, "", counters{}, patient10s, onNode(2, wrong))
 	followers(t, c, 2)
 	client := c.Client(1)
 	for _, key := range []string{"a", "odd", "b"} {
@@ -119,7 +119,7 @@ func TestPoisonCommandIsRejected(t *testing.T) {
 			panic("cannot take this")
 		}
 	}}
-	c := startCluster(t, "", bad)
+	c := startCluster(t, "", bad, patient10s)
 	client := c.Client(1)
 	for range 3 {
 		_, err := client.Submit(within(t), []byte("poison"))
@@ -177,7 +177,7 @@ func TestLogFailureStopsNode(t *testing.T) {
 func TestDiskLow(t *testing.T) {
 	var free atomic.Uint64
 	free.Store(1 << 30)
-	c := startCluster(t, t.TempDir(), counters{}, func(cfg *Config) {
+	c := startCluster(t, t.TempDir(), counters{}, patient10s, func(cfg *Config) {
 		cfg.DiskWatermark = 1 << 20
 		cfg.freeBytes = func(string) (uint64, error) { return free.Load(), nil }
 	})
@@ -217,8 +217,7 @@ func TestRefusedData(t *testing.T) {
 		if err != nil {
 			return err
 		}
-		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
-		defer cancel()
+		ctx := within(t)
 		if err := n.Shard(1).WaitReady(ctx); err != nil {
 			t.Error(err)
 		}
@@ -287,7 +286,7 @@ func TestInvalidConfig(t *testing.T) {
 }
 
 func TestLimits(t *testing.T) {
-	c := startCluster(t, "", counters{}, func(cfg *Config) {
+	c := startCluster(t, "", counters{}, patient10s, func(cfg *Config) {
 		cfg.Limits = Limits{MaxCommandBytes: 1000, MaxKeyBytes: 100, MaxRequestCommands: 4}
 	})
 	s := leaderOf(t, c, 1).Shard(1)

@@ -26,7 +26,7 @@ func (m stuck) Decide(v View, c Command) ([][]byte, []byte, error) {
 // A pass that does not return keeps nobody waiting when the node stops, and when it returns late it still ends what was inside, once.
 func TestCallsOfAPassThatHangs(t *testing.T) {
 	m := stuck{in: make(chan struct{}), out: make(chan struct{})}
-	c := startCluster(t, "", m, func(cfg *Config) { cfg.Workers = 1 })
+	c := startCluster(t, "", m, patient10s, func(cfg *Config) { cfg.Workers = 1 })
 	n := leaderOf(t, c, 1)
 	s := n.Shard(1)
 	if _, err := s.Submit(within(t), []byte("a")); err != nil {
@@ -53,7 +53,7 @@ func TestCallsOfAPassThatHangs(t *testing.T) {
 // Callbacks of what is inside such a pass come when it returns.
 func TestCallbacksOfAPassThatHung(t *testing.T) {
 	m := stuck{in: make(chan struct{}), out: make(chan struct{})}
-	c := startCluster(t, "", m, func(cfg *Config) { cfg.Workers = 1 })
+	c := startCluster(t, "", m, patient10s, func(cfg *Config) { cfg.Workers = 1 })
 	n := leaderOf(t, c, 1)
 	told := make(chan error, 2)
 	if err := n.Shard(1).GoFunc(Request{Commands: [][]byte{[]byte("hang")}}, func(_ Result, err error) { told <- err }); err != nil {

@@ -144,6 +144,7 @@ func TestBackupWhileAnInstallationHangs(t *testing.T) {
 	t.Cleanup(disk.release)
 	fill(t, c, 2, 0, 500)
 	sameEverywhere(t, c, 2, 1, 2, 3)
+	flushed(t, c.Node(3), 2) // else there is nothing to take hold of in the store
 	followers(t, c, 3)
 	if _, err := c.Client(1).Submit(within(t), []byte("bomb")); err != nil {
 		t.Fatal(err)
@@ -216,7 +217,7 @@ func TestMetricsOfAStoreThatHangs(t *testing.T) {
 func TestBackupToAHungDisk(t *testing.T) {
 	for name, hangs := range map[string]errorfs.OpKind{"create": errorfs.OpCreate, "write": errorfs.OpFileWrite, "sync": errorfs.OpFileSyncData} {
 		t.Run(name, func(t *testing.T) {
-			c := startCluster(t, t.TempDir(), blobs{}, smallFlushes, func(cfg *Config) { cfg.BackupStall = time.Second })
+			c := startCluster(t, t.TempDir(), blobs{}, patient10s, smallFlushes, func(cfg *Config) { cfg.BackupStall = time.Second })
 			fillBlobs(t, c, 1, 200<<10, 4000)
 			n, disk, dir := leaderOf(t, c, 1), newHungDisk(), filepath.Join(t.TempDir(), "backup")
 			t.Cleanup(disk.release)

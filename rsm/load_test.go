@@ -53,17 +53,21 @@ func blob(key, salt uint64, size int) []byte {
 // fillBlobs sets keys, in their order, to values of the given size, until the state has that many bytes.
 func fillBlobs(t testing.TB, c *Cluster, id ShardID, bytes int64, size int) (keys uint64) {
 	t.Helper()
-	s := leaderOf(t, c, id).Shard(id)
+	s, client := leaderOf(t, c, id).Shard(id), c.Client(id)
 	ctx, cancel := context.WithTimeout(context.Background(), time.Hour)
 	defer cancel()
 	perCall := max(1, (64<<10)/(blobKey+size))
 	var flight [64]*Call
+	var sent [len(flight)][][]byte
 	take := func(i int) {
 		if flight[i] == nil {
 			return
 		}
-		if _, err := flight[i].Wait(ctx); err != nil {
-			t.Fatal(err)
+		if _, err := flight[i].Wait(ctx); err != nil { // it does not lead any more, perhaps; and what was set may be set again
+			if _, err := client.SubmitAll(within(t), sent[i]...); err != nil {
+				t.Fatal(err)
+			}
+			s = leaderOf(t, c, id).Shard(id)
 		}
 		flight[i] = nil
 	}
@@ -74,7 +78,7 @@ func fillBlobs(t testing.TB, c *Cluster, id ShardID, bytes int64, size int) (key
 			commands = append(commands, blob(keys, 0, size))
 			keys++
 		}
-		flight[n%len(flight)] = s.Go(Request{Commands: commands})
+		sent[n%len(flight)], flight[n%len(flight)] = commands, s.Go(Request{Commands: commands})
 	}
 	for i := range flight {
 		take(i)

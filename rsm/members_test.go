@@ -65,6 +65,21 @@ func onLeader(t testing.TB, c *Cluster, id ShardID, change func(*Shard) error) e
 	}
 }
 
+// doOnLeader has a numbered request decided, which may be asked for again, wherever the leader is.
+func doOnLeader(t testing.TB, c *Cluster, id ShardID, r Request) (res Result, err error) {
+	err = onLeader(t, c, id, func(s *Shard) (err error) { res, err = s.Do(within(t), r); return err })
+	return res, err
+}
+
+// openOnLeader opens a session, and perhaps others that nobody hears of.
+func openOnLeader(t testing.TB, c *Cluster, id ShardID) (session SessionID) {
+	t.Helper()
+	if err := onLeader(t, c, id, func(s *Shard) (err error) { session, err = s.OpenSession(within(t)); return err }); err != nil {
+		t.Fatal(err)
+	}
+	return session
+}
+
 func rolesOf(m Members) string {
 	s := ""
 	for _, m := range m.List {
@@ -280,7 +295,7 @@ func TestCatchUpBySnapshot(t *testing.T) {
 }
 
 func TestRemovalThatWouldStopAll(t *testing.T) {
-	c := startCluster(t, "", counters{})
+	c := startCluster(t, "", counters{}, func(cfg *Config) { cfg.ElectionTimeout = time.Second }) // it leads all the time
 	fill(t, c, 1, 0, 10)
 	leader := leaderOf(t, c, 1)
 	var others []NodeID

@@ -183,7 +183,7 @@ func (p *power) mounted(f func() error) error {
 		return fmt.Errorf("mount: %w", err)
 	}
 	err := f()
-	for range 100 {
+	for range 2000 {
 		uerr := unix.Unmount(p.dir, 0)
 		if uerr == nil {
 			return err

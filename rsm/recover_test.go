@@ -90,10 +90,7 @@ type lostCluster struct {
 
 func (l *lostCluster) open() SessionID {
 	l.t.Helper()
-	var id SessionID
-	if err := onLeader(l.t, l.c, 1, func(s *Shard) (err error) { id, err = s.OpenSession(within(l.t)); return err }); err != nil {
-		l.t.Fatal(err)
-	}
+	id := openOnLeader(l.t, l.c, 1)
 	l.opened[id] = true
 	return id
 }
@@ -238,19 +235,26 @@ func recoverAtRandom(t *testing.T, r *rand.Rand) {
 
 	again := start(restored, target)
 	kept := l.counts(again)
-	sr := leaderOf(t, again, 1).Shard(1)
 	for i, caller := range l.callers {
 		n := kept[i]
 		if n < decided[i] || n > caller.asked {
 			t.Errorf("caller %d: %d commands are kept, %d were decided, %d were asked for", i, n, decided[i], caller.asked)
 		}
 		for seq := max(n, 1); seq <= n+2; seq++ { // the last is there, the next two are not
-			res, err := sr.Do(within(t), caller.request(seq))
-			if n == 0 && isCode(err, core.CodeSessionExpired) {
+			var res Result
+			expired := false
+			err := onLeader(t, again, 1, func(s *Shard) (err error) {
+				if res, err = s.Do(within(t), caller.request(seq)); isCode(err, core.CodeSessionExpired) {
+					expired = true
+					return nil
+				}
+				return err
+			})
+			if n == 0 && expired {
 				break // it was opened after what is kept
 			}
-			if err != nil {
-				t.Fatalf("caller %d, command %d of %d: %v", i, seq, n, err)
+			if err != nil || expired {
+				t.Fatalf("caller %d, command %d of %d: expired: %v, %v", i, seq, n, expired, err)
 			}
 			if got := binary.BigEndian.Uint64(res.Replies[0]); got != seq {
 				t.Errorf("caller %d: command %d, of which %d are kept, was the %d. to happen", i, seq, n, got)
@@ -258,10 +262,7 @@ func recoverAtRandom(t *testing.T, r *rand.Rand) {
 		}
 	}
 	for range 40 { // at the places where sessions were opened that are lost
-		id, err := sr.OpenSession(within(t))
-		if err != nil {
-			t.Fatal(err)
-		}
+		id := openOnLeader(t, again, 1)
 		if l.opened[id] {
 			t.Errorf("session %d was given out before", id)
 		}

@@ -172,8 +172,10 @@ func repairAfterStart(t *testing.T, noCompactions bool) {
 		}
 	}
 	sameEverywhere(t, c, 1, 1, 2, 3)
+	pattern := filepath.Join(dir, "node1", "state", "pebble", "*.sst")
+	eventually(t, "there have been two flushes", func() bool { tables, err := filepath.Glob(pattern); return err == nil && len(tables) >= 2 })
 	c.Kill(1)
-	tables, err := filepath.Glob(filepath.Join(dir, "node1", "state", "pebble", "*.sst"))
+	tables, err := filepath.Glob(pattern)
 	if err != nil || len(tables) < 2 {
 		t.Fatal(tables, err)
 	}

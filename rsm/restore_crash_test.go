@@ -42,11 +42,13 @@ func TestCrashOfRestore(t *testing.T) {
 		}
 		return
 	}
-	c := startCluster(t, "", counters{}, smallFlushes)
+	c := startCluster(t, "", counters{}, patient10s, smallFlushes)
 	add(t, c, 1, strings.Repeat("x", 4000), 40)
 	add(t, c, 2, "a", 3)
 	backup := filepath.Join(t.TempDir(), "backup")
-	made, err := leaderOf(t, c, 1).BackupTo(within(t), backup, BackupOptions{})
+	n := leaderOf(t, c, 1)
+	flushed(t, n, 1)
+	made, err := n.BackupTo(within(t), backup, BackupOptions{})
 	if err != nil || !made.Shards[0].HasSnapshot() {
 		t.Fatal(made, err)
 	}
@@ -54,7 +56,7 @@ func TestCrashOfRestore(t *testing.T) {
 	cmd := exec.Command(os.Args[0], "-test.run=^TestCrashOfRestore$")
 	cmd.Env = append(os.Environ(), restoreFromEnv+"="+backup, restoreToEnv+"="+dir)
 	cmd.Stderr = os.Stderr
-	ops, err := crash.Record(cmd, dir, time.Minute)
+	ops, err := crash.Record(cmd, dir, 2*time.Minute)
 	if errors.Is(err, crash.ErrUnsupported) {
 		t.Skip(err)
 	}

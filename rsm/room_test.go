@@ -26,11 +26,7 @@ func TestClientMakesRoom(t *testing.T) {
 	c := startCluster(t, t.TempDir(), counters{}, lowDisk)
 	awaitLowDisks(t, c)
 	fresh := c.Client(1)
-	ctx, cancel := context.WithTimeout(within(t), 300*time.Millisecond)
-	defer cancel()
-	if _, err := fresh.Submit(ctx, []byte("a")); !errors.Is(err, &Error{Kind: ErrNotProposed, Code: core.CodeDiskLow}) {
-		t.Errorf("an ordinary command: %v", err)
-	}
+	refusedForRoom(t, func(ctx context.Context) error { _, err := fresh.Submit(ctx, []byte("a")); return err })
 	room := Request{Commands: [][]byte{[]byte("a")}, MakesRoom: true}
 	var wg sync.WaitGroup
 	half, all := make(chan struct{}, 20), within(t)
@@ -75,6 +71,21 @@ func awaitLowDisks(t *testing.T, c *Cluster) {
 	})
 }
 
+// refusedForRoom makes sure that an ordinary command of a client is not executed, and that the reason why it has waited is the disk, as soon as it is given
+// the time to hear that.
+func refusedForRoom(t *testing.T, submit func(context.Context) error) {
+	t.Helper()
+	eventually(t, "an ordinary command is refused for the disk", func() bool {
+		ctx, cancel := context.WithTimeout(within(t), 300*time.Millisecond)
+		defer cancel()
+		err := submit(ctx)
+		if !errors.Is(err, ErrNotProposed) {
+			t.Fatalf("an ordinary command, when the disk is low: %v", err)
+		}
+		return errors.Is(err, &Error{Code: core.CodeDiskLow})
+	})
+}
+
 // typedCounters is counters over messages.
 type typedCounters struct{}
 
@@ -97,7 +108,7 @@ func (typedCounters) Query(v View, key *text) (*wrapperspb.UInt64Value, error) {
 
 // A typed caller is bound to a replica or to a client, and says of a command that it makes room.
 func TestTypedCaller(t *testing.T) {
-	c := startCluster(t, "", Proto(typedCounters{}))
+	c := startCluster(t, "", Proto(typedCounters{}), patient10s)
 	n := uint64(0)
 	for name, to := range map[string]Submitter{"replica": leaderOf(t, c, 1).Shard(1), "client": c.Client(1)} {
 		caller := Bind(typedCounters{}, to)
@@ -118,11 +129,7 @@ func TestTypedCaller(t *testing.T) {
 	low := startCluster(t, t.TempDir(), Proto(typedCounters{}), lowDisk)
 	awaitLowDisks(t, low)
 	caller := Bind(typedCounters{}, low.Client(1))
-	ctx, cancel := context.WithTimeout(within(t), 300*time.Millisecond)
-	defer cancel()
-	if _, err := caller.Submit(ctx, wrapperspb.String("a")); !errors.Is(err, &Error{Kind: ErrNotProposed, Code: core.CodeDiskLow}) {
-		t.Errorf("an ordinary command, when the disk is low: %v", err)
-	}
+	refusedForRoom(t, func(ctx context.Context) error { _, err := caller.Submit(ctx, wrapperspb.String("a")); return err })
 	if got, err := caller.MakingRoom().Submit(within(t), wrapperspb.String("a")); err != nil || got.Value != 1 {
 		t.Errorf("one that makes room: %v, %v", got, err)
 	}

@@ -56,9 +56,12 @@ func sum(t testing.TB, reply []byte, err error) uint64 {
 	return binary.BigEndian.Uint64(reply)
 }
 
+// hangs is after how long something hangs, on any machine.
+const hangs = time.Minute
+
 // within bounds every wait of these tests.
 func within(t testing.TB) context.Context {
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), hangs)
 	t.Cleanup(cancel)
 	return ctx
 }
@@ -122,7 +125,7 @@ func leaderOf(t testing.TB, c *Cluster, id ShardID) *Node {
 // eventually waits for a condition that must come true.
 func eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); {
+	for deadline := time.Now().Add(hangs); time.Now().Before(deadline); {
 		if ok() {
 			return
 		}
@@ -159,6 +162,17 @@ func sameHashes(t testing.TB, c *Cluster, id ShardID) {
 	})
 }
 
+// flushed waits until a node has flushed something of each of these shards: without that, a backup has no snapshot of them.
+func flushed(t testing.TB, n *Node, ids ...ShardID) {
+	t.Helper()
+	for _, id := range ids {
+		eventually(t, fmt.Sprintf("node %d has flushed something of shard %d", n.ID(), id), func() bool {
+			st, err := n.Shard(id).Status()
+			return err == nil && st.Flushed > 0
+		})
+	}
+}
+
 // A load has callers increment counters of their own until it is stopped, and keeps what was acknowledged.
 type load struct {
 	acked  []atomic.Uint64
@@ -186,7 +200,7 @@ func startLoad(t testing.TB, c *Cluster, id ShardID, callers int) *load {
 					return
 				default:
 				}
-				ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+				ctx, cancel := context.WithTimeout(context.Background(), hangs)
 				reply, err := client.Submit(ctx, key)
 				cancel()
 				if err != nil {
@@ -217,7 +231,7 @@ func (l *load) finish(t testing.TB) {
 	close(l.stop)
 	select {
 	case <-l.done:
-	case <-time.After(40 * time.Second):
+	case <-time.After(2 * hangs):
 		t.Fatal("callers hang")
 	}
 }

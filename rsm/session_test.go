@@ -13,28 +13,24 @@ import (
 // One command, one execution: however often it is asked for, by whom, and of which leader.
 func TestRetriesShareOneOutcome(t *testing.T) {
 	c := startCluster(t, "", counters{})
-	s := leaderOf(t, c, 1).Shard(1)
-	id, err := s.OpenSession(within(t))
-	if err != nil {
-		t.Fatal(err)
-	}
+	id := openOnLeader(t, c, 1)
 	req := Request{Commands: [][]byte{[]byte("a"), []byte("b")}, Session: id, Sequence: 1}
 	no := Request{Commands: [][]byte{[]byte("fail")}, Session: id, Sequence: 2}
 	var wg sync.WaitGroup
 	for range 50 { // at the same time: in-flight duplicates share one outcome
 		wg.Go(func() {
-			res, err := s.Do(within(t), req)
+			res, err := doOnLeader(t, c, 1, req)
 			if err != nil || len(res.Replies) != 2 || res.Replies[0][7] != 1 {
 				t.Errorf("got %v, %v", res.Replies, err)
 			}
-			if _, err := s.Do(within(t), no); !errors.Is(err, &Rejection{Code: "failed"}) {
+			if _, err := doOnLeader(t, c, 1, no); !errors.Is(err, &Rejection{Code: "failed"}) {
 				t.Errorf("got %v, want the rejection", err)
 			}
 		})
 	}
 	wg.Wait()
 	// Of the next leader, after everybody has restarted: the same outcome, though it would be another now.
-	if _, err := s.Submit(within(t), []byte("closed")); err != nil {
+	if _, err := c.Client(1).Submit(within(t), []byte("closed")); err != nil {
 		t.Fatal(err)
 	}
 	for id := NodeID(1); id <= 3; id++ {
@@ -45,22 +41,21 @@ func TestRetriesShareOneOutcome(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	s = leaderOf(t, c, 1).Shard(1)
-	res, err := s.Do(within(t), req)
+	res, err := doOnLeader(t, c, 1, req)
 	if err != nil || len(res.Replies) != 2 || res.Replies[0][7] != 1 {
 		t.Errorf("after a restart: %v, %v", res.Replies, err)
 	}
-	if _, err := s.Do(within(t), no); !errors.Is(err, &Rejection{Code: "failed"}) {
+	if _, err := doOnLeader(t, c, 1, no); !errors.Is(err, &Rejection{Code: "failed"}) {
 		t.Errorf("after a restart: %v, want the same rejection as before", err)
 	}
-	answer, err := s.Read(within(t), Linearizable, []byte("a"))
+	answer, err := c.Client(1).Read(within(t), Linearizable, []byte("a"))
 	if n := sum(t, answer, err); n != 1 {
 		t.Errorf("executed %d times", n)
 	}
 }
 
 func TestSessionRefusals(t *testing.T) {
-	c := startCluster(t, "", counters{}, func(cfg *Config) { cfg.Sessions = SessionOptions{Window: 8, Max: 2, TTL: time.Minute} })
+	c := startCluster(t, "", counters{}, patient10s, func(cfg *Config) { cfg.Sessions = SessionOptions{Window: 8, Max: 2, TTL: time.Minute} })
 	s := leaderOf(t, c, 1).Shard(1)
 	open := func() SessionID {
 		id, err := s.OpenSession(within(t))
@@ -145,7 +140,7 @@ func TestClientPipelines(t *testing.T) {
 
 // Read your writes on any replica, by token; and an age for what is stale.
 func TestReadLevels(t *testing.T) {
-	c := startCluster(t, "", counters{})
+	c := startCluster(t, "", counters{}, patient10s)
 	s := leaderOf(t, c, 1).Shard(1)
 	for n := uint64(1); n <= 50; n++ {
 		res, err := s.Do(within(t), Request{Commands: [][]byte{[]byte("a")}})
@@ -179,7 +174,7 @@ func TestReadLevels(t *testing.T) {
 // A query that runs long holds up neither the shard nor other queries.
 func TestLongQuery(t *testing.T) {
 	release := make(chan struct{})
-	c := startCluster(t, "", slowQuery{release: release})
+	c := startCluster(t, "", slowQuery{release: release}, patient10s)
 	s := leaderOf(t, c, 1).Shard(1)
 	var long []*Call
 	for range 3 {

@@ -22,7 +22,7 @@ type Explorer struct {
 	At func(i int) bool
 	// Mixed is how many random mixtures are made per operation.
 	Mixed int
-	// Limit bounds the time; what is left over then is counted as skipped. 0 is ten minutes.
+	// Limit bounds the time; what is left over then is counted as skipped, but for the states after the last operation. 0 is ten minutes.
 	Limit time.Duration
 	// Scratch is where directories are made; a file system in memory is best. Empty: the system's place for temporary files.
 	Scratch string
@@ -116,7 +116,7 @@ func (e *Explorer) Run() (*Report, error) {
 		if every > 1 && end < len(e.Ops) && mix(uint64(r.States), e.Seed)%every != 0 {
 			return
 		}
-		if time.Since(begun) > limit {
+		if end < len(e.Ops) && time.Since(begun) > limit {
 			r.Skipped++
 			return
 		}
