@@ -181,10 +181,7 @@ func TestBackupUnderLoad(t *testing.T) {
 	}
 	marked := add(t, c, 1, "before", 3)
 	loads := []*load{startLoad(t, c, 1, 4), startLoad(t, c, 2, 4)}
-	eventually(t, "flushes", func() bool {
-		st, err := s.Status()
-		return err == nil && st.Stats.Flushes >= 3
-	})
+	flushed(t, s.node, 1)
 	var dir string
 	var made *snapshot.Backup
 	for range 10 { // one that begins right after a flush has no entries

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -178,6 +179,7 @@ type load struct {
 	acked  []atomic.Uint64
 	errors atomic.Uint64
 	stop   chan struct{}
+	end    func() // closes stop
 	done   chan struct{}
 	live   atomic.Int64
 }
@@ -185,6 +187,8 @@ type load struct {
 func startLoad(t testing.TB, c *Cluster, id ShardID, callers int) *load {
 	l := &load{acked: make([]atomic.Uint64, callers), stop: make(chan struct{}), done: make(chan struct{})}
 	l.live.Store(int64(callers))
+	l.end = sync.OnceFunc(func() { close(l.stop) })
+	t.Cleanup(func() { l.finish(t) }) // a test that ends early shall say why, and not what callers say of a cluster that is closed
 	client := c.Client(id)
 	for i := range callers {
 		go func() {
@@ -228,7 +232,7 @@ func (l *load) total() (n uint64) {
 
 func (l *load) finish(t testing.TB) {
 	t.Helper()
-	close(l.stop)
+	l.end()
 	select {
 	case <-l.done:
 	case <-time.After(2 * hangs):
