@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
-	"net"
 	"runtime"
 	"sync"
 	"testing"
@@ -47,13 +46,7 @@ func openStream(t testing.TB, address string, options ...grpc.DialOption) (*grpc
 
 // lonely is a proxy that finds no node: calls wait.
 func lonely(t testing.TB) (*proxy.Proxy, *proxy.Server) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	address := l.Addr().String()
-	_ = l.Close() // nobody is there
-	return startProxy(t, proxy.Config{Nodes: []string{address}, Cluster: "lonely"})
+	return startProxy(t, proxy.Config{Nodes: []string{testkit.FreePort(t)}, Cluster: "lonely"})
 }
 
 func soon(t testing.TB, what string, f func()) {
@@ -266,7 +259,7 @@ func TestLeavesNothing(t *testing.T) {
 	s.Close()
 	p.Close()
 	_ = c.Close() // whose goroutines come and go
-	goleak.VerifyNone(t, ignore)
+	testkit.NoLeaks(t, ignore)
 }
 
 // Nobody waits for the next refresh when a leader goes.

@@ -19,6 +19,7 @@ import (
 	decreev1 "github.com/decree-raft/decree/api/decree/v1"
 	"github.com/decree-raft/decree/internal/codec"
 	"github.com/decree-raft/decree/internal/core"
+	"github.com/decree-raft/decree/internal/testkit"
 	"github.com/decree-raft/decree/internal/wire"
 	"github.com/decree-raft/decree/proxy"
 	"github.com/decree-raft/decree/proxy/access"
@@ -345,14 +346,6 @@ func TestNodesKnowDeadlines(t *testing.T) {
 // A node of another cluster at the address of one of ours is asked nothing, although it has a shard of the same id. Both are known from the first answer
 // on; the streams to them are opened before that, or after.
 func TestNodeOfAnotherCluster(t *testing.T) {
-	listen := func() string {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer l.Close()
-		return l.Addr().String()
-	}
 	start := func(cluster string, voters []rsm.NodeID, id rsm.NodeID, peers map[rsm.NodeID]string) *rsm.Node {
 		n, err := rsm.Start(rsm.Config{Cluster: cluster, Node: id, Dir: t.TempDir(), Peers: peers, DiskWatermark: -1, Services: proxy.Register,
 			Shards: []rsm.ShardConfig{{ID: 1, Machine: counters{}, Voters: voters}}})
@@ -362,7 +355,7 @@ func TestNodeOfAnotherCluster(t *testing.T) {
 		t.Cleanup(func() { _ = n.Close() })
 		return n
 	}
-	ours, theirs := listen(), listen()
+	ours, theirs := testkit.FreePort(t), testkit.FreePort(t)
 	foreign := start("theirs", []rsm.NodeID{2}, 2, map[rsm.NodeID]string{2: theirs})
 	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(10 * time.Millisecond) {
 		if _, err := foreign.Shard(1).Do(within(t), rsm.Request{Commands: [][]byte{[]byte("k")}}); err == nil {

@@ -8,7 +8,6 @@ import (
 	"flag"
 	"fmt"
 	"maps"
-	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -20,6 +19,7 @@ import (
 	"google.golang.org/grpc"
 
 	adminv1 "github.com/decree-raft/decree/api/decree/admin/v1"
+	"github.com/decree-raft/decree/internal/testkit"
 	"github.com/decree-raft/decree/proxy"
 	"github.com/decree-raft/decree/rsm"
 	"github.com/decree-raft/decree/rsm/admin"
@@ -380,12 +380,7 @@ func TestClustersAreToldApart(t *testing.T) {
 }
 
 func TestUsage(t *testing.T) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	dead := "-node=" + l.Addr().String()
-	l.Close()
+	dead := "-node=" + testkit.FreePort(t)
 	t.Setenv(nodesVariable, "")
 	for _, c := range []struct {
 		code int
@@ -531,17 +526,6 @@ func TestFormat(t *testing.T) {
 	if instant(0) != "" || instant(1e18+5e6) != "2001-09-09T01:46:40.005Z" {
 		t.Errorf("%s", instant(1e18+5e6))
 	}
-}
-
-// freePort returns a port of this machine that nobody listens on.
-func freePort(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
 }
 
 // A shard's time that is ahead of a node's clock is said of that node, once. Mutation with which it was seen to fail: report without the look at it.

@@ -25,6 +25,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	adminv1 "github.com/decree-raft/decree/api/decree/admin/v1"
+	"github.com/decree-raft/decree/internal/testkit"
 	"github.com/decree-raft/decree/rsm"
 	"github.com/decree-raft/decree/rsm/admin"
 )
@@ -371,7 +372,7 @@ func TestMembers(t *testing.T) {
 func TestSlips(t *testing.T) {
 	dir := t.TempDir()
 	c := start(t, dir, 2, nil)
-	address := freePort(t)
+	address := testkit.FreePort(t)
 	want(t, exitOK, nil, "add", "-shard=1", "4", address, c.node())
 	before := want(t, exitOK, nil, "members", "-o=json", c.node()).out
 	two := c.Node(2).Addr()
@@ -442,7 +443,7 @@ func TestReplace(t *testing.T) {
 	dir := t.TempDir()
 	c := start(t, dir, 2, nil)
 	c.submit(1, "a", "b", "c")
-	address := freePort(t)
+	address := testkit.FreePort(t)
 	c.kill(3)
 	args := []string{"replace", "3", "4", address, c.node(1, 2)}
 	// It does not run yet: the command waits, is interrupted, and says how to go on.
@@ -468,7 +469,7 @@ func TestReplace(t *testing.T) {
 func TestAddAndPromote(t *testing.T) {
 	dir := t.TempDir()
 	c := start(t, dir, 2, nil)
-	address := freePort(t)
+	address := testkit.FreePort(t)
 	want(t, exitOK, []string{"shard 1: node 4 is a learner at " + address}, "add", "4", address, c.node())
 	want(t, exitOK, []string{"shard 2: node 4 was a learner already"}, "add", "4", address, c.node())
 	newcomer(t, c, filepath.Join(dir, "node4"), address, 1, 2)

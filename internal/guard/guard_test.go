@@ -14,15 +14,14 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
-
 	"github.com/decree-raft/decree/internal/limitlog"
+	"github.com/decree-raft/decree/internal/testkit"
 )
 
 // patience bounds every wait: far more than anything takes, unless it hangs.
 const patience = 20 * time.Second
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { testkit.MainWithoutLeaks(m) }
 
 // lines is what was logged.
 type lines struct {

@@ -370,7 +370,7 @@ func TestCallRefused(t *testing.T) {
 	t.Run("handshake", func(t *testing.T) {
 		served := 0
 		b := startNode(t, 2, func(c *Config) {
-			c.Peers = map[uint64]string{1: deadAddr(t)}
+			c.Peers = map[uint64]string{1: testkit.FreePort(t)}
 			c.Serve = func(context.Context, uint64, uint8, []byte) ([]byte, error) { served++; return nil, nil }
 			c.Admit = func(_ uint64, data string) error {
 				if data != "" {
@@ -451,7 +451,7 @@ func TestBadCalls(t *testing.T) {
 	good := sealedCall(callMessage{callRequest, 5, []byte("payload")})
 	change := func(f func(b []byte) []byte) []byte { return f(bytes.Clone(good)) }
 	b := startNode(t, 2, func(c *Config) {
-		c.Peers, c.MaxFrameBytes = map[uint64]string{1: deadAddr(t)}, 1<<10
+		c.Peers, c.MaxFrameBytes = map[uint64]string{1: testkit.FreePort(t)}, 1<<10
 		c.Serve = func(_ context.Context, _ uint64, _ uint8, request []byte) ([]byte, error) { return request, nil }
 	})
 	for name, c := range map[string]struct {

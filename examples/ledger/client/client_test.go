@@ -3,13 +3,13 @@ package client_test
 import (
 	"context"
 	"errors"
-	"net"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/decree-raft/decree/examples/ledger/book"
 	"github.com/decree-raft/decree/examples/ledger/client"
+	"github.com/decree-raft/decree/internal/testkit"
 	"github.com/decree-raft/decree/proxy"
 	proxyclient "github.com/decree-raft/decree/proxy/client"
 	"github.com/decree-raft/decree/rsm"
@@ -114,12 +114,7 @@ func TestFailOver(t *testing.T) {
 
 // Who finds nobody knows that nothing was booked.
 func TestNobodyIsThere(t *testing.T) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	address := l.Addr().String()
-	l.Close()
+	address := testkit.FreePort(t)
 	remote := dial(t, address)
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
