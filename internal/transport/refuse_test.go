@@ -171,7 +171,7 @@ func talk(t testing.TB, addr, what string) string {
 }
 
 func TestGarbageOnThePort(t *testing.T) {
-	short := func(c *Config) { c.handshakeTimeout = 500 * time.Millisecond }
+	short := func(c *Config) { c.handshakeTimeout = time.Second }
 	a, b := startPair(t, short)
 	a.expectUp(t, b)
 	noise := make([]byte, 4096)
