@@ -116,7 +116,7 @@ func (c *testCluster) kill(id rsm.NodeID) {
 func (c *testCluster) leader() rsm.NodeID {
 	c.t.Helper()
 	for _, n := range c.nodes {
-		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 		defer cancel()
 		if err := n.node.Shard(shardID).WaitReady(ctx); err != nil {
 			c.t.Fatal(err)

@@ -66,7 +66,7 @@ func TestFailOver(t *testing.T) {
 		proxies, ends = append(proxies, s.Addr()), append(ends, s.Close)
 	}
 	remote := dial(t, proxies...)
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	a, b := book.ID{15: 1}, book.ID{15: 2}
 	opened, err := remote.CreateAccounts(ctx, book.Account{ID: a, Name: "A", Asset: "EUR"}, book.Account{ID: b, Name: "B", Asset: "EUR"})
