@@ -197,11 +197,10 @@ func TestDrain(t *testing.T) {
 	if a.Streams() == 0 { // it began at the other
 		a = b
 	}
-	// A read of what is not there yet: it waits, to the end of the commands.
-	ctx, cancel := context.WithCancel(within(t))
-	reading := make(chan error, 1)
+	// A read of what is not there yet: it waits, beyond the end of the commands.
+	reading, later := make(chan error, 1), sh.Token()+100
 	go func() {
-		_, err := sh.ReadAt(ctx, rsm.AtToken, 1<<40, []byte("a"))
+		_, err := sh.ReadAt(within(t), rsm.AtToken, later, []byte("a"))
 		reading <- err
 	}()
 	time.Sleep(50 * time.Millisecond)
@@ -221,7 +220,16 @@ func TestDrain(t *testing.T) {
 		t.Errorf("the commands were waiting for the read, which ended with %v", err)
 	default:
 	}
-	cancel()
+	for sh.Token() < later {
+		if _, err := sh.Submit(within(t), []byte("a")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	soon(t, "the read", func() {
+		if err := <-reading; err != nil {
+			t.Errorf("the read that was taken ends with %v", err)
+		}
+	})
 	soon(t, "draining", func() { <-drained })
 }
 
