@@ -95,7 +95,7 @@ func TestConfigRefused(t *testing.T) {
 
 // A deadline that is as far away as a context's may be is none that has passed.
 func TestFarDeadlines(t *testing.T) {
-	c := startCluster(t)
+	c := startCalm(t)
 	p, s := startProxy(t, proxy.Config{Nodes: anyNode(c)})
 	ctx, cancel := context.WithDeadline(context.Background(), time.Date(9999, 12, 31, 0, 0, 0, 0, time.UTC))
 	defer cancel()

@@ -43,7 +43,7 @@ func (s blockedSpan) End(...trace.SpanEndOption) { <-s.b.until }
 
 // Calls end although their spans do not, and hold few goroutines.
 func TestBlockedExporter(t *testing.T) {
-	c := startCluster(t)
+	c := startCalm(t)
 	b := &blocked{until: make(chan struct{})}
 	defer close(b.until)
 	p, s := startProxy(t, proxy.Config{Nodes: anyNode(c), Tracer: b})

@@ -23,9 +23,9 @@ import (
 // Unary calls whose messages do not come end in time, and of one caller only some are received at once; others are served meanwhile.
 func TestHalfSentCalls(t *testing.T) {
 	_, s := lonely(t)
-	s.ReceivePatience(2 * time.Second)
+	s.ReceivePatience(4 * time.Second) // by then, all of them have begun
 	r := dialRaw(t, s.Addr())
-	_ = r.SetDeadline(time.Now().Add(30 * time.Second))
+	_ = r.SetDeadline(time.Now().Add(time.Minute))
 	const calls, large = 100, 9 << 20
 	for i := range uint32(calls) {
 		r.begin(2*i+1, decreev1.DecreeService_Read_FullMethodName)
@@ -70,7 +70,7 @@ func TestAnswersThatAreNotTaken(t *testing.T) {
 	p, s := startProxy(t, proxy.Config{Nodes: []string{startOne(t, "", bulky{}).Addr()}})
 	awaitReady(t, p)
 	r := dialRaw(t, s.Addr())
-	_ = r.SetDeadline(time.Now().Add(30 * time.Second))
+	_ = r.SetDeadline(time.Now().Add(time.Minute))
 	if err := r.WriteSettings(http2.Setting{ID: http2.SettingInitialWindowSize, Val: 0}); err != nil {
 		t.Fatal(err)
 	}

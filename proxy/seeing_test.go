@@ -79,7 +79,7 @@ type prometheusFamily struct {
 // One whose help calls it an alarm is on the dashboard, and among the alarms of the operators' page.
 func TestMetricsPage(t *testing.T) {
 	registry := prometheus.NewRegistry()
-	c := startCluster(t, func(cfg *rsm.Config) { cfg.Metrics = registry })
+	c := startCalm(t, func(cfg *rsm.Config) { cfg.Metrics = registry })
 	p, s := startProxy(t, proxy.Config{Nodes: anyNode(c), Metrics: registry})
 	if _, err := dial(t, s.Addr()).Shard(1).Submit(within(t), []byte("a")); err != nil {
 		t.Fatal(err)
@@ -196,7 +196,7 @@ func awaitReady(t testing.TB, p *proxy.Proxy) {
 // Calls are counted by what became of them, and neither a machine's codes nor what clients make up become labels.
 func TestCallsAreCounted(t *testing.T) {
 	registry := prometheus.NewRegistry()
-	c := startCluster(t)
+	c := startCalm(t)
 	p, s := startProxy(t, proxy.Config{Nodes: anyNode(c), Metrics: registry})
 	awaitReady(t, p)
 	sh := dial(t, s.Addr()).Shard(1)
@@ -214,8 +214,7 @@ func TestCallsAreCounted(t *testing.T) {
 			t.Fatal("there is no such shard")
 		}
 	}
-	all := figures(t, registry)
-	for name, least := range map[string]float64{
+	want := map[string]float64{
 		`decree_proxy_calls_total{code="",kind="submit",outcome="ok",shard="1"}`:                    3,
 		`decree_proxy_calls_total{code="",kind="submit",outcome="rejected",shard="1"}`:              1,
 		`decree_proxy_calls_total{code="",kind="open_session",outcome="ok",shard="1"}`:              1,
@@ -225,9 +224,11 @@ func TestCallsAreCounted(t *testing.T) {
 		`decree_proxy_streams{}`:                                                                    1,
 		`decree_proxy_ready{}`:                                                                      1,
 		`decree_proxy_leader_known{shard="1"}`:                                                      1,
-	} {
-		if all[name] != least {
-			t.Errorf("%s is %g, want %g", name, all[name], least)
+	}
+	all := figures(t, registry)
+	for name, n := range want {
+		if all[name] != n {
+			t.Errorf("%s is %g, want %g", name, all[name], n)
 		}
 	}
 	for name, v := range all {
@@ -329,7 +330,7 @@ func (l *lockedBuffer) String() string {
 
 // The name of a request is in the error, in what comes with it, and in the log.
 func TestRequestID(t *testing.T) {
-	c := startCluster(t)
+	c := startCalm(t)
 	log := &lockedBuffer{}
 	p, s := startProxy(t, proxy.Config{Nodes: anyNode(c), Logger: slog.New(slog.NewTextHandler(log, &slog.HandlerOptions{Level: slog.LevelDebug}))})
 	awaitReady(t, p)

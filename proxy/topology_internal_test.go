@@ -2,26 +2,15 @@ package proxy
 
 import (
 	"fmt"
-	"net"
 	"testing"
 	"time"
 
 	decreev1 "github.com/decree-raft/decree/api/decree/v1"
 	"github.com/decree-raft/decree/internal/core"
 	"github.com/decree-raft/decree/internal/route"
+	"github.com/decree-raft/decree/internal/testkit"
 	"github.com/decree-raft/decree/rsm"
 )
-
-// nowhere returns an address at which nobody is.
-func nowhere(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
-}
 
 // told makes an answer of a node of cluster "c" about shard 1, with a member for each address: node 1 at the first, and so on; those with none are left out.
 func told(term uint64, addresses ...string) *decreev1.GetTopologyResponse {
@@ -54,7 +43,7 @@ func (p *Proxy) where(id rsm.NodeID) (address string, links int) {
 
 // A node that moves is followed, and one that is removed is forgotten, with its connection: but none that is a member of a shard, however long nobody speaks of it.
 func TestNodesMoveAndGo(t *testing.T) {
-	first, second, third, moved := nowhere(t), nowhere(t), nowhere(t), nowhere(t)
+	first, second, third, moved := testkit.FreePort(t), testkit.FreePort(t), testkit.FreePort(t), testkit.FreePort(t)
 	p := testProxy(t, first)
 	p.learn(told(1, first, second, third))
 	p.learn(told(1, first, moved, third))
@@ -83,7 +72,7 @@ func TestNodesMoveAndGo(t *testing.T) {
 
 // Shards that only a client has named go when nobody knows them; those that are learned stay, up to a bound.
 func TestShardBounds(t *testing.T) {
-	p := testProxy(t, nowhere(t))
+	p := testProxy(t, testkit.FreePort(t))
 	start := func(shard uint64) chan error {
 		done := make(chan error, 1)
 		p.start(monotonic(), &route.Call{Kind: route.Submit, Shard: rsm.ShardID(shard), Commands: [][]byte{nil}, Deadline: monotonic() + int64(time.Hour), Done: func(c *route.Call) { done <- c.Err }})
@@ -108,14 +97,14 @@ func TestShardBounds(t *testing.T) {
 		}
 	}
 	age() // nobody has answered so far: that is no sign that there are no such shards
-	p.learn(told(1, nowhere(t)))
+	p.learn(told(1, testkit.FreePort(t)))
 	for shard, c := range waiting {
 		if len(c) > 0 {
 			t.Fatalf("the call to shard %d ends with the first answer of a node: %v", shard, <-c)
 		}
 	}
 	age()
-	p.learn(told(1, nowhere(t)))
+	p.learn(told(1, testkit.FreePort(t)))
 	for shard, c := range waiting {
 		select {
 		case err := <-c:
@@ -144,9 +133,9 @@ func TestShardBounds(t *testing.T) {
 
 // Of another cluster nothing is learned.
 func TestOtherClusterIsNotListenedTo(t *testing.T) {
-	p := testProxy(t, nowhere(t))
-	p.learn(told(1, nowhere(t)))
-	other := told(9, nowhere(t), nowhere(t))
+	p := testProxy(t, testkit.FreePort(t))
+	p.learn(told(1, testkit.FreePort(t)))
+	other := told(9, testkit.FreePort(t), testkit.FreePort(t))
 	other.Cluster = "other"
 	was := fmt.Sprint(p.topology())
 	if p.learn(other); fmt.Sprint(p.topology()) != was {

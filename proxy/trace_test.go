@@ -23,7 +23,8 @@ func calm(cfg *rsm.Config) {
 	cfg.HeartbeatInterval, cfg.ElectionTimeout = 100*time.Millisecond, 10*time.Second
 }
 
-func startCalm(t *testing.T, options ...func(*rsm.Config)) *rsm.Cluster {
+// startCalm starts a cluster whose leaders stay, unless they hand over.
+func startCalm(t testing.TB, options ...func(*rsm.Config)) *rsm.Cluster {
 	t.Helper()
 	c := startCluster(t, append(options, calm)...)
 	for _, shard := range []rsm.ShardID{1, 2} {
@@ -201,7 +202,7 @@ test
 	t.Run("retry", func(t *testing.T) {
 		var leader *rsm.Node
 		var spans, proxies, attempts []testkit.Span
-		for try := 0; len(attempts) < 2 || len(proxies[0].Events) < 3; try++ {
+		for try := 0; len(attempts) < 2 || len(proxies[0].Events) < 3 || proxies[0].Events[0] != "sent "+leader.Addr(); try++ {
 			if try == 20 {
 				t.Fatalf("no attempt has failed:\n%s", testkit.Tree(spans))
 			}

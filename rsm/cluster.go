@@ -47,7 +47,7 @@ type Cluster struct {
 }
 
 // StartCluster starts all nodes and returns when every shard has a leader, or
-// an error. It gives up after ten seconds.
+// an error. It gives up after a minute.
 func StartCluster(cfg ClusterConfig) (*Cluster, error) {
 	cfg.Name = cmp.Or(cfg.Name, "embedded")
 	cfg.Nodes = cmp.Or(cfg.Nodes, 3)
@@ -75,7 +75,7 @@ func StartCluster(cfg ClusterConfig) (*Cluster, error) {
 			return nil, err
 		}
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	for _, s := range cfg.Shards {
 		if _, err := c.Leader(ctx, s.ID); err != nil {

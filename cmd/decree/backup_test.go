@@ -172,6 +172,7 @@ func (fullDisk) Write([]byte) (int, error) { return 0, syscall.ENOSPC }
 
 func TestRepair(t *testing.T) {
 	c := start(t, "", 1, forgetful{})
+	c.spare(1, 3)
 	c.submit(1, "x")
 	for ctx := within(t); !strings.Contains(decree(ctx, "status", c.node()).out, "stopped"); {
 		if !wait(ctx, 10*time.Millisecond) {

@@ -8,7 +8,6 @@ import (
 	"flag"
 	"fmt"
 	"maps"
-	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -20,6 +19,7 @@ import (
 	"google.golang.org/grpc"
 
 	adminv1 "github.com/decree-raft/decree/api/decree/admin/v1"
+	"github.com/decree-raft/decree/internal/testkit"
 	"github.com/decree-raft/decree/proxy"
 	"github.com/decree-raft/decree/rsm"
 	"github.com/decree-raft/decree/rsm/admin"
@@ -52,17 +52,35 @@ type testCluster struct {
 	t       *testing.T
 	servers map[rsm.NodeID]*admin.Server
 	clients map[rsm.ShardID]*rsm.Client
+	timing  func(*rsm.Config)
 }
 
 func quick(cfg *rsm.Config) {
 	cfg.HeartbeatInterval, cfg.ElectionTimeout, cfg.DiskWatermark = 100*time.Millisecond, time.Second, -1
 }
 
-// start starts a cluster, in memory if dir is empty; otherwise the admin service is also on the nodes' own ports. Node 3 runs odd, if it is given.
+// calm keeps leaders in office on a busy machine, unless they hand over.
+func calm(cfg *rsm.Config) {
+	quick(cfg)
+	cfg.ElectionTimeout = 10 * time.Second
+}
+
+// start starts a cluster, in memory if dir is empty; otherwise the admin service is also on the nodes' own ports. Node 3 runs odd, if it is given. Where a leader goes, startQuick is meant.
 func start(t *testing.T, dir string, shards int, odd rsm.Machine) *testCluster {
 	t.Helper()
+	return startTimed(t, calm, dir, shards, odd)
+}
+
+// startQuick is start, of a cluster that has another leader soon.
+func startQuick(t *testing.T, dir string, shards int) *testCluster {
+	t.Helper()
+	return startTimed(t, quick, dir, shards, nil)
+}
+
+func startTimed(t *testing.T, timing func(*rsm.Config), dir string, shards int, odd rsm.Machine) *testCluster {
+	t.Helper()
 	cfg := rsm.ClusterConfig{Name: "orders", Dir: dir, Configure: func(cfg *rsm.Config) {
-		quick(cfg)
+		timing(cfg)
 		cfg.Services = func(n *rsm.Node, r grpc.ServiceRegistrar) {
 			admin.Register(n, r)
 			proxy.Register(n, r)
@@ -78,7 +96,7 @@ func start(t *testing.T, dir string, shards int, odd rsm.Machine) *testCluster {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := &testCluster{Cluster: cluster, t: t, servers: map[rsm.NodeID]*admin.Server{}, clients: map[rsm.ShardID]*rsm.Client{}}
+	c := &testCluster{Cluster: cluster, t: t, servers: map[rsm.NodeID]*admin.Server{}, clients: map[rsm.ShardID]*rsm.Client{}, timing: timing}
 	t.Cleanup(func() {
 		for _, s := range c.servers {
 			s.Close()
@@ -115,6 +133,14 @@ func within(t testing.TB) context.Context {
 	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
 	t.Cleanup(cancel)
 	return ctx
+}
+
+// spare has another node lead a shard.
+func (c *testCluster) spare(shard rsm.ShardID, id rsm.NodeID) {
+	c.t.Helper()
+	for ctx := within(c.t); c.leader(shard) == id; {
+		_ = c.Node(id).Shard(shard).TransferLeadership(ctx, id%3+1) // leadership may have gone meanwhile
+	}
 }
 
 // leader returns who leads a shard, once every replica knows.
@@ -282,7 +308,7 @@ func golden(t *testing.T, name string, r result) {
 }
 
 func TestStatus(t *testing.T) {
-	c := start(t, "", 2, nil)
+	c := startQuick(t, "", 2)
 	c.submit(1, "a", "b")
 	leader := c.leader(1)
 	r := want(t, exitOK, []string{`cluster "orders"`, "NODE", "SHARD", "leader", "follower", "2 of 2"}, "status", c.node())
@@ -380,12 +406,7 @@ func TestClustersAreToldApart(t *testing.T) {
 }
 
 func TestUsage(t *testing.T) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	dead := "-node=" + l.Addr().String()
-	l.Close()
+	dead := "-node=" + testkit.FreePort(t)
 	t.Setenv(nodesVariable, "")
 	for _, c := range []struct {
 		code int
@@ -531,17 +552,6 @@ func TestFormat(t *testing.T) {
 	if instant(0) != "" || instant(1e18+5e6) != "2001-09-09T01:46:40.005Z" {
 		t.Errorf("%s", instant(1e18+5e6))
 	}
-}
-
-// freePort returns a port of this machine that nobody listens on.
-func freePort(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
 }
 
 // A shard's time that is ahead of a node's clock is said of that node, once. Mutation with which it was seen to fail: report without the look at it.

@@ -25,6 +25,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	adminv1 "github.com/decree-raft/decree/api/decree/admin/v1"
+	"github.com/decree-raft/decree/internal/testkit"
 	"github.com/decree-raft/decree/rsm"
 	"github.com/decree-raft/decree/rsm/admin"
 )
@@ -85,7 +86,7 @@ func TestFollowsLeader(t *testing.T) {
 
 // The one that led is gone: others are asked until they have a new leader.
 func TestFollowsElection(t *testing.T) {
-	c := start(t, "", 1, nil)
+	c := startQuick(t, "", 1)
 	var errs strings.Builder
 	s := reached(t, c, &errs)
 	was := c.leader(1)
@@ -198,9 +199,7 @@ func TestHashDiffers(t *testing.T) {
 // A replica that found itself that it differs has stopped.
 func TestHashOfStoppedReplica(t *testing.T) {
 	c := start(t, "", 1, forgetful{})
-	for ctx := within(t); c.leader(1) == 3; {
-		_ = c.Node(3).Shard(1).TransferLeadership(ctx, 1) // leadership may have gone meanwhile
-	}
+	c.spare(1, 3)
 	c.submit(1, "a", "b")
 	for ctx := within(t); ctx.Err() == nil; {
 		if st, err := c.Node(3).Shard(1).Status(); err != nil || st.Err != nil {
@@ -371,7 +370,7 @@ func TestMembers(t *testing.T) {
 func TestSlips(t *testing.T) {
 	dir := t.TempDir()
 	c := start(t, dir, 2, nil)
-	address := freePort(t)
+	address := testkit.FreePort(t)
 	want(t, exitOK, nil, "add", "-shard=1", "4", address, c.node())
 	before := want(t, exitOK, nil, "members", "-o=json", c.node()).out
 	two := c.Node(2).Addr()
@@ -427,7 +426,7 @@ func newcomer(t *testing.T, c *testCluster, dir, address string, ids ...rsm.Shar
 		shards = append(shards, rsm.ShardConfig{ID: id, Machine: register{}, Join: true})
 	}
 	cfg := rsm.Config{Cluster: "orders", Node: 4, Dir: dir, Peers: peers, Shards: shards, Services: admin.Register}
-	quick(&cfg)
+	c.timing(&cfg)
 	n, err := rsm.Start(cfg)
 	if err != nil {
 		t.Fatal(err)
@@ -440,15 +439,16 @@ func newcomer(t *testing.T, c *testCluster, dir, address string, ids ...rsm.Shar
 // A learner is added, catches up, and takes the place of a node that is gone; interrupted, and run again.
 func TestReplace(t *testing.T) {
 	dir := t.TempDir()
-	c := start(t, dir, 2, nil)
+	c := startQuick(t, dir, 2)
 	c.submit(1, "a", "b", "c")
-	address := freePort(t)
+	address := testkit.FreePort(t)
 	c.kill(3)
 	args := []string{"replace", "3", "4", address, c.node(1, 2)}
 	// It does not run yet: the command waits, is interrupted, and says how to go on.
-	r := decree(within(t), append(args, "-timeout=1500ms")...)
-	if r.code != exitUnknown || !strings.Contains(r.err, "node 4 is a learner at "+address) || !strings.Contains(r.err, "run the same command again") || !strings.Contains(r.err, "nothing was heard from node 4") {
-		t.Fatal(r)
+	out, stop := follow(t, args...)
+	eventually(t, out, "nothing was heard from node 4")
+	if code := stop(); code != exitUnknown || !strings.Contains(out.String(), "node 4 is a learner at "+address) || !strings.Contains(out.String(), "run the same command again") {
+		t.Fatalf("exit code %d: %s", code, out)
 	}
 	n := newcomer(t, c, filepath.Join(dir, "node4"), address, 1, 2)
 	want(t, exitOK, []string{"shard 1: node 4 is a voter in the place of node 3", "shard 2: node 4 is a voter in the place of node 3"}, args...)
@@ -468,7 +468,7 @@ func TestReplace(t *testing.T) {
 func TestAddAndPromote(t *testing.T) {
 	dir := t.TempDir()
 	c := start(t, dir, 2, nil)
-	address := freePort(t)
+	address := testkit.FreePort(t)
 	want(t, exitOK, []string{"shard 1: node 4 is a learner at " + address}, "add", "4", address, c.node())
 	want(t, exitOK, []string{"shard 2: node 4 was a learner already"}, "add", "4", address, c.node())
 	newcomer(t, c, filepath.Join(dir, "node4"), address, 1, 2)
@@ -477,7 +477,7 @@ func TestAddAndPromote(t *testing.T) {
 }
 
 func TestEvents(t *testing.T) {
-	c := start(t, "", 1, nil)
+	c := startQuick(t, "", 1)
 	c.submit(1, "first", "second", "third")
 	r := want(t, exitOK, []string{"INDEX", "decision", `"third"`}, "events", "-data", c.node())
 	if !strings.Contains(r.out, "empty") {

@@ -5,7 +5,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -111,7 +113,7 @@ func dial(t *testing.T, addresses ...string) *client.Client {
 
 // The proxy is a process of its own: it finds the leader and its successor, and clients go on when it is killed and started again.
 func TestProxy(t *testing.T) {
-	c := start(t, t.TempDir(), 1, nil)
+	c := startQuick(t, t.TempDir(), 1)
 	run := func(listen string) (*program, string) {
 		p := runProgram(t, "proxy", "-listen", listen, "-nodes", c.Node(1).Addr())
 		return p, p.says(`msg="proxy started".* listen=(\S+)`)
@@ -149,9 +151,10 @@ func TestProxy(t *testing.T) {
 // withoutQuorum is a cluster of which one node is left, and a call that waits, at a proxy, for a leader.
 func withoutQuorum(t *testing.T, flags ...string) (c *testCluster, killed []rsm.NodeID, p *program, pending *client.Pending) {
 	t.Helper()
-	c = start(t, t.TempDir(), 1, nil)
-	p = runProgram(t, append([]string{"proxy", "-listen", "127.0.0.1:0", "-nodes", c.Node(1).Addr() + "," + c.Node(2).Addr() + "," + c.Node(3).Addr()}, flags...)...)
-	sh := dial(t, p.says(`msg="proxy started".* listen=(\S+)`)).Shard(1)
+	c = startQuick(t, t.TempDir(), 1)
+	p = runProgram(t, append([]string{"proxy", "-listen", "127.0.0.1:0", "-http", "127.0.0.1:0", "-nodes", c.Node(1).Addr() + "," + c.Node(2).Addr() + "," + c.Node(3).Addr()}, flags...)...)
+	address, side, _ := strings.Cut(p.says(`msg="proxy started".* listen=(\S+ http=\S+)`), " http=")
+	sh := dial(t, address).Shard(1)
 	if _, err := sh.Submit(within(t), []byte("a")); err != nil { // there is a session
 		t.Fatal(err)
 	}
@@ -159,7 +162,21 @@ func withoutQuorum(t *testing.T, flags ...string) (c *testCluster, killed []rsm.
 		c.kill(id)
 		killed = append(killed, id)
 	}
-	return c, killed, p, sh.Go(within(t), rsm.Request{Commands: [][]byte{[]byte("b")}})
+	pending = sh.Go(within(t), rsm.Request{Commands: [][]byte{[]byte("b")}})
+	for ctx := within(t); ; {
+		r, err := http.Get("http://" + side + "/metrics")
+		if err != nil {
+			t.Fatal(err)
+		}
+		metrics, err := io.ReadAll(r.Body)
+		r.Body.Close()
+		if err == nil && strings.Contains(string(metrics), "decree_proxy_calls_in_progress{shard=\"1\"} 1\n") {
+			return c, killed, p, pending
+		}
+		if !wait(ctx, 5*time.Millisecond) {
+			t.Fatalf("the call does not come to the proxy: %s, %v", metrics, err)
+		}
+	}
 }
 
 // Told to end, a proxy answers what is under way first.

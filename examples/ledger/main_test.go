@@ -8,12 +8,9 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"math/rand/v2"
-	"net"
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -25,6 +22,7 @@ import (
 	"github.com/decree-raft/decree/examples/ledger/book"
 	"github.com/decree-raft/decree/examples/ledger/book/booktest"
 	"github.com/decree-raft/decree/examples/ledger/hledger"
+	"github.com/decree-raft/decree/internal/testkit"
 	"github.com/decree-raft/decree/rsm"
 )
 
@@ -68,27 +66,10 @@ func startTestCluster(t *testing.T, configure func(*serveConfig)) *testCluster {
 	return c
 }
 
-var givenPorts sync.Map // what freePorts has returned
-
-// freePorts returns ports that it has not returned before, on which nobody listens, below those that the system gives out by itself: one of these could become a connection's, of a node that
-// runs already, before the node that is to have it starts.
+// freePorts returns addresses for the first three nodes.
 func freePorts(t *testing.T) addresses {
 	t.Helper()
-	a := make(addresses)
-	for tries := 0; len(a) < 3; tries++ {
-		l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", 10_000+rand.IntN(22_000)))
-		if err != nil && tries > 100 {
-			t.Fatal(err)
-		}
-		if err != nil {
-			continue
-		}
-		defer l.Close()
-		if _, given := givenPorts.LoadOrStore(l.Addr().String(), true); !given {
-			a[rsm.NodeID(len(a)+1)] = l.Addr().String()
-		}
-	}
-	return a
+	return addresses{1: testkit.FreePort(t), 2: testkit.FreePort(t), 3: testkit.FreePort(t)}
 }
 
 // configOf is what a node is started with. Those that come after the first three join.
@@ -135,7 +116,7 @@ func (c *testCluster) kill(id rsm.NodeID) {
 func (c *testCluster) leader() rsm.NodeID {
 	c.t.Helper()
 	for _, n := range c.nodes {
-		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 		defer cancel()
 		if err := n.node.Shard(shardID).WaitReady(ctx); err != nil {
 			c.t.Fatal(err)

@@ -336,10 +336,10 @@ func TestServedUpgrade(t *testing.T) {
 	var nodes []*rsm.Node
 	for _, n := range c.nodes {
 		nodes = append(nodes, n.node)
-		st, err := n.front.service.GetStatus(t.Context(), new(ledgerv1.GetStatusRequest))
-		if err != nil || st.GetMachineVersion() != book.VersionReferences {
-			t.Errorf("status %v, %v", st, err)
-		}
+		awaitThat(t, "every node shows version 2", func() bool { // one may be behind the others
+			st, err := n.front.service.GetStatus(t.Context(), new(ledgerv1.GetStatusRequest))
+			return err == nil && st.GetMachineVersion() == book.VersionReferences
+		})
 	}
 	l.check(nodes)
 	if code, out, errs := ledgerCommand(t, "", "verify", c.api()); code != 0 {

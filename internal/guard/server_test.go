@@ -74,7 +74,7 @@ func TestGRPCServer(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer conn.Close()
-			if err := conn.Invoke(t.Context(), "/no.Service/Method", &emptypb.Empty{}, &emptypb.Empty{}); status.Code(err) != codes.Unimplemented {
+			if err := conn.Invoke(t.Context(), "/no.Service/Method", &emptypb.Empty{}, &emptypb.Empty{}, grpc.WaitForReady(true)); status.Code(err) != codes.Unimplemented {
 				t.Errorf("it was not served: %v", err)
 			}
 			for _, raw := range silent {

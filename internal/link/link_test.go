@@ -21,6 +21,9 @@ import (
 
 var epoch = time.Now()
 
+// patience is far more than anything takes, unless it hangs.
+const patience = 30 * time.Second
+
 func clock() int64 { return int64(time.Since(epoch)) }
 
 // liar is a server that does with a stream whatever a test wants.
@@ -89,7 +92,7 @@ func start(t *testing.T, do func(b *bench, g grpc.ServerStream) error, options .
 	decreev1.RegisterDecreeServiceServer(s, &liar{do: func(g grpc.ServerStream) error { return do(b, g) }})
 	go func() { _ = s.Serve(l) }()
 	t.Cleanup(s.Stop)
-	cfg := Config{Options: []grpc.DialOption{grpc.WithTransportCredentials(insecure.NewCredentials())}, Now: clock, Silence: 400 * time.Millisecond,
+	cfg := Config{Options: []grpc.DialOption{grpc.WithTransportCredentials(insecure.NewCredentials())}, Now: clock, Silence: patience,
 		Up: func(*Link) {
 			b.mu.Lock()
 			b.ups++
@@ -119,6 +122,21 @@ func start(t *testing.T, do func(b *bench, g grpc.ServerStream) error, options .
 		}
 	}()
 	return b
+}
+
+// awaitUp waits until the stream is open.
+func (b *bench) awaitUp() {
+	b.t.Helper()
+	for until := time.Now().Add(patience); ; time.Sleep(time.Millisecond) {
+		b.mu.Lock()
+		up := b.ups > 0
+		b.mu.Unlock()
+		if up {
+			return
+		} else if time.Now().After(until) {
+			b.t.Fatal("the stream is not opened")
+		}
+	}
 }
 
 // submit waits for the outcome of a call.
@@ -158,7 +176,7 @@ func TestWrongAnswers(t *testing.T) {
 		})
 	})
 	for i := range 50 {
-		if c := b.submit(0, 5*time.Second); c.Err != nil || c.Result.Index != core.Index(i+1)<<slotBits {
+		if c := b.submit(0, patience); c.Err != nil || c.Result.Index != core.Index(i+1)<<slotBits {
 			t.Fatalf("call %d: index %d, %v", i+1, c.Result.Index, c.Err)
 		}
 	}
@@ -261,8 +279,8 @@ func TestBrokenStreams(t *testing.T) {
 					}
 				}
 			})
-			wantUnknown(t, b.submit(0, 5*time.Second))
-			if c := b.submit(9, 5*time.Second); c.Err != nil || c.Result.Index != 7 {
+			wantUnknown(t, b.submit(0, patience))
+			if c := b.submit(9, patience); c.Err != nil || c.Result.Index != 7 {
 				t.Errorf("with a session: %v, %v", c.Result, c.Err)
 			}
 		})
@@ -273,10 +291,11 @@ var errOver = errors.New("over")
 
 // Silence while calls wait ends the stream; one that says that it lives is waited for, up to the deadline.
 func TestSilence(t *testing.T) {
-	silent := start(t, func(_ *bench, g grpc.ServerStream) error { <-g.Context().Done(); return nil })
+	silence := func(cfg *Config) { cfg.Silence = time.Second }
+	silent := start(t, func(_ *bench, g grpc.ServerStream) error { <-g.Context().Done(); return nil }, silence)
 	began := time.Now()
-	wantUnknown(t, silent.submit(0, 20*time.Second))
-	if took := time.Since(began); took > 10*time.Second {
+	wantUnknown(t, silent.submit(0, patience))
+	if took := time.Since(began); took > patience/2 {
 		t.Errorf("silence was borne for %v", took)
 	}
 	beating := start(t, func(_ *bench, g grpc.ServerStream) error {
@@ -290,15 +309,16 @@ func TestSilence(t *testing.T) {
 			case <-time.After(50 * time.Millisecond):
 			}
 		}
-	})
-	wantUnknown(t, beating.submit(9, 1500*time.Millisecond))
+	}, silence)
+	beating.awaitUp()
+	wantUnknown(t, beating.submit(9, 3*time.Second))
 	beating.mu.Lock()
 	if beating.ups != 1 {
 		t.Errorf("the stream was opened %d times", beating.ups)
 	}
 	beating.mu.Unlock()
 	// What is never answered does not stay.
-	for until := time.Now().Add(10 * time.Second); beating.link.waits(); time.Sleep(10 * time.Millisecond) {
+	for until := time.Now().Add(patience); beating.link.waits(); time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(until) {
 			t.Fatal("a call whose time is over is still on the link")
 		}
@@ -314,6 +334,7 @@ func TestNoSession(t *testing.T) {
 			return answer(g, c.ID, c.Call.Kind, 7, nil)
 		})
 	})
+	b.awaitUp()
 	done := make(chan struct{})
 	c := &route.Call{Kind: route.OpenSession, Shard: 1, Deadline: clock() + int64(time.Second), Done: func(*route.Call) { close(done) }}
 	b.router.Submit(clock(), c)
@@ -333,15 +354,15 @@ func TestOnlyARefusalIsLeaving(t *testing.T) {
 		})
 	}, func(cfg *Config) { cfg.Leaving = func(*Link) { left.Add(1) } })
 	kinds <- core.ErrUnknown
-	wantUnknown(t, b.submit(0, 5*time.Second))
+	wantUnknown(t, b.submit(0, patience))
 	kinds <- core.ErrUnknown // the stream goes on: what the answer before did is done
-	wantUnknown(t, b.submit(0, 5*time.Second))
+	wantUnknown(t, b.submit(0, patience))
 	if left.Load() != 0 {
 		t.Error("a doubt is taken for leaving")
 	}
 	kinds <- core.ErrNotProposed
 	kinds <- core.ErrUnknown
-	wantUnknown(t, b.submit(0, 5*time.Second))
+	wantUnknown(t, b.submit(0, patience))
 	if left.Load() != 1 {
 		t.Error("a refusal is not")
 	}
@@ -370,7 +391,7 @@ func TestFullServer(t *testing.T) {
 						time.Sleep(20 * time.Millisecond)
 					}
 				})
-				time.Sleep(2500 * time.Millisecond) // it is full for longer than silence is borne
+				time.Sleep(5 * time.Second) // it is full for longer than silence is borne
 				return each(g, func(c wire.ReceivedCall) error {
 					sending.Lock()
 					err := answer(g, c.ID, route.Submit, 7, nil)
@@ -380,7 +401,7 @@ func TestFullServer(t *testing.T) {
 					}
 					return nil
 				})
-			}, func(cfg *Config) { cfg.Silence = time.Second })
+			}, func(cfg *Config) { cfg.Silence = 2 * time.Second })
 			done := make(chan error, 4)
 			submit := func(size int) {
 				c := &route.Call{Kind: route.Submit, Shard: 1, Session: 1, Sequence: 1, Commands: [][]byte{make([]byte, size)}, Deadline: clock() + int64(time.Minute)}

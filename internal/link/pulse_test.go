@@ -25,7 +25,7 @@ func TestSilenceUnderTraffic(t *testing.T) {
 		"it does not read": func(g grpc.ServerStream) error { <-g.Context().Done(); return nil },
 	} {
 		t.Run(name, func(t *testing.T) {
-			b := start(t, func(_ *bench, g grpc.ServerStream) error { return do(g) })
+			b := start(t, func(_ *bench, g grpc.ServerStream) error { return do(g) }, func(cfg *Config) { cfg.Silence = time.Second })
 			ctx, cancel := context.WithCancel(context.Background())
 			defer cancel()
 			ended := make(chan struct{})
@@ -44,7 +44,7 @@ func TestSilenceUnderTraffic(t *testing.T) {
 			}()
 			select {
 			case <-ended:
-			case <-time.After(20 * time.Second):
+			case <-time.After(patience):
 				t.Fatal("the stream goes on")
 			}
 			wantUnknown(t, first)
@@ -81,19 +81,18 @@ func TestSmallAnswersKeepLittle(t *testing.T) {
 	b.link.cfg.Own = true // before anything is read
 	var kept []*route.Call
 	for range frames {
-		c := b.submit(0, 10*time.Second)
+		c := b.submit(0, patience)
 		if c.Err != nil || len(c.Result.Replies) != 1 || string(c.Result.Replies[0]) != "reply" {
 			t.Fatal(c.Result, c.Err)
 		}
 		kept = append(kept, c)
 	}
 	var m runtime.MemStats
-	for range 100 {
+	for end := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
 		runtime.GC()
-		if runtime.ReadMemStats(&m); m.HeapAlloc < frames*padding/2 {
+		if runtime.ReadMemStats(&m); m.HeapAlloc < frames*padding/2 || time.Now().After(end) {
 			break
 		}
-		time.Sleep(10 * time.Millisecond)
 	}
 	if m.HeapAlloc >= frames*padding/2 {
 		t.Errorf("%d small answers keep %d MiB", frames, m.HeapAlloc>>20)

@@ -17,7 +17,7 @@ import (
 // A connection ends with the certificates of the other side, on either side, and not because of its own.
 func TestConnectionEndsWithItsCertificates(t *testing.T) {
 	authority := testkit.NewAuthority(t)
-	const life = 4 * time.Second
+	const life = 7 * time.Second
 	for name, who := range map[string]struct {
 		server, client time.Duration // that its certificate lives; 0: for long
 		closes         string

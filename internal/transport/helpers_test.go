@@ -12,17 +12,18 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/metadata"
+
+	"github.com/decree-raft/decree/internal/testkit"
 )
 
 // patience bounds every wait: far more than anything takes, unless it hangs.
 const patience = 20 * time.Second
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { testkit.MainWithoutLeaks(m) }
 
 // logbook is a slog handler that tests can wait on.
 type logbook struct {

@@ -63,7 +63,7 @@ func TestMemoryWithPeerThatDoesNotRead(t *testing.T) {
 	if err := a.Close(); err != nil {
 		t.Error(err)
 	}
-	if took := time.Since(began); took > 2*time.Second {
+	if took := time.Since(began); took > patience/2 {
 		t.Errorf("Close took %v", took)
 	}
 	close(release)
@@ -91,7 +91,7 @@ func TestMemoryWithDeadPeer(t *testing.T) {
 	if err := n.Close(); err != nil {
 		t.Error(err)
 	}
-	if took := time.Since(began); took > 2*time.Second {
+	if took := time.Since(began); took > patience/2 {
 		t.Errorf("Close took %v", took)
 	}
 }
@@ -106,7 +106,7 @@ func TestUnreachableIsLimited(t *testing.T) {
 		}
 	})
 	began := time.Now()
-	for time.Since(began) < 4*notifyEvery {
+	for time.Since(began) < 4*notifyEvery || len(calls) < 2 && time.Since(began) < patience {
 		if n.Append(7, 1, func(b []byte) []byte { return append(b, 1) }) {
 			t.Fatal("an unknown peer was accepted")
 		}
@@ -115,8 +115,8 @@ func TestUnreachableIsLimited(t *testing.T) {
 	if err := n.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if k := len(calls); k < 2 || k > 6 {
-		t.Errorf("%d calls in %v", k, time.Since(began))
+	if k, took := len(calls), time.Since(began); k < 2 || k > int(took/notifyEvery)+2 {
+		t.Errorf("%d calls in %v", k, took)
 	}
 	if s := n.Stats()[0]; s.DroppedItems == 0 {
 		t.Errorf("stats: %+v", s)

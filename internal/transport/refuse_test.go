@@ -16,6 +16,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/decree-raft/decree/internal/guard"
+	"github.com/decree-raft/decree/internal/testkit"
 )
 
 // expectStatus reads the end of a stream and returns its code.
@@ -29,7 +30,7 @@ func expectStatus(t testing.TB, s grpc.ClientStream, sentence string) codes.Code
 }
 
 func TestHandshakeRefused(t *testing.T) {
-	b := startNode(t, 2, func(c *Config) { c.Peers = map[uint64]string{1: deadAddr(t), 3: deadAddr(t)} })
+	b := startNode(t, 2, func(c *Config) { c.Peers = map[uint64]string{1: testkit.FreePort(t), 3: testkit.FreePort(t)} })
 	for name, c := range map[string]struct {
 		change   func(*hello)
 		sentence string
@@ -98,7 +99,7 @@ func TestBadFrames(t *testing.T) {
 	newer := bytes.Clone(good)
 	newer[3]++
 	b := startNode(t, 2, func(c *Config) {
-		c.Peers, c.MaxFrameBytes = map[uint64]string{1: deadAddr(t)}, 1<<20
+		c.Peers, c.MaxFrameBytes = map[uint64]string{1: testkit.FreePort(t)}, 1<<20
 	})
 	for name, c := range map[string]struct {
 		frame    []byte
@@ -170,7 +171,7 @@ func talk(t testing.TB, addr, what string) string {
 }
 
 func TestGarbageOnThePort(t *testing.T) {
-	short := func(c *Config) { c.handshakeTimeout = 500 * time.Millisecond }
+	short := func(c *Config) { c.handshakeTimeout = time.Second }
 	a, b := startPair(t, short)
 	a.expectUp(t, b)
 	noise := make([]byte, 4096)

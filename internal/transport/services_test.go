@@ -184,7 +184,7 @@ func TestServices(t *testing.T) {
 func TestServiceMessagesAreLimited(t *testing.T) {
 	services := func(c *Config) {
 		c.Services = func(r grpc.ServiceRegistrar) { r.RegisterService(new(mirror).desc(), nil) }
-		c.Peers = map[uint64]string{1: deadAddr(t)}
+		c.Peers = map[uint64]string{1: testkit.FreePort(t)}
 	}
 	small := startNode(t, 2, services, func(c *Config) { c.MaxFrameBytes = 1 << 20 })
 	frame := rawStream(t, small.Addr(), goodHello().metadata(), nil)

@@ -213,7 +213,7 @@ func TestListensSafely(t *testing.T) {
 // A stream between nodes does not outlive the certificates that it was opened with, and is opened again with new ones.
 func TestStreamEndsWithItsCertificate(t *testing.T) {
 	ca, dir := testkit.NewAuthority(t), t.TempDir()
-	files := ca.Write(t, dir, testkit.Subject{Ends: time.Now().Add(4 * time.Second)})
+	files := ca.Write(t, dir, testkit.Subject{Ends: time.Now().Add(7 * time.Second)})
 	short, err := TLSFiles(files.Cert, files.Key, files.CA, nil)
 	if err != nil {
 		t.Fatal(err)

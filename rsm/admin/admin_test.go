@@ -35,10 +35,10 @@ func (register) Query(v rsm.View, _ []byte) ([]byte, error) {
 	return b, nil
 }
 func within(t testing.TB) (context.Context, context.CancelFunc) {
-	return context.WithTimeout(t.Context(), 30*time.Second)
+	return context.WithTimeout(t.Context(), time.Minute)
 }
 
-// service is a cluster of three with the admin service of each node on a port of its own.
+// service is a cluster of three with the admin service of each node on a port of its own. Its leaders stay, unless they hand over: nobody waits here for another.
 type service struct {
 	*rsm.Cluster
 	t       *testing.T
@@ -57,7 +57,7 @@ func startMachine(t *testing.T, dir string, m rsm.Machine, options ...func(*rsm.
 	c, err := rsm.StartCluster(rsm.ClusterConfig{
 		Dir: dir, Shards: []rsm.ShardConfig{{ID: 1, Machine: m}, {ID: 2, Machine: register{}}},
 		Configure: func(cfg *rsm.Config) {
-			cfg.HeartbeatInterval, cfg.ElectionTimeout, cfg.DiskWatermark = 100*time.Millisecond, time.Second, -1
+			cfg.HeartbeatInterval, cfg.ElectionTimeout, cfg.DiskWatermark = 100*time.Millisecond, 10*time.Second, -1
 			for _, o := range options {
 				o(cfg)
 			}
@@ -143,9 +143,16 @@ func TestStatus(t *testing.T) {
 			ctx, cancel := within(t)
 			defer cancel()
 			leader := s.leader(1)
-			r, err := s.clients[leader].Status(ctx, &adminv1.StatusRequest{})
-			if err != nil {
-				t.Fatal(err)
+			var r *adminv1.StatusResponse
+			for {
+				var err error
+				if r, err = s.clients[leader].Status(ctx, &adminv1.StatusRequest{}); err != nil {
+					t.Fatal(err)
+				}
+				if !slices.ContainsFunc(r.GetPeers(), func(p *adminv1.PeerStatus) bool { return !p.GetConnected() || p.GetLastHeard() < 0 }) {
+					break // until each has answered once
+				}
+				time.Sleep(5 * time.Millisecond)
 			}
 			if r.GetCluster() != "embedded" || r.GetNode() != uint64(leader) || len(r.GetShards()) != 2 || len(r.GetPeers()) != 2 {
 				t.Fatalf("%v", r)
@@ -451,9 +458,16 @@ func TestMembers(t *testing.T) {
 	ctx, cancel := within(t)
 	defer cancel()
 	leader := s.leader(1)
-	m, err := s.clients[leader].Members(ctx, &adminv1.MembersRequest{Shard: 1})
-	if err != nil {
-		t.Fatal(err)
+	var m *adminv1.MembersResponse
+	for {
+		var err error
+		if m, err = s.clients[leader].Members(ctx, &adminv1.MembersRequest{Shard: 1}); err != nil {
+			t.Fatal(err)
+		}
+		if !slices.ContainsFunc(m.GetMembers(), func(m *adminv1.Member) bool { return m.GetSeen() < 0 && m.GetNode() != uint64(leader) }) {
+			break // until each has answered once
+		}
+		time.Sleep(5 * time.Millisecond)
 	}
 	if m.GetShard() != 1 || m.GetLeader() != uint64(leader) || m.GetAsked() != uint64(leader) || len(m.GetMembers()) != 3 || len(m.GetRemoved()) != 0 {
 		t.Fatalf("%v", m)
@@ -465,7 +479,7 @@ func TestMembers(t *testing.T) {
 	}
 	// A follower says who leads, and where that is.
 	follower := leader%3 + 1
-	_, err = s.clients[follower].Remove(ctx, &adminv1.RemoveRequest{Shard: 1, Node: uint64(follower)})
+	_, err := s.clients[follower].Remove(ctx, &adminv1.RemoveRequest{Shard: 1, Node: uint64(follower)})
 	if d := refused(t, err, rsm.ErrNotProposed, "not_leader"); d.GetLeader() != uint64(leader) || d.GetLeaderAddress() != fmt.Sprintf("memory-%d", leader) {
 		t.Errorf("%v", d)
 	}

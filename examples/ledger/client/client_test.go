@@ -3,13 +3,13 @@ package client_test
 import (
 	"context"
 	"errors"
-	"net"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/decree-raft/decree/examples/ledger/book"
 	"github.com/decree-raft/decree/examples/ledger/client"
+	"github.com/decree-raft/decree/internal/testkit"
 	"github.com/decree-raft/decree/proxy"
 	proxyclient "github.com/decree-raft/decree/proxy/client"
 	"github.com/decree-raft/decree/rsm"
@@ -66,7 +66,7 @@ func TestFailOver(t *testing.T) {
 		proxies, ends = append(proxies, s.Addr()), append(ends, s.Close)
 	}
 	remote := dial(t, proxies...)
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	a, b := book.ID{15: 1}, book.ID{15: 2}
 	opened, err := remote.CreateAccounts(ctx, book.Account{ID: a, Name: "A", Asset: "EUR"}, book.Account{ID: b, Name: "B", Asset: "EUR"})
@@ -114,12 +114,7 @@ func TestFailOver(t *testing.T) {
 
 // Who finds nobody knows that nothing was booked.
 func TestNobodyIsThere(t *testing.T) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	address := l.Addr().String()
-	l.Close()
+	address := testkit.FreePort(t)
 	remote := dial(t, address)
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
