@@ -127,14 +127,21 @@ func (r *Replica) wakeOthers() {
 	}
 }
 
-// wake ends the rest.
+// wake ends the rest. What that has said of the age up to now stays true.
 func (r *Replica) wake() {
+	at := int64(0)
+	if r.quiet {
+		at = r.votersHeard()
+	}
+	r.wakeAsOf(at)
+}
+
+// wakeAsOf ends the rest, up to a time of which this replica had applied all that was committed; 0: of none.
+func (r *Replica) wakeAsOf(at int64) {
 	if mutated("no-wake") {
 		return
 	}
-	if r.quiet {
-		r.currentAt = max(r.currentAt, r.votersHeard())
-	}
+	r.currentAt = max(r.currentAt, at)
 	r.quiet = false
 	r.idleTicks = 0
 }
@@ -146,10 +153,10 @@ func (r *Replica) wakeFor(m *raftpb.Message) {
 	if !r.quiet || m.Type == raftpb.MsgHeartbeatResp {
 		return // the answer to the last heartbeat before the rest
 	}
-	at := r.currentAt
-	r.wake()
-	if NodeID(m.From) != r.leader || Term(m.Term) > r.raftTerm {
-		r.currentAt = at // who brings news of another leader was heard with it, and that is no word for what was before
+	if NodeID(m.From) == r.leader && Term(m.Term) <= r.raftTerm {
+		r.wake()
+	} else {
+		r.wakeAsOf(0) // who brings news of another leader was heard with it, and that is no word for what was before
 	}
 	if campaigns := m.Type == raftpb.MsgPreVote || m.Type == raftpb.MsgVote; campaigns && NodeID(m.From) == r.leader {
 		// The leader itself campaigns: it has restarted, and does not lead any more. Without
@@ -166,7 +173,12 @@ func (r *Replica) peerSilent(peer NodeID) {
 		return
 	}
 	r.wake()
-	if r.lead == nil && r.leader != 0 && r.leader != peer {
+	r.tellLeader(peer)
+}
+
+// tellLeader has the leader go on, unless it is who is missed.
+func (r *Replica) tellLeader(missed NodeID) {
+	if r.lead == nil && r.leader != 0 && r.leader != missed {
 		r.w.env.SendNote(r.leader, Note{Shard: r.shard, Kind: noteAwake})
 	}
 }
