@@ -345,7 +345,7 @@ func (n *Node) startTransport() (transport.Peer, error) {
 	cfg := transport.Config{
 		Cluster: n.cfg.Cluster, Node: uint64(n.cfg.Node), Listen: n.cfg.Listen, Listener: n.cfg.listener,
 		Peers: map[uint64]string{}, TLS: n.cfg.TLS, Insecure: n.cfg.Insecure, Logger: n.cfg.Logger,
-		Receive: n.engine.receive, Unreachable: n.engine.unreachable, Serve: n.engine.serve, Allow: n.allow, Met: n.metPeer, Address: n.cfg.Peers[n.cfg.Node],
+		Receive: n.engine.receive, Gap: n.engine.gap, Unreachable: n.engine.unreachable, Serve: n.engine.serve, Allow: n.allow, Met: n.metPeer, Address: n.cfg.Peers[n.cfg.Node],
 	}
 	for id, addr := range n.cfg.Peers {
 		cfg.Peers[uint64(id)] = addr

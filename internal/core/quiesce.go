@@ -21,7 +21,8 @@ import (
 // A beat says that a node is alive, and not that it still leads. So who rests must hear the nodes of all voters: whoever
 // led instead would tell it, as a new leader does not rest before all members answer, and its words come before its next beat. A
 // follower that does not hear one of them wakes, or does not agree, although its leader hears all: another may lead
-// whom it cannot hear, and it would take its leader's beats for word that nothing has happened.
+// whom it cannot hear, and it would take its leader's beats for word that nothing has happened. For the same reason a gap in what a voter's node
+// sends ends the rest, however short it was: those words may have been lost in it, and the next beat comes all the same.
 
 // tick advances raft's clock, unless the shard rests.
 func (r *Replica) tick() {
@@ -174,6 +175,23 @@ func (r *Replica) peerSilent(peer NodeID) {
 	}
 	r.wake()
 	r.tellLeader(peer)
+}
+
+// missed wakes the replica where something of a voter's node was lost. Its state is known to be whole as of the last that came before.
+func (r *Replica) missed(gaps []Gap) {
+	if !r.quiet {
+		return
+	}
+	at, of := r.votersHeard(), NodeID(0)
+	for _, g := range gaps {
+		if slices.Contains(r.conf.Voters, g.Peer) {
+			at, of = min(at, g.Heard), g.Peer
+		}
+	}
+	if of != 0 {
+		r.wakeAsOf(at)
+		r.tellLeader(0)
+	}
 }
 
 // tellLeader has the leader go on, unless it is who is missed.

@@ -51,6 +51,11 @@ func (w *Worker) AddShard(id ShardID, d Deps) error {
 // Pass takes in what has arrived and brings every shard concerned as far as it goes.
 func (w *Worker) Pass(now Now, in *Input) {
 	w.now = now
+	if len(in.Gaps) > 0 { // first: others may end the rest too, and do not know of them
+		for _, r := range w.order {
+			r.missed(in.Gaps)
+		}
+	}
 	for _, f := range in.Calls {
 		f(w)
 	}
