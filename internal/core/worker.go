@@ -207,7 +207,8 @@ func (r *Replica) refuses(q *Request) error {
 		return r.refusesToken(q)
 	case q.Kind == KindRead || q.Kind == KindChange:
 		return nil
-	case r.w.diskLow && !q.MakesRoom && q.Kind == KindCommand: // sessions are few and small, and what makes room needs one to be done once
+	case r.w.diskLow && !q.MakesRoom && q.Kind == KindCommand && r.lead != nil && !r.knows(q):
+		// Sessions are few and small, and what makes room needs one to be done once. Whoever does not lead says so: the leader may have room.
 		e := notProposed(CodeDiskLow, "node %d is low on disk space: commands are refused until there is more, reads go on", r.cfg.Node)
 		e.RetryAfter = time.Second
 		return e
