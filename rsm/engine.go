@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"runtime"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -205,7 +206,7 @@ func (e *engine) receive(from uint64, frame []byte) {
 	if p == nil {
 		return
 	}
-	p.heard.Store(e.mono())
+	before := p.heard.Swap(e.mono())
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.inputs == nil {
@@ -232,13 +233,34 @@ func (e *engine) receive(from uint64, frame []byte) {
 		}})
 	if err != nil {
 		e.logger.Warn("frame refused", "peer", from, "reason", err)
+		e.postGap(core.Gap{Peer: NodeID(from), Heard: before})
 	}
 	for i := range inputs {
 		got := &inputs[i]
 		if err == nil && len(got.Messages)+len(got.Quiesces)+len(got.Commits)+len(got.Notes) > 0 {
-			e.workers[i].postPeer(len(frame), got)
+			e.workers[i].postPeer(len(frame), got, core.Gap{Peer: NodeID(from), Heard: before})
 		}
 		*got = emptied(*got)
+	}
+}
+
+// gap is told before the first frame is received that follows others of the peer which may be lost.
+func (e *engine) gap(from uint64) {
+	if p := e.peers.met(NodeID(from), e.mono()); p != nil {
+		e.postGap(core.Gap{Peer: NodeID(from), Heard: p.heard.Load()})
+	}
+}
+
+func (e *engine) postGap(g core.Gap) {
+	for _, w := range e.workers {
+		w.post(func(in *core.Input) { addGap(in, g) })
+	}
+}
+
+// addGap adds a gap. Of several of one peer the first counts: nothing is certain after it.
+func addGap(in *core.Input, g core.Gap) {
+	if !slices.ContainsFunc(in.Gaps, func(o core.Gap) bool { return o.Peer == g.Peer }) {
+		in.Gaps = append(in.Gaps, g)
 	}
 }
 
@@ -336,10 +358,11 @@ func (w *worker) post(add func(*core.Input)) bool {
 	return true
 }
 
-// postPeer adds what a peer sent. Beyond the bound it is lost, as the network may lose it.
-func (w *worker) postPeer(size int, got *core.Input) {
+// postPeer adds what a peer sent. Beyond the bound it is lost, as the network may lose it, and there is a gap.
+func (w *worker) postPeer(size int, got *core.Input, gap core.Gap) {
 	w.post(func(in *core.Input) {
 		if w.peerBytes > mailboxPeerBytes {
+			addGap(in, gap)
 			return
 		}
 		w.peerBytes += size
@@ -425,7 +448,7 @@ func emptied(in core.Input) core.Input {
 	clear(in.Notes)
 	return core.Input{
 		Messages: in.Messages[:0], Quiesces: in.Quiesces[:0], Commits: in.Commits[:0], Requests: in.Requests[:0], Written: in.Written[:0],
-		Flushed: in.Flushed[:0], Unreachable: in.Unreachable[:0], Pinned: in.Pinned[:0], Calls: in.Calls[:0], Notes: in.Notes[:0],
+		Flushed: in.Flushed[:0], Unreachable: in.Unreachable[:0], Gaps: in.Gaps[:0], Pinned: in.Pinned[:0], Calls: in.Calls[:0], Notes: in.Notes[:0],
 	}
 }
 

@@ -345,7 +345,7 @@ func (n *Node) startTransport() (transport.Peer, error) {
 	cfg := transport.Config{
 		Cluster: n.cfg.Cluster, Node: uint64(n.cfg.Node), Listen: n.cfg.Listen, Listener: n.cfg.listener,
 		Peers: map[uint64]string{}, TLS: n.cfg.TLS, Insecure: n.cfg.Insecure, Logger: n.cfg.Logger,
-		Receive: n.engine.receive, Unreachable: n.engine.unreachable, Serve: n.engine.serve, Allow: n.allow, Met: n.metPeer, Address: n.cfg.Peers[n.cfg.Node],
+		Receive: n.engine.receive, Gap: n.engine.gap, Unreachable: n.engine.unreachable, Serve: n.engine.serve, Allow: n.allow, Met: n.metPeer, Address: n.cfg.Peers[n.cfg.Node],
 	}
 	for id, addr := range n.cfg.Peers {
 		cfg.Peers[uint64(id)] = addr
@@ -599,9 +599,13 @@ type NodeStatus struct {
 type PeerStatus struct {
 	Connected   bool
 	LastHeard   time.Duration // ago
+	Silent      bool          // it was not heard for three election timeouts, though all nodes beat: it is away, or the way from it to here is broken
 	QueuedBytes int
 	LastError   string
 }
+
+// silentAfter election timeouts a peer is said to be silent: others have been elected in its place, and it was no hiccup.
+const silentAfter = 3
 
 // Status asks every shard, and so takes about as long as a pass of the engine.
 func (n *Node) Status() (NodeStatus, error) { return n.StatusContext(context.Background()) }
@@ -616,9 +620,10 @@ func (n *Node) StatusContext(ctx context.Context) (NodeStatus, error) {
 	stats := n.engine.transport.Stats()
 	for _, id := range n.engine.peers.ids() {
 		p, t := n.engine.peers.get(id), stats[uint64(id)]
+		heard := time.Duration(n.engine.mono() - p.heard.Load())
 		s.Peers[id] = PeerStatus{
 			Connected: t.Connected, QueuedBytes: t.QueuedBytes, LastError: t.LastError,
-			LastHeard: time.Duration(n.engine.mono() - p.heard.Load()),
+			LastHeard: heard, Silent: heard >= silentAfter*n.cfg.ElectionTimeout,
 		}
 	}
 	ls := n.log.Stats()

@@ -46,6 +46,7 @@ type peerReport struct {
 	LastHeardMS float64 `json:"last_heard_ms"`
 	QueuedBytes int64   `json:"queued_bytes"`
 	LastError   string  `json:"last_error"`
+	Silent      bool    `json:"silent"` // it was not heard for three election timeouts
 }
 
 type replicaReport struct {
@@ -83,7 +84,7 @@ func statusCommand() *command {
 		summary: "show how nodes and shards stand, and what needs attention",
 		help: `Asks every node for its state: disk, log, connections, and its replica of each shard. Nodes that are not named are found
 through those that are. At the end it says what needs attention, and then exits with 1: a node without an answer, a low
-disk, a replica that has stopped, a shard that nobody leads.
+disk, two nodes of which one does not hear the other, a replica that has stopped, a shard that nobody leads.
 
 Use it first, whatever the question is; and in monitoring, for its exit code.
 
@@ -134,6 +135,11 @@ func report(c *cluster, shard uint64) *statusReport {
 		if nr.DiskLow {
 			r.problem("node %d refuses commands: its disk has %s left", n.id, size(nr.FreeBytes))
 		}
+		for _, p := range n.status.GetPeers() {
+			if other := c.nodes[p.GetNode()]; p.GetSilent() && other != nil && share(n, other) {
+				r.problem("%s", broken(n, other, p))
+			}
+		}
 		if ahead > clockSkew {
 			r.problem("the clock of node %d is %v behind the time of a shard that it has, which never goes back: it is wrong, or a leader's was ahead; until it has come up to it, timeouts do not pass. Set the clocks right", n.id, ahead.Round(time.Second))
 		}
@@ -172,6 +178,25 @@ func report(c *cluster, shard uint64) *statusReport {
 	return r
 }
 
+// share reports whether two nodes have votes in the same shard, as both of them know.
+func share(a, b *node) bool {
+	return slices.ContainsFunc(a.status.GetShards(), func(s *adminv1.ShardStatus) bool {
+		return slices.Contains(s.GetVoters(), b.id) && slices.Contains(b.shard(s.GetShard()).GetVoters(), a.id)
+	})
+}
+
+// broken says that a node does not hear another, though both answer here, and what that one has found.
+func broken(n, other *node, p *adminv1.PeerStatus) string {
+	s := fmt.Sprintf("node %d has heard nothing of node %d for %v, though both answer here: the way from node %d to the peer port of node %d is broken",
+		n.id, other.id, time.Duration(p.GetLastHeard()).Round(100*time.Millisecond), other.id, n.id)
+	for _, p := range other.status.GetPeers() {
+		if p.GetNode() == n.id && p.GetLastError() != "" {
+			s += fmt.Sprintf("; node %d says: %s", other.id, p.GetLastError())
+		}
+	}
+	return s
+}
+
 // journalShort says what a leader's journal has lost, and what to do if that is not mended by itself.
 func journalShort(p replicaReport) string {
 	s := fmt.Sprintf("the journal of shard %d was cut short: a member is behind by more than JournalMaxBytes and needs a snapshot, which it gets when it is there; decree members -shard %d shows which", p.Shard, p.Shard)
@@ -195,7 +220,7 @@ func nodeReportOf(n *node) nodeReport {
 		Peers: []peerReport{},
 	}
 	for _, p := range st.GetPeers() {
-		r.Peers = append(r.Peers, peerReport{p.GetNode(), p.GetConnected(), milliseconds(p.GetLastHeard()), p.GetQueuedBytes(), p.GetLastError()})
+		r.Peers = append(r.Peers, peerReport{p.GetNode(), p.GetConnected(), milliseconds(p.GetLastHeard()), p.GetQueuedBytes(), p.GetLastError(), p.GetSilent()})
 	}
 	return r
 }
@@ -234,7 +259,7 @@ func (r *statusReport) table(w *tabwriter.Writer) {
 		}
 		connected := 0
 		for _, p := range n.Peers {
-			if p.Connected {
+			if p.Connected && !p.Silent {
 				connected++
 			}
 		}

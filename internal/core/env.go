@@ -16,7 +16,7 @@ import (
 // called on the worker's goroutine, within Pass, and must not block.
 type Env interface {
 	// Send queues a raft message for a peer. It is encoded before Send returns.
-	// Losing it is allowed; if it is known to be lost, tell the worker with Input.Unreachable.
+	// Losing it is allowed; if it is known to be lost, tell the worker with Input.Unreachable, and the one of the peer with Input.Gaps.
 	Send(to NodeID, shard ShardID, m *raftpb.Message)
 	// SendQuiesce queues the proposal to let a shard rest, see quiesce.go.
 	SendQuiesce(to NodeID, q Quiesce)
@@ -80,6 +80,12 @@ type Message struct {
 	From  NodeID
 	Shard ShardID
 	Raft  raftpb.Message
+}
+
+// Gap tells that words of a peer may have been lost: its connection is another one now, or something of it was thrown away.
+type Gap struct {
+	Peer  NodeID
+	Heard int64 // monotonic ns, when the last was received that came before
 }
 
 // Quiesce proposes to let an idle shard rest, see quiesce.go.
@@ -155,8 +161,10 @@ type Input struct {
 	Fetched     []*Fetch
 	Installed   []*InstallDone
 	Unreachable []NodeID
-	Ticks       int
-	Pinned      []ShardID // that keep WAL segments from being released
+	// Gaps come with what was received after them, or before it.
+	Gaps   []Gap
+	Ticks  int
+	Pinned []ShardID // that keep WAL segments from being released
 	// Calls run first, on the worker's goroutine: status, transfers, faults for tests.
 	Calls []func(*Worker)
 }

@@ -21,7 +21,8 @@ import (
 // A beat says that a node is alive, and not that it still leads. So who rests must hear the nodes of all voters: whoever
 // led instead would tell it, as a new leader does not rest before all members answer, and its words come before its next beat. A
 // follower that does not hear one of them wakes, or does not agree, although its leader hears all: another may lead
-// whom it cannot hear, and it would take its leader's beats for word that nothing has happened.
+// whom it cannot hear, and it would take its leader's beats for word that nothing has happened. For the same reason a gap in what a voter's node
+// sends ends the rest, however short it was: those words may have been lost in it, and the next beat comes all the same.
 
 // tick advances raft's clock, unless the shard rests.
 func (r *Replica) tick() {
@@ -127,14 +128,21 @@ func (r *Replica) wakeOthers() {
 	}
 }
 
-// wake ends the rest.
+// wake ends the rest. What that has said of the age up to now stays true.
 func (r *Replica) wake() {
+	at := int64(0)
+	if r.quiet {
+		at = r.votersHeard()
+	}
+	r.wakeAsOf(at)
+}
+
+// wakeAsOf ends the rest, up to a time of which this replica had applied all that was committed; 0: of none.
+func (r *Replica) wakeAsOf(at int64) {
 	if mutated("no-wake") {
 		return
 	}
-	if r.quiet {
-		r.currentAt = max(r.currentAt, r.votersHeard())
-	}
+	r.currentAt = max(r.currentAt, at)
 	r.quiet = false
 	r.idleTicks = 0
 }
@@ -146,10 +154,10 @@ func (r *Replica) wakeFor(m *raftpb.Message) {
 	if !r.quiet || m.Type == raftpb.MsgHeartbeatResp {
 		return // the answer to the last heartbeat before the rest
 	}
-	at := r.currentAt
-	r.wake()
-	if NodeID(m.From) != r.leader || Term(m.Term) > r.raftTerm {
-		r.currentAt = at // who brings news of another leader was heard with it, and that is no word for what was before
+	if NodeID(m.From) == r.leader && Term(m.Term) <= r.raftTerm {
+		r.wake()
+	} else {
+		r.wakeAsOf(0) // who brings news of another leader was heard with it, and that is no word for what was before
 	}
 	if campaigns := m.Type == raftpb.MsgPreVote || m.Type == raftpb.MsgVote; campaigns && NodeID(m.From) == r.leader {
 		// The leader itself campaigns: it has restarted, and does not lead any more. Without
@@ -166,7 +174,29 @@ func (r *Replica) peerSilent(peer NodeID) {
 		return
 	}
 	r.wake()
-	if r.lead == nil && r.leader != 0 && r.leader != peer {
+	r.tellLeader(peer)
+}
+
+// missed wakes the replica where something of a voter's node was lost. Its state is known to be whole as of the last that came before.
+func (r *Replica) missed(gaps []Gap) {
+	if !r.quiet {
+		return
+	}
+	at, of := r.votersHeard(), NodeID(0)
+	for _, g := range gaps {
+		if slices.Contains(r.conf.Voters, g.Peer) {
+			at, of = min(at, g.Heard), g.Peer
+		}
+	}
+	if of != 0 {
+		r.wakeAsOf(at)
+		r.tellLeader(0)
+	}
+}
+
+// tellLeader has the leader go on, unless it is who is missed.
+func (r *Replica) tellLeader(missed NodeID) {
+	if r.lead == nil && r.leader != 0 && r.leader != missed {
 		r.w.env.SendNote(r.leader, Note{Shard: r.shard, Kind: noteAwake})
 	}
 }

@@ -114,6 +114,38 @@ func TestRestWithoutAVoter(t *testing.T) {
 	}
 }
 
+// Where a voter's connection is another one, a follower at rest wakes, although the node was hardly silent: what it had to say may have been lost. Until the leader
+// has spoken, its state is as old as the last word before.
+//
+// Mutations with which it was seen to fail: Pass does not look at gaps; missed takes the time of the new connection; it tells nobody; it looks at the voters' nodes after the notes.
+func TestGapEndsRest(t *testing.T) {
+	for _, from := range []NodeID{1, 3} {
+		h := newHand(t, Limits{})
+		h.restsTenHours()
+		h.in.Gaps = []Gap{{Peer: 4, Heard: h.now.Mono}} // no voter
+		h.pass(1)
+		if age := h.age(); !h.replica().quiet || age != 0 {
+			t.Fatalf("a gap of somebody else: quiet %v, %v old", h.replica().quiet, age)
+		}
+		h.in.Gaps = []Gap{{Peer: from, Heard: h.now.Mono}}
+		h.in.Notes = []Note{{From: 3, Shard: 1, Kind: noteAwake}} // that came with the new connection
+		h.notes, h.noted = nil, nil
+		h.pass(200)
+		h.pass(100)
+		if age := h.age(); h.replica().quiet || age != 300*time.Millisecond {
+			t.Errorf("0.3 s after the last that was heard of node %d: quiet %v, %v old", from, h.replica().quiet, age)
+		}
+		if !slices.Equal(h.noted, []NodeID{1}) || h.notes[0].Kind != noteAwake {
+			t.Errorf("told %v to %v", h.notes, h.noted)
+		}
+		h.in.Commits = []CommitNote{{From: 1, Shard: 1, Term: 1, Commit: 1, At: h.now.Mono}}
+		h.pass(1)
+		if age := h.age(); age != time.Millisecond {
+			t.Errorf("1 ms after the leader's word: %v old", age)
+		}
+	}
+}
+
 // Who brings the news of another leader is heard with it. That is no word for what was committed before.
 //
 // Mutation with which it was seen to fail: wakeFor looks at nobody's name.

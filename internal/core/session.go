@@ -306,6 +306,12 @@ func SessionIDAt(index Index, ordinal int, now Timestamp, timed bool) SessionID 
 	return SessionID(mix(place, uint64(now)) | 1<<63)
 }
 
+// knows reports whether a request asks again for what its session has the outcome of, or what is being decided.
+func (r *Replica) knows(q *Request) bool {
+	s := r.sessions.byID[q.Session]
+	return s != nil && (s.inflight[q.Sequence] != nil || s.lookup(q.Sequence) != nil)
+}
+
 func digestOf(commands [][]byte) uint64 {
 	if len(commands) == 1 {
 		return xxhash.Sum64(commands[0])

@@ -51,6 +51,11 @@ func (w *Worker) AddShard(id ShardID, d Deps) error {
 // Pass takes in what has arrived and brings every shard concerned as far as it goes.
 func (w *Worker) Pass(now Now, in *Input) {
 	w.now = now
+	if len(in.Gaps) > 0 { // first: others may end the rest too, and do not know of them
+		for _, r := range w.order {
+			r.missed(in.Gaps)
+		}
+	}
 	for _, f := range in.Calls {
 		f(w)
 	}
@@ -202,7 +207,8 @@ func (r *Replica) refuses(q *Request) error {
 		return r.refusesToken(q)
 	case q.Kind == KindRead || q.Kind == KindChange:
 		return nil
-	case r.w.diskLow && !q.MakesRoom && q.Kind == KindCommand: // sessions are few and small, and what makes room needs one to be done once
+	case r.w.diskLow && !q.MakesRoom && q.Kind == KindCommand && r.lead != nil && !r.knows(q):
+		// Sessions are few and small, and what makes room needs one to be done once. Whoever does not lead says so: the leader may have room.
 		e := notProposed(CodeDiskLow, "node %d is low on disk space: commands are refused until there is more, reads go on", r.cfg.Node)
 		e.RetryAfter = time.Second
 		return e

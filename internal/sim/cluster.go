@@ -383,6 +383,12 @@ func (n *node) arrive(f frame) {
 func (n *node) receive(f frame) {
 	n.s.trace.event(evFrameGot, n.id, uint64(f.from), f.hash, uint64(len(f.bytes)), 0)
 	n.s.trace.frame(&f)
+	if f.gap {
+		g := core.Gap{Peer: f.from, Heard: n.heard[f.from]}
+		for _, w := range n.workers {
+			w.post(func(in *core.Input) { in.Gaps = append(in.Gaps, g) })
+		}
+	}
 	n.heard[f.from] = n.mono()
 	kept := false
 	if n.dial[f.from] == "" {
@@ -483,7 +489,7 @@ func emptied(in core.Input) core.Input {
 	clear(in.Installed)
 	return core.Input{
 		Messages: in.Messages[:0], Quiesces: in.Quiesces[:0], Commits: in.Commits[:0], Requests: in.Requests[:0], Written: in.Written[:0],
-		Flushed: in.Flushed[:0], Unreachable: in.Unreachable[:0], Pinned: in.Pinned[:0], Calls: in.Calls[:0],
+		Flushed: in.Flushed[:0], Unreachable: in.Unreachable[:0], Gaps: in.Gaps[:0], Pinned: in.Pinned[:0], Calls: in.Calls[:0],
 		Notes: in.Notes[:0], Cuts: in.Cuts[:0], Fetched: in.Fetched[:0], Installed: in.Installed[:0],
 	}
 }

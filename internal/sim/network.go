@@ -14,6 +14,7 @@ type network struct {
 	s   *sim
 	r   *rand.Rand
 	cut [][]int   // [from][to]: how many faults cut this direction
+	gap [][]bool  // [from][to]: the connection broke since the last frame
 	due [][]int64 // when the latest frame of the link arrives, for links that keep order
 
 	spare [][]byte // memory of frames that have been read
@@ -55,6 +56,7 @@ type frame struct {
 	bytes    []byte
 	hash     uint64
 	doubled  bool
+	gap      bool // it is the first of a connection
 }
 
 // memory returns room for a frame.
@@ -79,6 +81,7 @@ func newNetwork(s *sim, r *rand.Rand) *network {
 	all := s.swarm.nodes + s.swarm.spares
 	for range all + 1 {
 		n.cut = append(n.cut, make([]int, all+1))
+		n.gap = append(n.gap, make([]bool, all+1))
 		n.due = append(n.due, make([]int64, all+1))
 	}
 	return n
@@ -99,6 +102,7 @@ func (n *network) send(from, to core.NodeID, b []byte) {
 	if sw.every[faultBackup] > 0 && len(n.old) < 200 && n.r.IntN(10) == 0 {
 		n.old = append(n.old, frame{from: from, to: to, bytes: slices.Clone(b), hash: f.hash, doubled: true})
 	}
+	f.gap, n.gap[from][to] = n.gap[from][to], false
 	copies := 1
 	if !sw.ordered && !n.s.calm && chance(n.r, sw.dup) {
 		copies, f.doubled = 2, true
@@ -123,11 +127,12 @@ func (n *network) delay() int64 {
 	return n.s.swarm.net.draw(n.r)
 }
 
-// reportLoss tells the sender now and then, as a transport does when a connection breaks.
+// reportLoss tells the sender now and then, as a transport does when a connection breaks, and the receiver with the next frame.
 func (n *network) reportLoss(from, to core.NodeID) {
 	if n.r.IntN(4) != 0 {
 		return
 	}
+	n.gap[from][to] = true
 	sender := n.s.node(from)
 	sender.after(exp(n.r, 5*millisecond), func() { sender.unreachable(to) })
 }

@@ -88,6 +88,9 @@ type Config struct {
 	// senders. The callee owns frame. While it blocks, the sender's queue fills up.
 	// Required.
 	Receive func(from uint64, frame []byte)
+	// Gap is told that frames of a sender may be missing between those that were received and the next, which follows at once, as Receive is
+	// called: its stream is another one, or frames were thrown away by Block. In memory also where the sender was told that it could not queue something. Optional.
+	Gap func(from uint64)
 	// Services registers further gRPC services on the same port, with the same TLS, before it is served.
 	// Whoever reaches the port may call them: with TLS that is everyone with a certificate of the authorities.
 	// A message to them may have MaxServiceBytes. Close cancels their calls and waits for them.

@@ -18,8 +18,9 @@
 // Frames arrive whole, unchanged, and in the order in which they were appended,
 // or not at all. Whatever is queued or under way when a stream breaks is lost,
 // and so is what does not fit in the queue; each loss of a kind that can be
-// noticed is reported by Config.Unreachable. Nothing is ever sent twice. Receive
-// is never called twice at once for the same sender.
+// noticed is reported by Config.Unreachable. The receiver learns by Config.Gap that a
+// stream is another one, and not what did not fit in the queue of one that goes on.
+// Nothing is ever sent twice. Receive is never called twice at once for the same sender.
 //
 // A call is served once or not at all, and its reply is what Serve returned, or
 // there is an error that says of which kind it is: certainly not served

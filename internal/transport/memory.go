@@ -155,6 +155,7 @@ func (m *MemoryNode) Append(peer uint64, size int, encode func(buf []byte) []byt
 		n, ok = l.queue.append(size, encode)
 	}
 	if !ok {
+		l.gap.Store(true)
 		l.count.drop(1, n)
 		m.notify.mark(peer)
 		return false
@@ -261,6 +262,7 @@ func (m *MemoryNode) newLink(to uint64) *memoryLink {
 		queue: newQueue(m.cfg.MaxQueueBytes, m.cfg.MaxFrameBytes, &m.pool),
 	}
 	l.lastError.Store(new(string))
+	l.gap.Store(true)
 	m.heard[to] = l.count
 	m.wg.Go(func() { l.run(ctx) })
 	return l
@@ -349,6 +351,7 @@ type memoryLink struct {
 	wake      chan struct{}
 	dirty     atomic.Bool
 	connected atomic.Bool
+	gap       atomic.Bool // something was lost since the last frame that arrived
 	lastError atomic.Pointer[string]
 }
 
@@ -384,6 +387,7 @@ func (l *memoryLink) deliver(f frame) {
 	}
 	if err != nil {
 		l.connected.Store(false)
+		l.gap.Store(true)
 		l.report(err)
 		l.count.drop(f.items, len(payload))
 		l.queue.release(len(payload))
@@ -405,6 +409,9 @@ func (l *memoryLink) deliver(f frame) {
 	heard.receivedBytes.Add(uint64(len(payload)))
 	if dst.cfg.Met != nil && (*dst.links.Load())[l.from.cfg.Node] == nil {
 		dst.cfg.Met(l.from.cfg.Node, l.from.Addr())
+	}
+	if l.gap.Swap(false) && dst.cfg.Gap != nil {
+		dst.cfg.Gap(l.from.cfg.Node)
 	}
 	dst.cfg.Receive(l.from.cfg.Node, payload)
 	l.queue.release(len(payload))

@@ -76,6 +76,7 @@ type inbound struct {
 	count *counters
 	// kicked gets the status with which the stream is to end, at most one.
 	kicked chan error
+	gap    bool // something may be missing before the next frame; of who has turn's token
 	// turn's token is taken while some stream of the sender is being read. A stream
 	// that was replaced may still be in Receive; the newer one waits for it.
 	turn *turn
@@ -156,7 +157,7 @@ func (t *Transport) register(h hello) (*inbound, error) {
 	if t.closed {
 		return nil, errClosing
 	}
-	in := &inbound{t: t, hello: h, kicked: make(chan error, 1), turn: t.turn(h.from)}
+	in := &inbound{t: t, hello: h, gap: true, kicked: make(chan error, 1), turn: t.turn(h.from)}
 	old := t.inbound[h.from]
 	if p := (*t.peers.Load())[h.from]; p != nil {
 		in.count = p.count
@@ -260,8 +261,13 @@ func (in *inbound) read(stream grpc.ServerStream) error {
 func (in *inbound) deliver(payload []byte) {
 	if in.t.isBlocked(in.hello.from) {
 		in.count.droppedReceived.Add(1)
+		in.gap = true
 		return
 	}
+	if in.gap && in.t.cfg.Gap != nil {
+		in.t.cfg.Gap(in.hello.from)
+	}
+	in.gap = false
 	in.count.receivedFrames.Add(1)
 	in.count.receivedBytes.Add(uint64(len(payload)))
 	in.t.cfg.Receive(in.hello.from, payload)

@@ -30,7 +30,7 @@ func (s *service) Status(ctx context.Context, _ *adminv1.StatusRequest) (*adminv
 	slices.SortFunc(r.Shards, func(a, b *adminv1.ShardStatus) int { return cmp.Compare(a.Shard, b.Shard) })
 	for id, p := range st.Peers {
 		r.Peers = append(r.Peers, &adminv1.PeerStatus{
-			Node: uint64(id), Connected: p.Connected, LastHeard: int64(p.LastHeard), QueuedBytes: int64(p.QueuedBytes), LastError: utf8(p.LastError),
+			Node: uint64(id), Connected: p.Connected, LastHeard: int64(p.LastHeard), QueuedBytes: int64(p.QueuedBytes), LastError: utf8(p.LastError), Silent: p.Silent,
 		})
 	}
 	slices.SortFunc(r.Peers, func(a, b *adminv1.PeerStatus) int { return cmp.Compare(a.Node, b.Node) })

@@ -72,7 +72,7 @@
 // at least, whatever its latency: one that does 10,000 per second or more. A slower one keeps the square of its part of it, MinLimit at least; so what waits there is
 // short in time as well, 12 ms with 1,200 per second and a Floor of 1024. How much a shard does is measured while its limit is reached, a second at a time; the best of the last four counts, and
 // until there are two, the shard passes for fast. A limit of more than four times this floor may be the queue of a shard that became slow, so that a fifth of it still is one: a probe goes down to
-// the floor at once then. Other probes go below it, down to the cube of that part of Floor: what the floor holds of a slow shard is a queue, and the latency of that would be taken for the base.
+// the floor at once then, and ends as soon as it has found that this is as slow: the service is, without a queue. Other probes go below it, down to the cube of that part of Floor: what the floor holds of a slow shard is a queue, and the latency of that would be taken for the base.
 //
 // Several proxies before one shard see each other's queues, and cannot tell them from a slow service, unless they probe together; on their
 // own they would drive each other's base, and the queue, up for ever. Probes begin at multiples of

@@ -149,7 +149,8 @@ func (l *limiter) answered(now, latency int64, gen uint32, atWork int) {
 	case elapsed < 0: // a clock went back
 		l.opens(now)
 	case l.probing:
-		if elapsed >= max(float64(probeTime), 4*mean) {
+		long := l.deep && 2*mean > l.before // a quarter at work takes as long: it is the way, and no queue
+		if elapsed >= float64(probeTime) && (elapsed >= 4*mean || long) {
 			l.endProbe(now, atWork)
 		}
 	case elapsed >= max(float64(windowTime), 4*l.base):

@@ -966,7 +966,9 @@ type PeerStatus struct {
 	// Queued bytes wait to be sent to it.
 	QueuedBytes int64 `protobuf:"varint,4,opt,name=queued_bytes,json=queuedBytes,proto3" json:"queued_bytes,omitempty"`
 	// Last error: why it was not reached the last time; empty if it was.
-	LastError     string `protobuf:"bytes,5,opt,name=last_error,json=lastError,proto3" json:"last_error,omitempty"`
+	LastError string `protobuf:"bytes,5,opt,name=last_error,json=lastError,proto3" json:"last_error,omitempty"`
+	// Silent: nothing was heard of it for three election timeouts. Nodes of versions that do not know this never say so.
+	Silent        bool `protobuf:"varint,6,opt,name=silent,proto3" json:"silent,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1034,6 +1036,13 @@ func (x *PeerStatus) GetLastError() string {
 		return x.LastError
 	}
 	return ""
+}
+
+func (x *PeerStatus) GetSilent() bool {
+	if x != nil {
+		return x.Silent
+	}
+	return false
 }
 
 // Log is the node's write-ahead log.
@@ -2840,7 +2849,7 @@ const file_decree_admin_v1_admin_proto_rawDesc = "" +
 	"\astrange\x18\f \x01(\x04R\astrange\x12\x1a\n" +
 	"\bstranded\x18\r \x01(\x04R\bstranded\x12#\n" +
 	"\rjournal_short\x18\x0e \x01(\x04R\fjournalShort\x12\x1c\n" +
-	"\tovertaken\x18\x0f \x01(\x04R\tovertaken\"\x9f\x01\n" +
+	"\tovertaken\x18\x0f \x01(\x04R\tovertaken\"\xb7\x01\n" +
 	"\n" +
 	"PeerStatus\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\x04R\x04node\x12\x1c\n" +
@@ -2849,7 +2858,8 @@ const file_decree_admin_v1_admin_proto_rawDesc = "" +
 	"last_heard\x18\x03 \x01(\x03R\tlastHeard\x12!\n" +
 	"\fqueued_bytes\x18\x04 \x01(\x03R\vqueuedBytes\x12\x1d\n" +
 	"\n" +
-	"last_error\x18\x05 \x01(\tR\tlastError\"l\n" +
+	"last_error\x18\x05 \x01(\tR\tlastError\x12\x16\n" +
+	"\x06silent\x18\x06 \x01(\bR\x06silent\"l\n" +
 	"\x03Log\x12\x1a\n" +
 	"\bsegments\x18\x01 \x01(\x04R\bsegments\x12\x14\n" +
 	"\x05bytes\x18\x02 \x01(\x03R\x05bytes\x12\x16\n" +
