@@ -78,6 +78,12 @@ type bench struct {
 	ups    int
 }
 
+// patience is longer than any machine takes for what is not about silence.
+const patience = 30 * time.Second
+
+// silence sets how long a stream may be silent.
+func silence(d time.Duration) func(*Config) { return func(cfg *Config) { cfg.Silence = d } }
+
 func start(t *testing.T, do func(b *bench, g grpc.ServerStream) error, options ...func(*Config)) *bench {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -89,7 +95,7 @@ func start(t *testing.T, do func(b *bench, g grpc.ServerStream) error, options .
 	decreev1.RegisterDecreeServiceServer(s, &liar{do: func(g grpc.ServerStream) error { return do(b, g) }})
 	go func() { _ = s.Serve(l) }()
 	t.Cleanup(s.Stop)
-	cfg := Config{Options: []grpc.DialOption{grpc.WithTransportCredentials(insecure.NewCredentials())}, Now: clock, Silence: 400 * time.Millisecond,
+	cfg := Config{Options: []grpc.DialOption{grpc.WithTransportCredentials(insecure.NewCredentials())}, Now: clock, Silence: patience,
 		Up: func(*Link) {
 			b.mu.Lock()
 			b.ups++
@@ -158,7 +164,7 @@ func TestWrongAnswers(t *testing.T) {
 		})
 	})
 	for i := range 50 {
-		if c := b.submit(0, 5*time.Second); c.Err != nil || c.Result.Index != core.Index(i+1)<<slotBits {
+		if c := b.submit(0, patience); c.Err != nil || c.Result.Index != core.Index(i+1)<<slotBits {
 			t.Fatalf("call %d: index %d, %v", i+1, c.Result.Index, c.Err)
 		}
 	}
@@ -261,8 +267,8 @@ func TestBrokenStreams(t *testing.T) {
 					}
 				}
 			})
-			wantUnknown(t, b.submit(0, 5*time.Second))
-			if c := b.submit(9, 5*time.Second); c.Err != nil || c.Result.Index != 7 {
+			wantUnknown(t, b.submit(0, patience))
+			if c := b.submit(9, patience); c.Err != nil || c.Result.Index != 7 {
 				t.Errorf("with a session: %v, %v", c.Result, c.Err)
 			}
 		})
@@ -273,12 +279,13 @@ var errOver = errors.New("over")
 
 // Silence while calls wait ends the stream; one that says that it lives is waited for, up to the deadline.
 func TestSilence(t *testing.T) {
-	silent := start(t, func(_ *bench, g grpc.ServerStream) error { <-g.Context().Done(); return nil })
+	silent := start(t, func(_ *bench, g grpc.ServerStream) error { <-g.Context().Done(); return nil }, silence(400*time.Millisecond))
 	began := time.Now()
-	wantUnknown(t, silent.submit(0, 20*time.Second))
-	if took := time.Since(began); took > 10*time.Second {
+	wantUnknown(t, silent.submit(0, 2*patience))
+	if took := time.Since(began); took > patience {
 		t.Errorf("silence was borne for %v", took)
 	}
+	const borne = 2 * time.Second // so long that no machine holds up all beats meanwhile
 	beating := start(t, func(_ *bench, g grpc.ServerStream) error {
 		for {
 			if err := g.SendMsg(&codec.Frame{}); err != nil {
@@ -290,15 +297,15 @@ func TestSilence(t *testing.T) {
 			case <-time.After(50 * time.Millisecond):
 			}
 		}
-	})
-	wantUnknown(t, beating.submit(9, 1500*time.Millisecond))
+	}, silence(borne))
+	wantUnknown(t, beating.submit(9, 2*borne))
 	beating.mu.Lock()
 	if beating.ups != 1 {
 		t.Errorf("the stream was opened %d times", beating.ups)
 	}
 	beating.mu.Unlock()
 	// What is never answered does not stay.
-	for until := time.Now().Add(10 * time.Second); beating.link.waits(); time.Sleep(10 * time.Millisecond) {
+	for until := time.Now().Add(borne + patience); beating.link.waits(); time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(until) {
 			t.Fatal("a call whose time is over is still on the link")
 		}
@@ -333,15 +340,15 @@ func TestOnlyARefusalIsLeaving(t *testing.T) {
 		})
 	}, func(cfg *Config) { cfg.Leaving = func(*Link) { left.Add(1) } })
 	kinds <- core.ErrUnknown
-	wantUnknown(t, b.submit(0, 5*time.Second))
+	wantUnknown(t, b.submit(0, patience))
 	kinds <- core.ErrUnknown // the stream goes on: what the answer before did is done
-	wantUnknown(t, b.submit(0, 5*time.Second))
+	wantUnknown(t, b.submit(0, patience))
 	if left.Load() != 0 {
 		t.Error("a doubt is taken for leaving")
 	}
 	kinds <- core.ErrNotProposed
 	kinds <- core.ErrUnknown
-	wantUnknown(t, b.submit(0, 5*time.Second))
+	wantUnknown(t, b.submit(0, patience))
 	if left.Load() != 1 {
 		t.Error("a refusal is not")
 	}
@@ -351,6 +358,7 @@ func TestOnlyARefusalIsLeaving(t *testing.T) {
 //
 // Mutation with which it was seen to fail: what is heard does not count while a frame is being sent.
 func TestFullServer(t *testing.T) {
+	const borne = 2 * time.Second                                                                                                           // so long that no machine holds up all that is said meanwhile
 	for name, said := range map[string][]byte{"beats": nil, "an answer": append([]byte{0x7a, 0x80, 0x80, 0x02}, make([]byte, 32<<10)...)} { // in a field that nobody knows
 		t.Run(name, func(t *testing.T) {
 			began := make(chan struct{}, 10) // streams
@@ -370,7 +378,7 @@ func TestFullServer(t *testing.T) {
 						time.Sleep(20 * time.Millisecond)
 					}
 				})
-				time.Sleep(2500 * time.Millisecond) // it is full for longer than silence is borne
+				time.Sleep(2 * borne) // it is full for longer than silence is borne
 				return each(g, func(c wire.ReceivedCall) error {
 					sending.Lock()
 					err := answer(g, c.ID, route.Submit, 7, nil)
@@ -380,7 +388,7 @@ func TestFullServer(t *testing.T) {
 					}
 					return nil
 				})
-			}, func(cfg *Config) { cfg.Silence = time.Second })
+			}, silence(borne))
 			done := make(chan error, 4)
 			submit := func(size int) {
 				c := &route.Call{Kind: route.Submit, Shard: 1, Session: 1, Sequence: 1, Commands: [][]byte{make([]byte, size)}, Deadline: clock() + int64(time.Minute)}
@@ -408,12 +416,14 @@ func TestFullServer(t *testing.T) {
 
 // A server that takes streams only to end them is not called again without pauses that grow.
 func TestNoBusyLoop(t *testing.T) {
+	began := time.Now()
 	b := start(t, func(*bench, grpc.ServerStream) error { return errors.New("no") })
 	time.Sleep(1500 * time.Millisecond)
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.ups > 15 {
-		t.Errorf("%d streams in 1.5 s", b.ups)
+	// Five pauses are short, and five more after a stream that lived for a second, as on a machine that stands still.
+	if took := time.Since(began); b.ups > 6+int(took/(100*time.Millisecond)) {
+		t.Errorf("%d streams in %v", b.ups, took)
 	}
 }
 
