@@ -11,6 +11,8 @@ GEN_GRPC := $(BIN)/protoc-gen-go-grpc-v1.6.2
 FUZZTIME ?= 20s
 SEEDS ?= 1000
 CYCLES ?= 1000
+# after which the tests of a package wait for something for ever
+TIMEOUT ?= 40m
 
 .PHONY: help demo test race fuzz sim mutants crash powercut bench endure snapshots joins restarts nobody overload lint macos proto proto-check ci clean
 
@@ -20,12 +22,12 @@ help: ## list the targets
 demo: ## three nodes, two proxies, a ledger, a leader that dies, and books that balance: under a minute
 	go run ./examples/ledger demo
 
-# rsm takes as long as several others together: it begins first, beside all of them, not last and alone.
+# rsm takes as long as several others together: it begins first, beside all of them, not last and alone. On a slow machine it takes more than the ten minutes of go test.
 test: ## all tests
-	go test ./rsm ./...
+	go test -timeout $(TIMEOUT) ./rsm ./...
 
 race: ## all tests under the race detector
-	go test -race -short ./rsm ./...
+	go test -race -short -timeout $(TIMEOUT) ./rsm ./...
 
 fuzz: ## every fuzz target for FUZZTIME (20s) each
 	@set -e; for pkg in $$(go list ./...); do \
@@ -34,7 +36,7 @@ fuzz: ## every fuzz target for FUZZTIME (20s) each
 	  done; done
 
 mutants: ## the faults that are built in on purpose: the simulator must find each
-	go test -tags mutants ./internal/sim -run TestMutants -count=1 -v -timeout 20m
+	go test -tags mutants ./internal/sim -run TestMutants -count=1 -v -timeout $(TIMEOUT)
 
 sim: ## SEEDS (1000) simulated clusters, new ones each time (FIRST=n: from n on), on all cores (PROCS=n); SEED=n replays one with its trace; TUNE=name: clusters made for something (internal/sim/tunes_test.go)
 	@mkdir -p $(BIN)

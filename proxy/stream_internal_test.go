@@ -401,6 +401,31 @@ func TestTricklesEnd(t *testing.T) {
 	}
 }
 
+// Who reads a large answer has the time for it before the next one counts as not read.
+//
+// Mutation with which it was seen to fail: what gRPC is being given does not count.
+func TestTimeBehindALargeAnswer(t *testing.T) {
+	const large = 32 << 20
+	st, g := readerOf(t, proxyService())
+	due := func(what string, bytes int64) {
+		t.Helper()
+		began := monotonic()
+		st.answer(2, 1)
+		st.mu.Lock()
+		defer st.mu.Unlock()
+		if got, least := st.out[len(st.out)-1].due-began, st.service.timeFor(bytes); got < least {
+			t.Errorf("%s: it is to be read within %v, want %v at least", what, time.Duration(got), time.Duration(least))
+		}
+	}
+	st.answer(1, large)
+	st.await(t, "the large answer is being given", func() bool { return st.waits == 0 })
+	due("while the large one is being given", large)
+	g.reads <- struct{}{}
+	st.await(t, "the small one is being given", func() bool { return st.waits == 0 })
+	due("behind it", large-maxPiece)
+	close(g.reads)
+}
+
 // On a node's port, calls that wait for long, however many and large, hold up no others on the stream.
 //
 // Mutations with which it was seen to fail: the calls, or the bytes, that a client's stream to a proxy takes.

@@ -78,6 +78,23 @@ func TestQuestionsToAPassThatHangs(t *testing.T) {
 	}
 }
 
+// A transfer to a voter that does not take over has an end, long before its caller's patience, and says that it may still come.
+//
+// Mutation with which it was seen to fail: it is waited for as long as the caller waits.
+func TestTransferToWhoIsAway(t *testing.T) {
+	c := startCluster(t, "", counters{})
+	away := leaderOf(t, c, 1).ID()%3 + 1
+	c.Kill(away)
+	var err error
+	eventually(t, "it ends by itself", func() bool { // on a busy machine another may lead by now, or it may not have begun
+		err = leaderOf(t, c, 1).Shard(1).TransferLeadership(within(t), away)
+		return errors.Is(err, &Error{Kind: ErrUnknown, Code: core.CodeTransfer}) || errors.Is(err, &Error{Code: core.CodeCancelled})
+	})
+	if !errors.Is(err, &Error{Code: core.CodeTransfer}) {
+		t.Errorf("it ended with %v", err)
+	}
+}
+
 // A scrape does not wait for a worker that does not answer, and has everything else.
 func TestMetricsOfAPassThatHangs(t *testing.T) {
 	r := prometheus.NewRegistry()

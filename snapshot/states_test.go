@@ -28,7 +28,7 @@ func TestCrashStates(t *testing.T) {
 		cutReceiveRemove(t, dir)
 		return
 	}
-	dir := t.TempDir()
+	dir := testkit.Scratch(t)
 	cmd := exec.Command(os.Args[0], "-test.run=^TestCrashStates$")
 	cmd.Env = append(os.Environ(), statesEnv+"="+dir)
 	cmd.Stderr = os.Stderr
@@ -56,7 +56,7 @@ func TestCrashStates(t *testing.T) {
 		t.Fatalf("the program said %v", now)
 	}
 	e := crash.Explorer{
-		Ops: ops, Seed: 1, Mixed: 4, Sample: 1500, Scratch: t.TempDir(), Limit: time.Minute,
+		Ops: ops, Seed: 1, Mixed: 4, Sample: 1500, Scratch: testkit.Scratch(t),
 		Open: func(dir string, _ uint64) any { return inspectSnapshots(dir) },
 		Judge: func(outcome any, first, end int) error {
 			f := outcome.(foundSnapshots)

@@ -2,6 +2,7 @@ package core
 
 import (
 	"errors"
+	"strings"
 	"testing"
 
 	"go.etcd.io/etcd/raft/v3/raftpb"
@@ -10,15 +11,16 @@ import (
 // Reads at tokens that nobody has yet take a quarter of the room for calls at most, so that whoever may only read cannot keep commands out. A leader refuses
 // them at once: what it has not got, nobody has been told of.
 //
-// Mutations with which it was seen to fail: token reads have no bound of their own; a leader lets them wait; what does not wait any more goes on counting.
+// Mutations with which it was seen to fail: token reads have no bound of their own; a leader lets them wait; what does not wait any more goes on counting; a leader does not say that it should be
+// asked again.
 func TestTokensThatNobodyHas(t *testing.T) {
 	h := newHand(t, Limits{MaxQueuedRequests: 40})
 	var codes []Code
+	var last *Error
 	ask := func(level Level, token Index) {
 		h.in.Requests = append(h.in.Requests, &Request{Kind: KindRead, Shard: 1, Level: level, Token: token, Done: func(q *Request) {
-			var e *Error
-			if errors.As(q.Err, &e) {
-				codes = append(codes, e.Code)
+			if e := (*Error)(nil); errors.As(q.Err, &e) {
+				codes, last = append(codes, e.Code), e
 			}
 		}})
 	}
@@ -71,6 +73,10 @@ func TestTokensThatNobodyHas(t *testing.T) {
 	h.pass(1)
 	if count(CodeNotReached) != 1 || h.replica().pending.requests != 0 {
 		t.Errorf("a leader answers %v, %d are pending", codes, h.replica().pending.requests)
+	}
+	// It may have been deposed, and not know it: whoever has a good token asks again, and does not do without it.
+	if last == nil || last.RetryAfter <= 0 || !strings.Contains(last.Message, "ask again") {
+		t.Errorf("a leader says %v", last)
 	}
 	ask(AtToken, h.replica().applied)
 	h.pass(1)

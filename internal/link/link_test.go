@@ -81,6 +81,9 @@ type bench struct {
 	ups    int
 }
 
+// silence sets how long a stream may be silent.
+func silence(d time.Duration) func(*Config) { return func(cfg *Config) { cfg.Silence = d } }
+
 func start(t *testing.T, do func(b *bench, g grpc.ServerStream) error, options ...func(*Config)) *bench {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -291,13 +294,13 @@ var errOver = errors.New("over")
 
 // Silence while calls wait ends the stream; one that says that it lives is waited for, up to the deadline.
 func TestSilence(t *testing.T) {
-	silence := func(cfg *Config) { cfg.Silence = time.Second }
-	silent := start(t, func(_ *bench, g grpc.ServerStream) error { <-g.Context().Done(); return nil }, silence)
+	silent := start(t, func(_ *bench, g grpc.ServerStream) error { <-g.Context().Done(); return nil }, silence(400*time.Millisecond))
 	began := time.Now()
-	wantUnknown(t, silent.submit(0, patience))
-	if took := time.Since(began); took > patience/2 {
+	wantUnknown(t, silent.submit(0, 2*patience))
+	if took := time.Since(began); took > patience {
 		t.Errorf("silence was borne for %v", took)
 	}
+	const borne = 2 * time.Second // so long that no machine holds up all beats meanwhile
 	beating := start(t, func(_ *bench, g grpc.ServerStream) error {
 		for {
 			if err := g.SendMsg(&codec.Frame{}); err != nil {
@@ -309,16 +312,16 @@ func TestSilence(t *testing.T) {
 			case <-time.After(50 * time.Millisecond):
 			}
 		}
-	}, silence)
+	}, silence(borne))
 	beating.awaitUp()
-	wantUnknown(t, beating.submit(9, 3*time.Second))
+	wantUnknown(t, beating.submit(9, 2*borne))
 	beating.mu.Lock()
 	if beating.ups != 1 {
 		t.Errorf("the stream was opened %d times", beating.ups)
 	}
 	beating.mu.Unlock()
 	// What is never answered does not stay.
-	for until := time.Now().Add(patience); beating.link.waits(); time.Sleep(10 * time.Millisecond) {
+	for until := time.Now().Add(borne + patience); beating.link.waits(); time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(until) {
 			t.Fatal("a call whose time is over is still on the link")
 		}
@@ -372,6 +375,7 @@ func TestOnlyARefusalIsLeaving(t *testing.T) {
 //
 // Mutation with which it was seen to fail: what is heard does not count while a frame is being sent.
 func TestFullServer(t *testing.T) {
+	const borne = 2 * time.Second                                                                                                           // so long that no machine holds up all that is said meanwhile
 	for name, said := range map[string][]byte{"beats": nil, "an answer": append([]byte{0x7a, 0x80, 0x80, 0x02}, make([]byte, 32<<10)...)} { // in a field that nobody knows
 		t.Run(name, func(t *testing.T) {
 			began := make(chan struct{}, 10) // streams
@@ -391,7 +395,7 @@ func TestFullServer(t *testing.T) {
 						time.Sleep(20 * time.Millisecond)
 					}
 				})
-				time.Sleep(5 * time.Second) // it is full for longer than silence is borne
+				time.Sleep(2 * borne) // it is full for longer than silence is borne
 				return each(g, func(c wire.ReceivedCall) error {
 					sending.Lock()
 					err := answer(g, c.ID, route.Submit, 7, nil)
@@ -401,7 +405,7 @@ func TestFullServer(t *testing.T) {
 					}
 					return nil
 				})
-			}, func(cfg *Config) { cfg.Silence = 2 * time.Second })
+			}, silence(borne))
 			done := make(chan error, 4)
 			submit := func(size int) {
 				c := &route.Call{Kind: route.Submit, Shard: 1, Session: 1, Sequence: 1, Commands: [][]byte{make([]byte, size)}, Deadline: clock() + int64(time.Minute)}
@@ -429,12 +433,14 @@ func TestFullServer(t *testing.T) {
 
 // A server that takes streams only to end them is not called again without pauses that grow.
 func TestNoBusyLoop(t *testing.T) {
+	began := time.Now()
 	b := start(t, func(*bench, grpc.ServerStream) error { return errors.New("no") })
 	time.Sleep(1500 * time.Millisecond)
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.ups > 15 {
-		t.Errorf("%d streams in 1.5 s", b.ups)
+	// Five pauses are short, and five more after a stream that lived for a second, as on a machine that stands still.
+	if took := time.Since(began); b.ups > 6+int(took/(100*time.Millisecond)) {
+		t.Errorf("%d streams in %v", b.ups, took)
 	}
 }
 

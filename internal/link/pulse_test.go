@@ -25,11 +25,11 @@ func TestSilenceUnderTraffic(t *testing.T) {
 		"it does not read": func(g grpc.ServerStream) error { <-g.Context().Done(); return nil },
 	} {
 		t.Run(name, func(t *testing.T) {
-			b := start(t, func(_ *bench, g grpc.ServerStream) error { return do(g) }, func(cfg *Config) { cfg.Silence = time.Second })
+			b := start(t, func(_ *bench, g grpc.ServerStream) error { return do(g) }, silence(400*time.Millisecond))
 			ctx, cancel := context.WithCancel(context.Background())
 			defer cancel()
 			ended := make(chan struct{})
-			first := &route.Call{Kind: route.Submit, Shard: 1, Commands: [][]byte{[]byte("c")}, Deadline: clock() + int64(time.Minute), Done: func(*route.Call) { close(ended) }}
+			first := &route.Call{Kind: route.Submit, Shard: 1, Commands: [][]byte{[]byte("c")}, Deadline: clock() + int64(10*time.Minute), Done: func(*route.Call) { close(ended) }}
 			b.router.Submit(clock(), first)
 			go func() {
 				for command := make([]byte, 16<<10); ctx.Err() == nil; time.Sleep(2 * time.Millisecond) {
@@ -44,7 +44,7 @@ func TestSilenceUnderTraffic(t *testing.T) {
 			}()
 			select {
 			case <-ended:
-			case <-time.After(patience):
+			case <-time.After(2 * patience):
 				t.Fatal("the stream goes on")
 			}
 			wantUnknown(t, first)

@@ -35,8 +35,9 @@ func telling(told chan<- string) func(shard uint64, table string, _ error) {
 
 func damageMetByPebble(t *testing.T, atEnd bool) {
 	r, fs := testkit.Random(t), vfs.NewMem()
-	told := make(chan string, 1)
+	var told chan string // by the last that was opened: one that is closed may still have something to tell
 	open := func(compactions bool) *Store {
+		told = make(chan string, 1)
 		s, err := Open(Options{Dir: "/s", FS: fs, Logger: quiet(), DisableCompactions: !compactions,
 			OnFatal:  func(err error) { t.Errorf("fatal: %v", err) },
 			OnDamage: telling(told)})
@@ -71,12 +72,8 @@ func damageMetByPebble(t *testing.T, atEnd bool) {
 		}
 	}
 	hears()
-	began := time.Now()
-	if err := s.Close(); err != nil {
+	if err := s.Close(); err != nil { // which is one, too, if it takes longer than closePatience
 		t.Fatal(err)
-	}
-	if took := time.Since(began); took > closePatience/2 {
-		t.Errorf("closed after %v", took)
 	}
 
 	s = open(true)
@@ -98,13 +95,6 @@ func damageMetByPebble(t *testing.T, atEnd bool) {
 	other.Close()
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
-	}
-	for drained := false; !drained; {
-		select {
-		case <-told:
-		default:
-			drained = true
-		}
 	}
 	s = open(true)
 	defer s.Close()
@@ -142,10 +132,11 @@ func TestDamageToldAtTheEnd(t *testing.T) {
 	for i := range 40 {
 		told, opened, closed := make(chan struct{}), make(chan *Store, 1), make(chan struct{})
 		looked := make(chan error, 1)
-		s, err := Open(Options{Dir: "/s", FS: fs, Logger: quiet(),
+		// A second compaction may know more of the tables, and find a way around what is damaged.
+		s, err := Open(Options{Dir: "/s", FS: fs, Logger: quiet(), failedPause: time.Hour,
 			OnFatal: func(err error) { t.Errorf("fatal: %v", err) },
 			OnDamage: func(uint64, string, error) {
-				close(told) // once: five seconds are longer than this takes
+				close(told) // once: it is not met again
 				s := <-opened
 				for n := 0; ; n++ { // before, during and after Close
 					if _, err := s.Tables(1); err != nil {

@@ -563,6 +563,52 @@ func TestManyWaitForADisk(t *testing.T) {
 	}
 }
 
+// A command that waits for a disk, and goes to another cluster meanwhile, leaves nothing in the session that it comes from.
+//
+// Mutation with which it was seen to fail: begin does not leave the window of before.
+func TestPutOffGoesToAnotherCluster(t *testing.T) {
+	one := &liar{cluster: "one", answer: func(c *route.Call, _ func(error)) (core.Result, error, bool) {
+		switch {
+		case c.Kind == route.Submit:
+			return core.Result{}, &core.Error{Kind: core.ErrNotProposed, Code: core.CodeDiskLow, RetryAfter: 50 * time.Millisecond}, true
+		case c.Kind == route.Read:
+			return core.Result{}, &core.Error{Kind: core.ErrNotProposed, Code: core.CodeClosed}, true
+		}
+		return outcome(c, 5), nil, true
+	}}
+	first, _ := serve(t, "127.0.0.1:0", one)
+	second, _ := serve(t, "127.0.0.1:0", &liar{cluster: "two", answer: plainly(9)})
+	c := dialAll(t, first)
+	s := c.Shard(1)
+	p := s.Go(within(t), rsm.Request{Commands: [][]byte{[]byte("ordinary")}})
+	await(t, "it waits for the disk", func() bool { return len(one.got(route.Submit)) > 0 })
+	was := s.stay.Load()
+	c.mu.Lock()
+	c.addresses = []string{first, second}
+	c.at = 0
+	c.mu.Unlock()
+	if _, err := s.Read(within(t), rsm.Linearizable, []byte("leave")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := p.Wait(within(t)); err != nil || s.stay.Load() == was {
+		t.Fatalf("it ended with %v, in another cluster: %v", err, s.stay.Load() != was)
+	}
+	was.window.Open = func(context.Context) (core.SessionID, error) { return 5, nil }
+	if _, err := was.window.Begin(within(t), session.Claim{}); err != nil { // there may be a session already
+		t.Fatal(err)
+	}
+	n := 1
+	for {
+		if _, ok := was.window.TryBegin(session.Claim{}); !ok {
+			break
+		}
+		n++
+	}
+	if n != session.MaxUnacknowledged-256 {
+		t.Errorf("there is room for %d in the session that it has left", n)
+	}
+}
+
 // Behind one address there may be another proxy than the one that leaves: it is looked for, while what the one that leaves has taken is waited for there. Who is found may be
 // the same once more: that is no reason for haste.
 //

@@ -69,6 +69,9 @@ func (c *Config) seeds() (from, n uint64) {
 	return *firstFlag, defaultSeeds
 }
 
+// budget is what shrinking may cost.
+var budget sim.Budget
+
 // run returns nil if the seed failed, and the test with it.
 func (c *Config) run(t testing.TB, seed uint64) *sim.Result {
 	t.Helper()
@@ -77,7 +80,7 @@ func (c *Config) run(t testing.TB, seed uint64) *sim.Result {
 	if r.Failure == nil {
 		return r
 	}
-	t.Fatalf("%s\nagain:     %s", sim.Shrink(r, opts, sim.Budget{}, nil).Story(), again(t.Name(), seed))
+	t.Fatalf("%s\nagain:     %s", sim.Shrink(r, opts, budget, nil).Story(), again(t.Name(), seed))
 	return nil
 }
 
