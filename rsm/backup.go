@@ -320,9 +320,9 @@ func (n *Node) pin(ctx context.Context, id ShardID) (*pinned, error) {
 	bg := &n.engine.bg
 	var p *pinned
 	var err error
-	e := n.engine.call(ctx, id, func(w *core.Worker) {
-		p = &pinned{done: bg.Done}
-		bg.Add(1) // on the worker's goroutine, for which the engine waits first
+	e := n.engine.callOr(ctx, id, func(w *core.Worker) {
+		p = &pinned{done: bg.done}
+		bg.add() // on the worker's goroutine, for which the engine waits first
 		p.cut, err = n.store.TryCut(uint64(id))
 		switch {
 		case errors.Is(err, state.ErrNotFlushed):
@@ -333,7 +333,7 @@ func (n *Node) pin(ctx context.Context, id ShardID) (*pinned, error) {
 		if err == nil {
 			p.tail, _, err = w.Committed(id, p.index())
 		}
-	})
+	}, func() { p.release() })
 	if e != nil {
 		return nil, e
 	}

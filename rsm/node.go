@@ -132,7 +132,7 @@ func (n *Node) start() (err error) {
 			return err
 		}
 	}
-	e.bg.Add(1)
+	e.bg.add()
 	e.run()
 	go n.newClock().run()
 	go n.watchDisk()

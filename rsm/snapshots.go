@@ -38,15 +38,30 @@ func (w *worker) Cut(c *core.CutDone) {
 
 // background runs f until it ends or the engine stops.
 func (e *engine) background(f func(context.Context)) {
-	e.bg.Add(1)
+	e.bg.add()
 	go func() {
-		defer e.bg.Done()
-		ctx, cancel := context.WithCancelCause(context.Background())
-		defer cancel(nil)
-		stop := context.AfterFunc(e.life, func() { cancel(errClosed) })
-		defer stop()
-		f(ctx)
+		defer e.bg.done()
+		e.alive(context.Background(), f)
 	}()
+}
+
+// foreground runs f on the caller's goroutine, which is none of the engine's. The engine's end waits for it; errClosed: it has begun to end.
+func (e *engine) foreground(ctx context.Context, f func(context.Context)) error {
+	if !e.bg.begin() {
+		return errClosed
+	}
+	defer e.bg.done()
+	e.alive(ctx, f)
+	return nil
+}
+
+// alive runs f with a context that ends with the engine too.
+func (e *engine) alive(ctx context.Context, f func(context.Context)) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	stop := context.AfterFunc(e.life, func() { cancel(errClosed) })
+	defer stop()
+	f(ctx)
 }
 
 // cut writes a snapshot of a shard's last flush, or finds that there is one of it.
