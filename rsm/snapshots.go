@@ -270,7 +270,7 @@ func (e *engine) serveChunk(ctx context.Context, request []byte) ([]byte, error)
 // removeDamaged removes a snapshot that is not what it was: it would be offered again and again, as long as nothing is flushed.
 func (e *engine) removeDamaged(id snapshot.ID, why error) {
 	e.logger.Error("a snapshot on this disk is damaged, and is removed; the next one is cut anew; check the disk", "reason", why)
-	if err := e.snaps.Remove(id); err != nil && !errors.Is(err, snapshot.ErrBusy) { // who else reads it finds the damage too
+	if err := e.snaps.Remove(id); err != nil && !errors.Is(err, snapshot.ErrBusy) && !errors.Is(err, snapshot.ErrNotFound) { // who else reads it finds the damage too
 		e.logger.Warn("a damaged snapshot could not be removed", "reason", err)
 	}
 }
@@ -305,6 +305,9 @@ func (e *engine) fetch(ctx context.Context, f *core.Fetch) (*snapshot.Snapshot, 
 		}
 		if ctx.Err() != nil {
 			return nil, context.Cause(ctx)
+		}
+		if errors.Is(err, snapshot.ErrNotFound) {
+			return nil, err // a repair has discarded it; who needs it still asks again
 		}
 		if err = errors.Join(err, e.snaps.Remove(s.ID)); again {
 			// Once it may have been this disk. The next would have the same name, and so the same bytes.
