@@ -247,14 +247,15 @@ func TestFailedSyncsOfDirectories(t *testing.T) {
 				break
 			}
 			failed++
-			left := 0
-			if d, err := Open(Options{Path: "/in", FS: fs.Synced(), Logger: quiet()}); err != nil {
-				t.Fatal(err)
-			} else {
-				left = len(d.List())
+			image := fs.Synced()
+			left := openDir(t, image, "/in").List()
+			if len(left) != test.left {
+				t.Errorf("%s, failure %d: %d are there after a loss of power", name, n, len(left))
 			}
-			if left != test.left {
-				t.Errorf("%s, failure %d: %d are there after a loss of power", name, n, left)
+			for _, s := range left {
+				if _, err := Verify(t.Context(), image, s.Dir); err != nil {
+					t.Errorf("%s, failure %d: after a loss of power: %v", name, n, err)
+				}
 			}
 		}
 		if failed < test.failures {
