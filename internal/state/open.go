@@ -146,11 +146,7 @@ func (s *Store) adopt() error {
 	if err := s.opts.FS.Rename(tmp, s.path(markerName)); err != nil {
 		return err
 	}
-	if err := syncDir(s.opts.FS, s.opts.Dir); err != nil {
-		// The next sync may succeed without having written the name (see makeDir).
-		return errors.Join(err, s.opts.FS.Rename(s.path(markerName), tmp))
-	}
-	return nil
+	return syncDir(s.opts.FS, s.opts.Dir) // after a failure prepareDirs changes the directory again, and has it written
 }
 
 // makeDir makes dir and its parents where they are missing, each durable in

@@ -8,7 +8,7 @@ import (
 
 // A directory that could not be synced is not believed to be durable because its next sync succeeds: a store that opens at the second attempt survives a loss of power, with what was flushed.
 //
-// Mutations with which it was seen to fail, one by one: makeDir leaves what it has made; adopt leaves the marker.
+// Mutation with which it was seen to fail: makeDir leaves what it has made.
 func TestFailedSyncsOfDirectories(t *testing.T) {
 	failed := 0
 	for nth := 1; ; nth++ {
