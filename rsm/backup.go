@@ -7,7 +7,6 @@ import (
 	"io"
 	"iter"
 	"math"
-	"os"
 	"runtime/debug"
 	"slices"
 	"time"
@@ -16,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/decree-raft/decree/internal/core"
+	"github.com/decree-raft/decree/internal/datadir"
 	"github.com/decree-raft/decree/internal/state"
 	"github.com/decree-raft/decree/snapshot"
 )
@@ -134,7 +134,7 @@ func (s *streamWriter) Write(p []byte) (int, error) {
 // dirReceiver is a directory as a receiver: its disk may hang, as that of another machine does.
 type dirReceiver struct {
 	r    *receiver
-	sink *snapshot.DirSink
+	sink *snapshot.DirSink // nil until there is one; the goroutine's
 	file snapshot.SinkFile // the present one; the goroutine's
 }
 
@@ -147,13 +147,16 @@ func (d *dirReceiver) Create(name string) (snapshot.SinkFile, error) {
 }
 
 // Finish implements snapshot.Sink.
-func (d *dirReceiver) Finish() error { return d.r.do(d.sink.Finish) }
+func (d *dirReceiver) Finish() error { return d.r.do(func() error { return d.sink.Finish() }) }
 
 // abort removes what is there after an error.
 func (d *dirReceiver) abort() error {
 	return d.r.clear(func() error {
 		if d.file != nil {
 			_ = d.file.Close() // it goes
+		}
+		if d.sink == nil {
+			return nil
 		}
 		return d.sink.Abort()
 	})
@@ -180,32 +183,39 @@ func (f *receivedFile) Close() error {
 
 // BackupTo is Backup into a directory, which must be missing or empty. It leaves as much of the data's disk free as Config.DiskWatermark says. After an error
 // what was written is removed, after ErrBackupStalled as soon as the directory's disk ends what it hangs in; a crash leaves a directory that is no backup, since its manifest comes last.
+//
+// When ctx ends, what the directory's disk is about is waited for, and no more is begun, so that nobody writes into the directory when BackupTo has returned. Only a disk that hangs is not
+// waited for longer than Config.BackupStall: then the error is ErrBackupStalled too, and what the disk is about, and the removal of what was written, may come later.
 func (n *Node) BackupTo(ctx context.Context, dir string, o BackupOptions) (*snapshot.Backup, error) {
 	return n.backupTo(ctx, vfs.Default, dir, o)
 }
 
 func (n *Node) backupTo(ctx context.Context, fs vfs.FS, dir string, o BackupOptions) (*snapshot.Backup, error) {
-	if err := os.MkdirAll(dir, 0o700); err != nil { // what is in a backup is not for everybody
-		return nil, fmt.Errorf("back up: %w", err)
+	d := &dirReceiver{r: n.receiver(ctx)}
+	defer close(d.r.todo)
+	var b *snapshot.Backup
+	err := d.r.do(func() (err error) { d.sink, err = n.dirSink(fs, dir); return err })
+	if err != nil {
+		err = fmt.Errorf("back up: %w", err)
+	} else {
+		b, err = n.backup(ctx, d, o)
+	}
+	if err != nil {
+		return nil, errors.Join(err, d.abort())
+	}
+	return b, nil
+}
+
+// dirSink makes the directory of a backup.
+func (n *Node) dirSink(fs vfs.FS, dir string) (*snapshot.DirSink, error) {
+	if err := datadir.MakeDir(theDisk(), dir); err != nil {
+		return nil, err
 	}
 	reserve := uint64(0)
 	if n.cfg.Dir != "" && sameDisk(dir, n.cfg.Dir) {
 		reserve = n.disk.watermark
 	}
-	sink, err := snapshot.NewDirSink(fs, dir, reserve)
-	if err == nil {
-		err = syncAbove(dir)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("back up: %w", err)
-	}
-	d := &dirReceiver{r: n.receiver(ctx), sink: sink}
-	defer close(d.r.todo)
-	b, err := n.backup(ctx, d, o)
-	if err != nil {
-		return nil, errors.Join(err, d.abort())
-	}
-	return b, nil
+	return snapshot.NewDirSink(fs, dir, reserve)
 }
 
 func sameDisk(a, b string) bool {
@@ -320,9 +330,9 @@ func (n *Node) pin(ctx context.Context, id ShardID) (*pinned, error) {
 	bg := &n.engine.bg
 	var p *pinned
 	var err error
-	e := n.engine.call(ctx, id, func(w *core.Worker) {
-		p = &pinned{done: bg.Done}
-		bg.Add(1) // on the worker's goroutine, for which the engine waits first
+	e := n.engine.callOr(ctx, id, func(w *core.Worker) {
+		p = &pinned{done: bg.done}
+		bg.add() // on the worker's goroutine, for which the engine waits first
 		p.cut, err = n.store.TryCut(uint64(id))
 		switch {
 		case errors.Is(err, state.ErrNotFlushed):
@@ -333,7 +343,7 @@ func (n *Node) pin(ctx context.Context, id ShardID) (*pinned, error) {
 		if err == nil {
 			p.tail, _, err = w.Committed(id, p.index())
 		}
-	})
+	}, func() { p.release() })
 	if e != nil {
 		return nil, e
 	}

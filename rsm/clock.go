@@ -23,7 +23,7 @@ type clock struct {
 const maxTicks = 2
 
 func (c *clock) run() {
-	defer c.e.bg.Done()
+	defer c.e.bg.done()
 	t := time.NewTicker(c.e.tick)
 	defer t.Stop()
 	for n := 0; ; n++ {

@@ -35,7 +35,7 @@ func openOffline(cfg Config) (o offline, err error) {
 }
 
 func (o offline) close() {
-	o.engine.bg.Wait() // flushes
+	<-o.engine.bg.over() // flushes
 	o.closeData()
 }
 

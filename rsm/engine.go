@@ -64,7 +64,7 @@ type engine struct {
 
 	flushes chan struct{} // bounds flushes that run at once
 	due     flushesUnderWay
-	bg      sync.WaitGroup
+	bg      tasks
 	quit    chan struct{}
 	dead    notice // given by shutdown: who waits for a worker need wait no longer
 	once    sync.Once
@@ -98,7 +98,7 @@ func (e *engine) now() core.Now { return core.Now{Mono: e.mono(), Wall: time.Now
 func (e *engine) workerOf(id ShardID) *worker { return e.workers[uint64(id)%uint64(len(e.workers))] }
 
 func (e *engine) run() {
-	e.bg.Add(1)
+	e.bg.add()
 	go e.writeLog()
 	for _, w := range e.workers {
 		go w.run()
@@ -109,7 +109,7 @@ func (e *engine) run() {
 // begun are dropped, as a crash would. It reports whether all has ended: a disk that does
 // not answer, or a query that does not return, is waited for a while only.
 func (e *engine) stop(reason *Error, patience time.Duration) bool {
-	e.once.Do(func() { close(e.quit); e.end() })
+	e.once.Do(func() { close(e.quit); e.end(); e.bg.end() })
 	deadline := time.After(patience)
 	all := true
 	for _, w := range e.workers {
@@ -131,10 +131,8 @@ func (e *engine) stop(reason *Error, patience time.Duration) bool {
 			}()
 		}
 	}
-	ended := make(chan struct{})
-	go func() { e.bg.Wait(); close(ended) }()
 	select {
-	case <-ended:
+	case <-e.bg.over():
 		return all
 	case <-deadline:
 		return false
@@ -163,7 +161,7 @@ var closedTimer = func() <-chan time.Time { c := make(chan time.Time); close(c);
 // writeLog appends whatever the workers have handed in since the last time, with one
 // fsync: while the disk works, the next batch gathers.
 func (e *engine) writeLog() {
-	defer e.bg.Done()
+	defer e.bg.done()
 	var records []wal.Record
 	for {
 		select {
@@ -270,11 +268,25 @@ func (e *engine) unreachable(peer uint64) {
 	}
 }
 
-// call runs f on the worker of a shard, between two passes, and waits for it. A pass may not return: whoever stops waiting, with ctx, leaves, and f is not run any
-// more. If it has begun, it is waited for; of those there is one for each worker.
+// What became of a question to a worker.
+const (
+	asked   = iota
+	begun   // by the worker
+	ended   // the same
+	dropped // by the caller, who does not wait any more
+)
+
+// call runs f on the worker of a shard, between two passes, and waits for it. A pass may not return: whoever stops waiting, with ctx or as the node is given up, leaves, and f is not run any
+// more. If it has begun, ctx does not end the waiting; of those there is one for each worker. If the node is given up then, f may still run when call has returned: after an error, nobody
+// looks at what f writes to.
 func (e *engine) call(ctx context.Context, id ShardID, f func(*core.Worker)) error {
+	return e.callOr(ctx, id, f, func() {})
+}
+
+// callOr is call for an f that takes hold of something. The worker runs late after an f whose caller has left: nobody else lets go of it.
+func (e *engine) callOr(ctx context.Context, id ShardID, f func(*core.Worker), late func()) error {
 	done := make(chan struct{})
-	var taken atomic.Bool // by the worker, or by the caller that leaves
+	var state atomic.Int32
 	w := e.workerOf(id)
 	full := false
 	if !w.post(func(in *core.Input) {
@@ -282,9 +294,14 @@ func (e *engine) call(ctx context.Context, id ShardID, f func(*core.Worker)) err
 			return
 		}
 		in.Calls = append(in.Calls, func(c *core.Worker) {
-			if taken.CompareAndSwap(false, true) {
-				f(c)
+			if !state.CompareAndSwap(asked, begun) {
+				return
+			}
+			f(c)
+			if state.CompareAndSwap(begun, ended) {
 				close(done)
+			} else {
+				late()
 			}
 		})
 	}) {
@@ -300,7 +317,7 @@ func (e *engine) call(ctx context.Context, id ShardID, f func(*core.Worker)) err
 		case <-done:
 			return nil
 		case <-left:
-			if taken.CompareAndSwap(false, true) {
+			if state.CompareAndSwap(asked, dropped) {
 				return &Error{Kind: ErrNotProposed, Code: core.CodeCancelled, Message: fmt.Sprintf("the worker of shard %d on node %d was busy until the caller stopped waiting", id, e.node), Cause: context.Cause(ctx)}
 			}
 			left = nil
@@ -310,12 +327,10 @@ func (e *engine) call(ctx context.Context, id ShardID, f func(*core.Worker)) err
 		}
 		break
 	}
-	select {
-	case <-done: // in the worker's last pass
+	if state.Swap(dropped) == ended { // in the worker's last pass
 		return nil
-	default:
-		return errClosed
 	}
+	return errClosed
 }
 
 var errClosed = &Error{Kind: ErrNotProposed, Code: core.CodeClosed, Message: "the node is closed"}
@@ -500,7 +515,7 @@ func (w *worker) Write(wr *core.Write) {
 }
 
 func (w *worker) Query(b *core.QueryBatch) {
-	w.e.bg.Add(1)
+	w.e.bg.add()
 	go w.e.runQueries(b)
 }
 
@@ -511,27 +526,27 @@ const longQuery = 2 * time.Millisecond
 const queriesPerTimer = 64
 
 func (e *engine) runQueries(b *core.QueryBatch) {
-	defer e.bg.Done()
+	defer e.bg.done()
 	for more := true; more; {
-		e.bg.Add(1) // for the helper
+		e.bg.add() // for the helper
 		helper := time.AfterFunc(longQuery, func() { e.runQueries(b) })
 		for i := 0; i < queriesPerTimer && more; i++ {
 			more = b.RunOne()
 		}
 		if helper.Stop() {
-			e.bg.Done()
+			e.bg.done()
 		}
 	}
 }
 
 func (w *worker) Flush(f *core.FlushDone) {
-	w.e.bg.Add(1)
+	w.e.bg.add()
 	w.e.due.begin(f, w.e.mono())
 	go w.e.runFlush(w, f)
 }
 
 func (e *engine) runFlush(w *worker, f *core.FlushDone) {
-	defer e.bg.Done()
+	defer e.bg.done()
 	select {
 	case e.flushes <- struct{}{}:
 	case <-e.quit:

@@ -53,7 +53,7 @@ func TestFlushThatGetsNoTurn(t *testing.T) {
 	f := &core.FlushDone{Shard: 2}
 	e.due.begin(f, e.mono()-int64(time.Minute))
 	close(e.quit)
-	e.bg.Add(1)
+	e.bg.add()
 	e.runFlush(nil, f)
 	if age, shard := e.due.oldest(e.mono()); age != 0 {
 		t.Errorf("one of shard %d is under way for %v", shard, age)

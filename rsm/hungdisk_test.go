@@ -213,9 +213,9 @@ func TestMetricsOfAStoreThatHangs(t *testing.T) {
 
 // A backup to a directory whose disk hangs ends as one to nobody does (TestBackupToNobody), and when the disk answers nothing is left of it.
 //
-// Mutations with which it was seen to fail: BackupTo writes into the directory itself; what was written is not removed.
+// Mutations with which it was seen to fail: BackupTo writes into the directory itself; it looks into the directory itself, before; what was written is not removed.
 func TestBackupToAHungDisk(t *testing.T) {
-	for name, hangs := range map[string]errorfs.OpKind{"create": errorfs.OpCreate, "write": errorfs.OpFileWrite, "sync": errorfs.OpFileSyncData} {
+	for name, hangs := range map[string]errorfs.OpKind{"list": errorfs.OpList, "create": errorfs.OpCreate, "write": errorfs.OpFileWrite, "sync": errorfs.OpFileSyncData} {
 		t.Run(name, func(t *testing.T) {
 			c := startCluster(t, t.TempDir(), blobs{}, patient10s, smallFlushes, func(cfg *Config) { cfg.BackupStall = time.Second })
 			fillBlobs(t, c, 1, 200<<10, 4000)
@@ -225,7 +225,9 @@ func TestBackupToAHungDisk(t *testing.T) {
 				st, err := n.Shard(1).Status()
 				return err == nil && st.Flushed > 0
 			})
-			disk.hang(func(op errorfs.Op) bool { return op.Kind == hangs && strings.HasSuffix(op.Path, ".sst") })
+			disk.hang(func(op errorfs.Op) bool {
+				return op.Kind == hangs && (hangs == errorfs.OpList || strings.HasSuffix(op.Path, ".sst"))
+			})
 			err, ok := soon(func() error {
 				_, err := n.backupTo(within(t), disk.wrap(vfs.Default), dir, BackupOptions{Shards: []ShardID{1}})
 				return err
@@ -242,5 +244,36 @@ func TestBackupToAHungDisk(t *testing.T) {
 				return err == nil && len(left) == 0
 			})
 		})
+	}
+}
+
+// A backup whose caller stops waiting ends as soon as the disk has done what it is about, and then nobody writes into the directory any more.
+//
+// Mutation with which it was seen to fail: clear does not wait.
+func TestBackupToEndsWithItsContext(t *testing.T) {
+	c := startCluster(t, t.TempDir(), blobs{}, smallFlushes, func(cfg *Config) { cfg.BackupStall = time.Hour })
+	fillBlobs(t, c, 1, 200<<10, 4000)
+	n, disk, dir := leaderOf(t, c, 1), newHungDisk(), filepath.Join(t.TempDir(), "backup")
+	t.Cleanup(disk.release)
+	disk.hang(func(op errorfs.Op) bool { return op.Kind == errorfs.OpFileWrite })
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() {
+		_, err := n.backupTo(ctx, disk.wrap(vfs.Default), dir, BackupOptions{Shards: []ShardID{1}})
+		ended <- err
+	}()
+	disk.wait(t)
+	cancel()
+	select {
+	case err := <-ended:
+		t.Errorf("it ended beside a write: %v", err)
+	case <-time.After(100 * time.Millisecond):
+	}
+	disk.release()
+	if err, ok := soon(func() error { return <-ended }); !ok || !errors.Is(err, context.Canceled) {
+		t.Errorf("it ended: %v, with %v", ok, err)
+	}
+	if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
+		t.Errorf("%d names are left: %v", len(left), err)
 	}
 }

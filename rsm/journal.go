@@ -32,9 +32,13 @@ func (s *Shard) Journal(ctx context.Context, from Index, limit int) (entries []E
 	if err := ctx.Err(); err != nil {
 		return nil, 0, &Error{Kind: ErrNotProposed, Code: core.CodeCancelled, Message: "the caller does not wait any more", Cause: err}
 	}
-	cerr := s.node.engine.call(ctx, s.id, func(w *core.Worker) { entries, first, err = w.Journal(s.id, from, limit) })
-	if cerr != nil {
-		return nil, 0, cerr
+	var found struct { // not the results: after an error the worker may be writing to it
+		entries []Entry
+		first   Index
+		err     error
 	}
-	return entries, first, err
+	if err := s.node.engine.call(ctx, s.id, func(w *core.Worker) { found.entries, found.first, found.err = w.Journal(s.id, from, limit) }); err != nil {
+		return nil, 0, err
+	}
+	return found.entries, found.first, found.err
 }

@@ -8,7 +8,6 @@ import (
 	"io/fs"
 	"maps"
 	"math/rand/v2"
-	"os"
 	"path/filepath"
 	"runtime"
 	"slices"
@@ -132,7 +131,7 @@ func (n *Node) start() (err error) {
 			return err
 		}
 	}
-	e.bg.Add(1)
+	e.bg.add()
 	e.run()
 	go n.newClock().run()
 	go n.watchDisk()
@@ -212,15 +211,12 @@ func (n *Node) openData() (map[uint64]*wal.ShardLog, error) {
 	}
 	options.FS = n.fs
 	n.disk.dir = n.cfg.Dir
-	err := os.MkdirAll(n.cfg.Dir, 0o700)
-	if err != nil {
-		return nil, err
-	}
+	var err error
 	if n.identity, err = datadir.Read(theDisk(), n.cfg.Dir, n.cfg.Cluster, n.cfg.Node); err != nil {
 		return nil, err
 	}
 	if n.identity == nil {
-		if err := syncAbove(n.cfg.Dir); err != nil {
+		if err := datadir.MakeDir(theDisk(), n.cfg.Dir); err != nil {
 			return nil, err
 		}
 	}

@@ -10,7 +10,6 @@ import (
 	"iter"
 	"log/slog"
 	"maps"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -510,7 +509,7 @@ func (s *survivors) mayRecover(o RecoverOptions) error {
 
 // backUp writes the best log of every shard as a backup.
 func (s *survivors) backUp(ctx context.Context, o RecoverOptions) error {
-	if err := os.MkdirAll(o.Backup, 0o700); err != nil { // what is in a backup is not for everybody
+	if err := datadir.MakeDir(theDisk(), o.Backup); err != nil {
 		return err
 	}
 	sink, err := snapshot.NewDirSink(vfs.Default, o.Backup, 0)
@@ -520,7 +519,7 @@ func (s *survivors) backUp(ctx context.Context, o RecoverOptions) error {
 	if err = s.backUpTo(ctx, sink, o); err != nil {
 		return errors.Join(err, sink.Abort())
 	}
-	return syncAbove(o.Backup)
+	return nil
 }
 
 func (s *survivors) backUpTo(ctx context.Context, sink snapshot.Sink, o RecoverOptions) error {

@@ -28,7 +28,10 @@ func (s *Shard) Repair(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	snap, err := s.snapshotOf(ctx, members, least)
+	var snap *snapshot.Snapshot
+	if cerr := e.foreground(ctx, func(ctx context.Context) { snap, err = s.snapshotOf(ctx, members, least) }); cerr != nil {
+		return cerr
+	}
 	if err != nil {
 		return &Error{Kind: ErrNotProposed, Code: core.CodeRepair, Message: fmt.Sprintf("no member of shard %d could help", s.id), Cause: err}
 	}

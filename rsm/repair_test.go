@@ -1,6 +1,7 @@
 package rsm
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -712,4 +713,54 @@ type renamed struct{ *snapshot.Source }
 
 func (r renamed) Fetch(ctx context.Context, _ snapshot.ID, file, chunk int) ([]byte, error) {
 	return r.Source.Fetch(ctx, r.Snapshot().ID, file, chunk)
+}
+
+// What a repair discards under a peer that fetches it, or under the check of what was fetched, is gone, and nobody is told of damage.
+//
+// Mutations with which it was seen to fail, one by one: Source.Fetch does not look whether it is there still; fetch takes what is gone for damaged.
+func TestDiscardedIsNotDamaged(t *testing.T) {
+	from, err := snapshot.Open(snapshot.Options{Path: cutOnDisk(t), Logger: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	truth := from.List()[0]
+	src, err := from.Source(truth.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer src.Close()
+	var told bytes.Buffer
+	e := newEngine(2, slog.New(slog.NewTextHandler(&told, nil)), nil, 0)
+	discard := func() {}
+	e.fs = errorfs.Wrap(vfs.Default, errorfs.InjectorFunc(func(op errorfs.Op) error {
+		if op.Kind == errorfs.OpOpen && strings.HasSuffix(op.Path, ".sst") {
+			discard()
+		}
+		return nil
+	}))
+	if e.snaps, err = snapshot.Open(snapshot.Options{Path: filepath.Join(t.TempDir(), "snap"), FS: e.fs, Logger: slog.New(slog.DiscardHandler)}); err != nil {
+		t.Fatal(err)
+	}
+	e.cluster, e.transport = truth.Manifest.Cluster, liar{src: src}
+	manifest, err := truth.EncodedManifest()
+	if err != nil {
+		t.Fatal(err)
+	}
+	fetch := func() error {
+		_, err := e.fetch(within(t), &core.Fetch{Shard: 1, Manifest: manifest, Sources: []NodeID{1}, Progress: func(int64, int64) {}})
+		return err
+	}
+	if err := fetch(); err != nil {
+		t.Fatal(err)
+	}
+	discard = func() { _ = e.snaps.Discard(truth.ID) } // the second time it is gone
+	if _, err := e.serveChunk(within(t), append(truth.ID[:], 0, 0)); !errors.Is(err, snapshot.ErrNotFound) {
+		t.Errorf("a chunk: %v", err)
+	}
+	if err := fetch(); !errors.Is(err, snapshot.ErrNotFound) || errors.Is(err, core.ErrNoSource) {
+		t.Errorf("fetched: %v", err)
+	}
+	if told.Len() > 0 {
+		t.Errorf("it is said: %s", &told)
+	}
 }

@@ -450,25 +450,34 @@ func (s *Shard) StatusContext(ctx context.Context) (ShardStatus, error) {
 // Audit runs f on the state at the replica's applied index, and returns that index and the state's
 // hash: two replicas with the same index must have the same hash. f may run long, and a node that closes waits for it as for a query; it must not keep the view.
 func (s *Shard) Audit(f func(View) error) (at Index, hash uint64, err error) {
-	var v *state.Version
-	ok := false
+	var view struct {
+		*state.Version
+		at   Index
+		hash uint64
+		ok   bool
+	}
 	bg := &s.node.engine.bg
-	if err := s.node.engine.call(context.Background(), s.id, func(w *core.Worker) {
-		if v, at, hash, ok = w.Version(s.id); ok {
-			bg.Add(1) // on the worker's goroutine, for which the engine waits first
+	release := func() {
+		if view.ok {
+			view.Close()
+			bg.done()
 		}
-	}); err != nil {
+	}
+	if err := s.node.engine.callOr(context.Background(), s.id, func(w *core.Worker) {
+		if view.Version, view.at, view.hash, view.ok = w.Version(s.id); view.ok {
+			bg.add() // on the worker's goroutine, for which the engine waits first
+		}
+	}, release); err != nil {
 		return 0, 0, err
 	}
-	if !ok {
+	if !view.ok {
 		if e := s.stopped.Load(); e != nil {
 			return 0, 0, e
 		}
 		return 0, 0, errClosed
 	}
-	defer bg.Done()
-	defer v.Close()
-	return at, hash, f(v)
+	defer release()
+	return view.at, view.hash, f(view.Version)
 }
 
 // WaitReady returns when somebody leads the shard as far as this replica knows. If ctx ends first, the error is an *Error with CodeNoLeader over ctx's.

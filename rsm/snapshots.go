@@ -38,15 +38,30 @@ func (w *worker) Cut(c *core.CutDone) {
 
 // background runs f until it ends or the engine stops.
 func (e *engine) background(f func(context.Context)) {
-	e.bg.Add(1)
+	e.bg.add()
 	go func() {
-		defer e.bg.Done()
-		ctx, cancel := context.WithCancelCause(context.Background())
-		defer cancel(nil)
-		stop := context.AfterFunc(e.life, func() { cancel(errClosed) })
-		defer stop()
-		f(ctx)
+		defer e.bg.done()
+		e.alive(context.Background(), f)
 	}()
+}
+
+// foreground runs f on the caller's goroutine, which is none of the engine's. The engine's end waits for it; errClosed: it has begun to end.
+func (e *engine) foreground(ctx context.Context, f func(context.Context)) error {
+	if !e.bg.begin() {
+		return errClosed
+	}
+	defer e.bg.done()
+	e.alive(ctx, f)
+	return nil
+}
+
+// alive runs f with a context that ends with the engine too.
+func (e *engine) alive(ctx context.Context, f func(context.Context)) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	stop := context.AfterFunc(e.life, func() { cancel(errClosed) })
+	defer stop()
+	f(ctx)
 }
 
 // cut writes a snapshot of a shard's last flush, or finds that there is one of it.
@@ -255,7 +270,7 @@ func (e *engine) serveChunk(ctx context.Context, request []byte) ([]byte, error)
 // removeDamaged removes a snapshot that is not what it was: it would be offered again and again, as long as nothing is flushed.
 func (e *engine) removeDamaged(id snapshot.ID, why error) {
 	e.logger.Error("a snapshot on this disk is damaged, and is removed; the next one is cut anew; check the disk", "reason", why)
-	if err := e.snaps.Remove(id); err != nil && !errors.Is(err, snapshot.ErrBusy) { // who else reads it finds the damage too
+	if err := e.snaps.Remove(id); err != nil && !errors.Is(err, snapshot.ErrBusy) && !errors.Is(err, snapshot.ErrNotFound) { // who else reads it finds the damage too
 		e.logger.Warn("a damaged snapshot could not be removed", "reason", err)
 	}
 }
@@ -290,6 +305,9 @@ func (e *engine) fetch(ctx context.Context, f *core.Fetch) (*snapshot.Snapshot, 
 		}
 		if ctx.Err() != nil {
 			return nil, context.Cause(ctx)
+		}
+		if errors.Is(err, snapshot.ErrNotFound) {
+			return nil, err // a repair has discarded it; who needs it still asks again
 		}
 		if err = errors.Join(err, e.snaps.Remove(s.ID)); again {
 			// Once it may have been this disk. The next would have the same name, and so the same bytes.

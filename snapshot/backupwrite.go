@@ -310,7 +310,7 @@ func (f *spacedFile) Write(p []byte) (int, error) {
 	return f.File.Write(p)
 }
 
-// Finish implements Sink: all names become durable, and then that of the manifest.
+// Finish implements Sink: all names become durable, and then that of the manifest. After an error there is no backup.
 func (d *DirSink) Finish() error {
 	for _, sub := range slices.Sorted(maps.Keys(d.dirs)) {
 		if err := syncDir(d.fs, sub); err != nil {
@@ -320,7 +320,10 @@ func (d *DirSink) Finish() error {
 	if err := d.fs.Rename(d.path(backupTmp), d.path(backupName)); err != nil {
 		return err
 	}
-	return syncDir(d.fs, d.dir)
+	if err := syncDir(d.fs, d.dir); err != nil {
+		return errors.Join(err, d.fs.Rename(d.path(backupName), d.path(backupTmp)))
+	}
+	return nil
 }
 
 // Abort removes what a backup that failed has left in the directory. A complete one stays.

@@ -184,3 +184,82 @@ func failAll(t *testing.T, name string, atLeast int, prepare func(*Dir), do func
 		t.Errorf("%s: only %d failures", name, failed)
 	}
 }
+
+// A directory that could not be synced is not believed to be durable because its next sync succeeds: what is there at the second try survives a loss of power.
+//
+// Mutations with which it was seen to fail, one by one: makeDir leaves what it has made; publish leaves the directory of what was received; rename leaves the new name, and says that it has
+// failed; Discard does not sync the directory without its manifest.
+func TestFailedSyncsOfDirectories(t *testing.T) {
+	x := newSender(t, testkit.Random(t))
+	w := newWorld(t, vfs.NewMem(), "/s")
+	w.fill(rand.New(rand.NewPCG(1, 1)), 2, 100, 500)
+	receive := func(d *Dir) error { _, err := d.Receive(t.Context(), encoded(t, x.s), x.src, accepted()); return err }
+	for name, test := range map[string]struct {
+		prepare, do func(d *Dir) error
+		failures    int
+		left        int // after a loss of power
+	}{
+		"receive": {nil, receive, 4, 1},
+		"cut": {nil, func(d *Dir) error {
+			c, err := w.store.Cut(testShard)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer c.Close()
+			o := small
+			o.Info = testInfo()
+			_, err = d.Cut(t.Context(), c, o)
+			return err
+		}, 4, 1},
+		"remove": {receive, func(d *Dir) error { return d.Remove(x.s.ID) }, 1, 0},
+		"discard": {receive, func(d *Dir) error {
+			if err := d.Discard(x.s.ID); !errors.Is(err, ErrNotFound) { // there is no second try
+				return err
+			}
+			return nil
+		}, 1, 0},
+	} {
+		failed := 0
+		for n := 1; ; n++ {
+			fs := testkit.NewForgetfulDirs(0)
+			if test.prepare == nil {
+				fs.FailNext(n) // as the directory is opened, too
+			}
+			open := func() (d *Dir, err error) { return Open(Options{Path: "/in", FS: fs, Logger: quiet()}) }
+			d, err := open()
+			if err != nil {
+				d, err = open()
+			}
+			if err == nil && test.prepare != nil {
+				err = test.prepare(d)
+				fs.FailNext(n)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err = test.do(d); err != nil {
+				err = test.do(d)
+			}
+			if err != nil {
+				t.Fatalf("%s, failure %d: %v", name, n, err)
+			}
+			if !fs.Failed() {
+				break
+			}
+			failed++
+			image := fs.Synced()
+			left := openDir(t, image, "/in").List()
+			if len(left) != test.left {
+				t.Errorf("%s, failure %d: %d are there after a loss of power", name, n, len(left))
+			}
+			for _, s := range left {
+				if _, err := Verify(t.Context(), image, s.Dir); err != nil {
+					t.Errorf("%s, failure %d: after a loss of power: %v", name, n, err)
+				}
+			}
+		}
+		if failed < test.failures {
+			t.Errorf("%s: only %d failures", name, failed)
+		}
+	}
+}

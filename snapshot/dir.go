@@ -34,6 +34,8 @@ type Dir struct {
 	o   Options
 	log *slog.Logger
 
+	names sync.Mutex // held from a rename until it is durable: a sync that fails must not have been for somebody else's too
+
 	mu        sync.Mutex
 	complete  map[ID]*Snapshot
 	refs      map[ID]int // of sources; a snapshot with one is not removed
@@ -229,7 +231,7 @@ func (d *Dir) hideComplete(id ID, whoeverReads bool) (gone string, err error) {
 		delete(d.complete, id)
 	}
 	if err != nil && whoeverReads { // the next Open shall not find it whole
-		err = errors.Join(err, d.fs.Remove(d.fs.PathJoin(s.Dir, manifestName)))
+		err = errors.Join(err, d.fs.Remove(d.fs.PathJoin(s.Dir, manifestName)), syncDir(d.fs, s.Dir))
 	}
 	return gone, err
 }
@@ -308,6 +310,8 @@ func (d *Dir) empty(gone string) {
 
 // rename gives a directory of ours another name, durably, or leaves it under the old one.
 func (d *Dir) rename(from, to string) error {
+	d.names.Lock()
+	defer d.names.Unlock()
 	if err := d.fs.Rename(from, to); err != nil {
 		return err
 	}
@@ -333,7 +337,7 @@ func (d *Dir) publish(dir string, m *Manifest, id ID) (*Snapshot, error) {
 		}
 	}
 	if err := syncDir(d.fs, dir); err != nil {
-		return nil, err
+		return nil, errors.Join(err, d.fs.RemoveAll(dir)) // what was received is received anew
 	}
 	if err := d.rename(dir, s.Dir); err != nil {
 		return nil, err

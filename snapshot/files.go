@@ -24,6 +24,9 @@ const (
 	fetchedSyncEvery = 1 << 20
 )
 
+// A directory that could not be synced is not believed to have become durable with its next sync: the kernel may call clean what it could not write. So who meets the error takes
+// back what was to be made durable; whoever tries again changes the directory anew, and has that written.
+
 // makeDir makes dir and its parents where they are missing, each durable in its own parent.
 func makeDir(fs vfs.FS, dir string) error {
 	if _, err := fs.Stat(dir); err == nil {
@@ -38,7 +41,10 @@ func makeDir(fs vfs.FS, dir string) error {
 	if err := fs.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
-	return syncDir(fs, parent)
+	if err := syncDir(fs, parent); err != nil {
+		return errors.Join(err, fs.Remove(dir))
+	}
+	return nil
 }
 
 func syncDir(fs vfs.FS, dir string) error {

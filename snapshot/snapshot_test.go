@@ -241,6 +241,43 @@ func TestDiscardOnAFailingDisk(t *testing.T) {
 	}
 }
 
+// Who reads from a snapshot that is discarded hears that it is gone, not that it is damaged.
+//
+// Mutations with which it was seen to fail, one by one: Fetch does not look whether it is there still; neither does Verify.
+func TestDiscardUnderReaders(t *testing.T) {
+	x := newSender(t, testkit.Random(t))
+	discard := func() {}
+	fs := errorfs.Wrap(vfs.NewMem(), errorfs.InjectorFunc(func(op errorfs.Op) error {
+		if op.Kind == errorfs.OpOpen && strings.HasSuffix(op.Path, fileName(1)) {
+			do := discard
+			discard = func() {}
+			do()
+		}
+		return nil
+	}))
+	for name, read := range map[string]func(*Dir, *Snapshot) error{
+		"fetch": func(d *Dir, s *Snapshot) error {
+			_, err := source(t, d, s.ID).Fetch(t.Context(), s.ID, 1, 0)
+			return err
+		},
+		"verify": func(_ *Dir, s *Snapshot) error { _, err := Verify(t.Context(), fs, s.Dir); return err },
+	} {
+		d := openDir(t, fs, "/"+name)
+		s, err := d.Receive(t.Context(), encoded(t, x.s), x.src, accepted())
+		if err != nil {
+			t.Fatal(err)
+		}
+		discard = func() {
+			if err := d.Discard(s.ID); err != nil {
+				t.Error(err)
+			}
+		}
+		if err := read(d, s); !errors.Is(err, ErrNotFound) || errors.Is(err, ErrCorrupt) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
 // duringRename is a file system that does something before a directory gets another name.
 type duringRename struct {
 	vfs.FS

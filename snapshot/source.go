@@ -45,17 +45,32 @@ func (s *Source) Close() {
 	}
 }
 
-// Fetch implements Fetcher. What is read is compared with the manifest, so that damage is found where it is.
-func (s *Source) Fetch(ctx context.Context, id ID, file, chunk int) (_ []byte, err error) {
+// Fetch implements Fetcher. What is read is compared with the manifest, so that damage is found where it is. ErrNotFound: somebody has discarded the snapshot; it is not damaged.
+func (s *Source) Fetch(ctx context.Context, id ID, file, chunk int) ([]byte, error) {
 	if ctx.Err() != nil {
 		return nil, context.Cause(ctx)
 	}
 	if id != s.s.ID {
 		return nil, fmt.Errorf("%w: %s is asked of a source of %s", ErrNotFound, id.Short(), s.s.ID.Short())
 	}
+	b, err := s.chunk(file, chunk)
+	if err != nil && s.d.gone(s.s) {
+		return nil, fmt.Errorf("%w: %s was removed while it was being read", ErrNotFound, id.Short())
+	}
+	return b, err
+}
+
+// gone reports whether a snapshot has been removed, whoever reads from it: its files are not missing then.
+func (d *Dir) gone(s *Snapshot) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.complete[s.ID] != s
+}
+
+func (s *Source) chunk(file, chunk int) (_ []byte, err error) {
 	m := s.s.Manifest
 	if file < 0 || file >= len(m.Files) || chunk < 0 || chunk >= len(m.Files[file].Chunks) {
-		return nil, fmt.Errorf("snapshot: %s has no chunk %d of file %d", id.Short(), chunk, file)
+		return nil, fmt.Errorf("snapshot: %s has no chunk %d of file %d", s.s.ID.Short(), chunk, file)
 	}
 	path := s.s.fs.PathJoin(s.s.Dir, fileName(file))
 	f, err := s.s.fs.Open(path, vfs.RandomReadsOption)

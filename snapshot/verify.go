@@ -2,7 +2,9 @@ package snapshot
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"slices"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
@@ -12,11 +14,22 @@ import (
 
 // Verify reads a complete snapshot, every byte of it, and says what it is: the manifest and the files pass their checksums, no file
 // is missing or too many, all keys are the shard's and in order, and there are as many of each kind as the manifest says. Errors name
-// the file, and the offset where that is known. fs may be nil for vfs.Default.
-func Verify(ctx context.Context, fs vfs.FS, dir string) (*Manifest, error) {
-	if fs == nil {
-		fs = vfs.Default
+// the file, and the offset where that is known. ErrNotFound: there is no snapshot, or it was removed meanwhile. fsys may be nil for vfs.Default.
+func Verify(ctx context.Context, fsys vfs.FS, dir string) (*Manifest, error) {
+	if fsys == nil {
+		fsys = vfs.Default
 	}
+	m, err := verify(ctx, fsys, dir)
+	if err != nil {
+		// What is removed loses its name, or at least its manifest, before any of its files.
+		if _, serr := fsys.Stat(fsys.PathJoin(dir, manifestName)); errors.Is(serr, fs.ErrNotExist) {
+			return nil, fmt.Errorf("%w: verify %s: %w", ErrNotFound, dir, serr)
+		}
+	}
+	return m, err
+}
+
+func verify(ctx context.Context, fs vfs.FS, dir string) (*Manifest, error) {
 	m, _, err := readManifest(fs, dir)
 	if err != nil {
 		return nil, fmt.Errorf("snapshot: verify: %w", err)

@@ -88,19 +88,25 @@ func removeTemporary(dir string) error {
 }
 
 // makeDir creates dir, with the directories above it that are missing, and makes all these names durable. Its own
-// name is synced even if it is there: whoever made it may have died before.
-func makeDir(dir string) error {
+// name is synced even if it is there: whoever made it may have died before. What was made and could not be synced goes again: the kernel may call clean what
+// it could not write, so that the next sync would prove nothing.
+func makeDir(dir string, syncDir func(dir string) error) error {
 	dir = filepath.Clean(dir)
 	parent := filepath.Dir(dir)
 	if _, err := os.Stat(parent); errors.Is(err, os.ErrNotExist) && parent != dir {
-		if err := makeDir(parent); err != nil {
+		if err := makeDir(parent, syncDir); err != nil {
 			return err
 		}
 	}
+	_, before := os.Stat(dir)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return fmt.Errorf("wal: %w", err)
 	}
-	return syncDir(parent)
+	err := syncDir(parent)
+	if err != nil && before != nil {
+		err = errors.Join(err, os.Remove(dir))
+	}
+	return err
 }
 
 // syncDir makes the names in dir durable.

@@ -40,6 +40,8 @@ type Options struct {
 
 	// onStep, in tests, is told each step between which a crash could come.
 	onStep func(step string)
+	// syncDir makes the names in a directory durable. Tests have it fail.
+	syncDir func(dir string) error
 }
 
 func (o Options) resolve() (Options, error) {
@@ -55,6 +57,9 @@ func (o Options) resolve() (Options, error) {
 	}
 	if o.onStep == nil {
 		o.onStep = func(string) {}
+	}
+	if o.syncDir == nil {
+		o.syncDir = syncDir
 	}
 	return o, nil
 }
@@ -94,7 +99,7 @@ func Open(opts Options) (*WAL, *Recovered, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	if err := makeDir(opts.Dir); err != nil {
+	if err := makeDir(opts.Dir, opts.syncDir); err != nil {
 		return nil, nil, err
 	}
 	unlock, err := lockDir(filepath.Join(opts.Dir, lockName))
@@ -124,7 +129,10 @@ func (w *WAL) open() (*Recovered, error) {
 		}
 	}
 	// Even if it is there: whoever made it may have died before.
-	if err := syncDir(w.opts.Dir); err != nil {
+	if err := w.opts.syncDir(w.opts.Dir); err != nil {
+		if !exists { // see makeDir
+			err = errors.Join(err, os.Rename(dir, filepath.Join(w.opts.Dir, createDir)))
+		}
 		return nil, err
 	}
 	found, rec, err := recoverDir(dir, w.lg)
@@ -135,7 +143,7 @@ func (w *WAL) open() (*Recovered, error) {
 	if err := checkEtcd(dir, found, w.lg); err != nil {
 		return nil, err
 	}
-	if w.log, err = openWriter(dir, found.tail, w.opts.SegmentBytes, w.slow); err != nil {
+	if w.log, err = openWriter(dir, found.tail, w.opts.SegmentBytes, w.slow, w.opts.syncDir); err != nil {
 		return nil, err
 	}
 	w.next, w.based, w.tracker = found.last+1, found.base, found.tracker
@@ -160,7 +168,7 @@ func (w *WAL) create(dir string) error {
 	if err := createEtcd(building, w.opts.SegmentBytes, w.lg); err != nil {
 		return err
 	}
-	if err := syncDir(building); err != nil {
+	if err := w.opts.syncDir(building); err != nil {
 		return err
 	}
 	if err := os.Rename(building, dir); err != nil {

@@ -23,14 +23,16 @@ type writer struct {
 	begun bool     // whether it has entries
 	next  *preparer
 	slow  func(took time.Duration)
+
+	syncDir func(dir string) error
 }
 
 // slowSync is how long a sync may take without a warning, as with etcd.
 const slowSync = time.Second
 
 // openWriter opens the tail of a log that was found whole.
-func openWriter(dir string, tail *segmentScan, bytes int64, slow func(time.Duration)) (*writer, error) {
-	w := &writer{dir: dir, bytes: bytes, enc: encoder{crc: tail.crc}, seq: tail.seq, end: tail.end, begun: tail.entries > 0, slow: slow}
+func openWriter(dir string, tail *segmentScan, bytes int64, slow func(time.Duration), syncDir func(string) error) (*writer, error) {
+	w := &writer{dir: dir, bytes: bytes, enc: encoder{crc: tail.crc}, seq: tail.seq, end: tail.end, begun: tail.entries > 0, slow: slow, syncDir: syncDir}
 	var err error
 	if w.tail, err = lockFile(tail.path, os.O_WRONLY); err != nil {
 		return nil, fmt.Errorf("wal: open %s: %w", tail.path, err)
@@ -95,11 +97,13 @@ func (w *writer) cut(first uint64) error {
 	if err := w.sync(f); err != nil {
 		return errors.Join(err, f.Close())
 	}
-	if err := os.Rename(f.Name(), filepath.Join(w.dir, segmentName(w.seq+1, first))); err != nil {
+	name := filepath.Join(w.dir, segmentName(w.seq+1, first))
+	if err := os.Rename(f.Name(), name); err != nil {
 		return errors.Join(err, f.Close())
 	}
-	if err := syncDir(w.dir); err != nil {
-		return errors.Join(err, f.Close())
+	if err := w.syncDir(w.dir); err != nil {
+		// The next Open must not find it, and acknowledge what it writes there: its sync might not write the name (see makeDir).
+		return errors.Join(err, os.Rename(name, f.Name()), f.Close())
 	}
 	old := w.tail
 	w.tail, w.seq, w.end, w.begun = f, w.seq+1, int64(len(header)), false

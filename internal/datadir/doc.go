@@ -7,6 +7,7 @@ package datadir
 
 import (
 	"errors"
+	"io/fs"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 
@@ -36,6 +37,28 @@ const (
 	StateDir = "state"
 	nodeFile = "node.json"
 )
+
+// MakeDir makes a directory where it is missing, for data or a backup, and its name durable. What was made and could not be synced goes again: the kernel may call clean
+// what it could not write, so that the next sync would prove nothing.
+func MakeDir(d Disk, dir string) error {
+	var made []string // the lowest first
+	for at := dir; at != d.PathDir(at); at = d.PathDir(at) {
+		if _, err := d.Stat(at); !errors.Is(err, fs.ErrNotExist) {
+			break
+		}
+		made = append(made, at)
+	}
+	if err := d.MkdirAll(dir, 0o700); err != nil { // what is in it is not for everybody
+		return err
+	}
+	err := d.SyncAbove(dir)
+	if err != nil {
+		for _, at := range made {
+			err = errors.Join(err, d.Remove(at))
+		}
+	}
+	return err
+}
 
 func syncDir(d Disk, dir string) error {
 	f, err := d.OpenDir(dir)

@@ -115,13 +115,17 @@ func (id *Identity) writeAs(d Disk, dir, name string) error {
 		return err
 	}
 	tmp := identityFile(d, dir) + ".tmp"
+	_, before := d.Stat(name)
 	if err := d.WriteFile(tmp, append(data, '\n')); err != nil {
 		return err
 	}
 	if err := d.Rename(tmp, name); err != nil {
 		return err
 	}
-	return syncDir(d, dir)
+	if err = syncDir(d, dir); err != nil && errors.Is(before, fs.ErrNotExist) {
+		err = errors.Join(err, d.Rename(name, tmp)) // see MakeDir; the next start would believe it
+	}
+	return err
 }
 
 // Origin is the part of a data's name that all nodes have in common which were restored together, empty for a node that was not restored: see Restore.

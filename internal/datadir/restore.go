@@ -262,10 +262,7 @@ func (r *restore) node(ctx context.Context, node core.NodeID) error {
 			id.Shards[s.Shard] = s.Voters
 		}
 	}
-	if err := r.Disk.MkdirAll(dir, 0o700); err != nil {
-		return err
-	}
-	if err := r.Disk.SyncAbove(dir); err != nil {
+	if err := MakeDir(r.Disk, dir); err != nil {
 		return err
 	}
 	name := UnfinishedFile(r.Disk, dir)
@@ -423,7 +420,7 @@ func (r *restore) finish(node core.NodeID) error {
 		return err
 	}
 	if err := syncDir(r.Disk, dir); err != nil {
-		return err
+		return errors.Join(err, r.Disk.Rename(identityFile(r.Disk, dir), UnfinishedFile(r.Disk, dir))) // see MakeDir
 	}
 	r.Logger.Info("restored", "cluster", r.Cluster, "node", uint64(node), "dir", dir)
 	return nil

@@ -130,7 +130,8 @@ type sim struct {
 }
 
 // cacheBytes of tables is more than a run reads, so that each block is read once in each incarnation. Where files are damaged under nodes that run,
-// it is smallCache, so that they meet the damage.
+// it is smallCache, so that they meet the damage: that is no more than pebble takes out of a cache for its memtable (MemTableSize in internal/state), so that nothing stays in it. With a
+// smaller memtable there they would read from memory what is damaged on disk, and the runs would no longer show what they are to show.
 const (
 	cacheBytes = 16 << 20
 	smallCache = 256 << 10

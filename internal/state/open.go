@@ -146,12 +146,12 @@ func (s *Store) adopt() error {
 	if err := s.opts.FS.Rename(tmp, s.path(markerName)); err != nil {
 		return err
 	}
-	return syncDir(s.opts.FS, s.opts.Dir)
+	return syncDir(s.opts.FS, s.opts.Dir) // after a failure prepareDirs changes the directory again, and has it written
 }
 
 // makeDir makes dir and its parents where they are missing, each durable in
 // its own parent: what is fsynced in a directory that vanishes is lost too. Its own name is synced even if it is there: whoever made it
-// may have died before.
+// may have died before. What was made and could not be synced goes again: the kernel may call clean what it could not write, so that the next sync would prove nothing.
 func makeDir(fs vfs.FS, dir string) error {
 	parent := fs.PathDir(dir)
 	if _, err := fs.Stat(dir); err == nil {
@@ -165,7 +165,10 @@ func makeDir(fs vfs.FS, dir string) error {
 	if err := fs.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
-	return syncDir(fs, parent)
+	if err := syncDir(fs, parent); err != nil {
+		return errors.Join(err, fs.Remove(dir))
+	}
+	return nil
 }
 
 func writeFile(fs vfs.FS, name string, b []byte) error {

@@ -29,10 +29,11 @@ const (
 // small as pebble allows in practice, and there is no log.
 func (s *Store) pebbleOptions(cache *pebble.Cache) *pebble.Options {
 	o := &pebble.Options{
-		FS:           namesFS{fenced{s.opts.FS, s.fence}},
-		Cache:        cache,
-		DisableWAL:   true,
-		ReadOnly:     s.opts.ReadOnly,
+		FS:         namesFS{fenced{s.opts.FS, s.fence}},
+		Cache:      cache,
+		DisableWAL: true,
+		ReadOnly:   s.opts.ReadOnly,
+		// Pebble takes it out of the cache. The simulator relies on that: its smallCache is as large, so that nothing is cached.
 		MemTableSize: 256 << 10,
 		MaxOpenFiles: s.opts.OpenFiles,
 		BytesPerSync: bytesPerSync,
