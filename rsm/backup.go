@@ -183,6 +183,7 @@ func (f *receivedFile) Close() error {
 
 // BackupTo is Backup into a directory, which must be missing or empty. It leaves as much of the data's disk free as Config.DiskWatermark says. After an error
 // what was written is removed, after ErrBackupStalled as soon as the directory's disk ends what it hangs in; a crash leaves a directory that is no backup, since its manifest comes last.
+// A backup that is complete stays, though whoever stopped waiting for its last sync had an error: verify it, or remove it.
 //
 // When ctx ends, what the directory's disk is about is waited for, and no more is begun, so that nobody writes into the directory when BackupTo has returned. Only a disk that hangs is not
 // waited for longer than Config.BackupStall: then the error is ErrBackupStalled too, and what the disk is about, and the removal of what was written, may come later.

@@ -86,7 +86,7 @@ func newEngine(node NodeID, logger *slog.Logger, log wal.Log, workers int) *engi
 	}
 	e.life, e.end = context.WithCancel(context.Background())
 	for range workers {
-		e.workers = append(e.workers, &worker{e: e, wake: make(chan struct{}, 1), done: make(chan struct{})})
+		e.workers = append(e.workers, &worker{e: e, heard: map[NodeID]int64{}, wake: make(chan struct{}, 1), done: make(chan struct{})})
 	}
 	return e
 }
@@ -204,7 +204,8 @@ func (e *engine) receive(from uint64, frame []byte) {
 	if p == nil {
 		return
 	}
-	before := p.heard.Swap(e.mono())
+	before, now := p.lastHeard(), e.mono()
+	defer p.speaks(now) // last: who sees it finds what was received in the mailboxes
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.inputs == nil {
@@ -245,7 +246,7 @@ func (e *engine) receive(from uint64, frame []byte) {
 // gap is told before the first frame is received that follows others of the peer which may be lost.
 func (e *engine) gap(from uint64) {
 	if p := e.peers.met(NodeID(from), e.mono()); p != nil {
-		e.postGap(core.Gap{Peer: NodeID(from), Heard: p.heard.Load()})
+		e.postGap(core.Gap{Peer: NodeID(from), Heard: p.lastHeard()})
 	}
 }
 
@@ -337,8 +338,9 @@ var errClosed = &Error{Kind: ErrNotProposed, Code: core.CodeClosed, Message: "th
 
 // A worker runs one core.Worker: it gathers inputs while a pass runs, and so makes batches without a timer.
 type worker struct {
-	e    *engine
-	core *core.Worker
+	e     *engine
+	core  *core.Worker
+	heard map[NodeID]int64 // see listen; of the worker's goroutine
 
 	mu        sync.Mutex
 	in        core.Input
@@ -431,6 +433,7 @@ func (w *worker) run() {
 		case <-w.wake:
 		}
 		w.gather()
+		w.listen()
 		w.mu.Lock()
 		in := w.in
 		w.in = w.spare
@@ -439,6 +442,16 @@ func (w *worker) run() {
 		w.core.Pass(w.e.now(), &in)
 		w.e.transport.Flush()
 		w.spare = emptied(in)
+	}
+}
+
+// listen notes when the peers were heard, for the pass that takes in what they had said until then, gaps included. What they say during the pass is for the next one: the
+// pass would believe that nothing had happened in between.
+func (w *worker) listen() {
+	if m := w.e.peers.all.Load(); m != nil {
+		for id, p := range *m {
+			w.heard[id] = p.lastHeard()
+		}
 	}
 }
 
@@ -567,12 +580,7 @@ func (w *worker) Flushed(shard ShardID, index Index) {
 	w.e.removePartials(shard, index)
 }
 
-func (w *worker) LastHeard(p NodeID) int64 {
-	if p := w.e.peers.get(p); p != nil {
-		return p.heard.Load()
-	}
-	return 0
-}
+func (w *worker) LastHeard(p NodeID) int64 { return w.heard[p] }
 
 func (w *worker) SendNote(to NodeID, n core.Note) {
 	w.e.transport.Append(uint64(to), len(n.Data)+64, func(b []byte) []byte { return core.AppendNote(b, n) })

@@ -11,13 +11,14 @@ import (
 // The workers are told of gaps in what a peer sends, with the time of the last frame before it: of another stream, of a frame that cannot be read, and of what found no room in a
 // mailbox. Of several gaps between two passes the first counts.
 //
-// Mutations with which it was seen to fail: the node does not listen to the transport's Gap; postPeer tells nothing; receive tells nothing of a frame that it refuses; addGap adds each.
+// Mutations with which it was seen to fail: the node does not listen to the transport's Gap; postPeer tells nothing; receive tells nothing of a frame that it refuses; addGap adds each; who was
+// met was heard; LastHeard asks the peer.
 func TestGapsReachWorkers(t *testing.T) {
 	e := &engine{node: 2, start: time.Now(), logger: slog.New(slog.DiscardHandler)}
 	for range 2 {
-		e.workers = append(e.workers, &worker{e: e, wake: make(chan struct{}, 1)})
+		e.workers = append(e.workers, &worker{e: e, heard: map[NodeID]int64{}, wake: make(chan struct{}, 1)})
 	}
-	e.peers.met(1, 0)
+	e.peers.met(1, 4)
 	want := func(what string, heard ...int64) {
 		t.Helper()
 		for i, w := range e.workers {
@@ -32,9 +33,20 @@ func TestGapsReachWorkers(t *testing.T) {
 		}
 	}
 	notes := core.AppendNote(core.AppendNote(nil, core.Note{Shard: 2}), core.Note{Shard: 3})
-	e.peers.get(1).heard.Store(5)
+	e.gap(1)
+	want("who was never heard", 0)
+	w := e.workers[0]
+	if w.listen(); w.LastHeard(1) != 0 {
+		t.Error("who was never heard was heard")
+	}
 	e.receive(1, notes)
 	want("a frame")
+	if w.LastHeard(1) != 0 {
+		t.Error("a pass that goes on hears what comes with the next")
+	}
+	if w.listen(); w.LastHeard(1) < 1 {
+		t.Error("the next pass does not hear it")
+	}
 	e.peers.get(1).heard.Store(6)
 	e.gap(1)
 	e.receive(1, notes)

@@ -197,3 +197,23 @@ func TestCloseBesideRepair(t *testing.T) {
 		t.Errorf("after the end: %v", err)
 	}
 }
+
+// A node that closes while a replica that it repairs by itself is given its new state waits for the disk, and not for a worker to take note, which none does any more.
+//
+// Mutation with which it was seen to fail: Repair waits for the node's end, which waits for it.
+func TestCloseBesideAnInstallation(t *testing.T) {
+	disk := newHungDisk()
+	t.Cleanup(disk.release)
+	c, s := stoppedByDamage(t, func(cfg *Config) { cfg.wrapFS = disk.wrap })
+	disk.hang(func(op errorfs.Op) bool { return op.Kind == errorfs.OpFileSync && strings.Contains(op.Path, "/ingest/") })
+	e := c.Node(1).engine
+	e.background(func(ctx context.Context) { _ = s.Repair(ctx) }) // as repairStopped does
+	disk.wait(t)
+	closed := make(chan error, 1)
+	go func() { closed <- c.Node(1).Close() }()
+	<-e.quit
+	disk.release()
+	if err, ok := soon(func() error { return <-closed }); !ok || err != nil {
+		t.Errorf("it is closed: %v, %v", ok, err)
+	}
+}

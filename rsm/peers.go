@@ -14,9 +14,24 @@ import (
 
 // peer is what the engine knows of another node.
 type peer struct {
-	heard  atomic.Int64
+	heard  atomic.Int64 // when it was heard last, or met
+	spoke  atomic.Bool  // it was heard
 	mu     sync.Mutex
 	inputs []core.Input // per worker; scratch of receive
+}
+
+// lastHeard returns when anything was received from it; 0: it never was.
+func (p *peer) lastHeard() int64 {
+	if !p.spoke.Load() {
+		return 0
+	}
+	return p.heard.Load()
+}
+
+// speaks is told of what was received when the workers have it.
+func (p *peer) speaks(at int64) {
+	p.heard.Store(at)
+	p.spoke.Store(true)
 }
 
 // peerSet are the nodes that were met or heard of. It only grows: an id is never reused, and an entry is small.

@@ -48,7 +48,7 @@ func (s *Shard) Repair(ctx context.Context) error {
 	}
 	select {
 	case err = <-done:
-	case <-s.node.done:
+	case <-e.quit: // its end waits for who repairs by itself, and is counted; the installation is, too
 		err = errClosed
 	}
 	return err

@@ -717,7 +717,8 @@ func (r renamed) Fetch(ctx context.Context, _ snapshot.ID, file, chunk int) ([]b
 
 // What a repair discards under a peer that fetches it, or under the check of what was fetched, is gone, and nobody is told of damage.
 //
-// Mutations with which it was seen to fail, one by one: Source.Fetch does not look whether it is there still; fetch takes what is gone for damaged.
+// Mutations with which it was seen to fail, one by one: Source.Fetch does not look whether it is there still; fetch takes what is gone for damaged; it
+// leaves what is missing on the list.
 func TestDiscardedIsNotDamaged(t *testing.T) {
 	from, err := snapshot.Open(snapshot.Options{Path: cutOnDisk(t), Logger: slog.New(slog.DiscardHandler)})
 	if err != nil {
@@ -762,5 +763,16 @@ func TestDiscardedIsNotDamaged(t *testing.T) {
 	}
 	if told.Len() > 0 {
 		t.Errorf("it is said: %s", &told)
+	}
+	// Nobody has discarded what somebody else has removed from the disk: it is fetched anew.
+	discard = func() {}
+	if err := fetch(); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.RemoveAll(e.snaps.List()[0].Dir); err != nil {
+		t.Fatal(err)
+	}
+	if err := fetch(); err != nil {
+		t.Errorf("after the directory was removed by hand: %v", err)
 	}
 }

@@ -306,10 +306,11 @@ func (e *engine) fetch(ctx context.Context, f *core.Fetch) (*snapshot.Snapshot, 
 		if ctx.Err() != nil {
 			return nil, context.Cause(ctx)
 		}
-		if errors.Is(err, snapshot.ErrNotFound) {
+		gone := e.snaps.Remove(s.ID) // by its name too: Receive would find it here again
+		if errors.Is(err, snapshot.ErrNotFound) && errors.Is(gone, snapshot.ErrNotFound) {
 			return nil, err // a repair has discarded it; who needs it still asks again
 		}
-		if err = errors.Join(err, e.snaps.Remove(s.ID)); again {
+		if err = errors.Join(err, gone); again {
 			// Once it may have been this disk. The next would have the same name, and so the same bytes.
 			return nil, fmt.Errorf("%w that can be installed: %w", core.ErrNoSource, err)
 		}

@@ -253,7 +253,7 @@ func NewDirSink(fsys vfs.FS, dir string, reserve uint64) (*DirSink, error) {
 	names, err := fsys.List(dir)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		err = makeDir(fsys, dir)
+		err = makeDir(fsys, fsys.PathJoin(dir)) // without a slash at its end
 	case err == nil && len(names) > 0:
 		slices.Sort(names)
 		return nil, fmt.Errorf("%w: %s has %d files, %s among them; a backup is written into a new directory", ErrNotEmpty, dir, len(names), names[0])

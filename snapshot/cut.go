@@ -77,7 +77,7 @@ func (d *Dir) Cut(ctx context.Context, c *state.Cut, o CutOptions) (*Snapshot, e
 }
 
 func (d *Dir) cut(ctx context.Context, c *state.Cut, o CutOptions, dir string) (*Snapshot, error) {
-	if err := errors.Join(d.fs.RemoveAll(dir), makeDir(d.fs, dir)); err != nil { // a leftover that could not be removed has such a name
+	if err := errors.Join(d.fs.RemoveAll(dir), d.makeDir(dir)); err != nil { // a leftover that could not be removed has such a name
 		return nil, err
 	}
 	w := &cutWriter{ctx: ctx, o: o, limit: newLimiter(o.BytesPerSecond, o.Rest), open: func(n int) (state.TableFile, error) {

@@ -34,7 +34,7 @@ type Dir struct {
 	o   Options
 	log *slog.Logger
 
-	names sync.Mutex // held from a rename until it is durable: a sync that fails must not have been for somebody else's too
+	names sync.Mutex // held from a change of names until it is durable: a sync that fails must not have been for somebody else's too
 
 	mu        sync.Mutex
 	complete  map[ID]*Snapshot
@@ -306,6 +306,13 @@ func (d *Dir) empty(gone string) {
 	if err := d.fs.RemoveAll(gone); err != nil {
 		d.log.Warn("snapshot: what was removed still takes space, until the next start", "dir", gone, "err", err)
 	}
+}
+
+// makeDir makes one of our directories.
+func (d *Dir) makeDir(dir string) error {
+	d.names.Lock()
+	defer d.names.Unlock()
+	return makeDir(d.fs, dir)
 }
 
 // rename gives a directory of ours another name, durably, or leaves it under the old one.

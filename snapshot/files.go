@@ -38,7 +38,7 @@ func makeDir(fs vfs.FS, dir string) error {
 			return err
 		}
 	}
-	if err := fs.MkdirAll(dir, 0o755); err != nil {
+	if err := fs.MkdirAll(dir, 0o700); err != nil { // what is in snapshots and backups is not for everybody
 		return err
 	}
 	if err := syncDir(fs, parent); err != nil {

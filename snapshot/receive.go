@@ -155,7 +155,7 @@ func (r *receiver) begin(manifest []byte) error {
 	if err := space(r.d.fs, r.d.o.Path, r.m.Bytes()+int64(len(manifest)), r.d.o.Reserve); err != nil {
 		return err
 	}
-	if err := makeDir(r.d.fs, r.dir); err != nil {
+	if err := r.d.makeDir(r.dir); err != nil {
 		return err
 	}
 	if err := writeFile(r.d.fs, r.d.fs.PathJoin(r.dir, manifestName), manifest); err != nil {

@@ -125,7 +125,8 @@
 // can be seen), anything wrong in a segment that is not the last, a segment that is not there. A refused Open has changed nothing.
 //
 // A log may also be opened out of the memory of a kernel that has not written it: its process was killed before a sync, or by a sync that failed. Only
-// the newest frame and the names of files can be concerned. Open writes that frame once more and syncs it, and the directories.
+// the newest frame and the names of files can be concerned. Open writes that frame once more and syncs it, and the directories. Not covered is a process that is killed within a sync of a
+// directory that fails: the kernel may call its name clean, and write it never. File systems with a journal stop at such an error.
 //
 // # What it relies on, and what it cannot see
 //

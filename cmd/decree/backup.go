@@ -154,9 +154,6 @@ Example:
 		bind: onFiles(func(f *flag.FlagSet) fileAction {
 			quiet := f.Bool("quiet", false, "do not tell how far it has come")
 			return func(ctx context.Context, out, notes io.Writer, args []string) error {
-				if err := os.MkdirAll(args[0], 0o700); err != nil { // what is in a backup is not for everybody
-					return err
-				}
 				b, err := snapshot.UnpackBackup(ctx, stdin, nil, args[0], snapshot.UnpackOptions{Progress: meter(notes, *quiet, "unpacked")})
 				if err == nil {
 					describe(out, b)

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"math"
-	"os"
 	"text/tabwriter"
 
 	"google.golang.org/grpc"
@@ -81,9 +80,6 @@ func (s *session) backup(ctx context.Context, on uint64, r *adminv1.BackupReques
 			return &refusedError{fmt.Errorf("what came of the backup could not be written to standard output, and is none: %w", err)}
 		}
 		return nil
-	}
-	if err := os.MkdirAll(to, 0o700); err != nil { // what is in a backup is not for everybody
-		return &refusedError{err}
 	}
 	b, err := snapshot.UnpackBackup(ctx, in, nil, to, snapshot.UnpackOptions{})
 	s.progress.clear()

@@ -43,7 +43,8 @@ type Env interface {
 	Members(shard ShardID, c Configuration)
 	// Address returns where a node is found as far as this one was told; empty if it was not.
 	Address(n NodeID) string
-	// LastHeard returns when (monotonic ns) anything was last received from the peer.
+	// LastHeard returns when (monotonic ns) anything was last received from the peer, of what the worker has been handed: nothing that comes with the next pass, or after a gap
+	// that does; 0 if nothing ever was.
 	LastHeard(peer NodeID) int64
 	// Changed tells that what ShardStatus shows of leadership has changed.
 	Changed(shard ShardID, leader NodeID, term Term)

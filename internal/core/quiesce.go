@@ -81,7 +81,7 @@ func (r *Replica) busy() bool {
 
 func (r *Replica) proposeQuiesce() {
 	l := r.lead
-	if r.busy() || r.stuffed(4) || !l.ready || l.open != nil || len(l.inflight) > 0 || l.transferee != 0 || l.change != nil || r.conf.Joint() {
+	if r.busy() || r.stuffed(4) || !l.ready || l.open != nil || len(l.inflight) > 0 || l.transferee != 0 || l.change != nil || r.conf.Joint() || r.gapLately() {
 		return
 	}
 	last, same := r.log.last(), true
@@ -103,17 +103,19 @@ func (r *Replica) proposeQuiesce() {
 	r.quiet = true
 }
 
-// agreeToQuiesce looks at the voters' nodes too: should one have fallen silent in this very pass, nothing would wake the replica. The leader, which hears
+// agreeToQuiesce looks at the voters' nodes too: should one have fallen silent in this very pass, or something of it been lost, nothing would wake the replica. The leader, which hears
 // that one perhaps, is told, so that it goes on.
 func (r *Replica) agreeToQuiesce(q Quiesce) {
 	if r.broken != nil {
 		return
 	}
+	deaf := r.gapLately()
 	for _, v := range r.conf.Voters {
-		if v != r.cfg.Node && !r.w.alive(v) {
-			r.w.env.SendNote(q.From, Note{Shard: r.shard, Kind: noteAwake})
-			return
-		}
+		deaf = deaf || v != r.cfg.Node && !r.w.alive(v)
+	}
+	if deaf {
+		r.w.env.SendNote(q.From, Note{Shard: r.shard, Kind: noteAwake})
+		return
 	}
 	if !r.busy() && r.leader == q.From && r.raftTerm == q.Term &&
 		Index(r.log.last()) == q.Last && r.applied == q.Last {
@@ -177,22 +179,27 @@ func (r *Replica) peerSilent(peer NodeID) {
 	r.tellLeader(peer)
 }
 
-// missed wakes the replica where something of a voter's node was lost. Its state is known to be whole as of the last that came before.
+// missed wakes the replica where something of a voter's node was lost. Its state is known to be whole as of the last that came before. It does not rest again before whoever
+// leads has had an election timeout to say so: what was lost may have been that another one does.
 func (r *Replica) missed(gaps []Gap) {
-	if !r.quiet {
-		return
-	}
 	at, of := r.votersHeard(), NodeID(0)
 	for _, g := range gaps {
 		if slices.Contains(r.conf.Voters, g.Peer) {
 			at, of = min(at, g.Heard), g.Peer
 		}
 	}
-	if of != 0 {
+	if of == 0 {
+		return
+	}
+	r.gapAt = r.w.now.Mono
+	if r.quiet {
 		r.wakeAsOf(at)
 		r.tellLeader(0)
 	}
 }
+
+// gapLately: it is too early to rest, see missed.
+func (r *Replica) gapLately() bool { return r.gapAt > 0 && r.w.now.Mono-r.gapAt < r.electionNanos() }
 
 // tellLeader has the leader go on, unless it is who is missed.
 func (r *Replica) tellLeader(missed NodeID) {

@@ -117,7 +117,8 @@ func TestRestWithoutAVoter(t *testing.T) {
 // Where a voter's connection is another one, a follower at rest wakes, although the node was hardly silent: what it had to say may have been lost. Until the leader
 // has spoken, its state is as old as the last word before.
 //
-// Mutations with which it was seen to fail: Pass does not look at gaps; missed takes the time of the new connection; it tells nobody; it looks at the voters' nodes after the notes.
+// Mutations with which it was seen to fail: Pass does not look at gaps; missed takes the time of the new connection; it tells nobody; it looks at the voters' nodes after the notes; it forgets a gap
+// that it meets awake; who was told to rest agrees at once.
 func TestGapEndsRest(t *testing.T) {
 	for _, from := range []NodeID{1, 3} {
 		h := newHand(t, Limits{})
@@ -142,6 +143,22 @@ func TestGapEndsRest(t *testing.T) {
 		h.pass(1)
 		if age := h.age(); age != time.Millisecond {
 			t.Errorf("1 ms after the leader's word: %v old", age)
+		}
+		// Until whoever leads has had the time to say so, it does not rest again.
+		rest := func(ms int64) bool {
+			h.in.Quiesces = []Quiesce{{From: 1, Shard: 1, Term: 1, Last: 1}}
+			h.notes, h.noted = nil, nil
+			h.pass(ms)
+			return h.replica().quiet
+		}
+		timeout := h.replica().electionNanos() / 1e6
+		h.pass(timeout)
+		h.in.Gaps = []Gap{{Peer: from, Heard: h.now.Mono}}
+		if rest(1) || rest(100) || !slices.Equal(h.noted, []NodeID{1}) {
+			t.Errorf("a gap, and it rests right away, or says nothing: %v", h.noted)
+		}
+		if !rest(timeout) {
+			t.Error("it does not rest any more")
 		}
 	}
 }

@@ -114,6 +114,7 @@ type Replica struct {
 	note      CommitNote // the leader's last word that is not applied yet
 	noteAt    int64
 	currentAt int64 // monotonic ns as of when this replica, following or at rest, had applied all that was committed; 0: never
+	gapAt     int64 // monotonic ns when something of a voter's node was lost last, see missed; 0: never
 
 	touched bool // is on the worker's list for this pass
 	broken  *Error

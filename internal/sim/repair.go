@@ -207,6 +207,9 @@ func (n *node) lookAtRot() {
 	if len(n.rot.files) == 0 || n.rot.forGood || n.store == nil || n.unfit != nil {
 		return
 	}
+	if n.disk.steps.crashed != nil {
+		return // it has crashed in this event already, before what removed the file: that may be there again
+	}
 	n.rot.files = slices.DeleteFunc(n.rot.files, func(d damagedFile) bool {
 		if d.shard != 0 {
 			return !slices.Contains(n.tablesOf(d.shard), d.path)

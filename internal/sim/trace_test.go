@@ -10,7 +10,7 @@ import (
 // synced, what was lost, and what was broken on purpose.
 func TestTraceReads(t *testing.T) {
 	var out bytes.Buffer
-	if r := Run(3, Options{Trace: &out}); r.Failure != nil {
+	if r := Run(8, Options{Trace: &out}); r.Failure != nil {
 		t.Fatal(r.Failure)
 	}
 	// Another seed has snapshots and changes of members.

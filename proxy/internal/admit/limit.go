@@ -149,7 +149,7 @@ func (l *limiter) answered(now, latency int64, gen uint32, atWork int) {
 	case elapsed < 0: // a clock went back
 		l.opens(now)
 	case l.probing:
-		long := l.deep && 2*mean > l.before // a quarter at work takes as long: it is the way, and no queue
+		long := l.deep && 2*mean > l.before && elapsed >= l.before // a quarter at work takes as long, and no stall does: it is the way, and no queue
 		if elapsed >= float64(probeTime) && (elapsed >= 4*mean || long) {
 			l.endProbe(now, atWork)
 		}
