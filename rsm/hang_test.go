@@ -205,7 +205,9 @@ func TestCloseBesideAnInstallation(t *testing.T) {
 	disk := newHungDisk()
 	t.Cleanup(disk.release)
 	c, s := stoppedByDamage(t, func(cfg *Config) { cfg.wrapFS = disk.wrap })
-	disk.hang(func(op errorfs.Op) bool { return op.Kind == errorfs.OpFileSync && strings.Contains(op.Path, "/ingest/") })
+	disk.hang(func(op errorfs.Op) bool {
+		return op.Kind == errorfs.OpFileSync && strings.Contains(op.Path, "/ingest/")
+	})
 	e := c.Node(1).engine
 	e.background(func(ctx context.Context) { _ = s.Repair(ctx) }) // as repairStopped does
 	disk.wait(t)
