@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -31,15 +32,29 @@ func fmtKey(i int) []byte {
 // fill makes a shard's state larger than what its journal keeps.
 func fill(t testing.TB, c *Cluster, id ShardID, from, n int) {
 	t.Helper()
-	s := leaderOf(t, c, id).Shard(id)
-	var calls []*Call
-	for i := from; i < from+n; i++ {
-		calls = append(calls, s.Go(Request{Commands: [][]byte{fmtKey(i)}}))
+	client := c.Client(id) // a leader that waits for a slow disk may be deposed
+	var next atomic.Int64
+	next.Store(int64(from))
+	errs := make(chan error)
+	callers := min(n, 256)
+	for range callers {
+		go func() {
+			for i := next.Add(1) - 1; i < int64(from+n); i = next.Add(1) - 1 {
+				if _, err := client.Submit(within(t), fmtKey(int(i))); err != nil {
+					errs <- err
+					return
+				}
+			}
+			errs <- nil
+		}()
 	}
-	for _, call := range calls {
-		if _, err := call.Wait(within(t)); err != nil {
-			t.Fatal(err)
+	for range callers {
+		if err := <-errs; err != nil {
+			t.Error(err)
 		}
+	}
+	if t.Failed() {
+		t.FailNow()
 	}
 }
 
