@@ -44,7 +44,8 @@ type Node struct {
 
 	draining atomic.Int32 // Drains that run
 
-	newShards bool // identity has shards that node.json has not
+	serving   int64 // engine.mono when Start began to serve: before, as long as the log is read, no peer can be heard
+	newShards bool  // identity has shards that node.json has not
 	idMu      sync.Mutex
 	identity  *identity // guarded by idMu once started; nil in memory
 
@@ -131,6 +132,7 @@ func (n *Node) start() (err error) {
 			return err
 		}
 	}
+	n.serving = e.mono()
 	e.bg.add()
 	e.run()
 	go n.newClock().run()
@@ -594,7 +596,7 @@ type NodeStatus struct {
 // PeerStatus is another node as seen from this one.
 type PeerStatus struct {
 	Connected   bool
-	LastHeard   time.Duration // ago
+	LastHeard   time.Duration // ago; since this node serves, if it was not heard since
 	Silent      bool          // it was not heard for three election timeouts, though all nodes beat: it is away, or the way from it to here is broken
 	QueuedBytes int
 	LastError   string
@@ -616,7 +618,7 @@ func (n *Node) StatusContext(ctx context.Context) (NodeStatus, error) {
 	stats := n.engine.transport.Stats()
 	for _, id := range n.engine.peers.ids() {
 		p, t := n.engine.peers.get(id), stats[uint64(id)]
-		heard := time.Duration(n.engine.mono() - p.heard.Load())
+		heard := time.Duration(n.engine.mono() - max(p.heard.Load(), n.serving))
 		s.Peers[id] = PeerStatus{
 			Connected: t.Connected, QueuedBytes: t.QueuedBytes, LastError: t.LastError,
 			LastHeard: heard, Silent: heard >= silentAfter*n.cfg.ElectionTimeout,

@@ -120,3 +120,38 @@ func TestServicesWaitForStart(t *testing.T) {
 		t.Errorf("asked %d times", n)
 	}
 }
+
+// Peers are silent if they are not heard while the node serves. While it reads its log they cannot be.
+//
+// Mutations with which it was seen to fail: a peer counts as heard when it is met, and not when the node serves; nobody is ever silent.
+func TestPeersAreNotSilentBeforeTheNodeServes(t *testing.T) {
+	cfg := Config{
+		Cluster: "c", Node: 1, Dir: t.TempDir(), Listen: "127.0.0.1:0", Peers: map[NodeID]string{1: "127.0.0.1:1", 2: "127.0.0.1:1"}, DiskWatermark: -1,
+		ElectionTimeout: time.Minute, FsyncStall: time.Minute, // the test is never slower than three
+		Shards: []ShardConfig{{ID: 1, Machine: counters{}}},
+	}
+	back := func(n *Node) { // all that was until now was an hour earlier
+		n.engine.peers.get(2).heard.Add(-int64(time.Hour))
+		n.serving -= int64(time.Hour)
+	}
+	cfg.Services = func(n *Node, _ grpc.ServiceRegistrar) { back(n) } // the log has been read
+	n, err := Start(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer n.Kill()
+	look := func() PeerStatus {
+		s, err := n.Status()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s.Peers[2]
+	}
+	if p := look(); p.Silent || p.LastHeard >= time.Hour {
+		t.Errorf("at first: %+v", p)
+	}
+	back(n)
+	if p := look(); !p.Silent || p.LastHeard < time.Hour {
+		t.Errorf("after an hour: %+v", p)
+	}
+}

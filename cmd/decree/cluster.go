@@ -39,7 +39,18 @@ type node struct {
 	address string
 	conn    *grpc.ClientConn
 	admin   adminv1.AdminServiceClient
-	status  *adminv1.StatusResponse // as it first answered
+	status  *adminv1.StatusResponse // as it last answered
+}
+
+// look asks the node how it stands.
+func (n *node) look(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, dialPatience)
+	defer cancel()
+	st, err := n.admin.Status(ctx, &adminv1.StatusRequest{})
+	if err == nil {
+		n.status = st
+	}
+	return err
 }
 
 // shard returns the node's replica of a shard, or nil.
@@ -143,9 +154,7 @@ func (c *cluster) dial(ctx context.Context, address string) (*node, error) {
 		return nil, err
 	}
 	n := &node{address: address, conn: conn, admin: adminv1.NewAdminServiceClient(conn)}
-	ctx, cancel := context.WithTimeout(ctx, dialPatience)
-	defer cancel()
-	if n.status, err = n.admin.Status(ctx, &adminv1.StatusRequest{}); err != nil {
+	if err := n.look(ctx); err != nil {
 		return nil, errors.Join(callError(err), conn.Close())
 	}
 	n.id = n.status.GetNode()
@@ -357,16 +366,28 @@ func (c *cluster) next(ctx context.Context, shard uint64, n *node, err error, e 
 // refresh asks a node how it stands. It forgets one that gives no answer, before anything is asked of it of which the outcome
 // would then be unknown.
 func (c *cluster) refresh(ctx context.Context, n *node) error {
-	short, cancel := context.WithTimeout(ctx, dialPatience)
-	defer cancel()
-	st, err := n.admin.Status(short, &adminv1.StatusRequest{})
-	if err != nil {
+	if err := n.look(ctx); err != nil {
 		err = readError(n, err)
 		c.drop(n, err)
 		return err
 	}
-	n.status = st
 	return nil
+}
+
+// refreshAll asks all nodes at the same time how they stand, and forgets those that give no answer, unless ctx has ended.
+func (c *cluster) refreshAll(ctx context.Context) {
+	nodes := c.sorted()
+	errs := make([]error, len(nodes))
+	var wg sync.WaitGroup
+	for i, n := range nodes {
+		wg.Go(func() { errs[i] = n.look(ctx) })
+	}
+	wg.Wait()
+	for i, n := range nodes {
+		if errs[i] != nil && ctx.Err() == nil {
+			c.drop(n, callError(errs[i]))
+		}
+	}
 }
 
 // live returns the turn-th of the nodes that host a shard and answer.

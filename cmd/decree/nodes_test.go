@@ -471,6 +471,10 @@ func TestAddAndPromote(t *testing.T) {
 	address := testkit.FreePort(t)
 	want(t, exitOK, []string{"shard 1: node 4 is a learner at " + address}, "add", "4", address, c.node())
 	want(t, exitOK, []string{"shard 2: node 4 was a learner already"}, "add", "4", address, c.node())
+	var out strings.Builder
+	if s := reached(t, c, &out).cluster.nodes[uint64(c.leader(1))].shard(1); !slices.Equal(s.GetLearners(), []uint64{4}) || !slices.Equal(s.GetVoters(), []uint64{1, 2, 3}) {
+		t.Errorf("the leader says %v", s)
+	}
 	newcomer(t, c, filepath.Join(dir, "node4"), address, 1, 2)
 	want(t, exitOK, []string{"shard 1: node 4 is a voter", "shard 2: node 4 is a voter"}, "promote", "4", c.node())
 	want(t, exitOK, []string{"shard 1: node 4 was a voter already"}, "add", "-promote", "4", address, c.node())

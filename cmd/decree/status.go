@@ -84,7 +84,8 @@ func statusCommand() *command {
 		summary: "show how nodes and shards stand, and what needs attention",
 		help: `Asks every node for its state: disk, log, connections, and its replica of each shard. Nodes that are not named are found
 through those that are. At the end it says what needs attention, and then exits with 1: a node without an answer, a low
-disk, two nodes of which one does not hear the other, a replica that has stopped, a shard that nobody leads.
+disk, two nodes of which one does not hear the other, a replica that has stopped, a shard that nobody leads. If two nodes seem
+not to hear each other, it asks all again, up to three times within 6 s: one that has just started is not heard at once.
 
 Use it first, whatever the question is; and in monitoring, for its exit code.
 
@@ -101,7 +102,8 @@ func showStatus(ctx context.Context, s *session, _ []string) error {
 		return err
 	}
 	s.cluster.discover(ctx)
-	r := report(s.cluster, s.opts.shard)
+	links := s.cluster.brokenLinks(ctx)
+	r := report(s.cluster, s.opts.shard, links)
 	err := s.print(r, func(w *tabwriter.Writer) { r.table(w) })
 	if err == nil && len(r.Problems) > 0 {
 		return errNo
@@ -112,8 +114,8 @@ func showStatus(ctx context.Context, s *session, _ []string) error {
 // clockSkew is how far a shard's time may be ahead of a node's clock before it is a problem.
 const clockSkew = 10 * time.Second
 
-// report describes what was found.
-func report(c *cluster, shard uint64) *statusReport {
+// report describes what was found. Of links those are told that it is given.
+func report(c *cluster, shard uint64, links map[link]bool) *statusReport {
 	r := &statusReport{Cluster: c.name, Nodes: []nodeReport{}, Replicas: []replicaReport{}, Problems: []string{}}
 	leaders := map[uint64]bool{}
 	for _, n := range c.sorted() {
@@ -136,7 +138,7 @@ func report(c *cluster, shard uint64) *statusReport {
 			r.problem("node %d refuses commands: its disk has %s left", n.id, size(nr.FreeBytes))
 		}
 		for _, p := range n.status.GetPeers() {
-			if other := c.nodes[p.GetNode()]; p.GetSilent() && other != nil && share(n, other) {
+			if other := c.nodes[p.GetNode()]; other != nil && links[link{n.id, other.id}] {
 				r.problem("%s", broken(n, other, p))
 			}
 		}
@@ -178,11 +180,56 @@ func report(c *cluster, shard uint64) *statusReport {
 	return r
 }
 
-// share reports whether two nodes have votes in the same shard, as both of them know.
+const (
+	// linkLooks is how often the nodes are asked again if one seems not to hear another. They are not asked at one instant, so that one of them may have started
+	// in between; and who was away is dialled again within a second, or five where a dial hangs.
+	linkLooks = 3
+	// linkPause is waited before each.
+	linkPause = 2 * time.Second
+)
+
+// link is the way from one node to another.
+type link struct{ to, from uint64 }
+
+// brokenLinks returns the links on which nothing came at every look; the first has been.
+func (c *cluster) brokenLinks(ctx context.Context) map[link]bool {
+	links := c.silentLinks()
+	if len(links) > 0 {
+		c.say("nodes that answer do not hear each other, which may pass if one has just started: asking again, for %v at most", linkLooks*linkPause)
+	}
+	for look := 0; look < linkLooks && len(links) > 0 && wait(ctx, linkPause); look++ {
+		c.refreshAll(ctx)
+		now := c.silentLinks()
+		maps.DeleteFunc(links, func(l link, _ bool) bool { return !now[l] })
+	}
+	return links
+}
+
+// silentLinks returns the links between nodes that answer on which nothing came, as they last said.
+func (c *cluster) silentLinks() map[link]bool {
+	links := map[link]bool{}
+	for _, n := range c.nodes {
+		for _, p := range n.status.GetPeers() {
+			if other := c.nodes[p.GetNode()]; p.GetSilent() && other != nil && share(n, other) {
+				links[link{n.id, other.id}] = true
+			}
+		}
+	}
+	return links
+}
+
+// share reports whether two nodes are members of the same shard, as both of them know. One that is new there and knows no members yet learns of them only
+// if it is heard, so that the other's word counts.
 func share(a, b *node) bool {
 	return slices.ContainsFunc(a.status.GetShards(), func(s *adminv1.ShardStatus) bool {
-		return slices.Contains(s.GetVoters(), b.id) && slices.Contains(b.shard(s.GetShard()).GetVoters(), a.id)
+		t := b.shard(s.GetShard())
+		return t != nil && (member(s, b.id) || len(s.GetVoters()) == 0) && (member(t, a.id) || len(t.GetVoters()) == 0) &&
+			(member(s, a.id) && member(s, b.id) || member(t, a.id) && member(t, b.id))
 	})
+}
+
+func member(s *adminv1.ShardStatus, id uint64) bool {
+	return slices.Contains(s.GetVoters(), id) || slices.Contains(s.GetLearners(), id)
 }
 
 // broken says that a node does not hear another, though both answer here, and what that one has found.

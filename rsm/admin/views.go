@@ -57,6 +57,9 @@ func shardOf(s *rsm.ShardStatus) *adminv1.ShardStatus {
 	for _, v := range s.Voters {
 		r.Voters = append(r.Voters, uint64(v))
 	}
+	for _, l := range s.Learners {
+		r.Learners = append(r.Learners, uint64(l))
+	}
 	if s.Err != nil {
 		r.Error = detailOf(s.Err)
 	}

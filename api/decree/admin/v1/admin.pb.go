@@ -576,7 +576,9 @@ type ShardStatus struct {
 	// could not without it. Empty: nothing.
 	Damage string `protobuf:"bytes,24,opt,name=damage,proto3" json:"damage,omitempty"`
 	// Time ahead: nanoseconds by which time is ahead of this node's clock; 0 if it is not.
-	TimeAhead     int64 `protobuf:"varint,25,opt,name=time_ahead,json=timeAhead,proto3" json:"time_ahead,omitempty"`
+	TimeAhead int64 `protobuf:"varint,25,opt,name=time_ahead,json=timeAhead,proto3" json:"time_ahead,omitempty"`
+	// Learners: members without a vote. Nodes of versions that do not know this never say so.
+	Learners      []uint64 `protobuf:"varint,26,rep,packed,name=learners,proto3" json:"learners,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -784,6 +786,13 @@ func (x *ShardStatus) GetTimeAhead() int64 {
 		return x.TimeAhead
 	}
 	return 0
+}
+
+func (x *ShardStatus) GetLearners() []uint64 {
+	if x != nil {
+		return x.Learners
+	}
+	return nil
 }
 
 // Counters count since the node was started.
@@ -2799,7 +2808,7 @@ const file_decree_admin_v1_admin_proto_rawDesc = "" +
 	"\x06shards\x18\x03 \x03(\v2\x1c.decree.admin.v1.ShardStatusR\x06shards\x121\n" +
 	"\x05peers\x18\x04 \x03(\v2\x1b.decree.admin.v1.PeerStatusR\x05peers\x12&\n" +
 	"\x03log\x18\x05 \x01(\v2\x14.decree.admin.v1.LogR\x03log\x12)\n" +
-	"\x04disk\x18\x06 \x01(\v2\x15.decree.admin.v1.DiskR\x04disk\"\xee\x05\n" +
+	"\x04disk\x18\x06 \x01(\v2\x15.decree.admin.v1.DiskR\x04disk\"\x8a\x06\n" +
 	"\vShardStatus\x12\x14\n" +
 	"\x05shard\x18\x01 \x01(\x04R\x05shard\x12\x12\n" +
 	"\x04role\x18\x02 \x01(\tR\x04role\x12\x12\n" +
@@ -2827,7 +2836,8 @@ const file_decree_admin_v1_admin_proto_rawDesc = "" +
 	"\x13max_machine_version\x18\x17 \x01(\x04R\x11maxMachineVersion\x12\x16\n" +
 	"\x06damage\x18\x18 \x01(\tR\x06damage\x12\x1d\n" +
 	"\n" +
-	"time_ahead\x18\x19 \x01(\x03R\ttimeAhead\"\xc6\x03\n" +
+	"time_ahead\x18\x19 \x01(\x03R\ttimeAhead\x12\x1a\n" +
+	"\blearners\x18\x1a \x03(\x04R\blearners\"\xc6\x03\n" +
 	"\bCounters\x12\x18\n" +
 	"\aentries\x18\x01 \x01(\x04R\aentries\x12\x1a\n" +
 	"\bcommands\x18\x02 \x01(\x04R\bcommands\x12\x1e\n" +
