@@ -17,6 +17,7 @@ import (
 // One bit of a node's files is flipped: the node must refuse, with the file's name, or have everything as if nothing
 // had happened, because the bit is of no consequence. It must never open with something else.
 func TestFlippedBits(t *testing.T) {
+	testkit.SkipUnderRace(t)
 	h := record(t)
 	at := bestToDamage(t, h)
 	d := crash.NewDisk()

@@ -141,6 +141,7 @@ func (h *history) explorer(t *testing.T) crash.Explorer {
 // each of them could leave [G8, G9]: it opens, has all that was acknowledged, nothing that was not submitted, and
 // every shard's state is exactly that of some number of commands. See internal/crash for the model.
 func TestCrashStates(t *testing.T) {
+	testkit.SkipUnderRace(t)
 	h := record(t)
 	e := h.explorer(t)
 	switch {
@@ -166,6 +167,7 @@ func TestCrashStates(t *testing.T) {
 
 // The controls: what a product would leave that goes about it in a wrong way. The explorer must see the difference.
 func TestCrashControls(t *testing.T) {
+	testkit.SkipUnderRace(t)
 	const pebble = "data/node/state/pebble"
 	h := record(t)
 	for name, drop := range map[string]func(i int, o *crash.Op) bool{

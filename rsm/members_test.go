@@ -36,7 +36,7 @@ func fill(t testing.TB, c *Cluster, id ShardID, from, n int) {
 	var next atomic.Int64
 	next.Store(int64(from))
 	errs := make(chan error)
-	callers := min(n, 256)
+	callers := min(n, 1500)
 	for range callers {
 		go func() {
 			for i := next.Add(1) - 1; i < int64(from+n); i = next.Add(1) - 1 {
@@ -285,7 +285,11 @@ func TestRemovedNodeComesBackLate(t *testing.T) {
 func TestCatchUpBySnapshot(t *testing.T) {
 	c := startCluster(t, t.TempDir(), counters{}, small)
 	fill(t, c, 1, 0, 500)
-	for round := range 3 {
+	rounds := 3
+	if testing.Short() {
+		rounds = 1
+	}
+	for round := range rounds {
 		away := NodeID(round + 1)
 		c.Kill(away)
 		fill(t, c, 1, 1000*(round+1), 3000)

@@ -9,6 +9,8 @@ import (
 
 	"go.etcd.io/etcd/raft/v3"
 	"go.etcd.io/etcd/raft/v3/raftpb"
+
+	"github.com/decree-raft/decree/internal/testkit"
 )
 
 // bareSim is what a simulation costs that has nothing in it but raft: three nodes with a RawNode for each of two groups, a clock, a
@@ -534,7 +536,7 @@ func median(of []float64) float64 {
 
 // TestBareRaft: a measure that is idle, or another each time, measures nothing.
 func TestBareRaft(t *testing.T) {
-	skipUnderRace(t)
+	testkit.SkipUnderRace(t)
 	var one, two bareStats
 	for seed := uint64(1); seed <= 20; seed++ {
 		one.run(seed, 2, bareInterval)

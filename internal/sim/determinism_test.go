@@ -8,6 +8,8 @@ import (
 	"os/exec"
 	"strings"
 	"testing"
+
+	"github.com/decree-raft/decree/internal/testkit"
 )
 
 var hashesFlag = flag.Bool("sim.hashes", false, "print the trace hashes of the seeds of TestDeterminism, and do nothing else")
@@ -29,7 +31,7 @@ func hashes() string {
 
 // TestDeterminism runs seeds twice in this process and once in another one: a seed is a run, to the byte.
 func TestDeterminism(t *testing.T) {
-	skipUnderRace(t)
+	testkit.SkipUnderRace(t)
 	if *hashesFlag {
 		fmt.Print("hashes:\n", hashes(), "end\n")
 		return
@@ -59,7 +61,7 @@ func between(s, from, to string) string {
 
 // TestTraceChangesNothing: looking at a run must not make it another.
 func TestTraceChangesNothing(t *testing.T) {
-	skipUnderRace(t)
+	testkit.SkipUnderRace(t)
 	var out bytes.Buffer
 	with, without := Run(7, Options{Trace: &out}), Run(7, Options{})
 	if with.Hash != without.Hash || out.Len() == 0 {
@@ -69,7 +71,7 @@ func TestTraceChangesNothing(t *testing.T) {
 
 // TestNondeterminismIsFound: replicas whose machine errs stop, and nobody gets a wrong answer.
 func TestNondeterminismIsFound(t *testing.T) {
-	skipUnderRace(t)
+	testkit.SkipUnderRace(t)
 	stopped := 0
 	for seed := uint64(1); seed <= 30; seed++ {
 		r := runJudged(seed, Options{Nondeterministic: true})

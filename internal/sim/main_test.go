@@ -7,8 +7,6 @@ import (
 	"runtime/debug"
 	"runtime/metrics"
 	"testing"
-
-	"github.com/decree-raft/decree/internal/testkit"
 )
 
 // TestMain sets the runtime up for what a run is: one goroutine that allocates much and keeps little. A second processor would
@@ -45,13 +43,5 @@ func collect() {
 	if now := taken[0].Value.Uint64(); now-collected > collectedAfter {
 		runtime.GC()
 		collected = now
-	}
-}
-
-// skipUnderRace leaves out what would take minutes and show nothing: a run is one goroutine.
-func skipUnderRace(t *testing.T) {
-	t.Helper()
-	if testkit.Race {
-		t.Skip("skipped under the race detector: a run is one goroutine")
 	}
 }

@@ -1,6 +1,10 @@
 package sim
 
-import "testing"
+import (
+	"testing"
+
+	"github.com/decree-raft/decree/internal/testkit"
+)
 
 // mending damages disks again and again, and has nodes crash in the middle of being repaired.
 func mending(s *swarm) {
@@ -19,7 +23,7 @@ func mending(s *swarm) {
 // TestRepair damages disks while their nodes run, again and again: replicas that meet the damage are given the state of a peer, by the code of
 // production, with crashes between any two operations on files, and every rule holds as if nothing had been.
 func TestRepair(t *testing.T) {
-	skipUnderRace(t)
+	testkit.SkipUnderRace(t)
 	seeds := uint64(60)
 	if testing.Short() {
 		seeds = 15
@@ -35,7 +39,7 @@ func TestRepair(t *testing.T) {
 // TestRuin damages more disks than can be spared, at once: what can be mended is, and where nothing can, the cluster stands still and names what is damaged. It
 // never answers with it.
 func TestRuin(t *testing.T) {
-	skipUnderRace(t)
+	testkit.SkipUnderRace(t)
 	seeds := uint64(40)
 	if testing.Short() {
 		seeds = 10
@@ -50,7 +54,7 @@ func TestRuin(t *testing.T) {
 // TestToldOfDamage tells replicas of damage that nobody has read, on more disks than can be spared: they stop, and are repaired, where the others can do without them, and every rule holds
 // meanwhile.
 func TestToldOfDamage(t *testing.T) {
-	skipUnderRace(t)
+	testkit.SkipUnderRace(t)
 	seeds := uint64(40)
 	if testing.Short() {
 		seeds = 10

@@ -1,6 +1,10 @@
 package sim
 
-import "testing"
+import (
+	"testing"
+
+	"github.com/decree-raft/decree/internal/testkit"
+)
 
 // restoring makes backups, of which clusters are restored.
 func restoringTune(s *swarm) {
@@ -19,7 +23,7 @@ func restoredAfterChanges(s *swarm) {
 // TestRestore makes a second cluster from a backup of the first, with crashes at every step of it, and lets it go on under all rules: at the position that was asked for,
 // it has the state, the sessions and the log of the first.
 func TestRestore(t *testing.T) {
-	skipUnderRace(t)
+	testkit.SkipUnderRace(t)
 	seeds := uint64(60)
 	if testing.Short() {
 		seeds = 15

@@ -1,6 +1,10 @@
 package sim
 
-import "testing"
+import (
+	"testing"
+
+	"github.com/decree-raft/decree/internal/testkit"
+)
 
 // rotten makes for much on disks, and early damage to it.
 func rotten(s *swarm) {
@@ -23,7 +27,7 @@ func membersStay(s *swarm) {
 // TestRot damages a disk in every run, when there is much on it: clusters of which a minority cannot read all that it has
 // must go on, and serve nothing of it.
 func TestRot(t *testing.T) {
-	skipUnderRace(t)
+	testkit.SkipUnderRace(t)
 	seeds := uint64(60)
 	if testing.Short() {
 		seeds = 15

@@ -4,6 +4,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/decree-raft/decree/internal/testkit"
 )
 
 func TestMinimize(t *testing.T) {
@@ -42,7 +44,7 @@ func TestMinimize(t *testing.T) {
 
 // TestPlanOfAllIsTheRun: a plan that leaves nothing out is the run that it was made of.
 func TestPlanOfAllIsTheRun(t *testing.T) {
-	skipUnderRace(t)
+	testkit.SkipUnderRace(t)
 	for seed := uint64(1); seed <= 10; seed++ {
 		r := Run(seed, Options{})
 		all := planOf(r.run)

@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/decree-raft/decree/internal/core"
+	"github.com/decree-raft/decree/internal/testkit"
 )
 
 // sums is a machine like a user's: "k 5" adds five to k, which never goes below zero; the answer to a query is all sums.
@@ -49,7 +50,7 @@ func sumsUser() *User {
 
 // TestUser: the simulator finds nothing wrong with a sound machine, and a seed is a run.
 func TestUser(t *testing.T) {
-	skipUnderRace(t)
+	testkit.SkipUnderRace(t)
 	var total Stats
 	for seed := uint64(1); seed <= 40; seed++ {
 		r := Run(seed, Options{User: sumsUser()})

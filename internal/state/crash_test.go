@@ -48,6 +48,7 @@ func recovered(t *testing.T, image *vfs.MemFS, id uint64, before, after durable)
 //   - tables are not synced before they are ingested: a synced image that lacks a confirmed flush,
 //     or does not open.
 func TestCrash(t *testing.T) {
+	testkit.SkipUnderRace(t)
 	r := testkit.Random(t)
 	fs := testkit.NewCrashFS(r)
 	const id = 3
@@ -111,6 +112,7 @@ func TestCrash(t *testing.T) {
 
 // A crash during the first Open leaves something that opens.
 func TestCrashOfFirstOpen(t *testing.T) {
+	testkit.SkipUnderRace(t)
 	r := testkit.Random(t)
 	for range 20 {
 		fs := testkit.NewCrashFS(r)

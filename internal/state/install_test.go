@@ -458,6 +458,7 @@ func TestCheckTablesDamaged(t *testing.T) {
 //   - replace excises first and ingests then: "neither";
 //   - link does not sync the tables, and cuts do not either: a synced image that does not open.
 func TestCrashOfInstall(t *testing.T) {
+	testkit.SkipUnderRace(t)
 	r := testkit.Random(t)
 	fs := testkit.NewCrashFS(r)
 	const id = 3
@@ -559,6 +560,7 @@ func replaced(t *testing.T, image *vfs.MemFS, was [5]durable, id uint64, after d
 
 // TestErrorsInInstall fails the n-th change of the file system during an install, for all n.
 func TestErrorsInInstall(t *testing.T) {
+	testkit.SkipUnderRace(t)
 	r := testkit.Random(t)
 	everyFailure(t, r, func(r *rand.Rand, n int64) (bool, error, bool) { return failInstall(t, r, n) })
 }

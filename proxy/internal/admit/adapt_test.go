@@ -4,11 +4,13 @@ import (
 	"fmt"
 	"testing"
 	"time"
+
+	"github.com/decree-raft/decree/internal/testkit"
 )
 
 // A service that answers nobody for a while, and a disk that gets slower or faster for good.
 func TestStall(t *testing.T) {
-	skipUnderRace(t)
+	testkit.SkipUnderRace(t)
 	for _, b := range []bench{benches[0], benches[2], benches[3]} {
 		for _, o := range []Outcome{Answered, Ignored} {
 			t.Run(fmt.Sprintf("%s, outcome %d", b.name, o), func(t *testing.T) {
@@ -49,7 +51,7 @@ func TestStall(t *testing.T) {
 }
 
 func TestSpeedChanges(t *testing.T) {
-	skipUnderRace(t)
+	testkit.SkipUnderRace(t)
 	s := newSim(7)
 	c := controller(t, Config{})
 	fsync := 3 * ms / 10
@@ -78,7 +80,7 @@ func TestSpeedChanges(t *testing.T) {
 
 // A service that loses nine tenths of what it is capable of: the latency comes back to what is tolerated.
 func TestCapacityLost(t *testing.T) {
-	skipUnderRace(t)
+	testkit.SkipUnderRace(t)
 	s := newSim(8)
 	c := controller(t, Config{})
 	v := &servers{s: s, n: 40, time: func() int64 { return 5 * ms }}
@@ -107,7 +109,7 @@ func TestCapacityLost(t *testing.T) {
 
 // A limit that is not used does not grow, and a slow disk with no queue does not shrink it.
 func TestUnusedLimit(t *testing.T) {
-	skipUnderRace(t)
+	testkit.SkipUnderRace(t)
 	s := newSim(9)
 	c := controller(t, Config{})
 	slow := false
@@ -129,7 +131,7 @@ func TestUnusedLimit(t *testing.T) {
 
 // Two proxies before one shard. Neither knows the other's queue; together they keep it short, since they measure at the same time.
 func TestTwoProxies(t *testing.T) {
-	skipUnderRace(t)
+	testkit.SkipUnderRace(t)
 	s := newSim(10)
 	v := &servers{s: s, n: 16, time: func() int64 { return 5 * ms }}
 	var loads []*load
@@ -160,7 +162,7 @@ func TestTwoProxies(t *testing.T) {
 
 // Refusals from behind lower the limit even though what is answered is fast.
 func TestDropped(t *testing.T) {
-	skipUnderRace(t)
+	testkit.SkipUnderRace(t)
 	s := newSim(11)
 	c := controller(t, Config{InitialLimit: 1000})
 	const behind = 50
@@ -201,7 +203,7 @@ func TestDropped(t *testing.T) {
 
 // A probe that gets no answers ends, even if nothing at all happens meanwhile.
 func TestProbeGivenUp(t *testing.T) {
-	skipUnderRace(t)
+	testkit.SkipUnderRace(t)
 	c := controller(t, Config{InitialLimit: 40, ShardCount: 600, Target: 2.5})
 	k := c.Client("a")
 	now := int64(0)
@@ -240,7 +242,7 @@ func TestProbeGivenUp(t *testing.T) {
 
 // What began under another limit is no sample, and the window waits for its end; but not for ever.
 func TestSettling(t *testing.T) {
-	skipUnderRace(t)
+	testkit.SkipUnderRace(t)
 	for _, stuck := range []bool{false, true} {
 		c := controller(t, Config{InitialLimit: 100, ShardCount: 600})
 		l := newLimiter(&c.cfg)

@@ -4,11 +4,13 @@ import (
 	"fmt"
 	"testing"
 	"time"
+
+	"github.com/decree-raft/decree/internal/testkit"
 )
 
 // A flood from one client takes nothing from those who ask for less than their share, and they do not see its queue.
 func TestFlood(t *testing.T) {
-	skipUnderRace(t)
+	testkit.SkipUnderRace(t)
 	for _, b := range []bench{benches[0], benches[2]} {
 		for _, room := range []float64{0, 0.3, 1} { // how much of the flood makes room, or says so
 			t.Run(fmt.Sprintf("%s, makes room: %v", b.name, room), func(t *testing.T) {
@@ -46,7 +48,7 @@ func TestFlood(t *testing.T) {
 
 // Clients that all ask for more get the same.
 func TestEqualShares(t *testing.T) {
-	skipUnderRace(t)
+	testkit.SkipUnderRace(t)
 	s := newSim(3)
 	c := controller(t, Config{})
 	v := benches[0].make(s)
@@ -73,7 +75,7 @@ func TestEqualShares(t *testing.T) {
 
 // A crowd of clients that each have one request at work is too many in sum; the limit and its probes hold for them too.
 func TestCrowd(t *testing.T) {
-	skipUnderRace(t)
+	testkit.SkipUnderRace(t)
 	s := newSim(4)
 	c := controller(t, Config{})
 	v := &servers{s: s, n: 8, time: func() int64 { return 5 * ms }}
@@ -122,7 +124,7 @@ func TestComesAndGoes(t *testing.T) {
 
 // What makes room is taken under a flood of what does not, from the same client and from another, and is bounded itself.
 func TestMakingRoom(t *testing.T) {
-	skipUnderRace(t)
+	testkit.SkipUnderRace(t)
 	b := benches[0]
 	for _, who := range []string{"flood", "other"} {
 		t.Run(who, func(t *testing.T) {

@@ -6,6 +6,8 @@ import (
 	"math/rand/v2"
 	"testing"
 	"time"
+
+	"github.com/decree-raft/decree/internal/testkit"
 )
 
 // asProxy is how a proxy asks for it by default.
@@ -63,7 +65,7 @@ func (l *callers) start(s *sim, c *Controller, v service) {
 // A shard that does 1,200 per second, of which nothing is known first: what a proxy does by default keeps its answers within two and a half times those without load.
 // Five are what is promised; on a real machine clients and proxies add to it.
 func TestSlowShard(t *testing.T) {
-	skipUnderRace(t)
+	testkit.SkipUnderRace(t)
 	capacity := 1200.0
 	run := func(seed uint64, times float64) (*load, *Controller) {
 		s := newSim(seed)
@@ -92,7 +94,7 @@ func TestSlowShard(t *testing.T) {
 
 // A shard so slow that a probe has to wait for seconds until the queue from before is gone.
 func TestVerySlowShard(t *testing.T) {
-	skipUnderRace(t)
+	testkit.SkipUnderRace(t)
 	s := newSim(25)
 	c := controller(t, asProxy)
 	l := &load{name: "a", rate: 600}
@@ -125,7 +127,7 @@ var unlimited = Config{ClientCount: 8192, ShardCount: 49152, MinLimit: 32768, In
 
 // Thousands of calls in flight to a shard that commits in batches get what they would get if nothing was ever refused.
 func TestPipelines(t *testing.T) {
-	skipUnderRace(t)
+	testkit.SkipUnderRace(t)
 	for _, n := range []int{256, 2048, 64 * 64} {
 		on := func(s *sim) service { return &group{s: s, command: 10e3, fsync: uniform(s, 1, 5)} }
 		free, _ := pipelines(t, unlimited, callers{n: n}, on)
@@ -139,7 +141,7 @@ func TestPipelines(t *testing.T) {
 
 // Where processors are short, latency says nothing of a queue at the shard, and each refusal costs as much as a call: less at work makes everything slower.
 func TestShortProcessors(t *testing.T) {
-	skipUnderRace(t)
+	testkit.SkipUnderRace(t)
 	on := func(s *sim) service {
 		env := rand.New(rand.NewPCG(21, 1))
 		return &group{s: s, command: 40e3, fsync: func() int64 {
@@ -167,7 +169,7 @@ func TestShortProcessors(t *testing.T) {
 
 // A shard that becomes ten times slower, and fast again.
 func TestFloorFollows(t *testing.T) {
-	skipUnderRace(t)
+	testkit.SkipUnderRace(t)
 	s := newSim(22)
 	c := controller(t, asProxy)
 	slower := int64(1)
@@ -194,7 +196,7 @@ func TestFloorFollows(t *testing.T) {
 
 // Rates that change a hundredfold at random do not lead down: less at work makes such a shard slower still, and its limit comes back all the same.
 func TestNoSpiral(t *testing.T) {
-	skipUnderRace(t)
+	testkit.SkipUnderRace(t)
 	for seed := range uint64(3) {
 		on := func(s *sim) service {
 			env := rand.New(rand.NewPCG(seed, 23))
@@ -223,7 +225,7 @@ func TestNoSpiral(t *testing.T) {
 
 // Many calls at once, to a shard that has been idle or had little to do, are not refused for how fast it was with little to do.
 func TestBurst(t *testing.T) {
-	skipUnderRace(t)
+	testkit.SkipUnderRace(t)
 	for _, rate := range []float64{0, 100, 1000} {
 		s := newSim(24)
 		c := controller(t, asProxy)

@@ -276,7 +276,7 @@ func limitOf(c *Controller) ShardStat {
 }
 
 func TestOverload(t *testing.T) {
-	skipUnderRace(t)
+	testkit.SkipUnderRace(t)
 	for _, b := range benches {
 		t.Run(b.name, func(t *testing.T) {
 			run := func(times float64) (*load, *Controller) {
@@ -302,13 +302,5 @@ func TestOverload(t *testing.T) {
 				}
 			}
 		})
-	}
-}
-
-// skipUnderRace leaves simulations out, which have one goroutine and would take minutes.
-func skipUnderRace(t *testing.T) {
-	t.Helper()
-	if testkit.Race {
-		t.Skip("skipped under the race detector: it has one goroutine")
 	}
 }

@@ -1,13 +1,17 @@
 package admit
 
-import "testing"
+import (
+	"testing"
+
+	"github.com/decree-raft/decree/internal/testkit"
+)
 
 // A service that takes long and has no queue, as one far away: a probe that goes down to the floor sees at once that it is as slow with little at work. One that went on
 // until there was no time for it would leave the base unknown, and begin again.
 //
 // Mutation with which it was seen to fail: such a probe lasts for four latencies.
 func TestLongWay(t *testing.T) {
-	skipUnderRace(t)
+	testkit.SkipUnderRace(t)
 	for _, way := range []int64{300, 500} {
 		s := newSim(26)
 		c := controller(t, asProxy)
