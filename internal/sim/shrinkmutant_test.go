@@ -16,7 +16,7 @@ func TestMutantsAreShrunk(t *testing.T) {
 		fault string
 		from  uint64 // a run that takes few operations to break is among the next seeds
 		most  int    // operations
-	}{{"no-rollback", 3, 30}, {"unknown-as-not-proposed", 1, 30}, {"decide-on-committed", 1, 10}, {"no-dedup", 1, 10}} {
+	}{{"no-rollback", 11, 30}, {"unknown-as-not-proposed", 1, 30}, {"decide-on-committed", 1, 10}, {"no-dedup", 1, 10}} {
 		core.Mutant = m.fault
 		var r *Result
 		for seed := m.from; r == nil && seed < m.from+200; seed++ {
