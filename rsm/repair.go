@@ -16,7 +16,7 @@ import (
 // Repair gives a replica that is out of service the state of another replica, and starts it again. A replica whose disk turns out
 // to be damaged is repaired so by itself (Config.KeepDamage); for one that diverged, find out why first: it is a fault of a
 // program, and the evidence goes. The journal goes too, whatever Config.KeepJournal says: a snapshot has none. What the replica has promised to the others is kept: it is in the log, which is not touched. It
-// returns when the replica is in service again, or with what kept it from that; the replica is then as it was.
+// waits for what the replica was writing when it stopped, and returns when the replica is in service again, or with what kept it from that; the replica is then as it was.
 func (s *Shard) Repair(ctx context.Context) error {
 	e := s.node.engine
 	var least Index
@@ -35,6 +35,25 @@ func (s *Shard) Repair(ctx context.Context) error {
 	if err != nil {
 		return &Error{Kind: ErrNotProposed, Code: core.CodeRepair, Message: fmt.Sprintf("no member of shard %d could help", s.id), Cause: err}
 	}
+	for {
+		err := s.install(ctx, snap)
+		var again *Error
+		if !errors.As(err, &again) || again.Code != core.CodeRepair || again.RetryAfter == 0 {
+			return err
+		}
+		select { // what the replica was writing when it stopped is not written yet
+		case <-ctx.Done():
+			return err
+		case <-e.quit:
+			return errClosed
+		case <-time.After(again.RetryAfter):
+		}
+	}
+}
+
+// install has the worker put a snapshot in the place of the state, and waits for it.
+func (s *Shard) install(ctx context.Context, snap *snapshot.Snapshot) (err error) {
+	e := s.node.engine
 	done := make(chan error, 1)
 	if err := e.call(ctx, s.id, func(w *core.Worker) {
 		w.Repair(s.id, snap, func(err error) {

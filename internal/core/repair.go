@@ -73,7 +73,9 @@ func (w *Worker) Repair(id ShardID, s *snapshot.Snapshot, done func(error)) {
 		return
 	}
 	if r.writing || r.flushing || r.installing != nil {
-		done(notProposed(CodeRepair, "the replica of shard %d has not come to rest yet; try again", id))
+		e := notProposed(CodeRepair, "the replica of shard %d has not come to rest yet; try again", id)
+		e.RetryAfter = w.cfg.Tick
+		done(e)
 		return
 	}
 	r.repairing = &repair{snap: s, done: done}
