@@ -166,21 +166,28 @@ func TestQuestionsToAPassThatComesBack(t *testing.T) {
 	}
 }
 
+// closedBesideRepair closes a node, in the background, while its disk hangs in the repair of a replica.
+func closedBesideRepair(t *testing.T, hang func(errorfs.Op) bool, repair func(*Shard)) (*hungDisk, *Node, chan error) {
+	t.Helper()
+	disk := newHungDisk()
+	t.Cleanup(disk.release)
+	_, s := stoppedByDamage(t, func(cfg *Config) { cfg.wrapFS = disk.wrap })
+	disk.hang(hang)
+	repair(s)
+	disk.wait(t)
+	closed := make(chan error, 1)
+	go func() { closed <- s.node.Close() }()
+	return disk, s.node, closed
+}
+
 // A node that closes waits for the repair that somebody has asked for, as long as it fetches: the directory of snapshots must not have two who write into it. What comes later does not begin.
 //
 // Mutations with which it was seen to fail, one by one: Repair fetches beside the engine; its context does not end with the engine; foreground begins always.
 func TestCloseBesideRepair(t *testing.T) {
-	disk := newHungDisk()
-	t.Cleanup(disk.release)
-	c, s := stoppedByDamage(t, func(cfg *Config) { cfg.wrapFS = disk.wrap })
-	disk.hang(func(op errorfs.Op) bool {
-		return op.Kind == errorfs.OpFileWriteAt && strings.HasSuffix(filepath.Dir(op.Path), ".part")
-	})
 	repaired := make(chan error, 1)
-	go func() { repaired <- s.Repair(context.Background()) }()
-	disk.wait(t)
-	closed := make(chan error, 1)
-	go func() { closed <- c.Node(1).Close() }()
+	disk, n, closed := closedBesideRepair(t, func(op errorfs.Op) bool {
+		return op.Kind == errorfs.OpFileWriteAt && strings.HasSuffix(filepath.Dir(op.Path), ".part")
+	}, func(s *Shard) { go func() { repaired <- s.Repair(context.Background()) }() })
 	select {
 	case <-closed:
 		t.Error("it was not waited for")
@@ -193,7 +200,7 @@ func TestCloseBesideRepair(t *testing.T) {
 	if err, ok := soon(func() error { return <-closed }); !ok || err != nil {
 		t.Errorf("it is closed: %v, %v", ok, err)
 	}
-	if err := c.Node(1).engine.foreground(t.Context(), func(context.Context) { t.Error("it begins") }); !errors.Is(err, errClosed) {
+	if err := n.engine.foreground(t.Context(), func(context.Context) { t.Error("it begins") }); !errors.Is(err, errClosed) {
 		t.Errorf("after the end: %v", err)
 	}
 }
@@ -202,18 +209,12 @@ func TestCloseBesideRepair(t *testing.T) {
 //
 // Mutation with which it was seen to fail: Repair waits for the node's end, which waits for it.
 func TestCloseBesideAnInstallation(t *testing.T) {
-	disk := newHungDisk()
-	t.Cleanup(disk.release)
-	c, s := stoppedByDamage(t, func(cfg *Config) { cfg.wrapFS = disk.wrap })
-	disk.hang(func(op errorfs.Op) bool {
+	disk, n, closed := closedBesideRepair(t, func(op errorfs.Op) bool {
 		return op.Kind == errorfs.OpFileSync && strings.Contains(op.Path, "/ingest/")
+	}, func(s *Shard) {
+		s.node.engine.background(func(ctx context.Context) { _ = s.Repair(ctx) }) // as repairStopped does
 	})
-	e := c.Node(1).engine
-	e.background(func(ctx context.Context) { _ = s.Repair(ctx) }) // as repairStopped does
-	disk.wait(t)
-	closed := make(chan error, 1)
-	go func() { closed <- c.Node(1).Close() }()
-	<-e.quit
+	<-n.engine.quit
 	disk.release()
 	if err, ok := soon(func() error { return <-closed }); !ok || err != nil {
 		t.Errorf("it is closed: %v, %v", ok, err)

@@ -133,14 +133,7 @@ func TestErrorsOfTheDisk(t *testing.T) {
 		}
 	}, receive)
 	failAll(t, "cut", 10, func(*Dir) {}, func(d *Dir) error {
-		c, err := w.store.Cut(testShard)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer c.Close()
-		o := small
-		o.Info = testInfo()
-		s, err := d.Cut(t.Context(), c, o)
+		s, err := w.tryCut(d, small)
 		if err == nil {
 			_, err = Verify(t.Context(), d.fs, s.Dir)
 		}
@@ -200,18 +193,8 @@ func TestFailedSyncsOfDirectories(t *testing.T) {
 		left        int // after a loss of power
 	}{
 		"receive": {nil, receive, 4, 1},
-		"cut": {nil, func(d *Dir) error {
-			c, err := w.store.Cut(testShard)
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer c.Close()
-			o := small
-			o.Info = testInfo()
-			_, err = d.Cut(t.Context(), c, o)
-			return err
-		}, 4, 1},
-		"remove": {receive, func(d *Dir) error { return d.Remove(x.s.ID) }, 1, 0},
+		"cut":     {nil, func(d *Dir) error { _, err := w.tryCut(d, small); return err }, 4, 1},
+		"remove":  {receive, func(d *Dir) error { return d.Remove(x.s.ID) }, 1, 0},
 		"discard": {receive, func(d *Dir) error {
 			if err := d.Discard(x.s.ID); !errors.Is(err, ErrNotFound) { // there is no second try
 				return err

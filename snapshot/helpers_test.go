@@ -127,6 +127,16 @@ func (w *world) same(as *world) error {
 
 func (w *world) cut(d *Dir, o CutOptions) *Snapshot {
 	w.t.Helper()
+	s, err := w.tryCut(d, o)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return s
+}
+
+// tryCut is cut for a directory whose disk may fail.
+func (w *world) tryCut(d *Dir, o CutOptions) (*Snapshot, error) {
+	w.t.Helper()
 	c, err := w.store.Cut(testShard)
 	if err != nil {
 		w.t.Fatal(err)
@@ -135,11 +145,7 @@ func (w *world) cut(d *Dir, o CutOptions) *Snapshot {
 	if o.Cluster == "" {
 		o.Info = testInfo()
 	}
-	s, err := d.Cut(w.t.Context(), c, o)
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	return s
+	return d.Cut(w.t.Context(), c, o)
 }
 
 // install replaces the shard by the snapshot.

@@ -182,18 +182,18 @@ func (r *Replica) peerSilent(peer NodeID) {
 // missed wakes the replica where something of a voter's node was lost. Its state is known to be whole as of the last that came before. It does not rest again before whoever
 // leads has had an election timeout to say so: what was lost may have been that another one does.
 func (r *Replica) missed(gaps []Gap) {
-	at, of := r.votersHeard(), NodeID(0)
+	at, lost := r.w.now.Mono, false
 	for _, g := range gaps {
 		if slices.Contains(r.conf.Voters, g.Peer) {
-			at, of = min(at, g.Heard), g.Peer
+			at, lost = min(at, g.Heard), true
 		}
 	}
-	if of == 0 {
+	if !lost {
 		return
 	}
 	r.gapAt = r.w.now.Mono
 	if r.quiet {
-		r.wakeAsOf(at)
+		r.wakeAsOf(min(at, r.votersHeard()))
 		r.tellLeader(0)
 	}
 }

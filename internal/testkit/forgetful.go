@@ -63,7 +63,8 @@ func (f *ForgetfulDirs) opened(name string, open func() (vfs.File, error)) (file
 	if before == nil {
 		return open()
 	}
-	return file, f.change(name, func() error { file, err = open(); return err })
+	err = f.change(name, func() (err error) { file, err = open(); return err })
+	return file, err
 }
 
 // Create is part of vfs.FS.

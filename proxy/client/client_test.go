@@ -265,13 +265,7 @@ func TestLateAnswerOfAnotherCluster(t *testing.T) {
 	s.SetToken(50) // the other cluster is not there yet
 	slow := s.GoRead(within(t), rsm.AtToken, []byte("slow"))
 	await(t, "the slow read", func() bool { return len(one.got(route.Read)) == 1 })
-	c.mu.Lock()
-	c.addresses = []string{first, second}
-	c.at = 0
-	c.mu.Unlock()
-	if _, err := s.Read(within(t), rsm.Linearizable, []byte("leave")); err != nil {
-		t.Fatal(err)
-	}
+	leave(t, c, first, second)
 	res, err := slow.Wait(within(t))
 	if err != nil || res.Index != 7 {
 		t.Errorf("the slow read ends with %v, %v", res, err)
@@ -563,6 +557,17 @@ func TestManyWaitForADisk(t *testing.T) {
 	}
 }
 
+// leave has a client go on to the second of two addresses, whose first tells who reads that it is closed.
+func leave(t *testing.T, c *Client, first, second string) {
+	t.Helper()
+	c.mu.Lock()
+	c.addresses, c.at = []string{first, second}, 0
+	c.mu.Unlock()
+	if _, err := c.Shard(1).Read(within(t), rsm.Linearizable, []byte("leave")); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // A command that waits for a disk, and goes to another cluster meanwhile, leaves nothing in the session that it comes from.
 //
 // Mutation with which it was seen to fail: begin does not leave the window of before.
@@ -583,13 +588,7 @@ func TestPutOffGoesToAnotherCluster(t *testing.T) {
 	p := s.Go(within(t), rsm.Request{Commands: [][]byte{[]byte("ordinary")}})
 	await(t, "it waits for the disk", func() bool { return len(one.got(route.Submit)) > 0 })
 	was := s.stay.Load()
-	c.mu.Lock()
-	c.addresses = []string{first, second}
-	c.at = 0
-	c.mu.Unlock()
-	if _, err := s.Read(within(t), rsm.Linearizable, []byte("leave")); err != nil {
-		t.Fatal(err)
-	}
+	leave(t, c, first, second)
 	if _, err := p.Wait(within(t)); err != nil || s.stay.Load() == was {
 		t.Fatalf("it ended with %v, in another cluster: %v", err, s.stay.Load() != was)
 	}
