@@ -10,12 +10,20 @@ import (
 // clusters have up to six nodes, each of which takes its time.
 func BenchmarkSim(b *testing.B) {
 	b.Run("nodes=3", func(b *testing.B) { benchmarkSim(b, threeNodes) })
+	b.Run("nodes=3/few", func(b *testing.B) { benchmarkSim(b, fewOperations) })
 	b.Run("members", func(b *testing.B) { benchmarkSim(b, func(s *swarm) { s.nodes = 3 }) })
 }
 
 func threeNodes(s *swarm) {
 	s.nodes = 3
 	membersStay(s)
+}
+
+// fewOperations has about as many operations in a simulated second as the simulation of nothing but raft has with bareFew. A client
+// waits for its answers and has phases in which it does not ask, so it must ask two and a half times as often for that.
+func fewOperations(s *swarm) {
+	threeNodes(s)
+	s.think = bareFew * 2 / 5 * int64(s.clients*s.width)
 }
 
 func benchmarkSim(b *testing.B, tune func(*swarm)) {
