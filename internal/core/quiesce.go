@@ -130,11 +130,12 @@ func (r *Replica) wakeOthers() {
 	}
 }
 
-// wake ends the rest. What that has said of the age up to now stays true.
+// wake ends the rest. What that has said of the age up to the last pass stays true. What this one brings may be what wakes, and more of it than has been seen to
+// yet: that the voters were heard with it is no word for what is in it.
 func (r *Replica) wake() {
 	at := int64(0)
 	if r.quiet {
-		at = r.votersHeard()
+		at = r.votersHeard(r.w.heardBefore)
 	}
 	r.wakeAsOf(at)
 }
@@ -193,7 +194,7 @@ func (r *Replica) missed(gaps []Gap) {
 	}
 	r.gapAt = r.w.now.Mono
 	if r.quiet {
-		r.wakeAsOf(min(at, r.votersHeard()))
+		r.wakeAsOf(min(at, r.votersHeard(r.w.heardBefore)))
 		r.tellLeader(0)
 	}
 }

@@ -163,6 +163,27 @@ func TestGapEndsRest(t *testing.T) {
 	}
 }
 
+// What ends the rest may be the first of much that came while the last pass took its time: that the voters were heard with it is no word for the rest of it.
+//
+// Mutations with which it was seen to fail: wake takes what was heard with this pass; so does missed.
+func TestWakeSaysNothingOfWhatWokeIt(t *testing.T) {
+	for name, wake := range map[string]func(h *hand){
+		"entries": func(h *hand) {
+			h.message(raftpb.Message{Type: raftpb.MsgApp, From: 1, Term: 1, LogTerm: 1, Index: 1, Entries: []raftpb.Entry{{Term: 1, Index: 2}}, Commit: 1})
+		},
+		"a note": func(h *hand) { h.in.Notes = []Note{{From: 3, Shard: 1, Kind: noteAwake}} },
+		"a gap":  func(h *hand) { h.in.Gaps = []Gap{{Peer: 3, Heard: h.now.Mono + 2900e6}} },
+	} {
+		h := newHand(t, Limits{})
+		h.restsTenHours()
+		wake(h)
+		h.pass(3000) // and all were heard at its end
+		if age := h.age(); h.replica().quiet || age != 3*time.Second {
+			t.Errorf("%s after a pass of 3 s: quiet %v, %v old", name, h.replica().quiet, age)
+		}
+	}
+}
+
 // Who brings the news of another leader is heard with it. That is no word for what was committed before.
 //
 // Mutation with which it was seen to fail: wakeFor looks at nobody's name.
@@ -194,7 +215,7 @@ func TestNoRestWithoutAVoter(t *testing.T) {
 // A leader's age is as of what its replicas have said: their nodes go on beating whomever they follow. Before its first entry is committed it has none, as others may have
 // committed what it has not applied.
 //
-// Mutations with which it was seen to fail: the age is as of the nodes' beats; it is a leader's as soon as it leads.
+// Mutations with which it was seen to fail: the age is as of the nodes' beats; it is a leader's as soon as it leads; heardFrom is the time of the pass; it looks at no gaps.
 func TestAgeOfALeader(t *testing.T) {
 	h := newHand(t, Limits{})
 	h.deaf = map[uint64]bool{1: true, 3: true}
@@ -212,6 +233,19 @@ func TestAgeOfALeader(t *testing.T) {
 	h.pass(300)
 	if age := h.age(); before > 100*time.Millisecond || age != before+300*time.Millisecond {
 		t.Errorf("replicas that say nothing for 0.3 s: %v old, and %v before that", age, before)
+	}
+	// What a long pass has kept waiting is as old as it is, and what came before a gap is no younger than that.
+	for name, heard := range map[string]func(at int64){
+		"answer": func(at int64) { h.awaySince = map[NodeID]int64{1: 0, 3: at} },
+		"gap":    func(at int64) { h.in.Gaps = []Gap{{Peer: 3, Heard: at}} },
+	} {
+		heard(h.now.Mono + 100e6)
+		h.message(raftpb.Message{Type: raftpb.MsgHeartbeatResp, From: 3, Term: uint64(h.replica().raftTerm)})
+		h.pass(400)
+		if age := h.age(); age != 300*time.Millisecond {
+			t.Errorf("%s: heard 0.3 s ago: %v old", name, age)
+		}
+		h.awaySince = nil
 	}
 	h.replica().quiet = true
 	if age := h.age(); age != 0 {

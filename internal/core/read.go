@@ -250,7 +250,7 @@ func (r *Replica) age() time.Duration {
 	at := r.currentAt
 	switch {
 	case r.quiet:
-		at = max(at, r.votersHeard())
+		at = max(at, r.votersHeard(r.w.env.LastHeard))
 	case r.lead != nil && r.lead.ready: // before that, it lacks what others have committed
 		at = max(at, r.quorumHeard(now))
 	}
@@ -276,17 +276,17 @@ func (r *Replica) hearCommit(n CommitNote) {
 
 // catchUpNote sees whether what the leader spoke of has been applied.
 func (r *Replica) catchUpNote() {
-	if r.noteAt != 0 && r.applied >= r.note.Commit {
+	if r.noteAt != 0 && (r.applied >= r.note.Commit || mutated("age-of-the-unapplied")) {
 		r.currentAt = max(r.currentAt, r.noteAt)
 	}
 }
 
-// votersHeard returns since when the nodes of all other voters were heard.
-func (r *Replica) votersHeard() int64 {
+// votersHeard returns since when the nodes of all other voters were heard, by what says that of one.
+func (r *Replica) votersHeard(heard func(NodeID) int64) int64 {
 	at := r.w.now.Mono
 	for _, v := range r.conf.Voters {
 		if v != r.cfg.Node {
-			at = min(at, r.w.env.LastHeard(v))
+			at = min(at, heard(v))
 		}
 	}
 	return at

@@ -646,7 +646,7 @@ func (r *Replica) step(m *Message) {
 		r.untaken++
 	}
 	if l := r.lead; l != nil {
-		l.heard[m.From] = r.w.now.Mono
+		l.heard[m.From] = r.w.heardFrom(m.From)
 	}
 	switch m.Raft.Type {
 	case raftpb.MsgSnap:

@@ -22,6 +22,8 @@ type Worker struct {
 	touched  []*Replica // in this pass
 	out      *Write     // of this pass
 	peers    map[NodeID]bool
+	before   map[NodeID]int64 // when each had been heard as of the end of the last pass
+	gaps     []Gap            // of this pass
 	diskLow  bool
 
 	scratch []byte // events of the request being decided
@@ -30,7 +32,7 @@ type Worker struct {
 
 // NewWorker returns a worker without shards. The config must be valid.
 func NewWorker(cfg Config, env Env, now Now) *Worker {
-	return &Worker{cfg: cfg, env: env, now: now, replicas: map[ShardID]*Replica{}, peers: map[NodeID]bool{}}
+	return &Worker{cfg: cfg, env: env, now: now, replicas: map[ShardID]*Replica{}, peers: map[NodeID]bool{}, before: map[NodeID]int64{}}
 }
 
 // AddShard starts a replica. What it has to send or write goes out with the next Pass.
@@ -50,7 +52,7 @@ func (w *Worker) AddShard(id ShardID, d Deps) error {
 
 // Pass takes in what has arrived and brings every shard concerned as far as it goes.
 func (w *Worker) Pass(now Now, in *Input) {
-	w.now = now
+	w.now, w.gaps = now, in.Gaps
 	if len(in.Gaps) > 0 { // first: others may end the rest too, and do not know of them
 		for _, r := range w.order {
 			r.missed(in.Gaps)
@@ -142,6 +144,25 @@ func (w *Worker) Pass(now Now, in *Input) {
 		w.out = nil
 		w.env.Write(out)
 	}
+	for p := range w.peers {
+		w.before[p] = w.env.LastHeard(p)
+	}
+	w.gaps = nil
+}
+
+// heardBefore returns when a peer had been heard as of the end of the last pass, all of which has been seen to. 0: there is no word of that.
+func (w *Worker) heardBefore(p NodeID) int64 { return w.before[p] }
+
+// heardFrom returns when a peer of which this pass has brought something was heard: no later than its last word, which a long pass keeps waiting, nor than what
+// it lost something after.
+func (w *Worker) heardFrom(p NodeID) int64 {
+	at := min(w.now.Mono, w.env.LastHeard(p))
+	for _, g := range w.gaps {
+		if g.Peer == p {
+			at = min(at, g.Heard)
+		}
+	}
+	return at
 }
 
 // accept gives a request to its replica, or refuses it.

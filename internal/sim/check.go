@@ -368,6 +368,15 @@ func (c *checker) answer(a *attempt) {
 	}
 }
 
+// within returns the position that an answer must be of at least to a question that came at a time, if it is said to be no older than age. What the
+// network takes is not in an age: twice, as a leader hears its followers before it speaks. How long the answer took is not looked at.
+func (c *checker) within(shard core.ShardID, at, age int64) core.Index {
+	if age >= at {
+		return 0
+	}
+	return c.shards[shard].lastAt(at - age - 2*c.s.net.delaysSince(at-age-2*second))
+}
+
 func (c *checker) read(a *attempt) {
 	o, res := a.op, &a.req.Result
 	c.s.stats.Reads++
@@ -381,6 +390,7 @@ func (c *checker) read(a *attempt) {
 		if res.Age < 0 {
 			c.s.fail("read", "%v: %v old", o, res.Age)
 		}
+		want = c.within(o.shard, a.givenAt, int64(res.Age))
 	}
 	if res.Index < want {
 		c.s.fail("stale-read", "%v was answered from index %d, and had to see %d", o, res.Index, want)

@@ -383,6 +383,7 @@ func (n *node) arrive(f frame) {
 func (n *node) receive(f frame) {
 	n.s.trace.event(evFrameGot, n.id, uint64(f.from), f.hash, uint64(len(f.bytes)), 0)
 	n.s.trace.frame(&f)
+	n.s.net.arrived(f)
 	if f.gap {
 		g := core.Gap{Peer: f.from, Heard: n.heard[f.from]}
 		for _, w := range n.workers {

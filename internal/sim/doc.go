@@ -38,7 +38,7 @@
 // at most once; one leader per term; equal hashes at equal positions, over restarts
 // too; nothing is promised before it is durable; an answer is what the log says at its
 // position, and its position is not before what was answered before the question; a linearizable read sees
-// what its leader was given before it; "not proposed" means never.
+// what its leader was given before it, and a stale one what was committed as long before as it says that it is old, but for what the network took; "not proposed" means never.
 // The members are what the committed changes say, by a reading of its own, and so is what a majority is; two configurations in a
 // row cannot decide apart; a change that was answered is in the log, one that was refused is not; who votes has caught up, who is
 // removed is so for good, and knows it in the end. A snapshot is of what was committed, whole before raft hears of it, and the state

@@ -51,6 +51,7 @@ var mutants = []mutant{
 	{guarantee: "G7", faults: "read-joins-round", opts: Options{tune: lookups}},
 	{guarantee: "G7", faults: "read-overtakes"},
 	{guarantee: "G7", faults: "late-answer-for-all", opts: Options{tune: lookups}},
+	{guarantee: "G7", faults: "age-of-the-unapplied"},
 	{guarantee: "G8", faults: "send-before-sync"},
 	{guarantee: "G8", faults: "forget-vote"},
 	{guarantee: "G8", faults: "apply-before-sync"},

@@ -20,6 +20,9 @@ type network struct {
 	spare [][]byte // memory of frames that have been read
 	idle  []*flight
 	old   []frame // some that were sent, see haunt
+
+	slowest int64   // the longest that a frame has taken, or will
+	late    []int64 // late[i]: the longest that a frame had taken that was read within the i-th lateSpan, which a pause makes longer
 }
 
 // flight is a frame on its way. It is used again: frames are most of what happens.
@@ -57,6 +60,7 @@ type frame struct {
 	hash     uint64
 	doubled  bool
 	gap      bool // it is the first of a connection
+	sent     int64
 }
 
 // memory returns room for a frame.
@@ -89,7 +93,7 @@ func newNetwork(s *sim, r *rand.Rand) *network {
 
 // send decides a frame's fate. The bytes belong to the network.
 func (n *network) send(from, to core.NodeID, b []byte) {
-	sw, f := &n.s.swarm, frame{from: from, to: to, bytes: b, hash: xxhash.Sum64(b)}
+	sw, f := &n.s.swarm, frame{from: from, to: to, bytes: b, hash: xxhash.Sum64(b), sent: n.s.now}
 	cut := n.cut[from][to] > 0
 	if cut || !n.s.calm && chance(n.r, sw.loss) {
 		n.s.stats.FramesLost++
@@ -100,7 +104,7 @@ func (n *network) send(from, to core.NodeID, b []byte) {
 		return
 	}
 	if sw.every[faultBackup] > 0 && len(n.old) < 200 && n.r.IntN(10) == 0 {
-		n.old = append(n.old, frame{from: from, to: to, bytes: slices.Clone(b), hash: f.hash, doubled: true})
+		n.old = append(n.old, frame{from: from, to: to, bytes: slices.Clone(b), hash: f.hash, doubled: true, sent: n.s.now})
 	}
 	f.gap, n.gap[from][to] = n.gap[from][to], false
 	copies := 1
@@ -114,6 +118,7 @@ func (n *network) send(from, to core.NodeID, b []byte) {
 			at = max(at, n.due[from][to])
 			n.due[from][to] = at
 		}
+		n.slowest = max(n.slowest, at-n.s.now)
 		n.s.trace.event(evFrameSent, from, uint64(to), f.hash, uint64(len(b)), uint64(delay/microsecond))
 		n.s.trace.frame(&f)
 		n.fly(f, at)
@@ -125,6 +130,26 @@ func (n *network) delay() int64 {
 		return exp(n.r, min(n.s.swarm.net.mean, millisecond))
 	}
 	return n.s.swarm.net.draw(n.r)
+}
+
+const lateSpan = 100 * millisecond
+
+// arrived notes what a frame has taken until its node read it.
+func (n *network) arrived(f frame) {
+	i := int(n.s.now / lateSpan)
+	for len(n.late) <= i {
+		n.late = append(n.late, 0)
+	}
+	n.late[i] = max(n.late[i], n.s.now-f.sent)
+}
+
+// delaysSince returns the longest that any frame took that was read since a time, or that the network has delayed any by.
+func (n *network) delaysSince(t int64) int64 {
+	d := n.slowest
+	for i := max(0, t/lateSpan); i < int64(len(n.late)); i++ {
+		d = max(d, n.late[i])
+	}
+	return d
 }
 
 // reportLoss tells the sender now and then, as a transport does when a connection breaks, and the receiver with the next frame.

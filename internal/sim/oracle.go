@@ -3,6 +3,7 @@ package sim
 import (
 	"bytes"
 	"fmt"
+	"sort"
 
 	"github.com/cespare/xxhash/v2"
 	"go.etcd.io/etcd/raft/v3/raftpb"
@@ -33,6 +34,7 @@ type committedEntry struct {
 	seq, chain uint64
 	time       int64
 	sessions   int
+	known      int64 // since when
 }
 
 type sessionModel struct {
@@ -60,6 +62,11 @@ func newOracle(c *checker, id core.ShardID) *oracle {
 
 func (o *oracle) last() core.Index { return core.Index(len(o.entries)) }
 
+// lastAt returns the last entry that was known to be committed at a time.
+func (o *oracle) lastAt(t int64) core.Index {
+	return core.Index(sort.Search(len(o.entries), func(i int) bool { return o.entries[i].known > t }))
+}
+
 // after returns the shard after an entry.
 func (o *oracle) after(i core.Index) committedEntry {
 	if i == 0 {
@@ -76,7 +83,7 @@ func (o *oracle) fail(rule, format string, args ...any) {
 func (o *oracle) learn(e shadowEntry) {
 	i, before := o.last()+1, o.after(o.last())
 	after := before
-	after.term, after.hash = e.term, xxhash.Sum64(e.data)
+	after.term, after.hash, after.known = e.term, xxhash.Sum64(e.data), o.c.s.now
 	o.entries = append(o.entries, after)
 	if o.c.s.swarm.every[faultBackup] > 0 {
 		o.log = append(o.log, e)
