@@ -220,3 +220,25 @@ func TestCloseBesideAnInstallation(t *testing.T) {
 		t.Errorf("it is closed: %v, %v", ok, err)
 	}
 }
+
+// Who asked for a repair and goes is not kept until the disk has done it: the installation goes on, and is what its node is still doing.
+//
+// Mutation with which it was seen to fail: install looks at the node's end only.
+func TestLeavesAnInstallation(t *testing.T) {
+	disk := newHungDisk()
+	t.Cleanup(disk.release)
+	_, s := stoppedByDamage(t, func(cfg *Config) { cfg.wrapFS = disk.wrap })
+	disk.hang(func(op errorfs.Op) bool {
+		return op.Kind == errorfs.OpFileSync && strings.Contains(op.Path, "/ingest/")
+	})
+	ctx, leave := context.WithCancel(t.Context())
+	repaired := make(chan error, 1)
+	go func() { repaired <- s.Repair(ctx) }()
+	disk.wait(t)
+	leave()
+	if err, ok := soon(func() error { return <-repaired }); !ok || !errors.Is(err, ErrUnknown) || !isCode(err, core.CodeRepair) || !errors.Is(err, context.Canceled) {
+		t.Errorf("who leaves is told: %v, %v", ok, err)
+	}
+	disk.release()
+	eventually(t, "the replica is in service", func() bool { return s.stopped.Load() == nil })
+}

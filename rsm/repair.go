@@ -16,15 +16,11 @@ import (
 // Repair gives a replica that is out of service the state of another replica, and starts it again. A replica whose disk turns out
 // to be damaged is repaired so by itself (Config.KeepDamage); for one that diverged, find out why first: it is a fault of a
 // program, and the evidence goes. The journal goes too, whatever Config.KeepJournal says: a snapshot has none. What the replica has promised to the others is kept: it is in the log, which is not touched. It
-// waits for what the replica was writing when it stopped, and returns when the replica is in service again, or with what kept it from that; the replica is then as it was.
+// waits for what the replica was writing when it stopped, and returns when the replica is in service again, or with what kept it from that; the replica is then
+// as it was. With ErrUnknown, when ctx ends or the node does, it may be in service yet.
 func (s *Shard) Repair(ctx context.Context) error {
 	e := s.node.engine
-	var least Index
-	var members []NodeID
-	var err error
-	if cerr := e.call(ctx, s.id, func(w *core.Worker) { least, members, err = w.Repairable(s.id) }); cerr != nil {
-		return cerr
-	}
+	least, members, err := s.repairable(ctx)
 	if err != nil {
 		return err
 	}
@@ -35,17 +31,25 @@ func (s *Shard) Repair(ctx context.Context) error {
 	if err != nil {
 		return &Error{Kind: ErrNotProposed, Code: core.CodeRepair, Message: fmt.Sprintf("no member of shard %d could help", s.id), Cause: err}
 	}
+	return s.install(ctx, snap)
+}
+
+// repairable asks what a repair takes. What the replica was writing when it stopped may not be written yet: that is waited for.
+func (s *Shard) repairable(ctx context.Context) (least Index, members []NodeID, err error) {
+	e := s.node.engine
 	for {
-		err := s.install(ctx, snap)
-		var again *Error
-		if !errors.As(err, &again) || again.Code != core.CodeRepair || again.RetryAfter == 0 {
-			return err
+		if cerr := e.call(ctx, s.id, func(w *core.Worker) { least, members, err = w.Repairable(s.id) }); cerr != nil {
+			return 0, nil, cerr
 		}
-		select { // what the replica was writing when it stopped is not written yet
+		var again *Error
+		if !errors.As(err, &again) || again.RetryAfter == 0 {
+			return least, members, err
+		}
+		select {
 		case <-ctx.Done():
-			return err
+			return 0, nil, err
 		case <-e.quit:
-			return errClosed
+			return 0, nil, errClosed
 		case <-time.After(again.RetryAfter):
 		}
 	}
@@ -67,6 +71,8 @@ func (s *Shard) install(ctx context.Context, snap *snapshot.Snapshot) (err error
 	}
 	select {
 	case err = <-done:
+	case <-ctx.Done():
+		err = &Error{Kind: ErrUnknown, Code: core.CodeRepair, Message: fmt.Sprintf("the snapshot of shard %d is being installed, which goes on", s.id), Cause: ctx.Err()}
 	case <-e.quit: // its end waits for who repairs by itself, and is counted; the installation is, too
 		err = errClosed
 	}
@@ -156,16 +162,14 @@ func (s *Shard) journalElsewhere(ctx context.Context) error {
 		return nil
 	}
 	var first, last Index
-	var members []NodeID
-	var err error
-	if cerr := n.engine.call(ctx, s.id, func(w *core.Worker) {
-		if first, last, _ = w.JournalBounds(s.id); first != 0 {
-			_, members, err = w.Repairable(s.id)
-		}
-	}); cerr != nil {
+	if cerr := n.engine.call(ctx, s.id, func(w *core.Worker) { first, last, _ = w.JournalBounds(s.id) }); cerr != nil {
 		return cerr
 	}
-	if first == 0 || err != nil {
+	if first == 0 {
+		return nil
+	}
+	_, members, err := s.repairable(ctx)
+	if err != nil {
 		return err
 	}
 	enough := first

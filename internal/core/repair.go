@@ -23,7 +23,8 @@ type repair struct {
 	done func(error)
 }
 
-// Repairable returns the least index that a snapshot must have to repair a replica that has stopped, and who may have one; or why it cannot be repaired.
+// Repairable returns the least index that a snapshot must have to repair a replica that has stopped, and who may have one; or why it cannot be repaired: with a time to ask again after
+// while it still writes what it was writing when it stopped.
 func (w *Worker) Repairable(id ShardID) (least Index, members []NodeID, err error) {
 	r := w.replicas[id]
 	switch {
@@ -38,6 +39,10 @@ func (w *Worker) Repairable(id ShardID) (least Index, members []NodeID, err erro
 		return 0, nil, notProposed(CodeRepair, "the log of node %d has lost what shard %d had acknowledged, which no state of a peer brings back: replace the node by a new one (decree replace)", w.cfg.Node, id)
 	case r.repairing != nil:
 		return 0, nil, notProposed(CodeRepair, "the replica of shard %d on node %d is being repaired", id, w.cfg.Node)
+	case r.writing || r.flushing || r.installing != nil:
+		e := notProposed(CodeRepair, "the replica of shard %d has not come to rest yet; try again", id) // and what it is writing may be what a snapshot must have
+		e.RetryAfter = w.cfg.Tick
+		return 0, nil, e
 	}
 	for _, m := range r.conf.Members() {
 		if m != w.cfg.Node && m != r.leader {
@@ -70,12 +75,6 @@ func (w *Worker) Repair(id ShardID, s *snapshot.Snapshot, done func(error)) {
 	}
 	if bytes := r.keptBytes(s.Manifest); bytes > maxRewriteBytes {
 		done(notProposed(CodeRepair, "the log of shard %d has %d bytes after the snapshot at %d, %d are allowed: it takes a later snapshot; try again", id, bytes, s.Manifest.Index, maxRewriteBytes))
-		return
-	}
-	if r.writing || r.flushing || r.installing != nil {
-		e := notProposed(CodeRepair, "the replica of shard %d has not come to rest yet; try again", id)
-		e.RetryAfter = w.cfg.Tick
-		done(e)
 		return
 	}
 	r.repairing = &repair{snap: s, done: done}

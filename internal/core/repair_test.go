@@ -47,6 +47,40 @@ func (h *hand) installed() {
 	h.in.Installed, h.installs = h.installs, nil
 }
 
+// What was being flushed when a replica stopped may be flushed yet, and then a snapshot must have it: nobody is told what one must have before.
+//
+// Mutation with which it was seen to fail: Repairable does not look at it.
+func TestRepairableWhenAtRest(t *testing.T) {
+	h := newHand(t, smallCache)
+	h.message(raftpb.Message{Type: raftpb.MsgApp, From: 1, Term: 1, Entries: entriesOf(1, 1200, 1), Commit: 1200})
+	h.pass(1)
+	h.sync()
+	h.hung = true
+	h.pass(1)
+	h.pass(1)
+	if len(h.flushes) != 1 {
+		t.Fatalf("%d flushes are under way, want one", len(h.flushes))
+	}
+	h.damage(CodeStorage)
+	least, err := Index(0), error(nil)
+	ask := func() {
+		h.in.Calls = append(h.in.Calls, func(w *Worker) { least, _, err = w.Repairable(1) })
+		h.pass(1)
+	}
+	ask()
+	var e *Error
+	if !errors.As(err, &e) || e.Code != CodeRepair || e.RetryAfter <= 0 {
+		t.Errorf("while it is flushed: %d, %v", least, err)
+	}
+	index := h.flushes[0].index
+	h.hung = false
+	h.sync()
+	h.pass(1)
+	if ask(); err != nil || least != index {
+		t.Errorf("a snapshot of %d would do, and %d is flushed: %v", least, index, err)
+	}
+}
+
 // The log asks a replica to write its records again, at any time. While one is repaired, its old entries lie before those of the snapshot.
 func TestLogPressesDuringRepair(t *testing.T) {
 	h := newHand(t, Limits{})
