@@ -34,7 +34,7 @@ type leadership struct {
 	opening, evicting int // sessions, by entries in flight
 
 	noted map[uint64]int64 // when each voter was last sent a CommitNote
-	heard map[NodeID]int64 // monotonic ns, when the replica of each member last said anything
+	heard map[NodeID]int64 // monotonic ns, when the replica of each member last answered this leader
 
 	versions map[NodeID]versionWord // that members can run, see version.go
 	raising  uint64                 // being activated

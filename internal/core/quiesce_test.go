@@ -215,10 +215,12 @@ func TestNoRestWithoutAVoter(t *testing.T) {
 // A leader's age is as of what its replicas have said: their nodes go on beating whomever they follow. Before its first entry is committed it has none, as others may have
 // committed what it has not applied.
 //
-// Mutations with which it was seen to fail: the age is as of the nodes' beats; it is a leader's as soon as it leads; heardFrom is the time of the pass; it looks at no gaps.
+// Mutations with which it was seen to fail: the age is as of the nodes' beats; it is a leader's as soon as it leads; heardFrom is the time of the pass; it looks at no gaps; whatever a
+// replica says counts, or is an answer to this leader.
 func TestAgeOfALeader(t *testing.T) {
 	h := newHand(t, Limits{})
 	h.deaf = map[uint64]bool{1: true, 3: true}
+	h.message(raftpb.Message{Type: raftpb.MsgVote, From: 3, Term: 4, Index: 1, LogTerm: 1}) // there have been others
 	h.settle(60)
 	if l := h.replica().lead; l == nil || l.ready {
 		t.Fatal("not elected, or ready already")
@@ -246,6 +248,15 @@ func TestAgeOfALeader(t *testing.T) {
 			t.Errorf("%s: heard 0.3 s ago: %v old", name, age)
 		}
 		h.awaySince = nil
+	}
+	// Who asks for votes may have followed another leader, which has committed what this one lacks.
+	before = h.age()
+	h.message(raftpb.Message{Type: raftpb.MsgPreVote, From: 3, Term: uint64(h.replica().raftTerm) + 1, Index: 9, LogTerm: 9})
+	h.pass(100)
+	h.message(raftpb.Message{Type: raftpb.MsgHeartbeatResp, From: 3, Term: uint64(h.replica().raftTerm) - 1})
+	h.pass(300)
+	if age := h.age(); age != before+400*time.Millisecond {
+		t.Errorf("a vote is asked for, a former leader is answered: %v old, and %v before that", age, before)
 	}
 	h.replica().quiet = true
 	if age := h.age(); age != 0 {

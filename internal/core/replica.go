@@ -645,7 +645,7 @@ func (r *Replica) step(m *Message) {
 	if r.full() {
 		r.untaken++
 	}
-	if l := r.lead; l != nil {
+	if l := r.lead; l != nil && r.follows(&m.Raft) {
 		l.heard[m.From] = r.w.heardFrom(m.From)
 	}
 	switch m.Raft.Type {
@@ -659,6 +659,12 @@ func (r *Replica) step(m *Message) {
 	}
 	// What raft refuses (an unknown sender, an answer to a former term) is not an error of ours.
 	_ = r.rn.Step(m.Raft)
+}
+
+// follows reports whether a message is what only a follower of this leader says. Anything else, a vote that is asked for, an answer to a former leader,
+// may come from who follows another, which has committed what this one lacks.
+func (r *Replica) follows(m *raftpb.Message) bool {
+	return (m.Type == raftpb.MsgAppResp || m.Type == raftpb.MsgHeartbeatResp) && Term(m.Term) == r.raftTerm
 }
 
 // acceptable lets through what a member of this shard may have to say, and what raft can take: it trusts its callers, and

@@ -144,7 +144,7 @@ func (w *Worker) Pass(now Now, in *Input) {
 		w.out = nil
 		w.env.Write(out)
 	}
-	for p := range w.peers {
+	for p := range w.peers { // any order: each is looked at for itself
 		w.before[p] = w.env.LastHeard(p)
 	}
 	w.gaps = nil

@@ -124,6 +124,9 @@ func (d *disk) append() error {
 		if was, is := l.hard, r.HardState; !r.Forget && !is.IsZero() && (is.Term < was.Term || is.Term == was.Term && was.Vote != 0 && is.Vote != was.Vote) {
 			d.n.s.fail("promise", "the log of node %d takes back what shard %d promised: it has term %d with a vote for %d, and now term %d with a vote for %d", d.n.id, r.Shard, was.Term, was.Vote, is.Term, is.Vote)
 		}
+		if l.gap(r) && d.n.installed[core.ShardID(r.Shard)] < core.Index(r.Entries[0].Index)-1 {
+			d.n.s.fail("wal", "node %d writes entry %d of shard %d, whose log ends at %d, and no snapshot brought what is between", d.n.id, r.Entries[0].Index, r.Shard, l.last())
+		}
 		l.add(r)
 	}
 	_, size := d.log.Size()
@@ -154,7 +157,16 @@ func (d *disk) records() []wal.Record {
 	return all
 }
 
+// gap reports whether a record goes on behind where the log ends, as far as that is known here. The log itself does not know it after a restart that found nothing left of a
+// shard but its hard state: what follows then may come after a snapshot.
+func (l *shadowLog) gap(r *wal.Record) bool {
+	return r.RestartAfter == 0 && !r.Forget && len(l.entries) > 0 && len(r.Entries) > 0 && core.Index(r.Entries[0].Index) > l.last()+1
+}
+
 func (l *shadowLog) add(r *wal.Record) {
+	if l.gap(r) {
+		l.entries = nil
+	}
 	if r.Forget {
 		*l = shadowLog{}
 	}

@@ -221,6 +221,9 @@ func (n *node) lookAtRot() {
 		return
 	}
 	n.s.trace.note("n%d: %s is not there any more", n.id, n.rotten)
+	for _, c := range n.cuts {
+		c.rotten = n.rotten
+	}
 	n.rot, n.rotten = damage{}, ""
 }
 

@@ -28,9 +28,10 @@ const (
 
 // cutting is a cut under way.
 type cutting struct {
-	w    *worker
-	done *core.CutDone
-	from *state.Cut // what it is of, once that is pinned
+	w      *worker
+	done   *core.CutDone
+	from   *state.Cut // what it is of, once that is pinned
+	rotten string     // a file that was damaged and has been replaced since that: it is read all the same
 }
 
 // fetching is a snapshot on its way to this node.
@@ -90,7 +91,7 @@ func (n *node) cut(e *cutting) {
 	}
 	s, err := n.snaps.Cut(context.Background(), e.from, snapshot.CutOptions{Info: info, TableBytes: snapshotTableBytes, ChunkBytes: snapshot.MinChunkBytes})
 	if e.done.Err = err; err != nil {
-		if !n.disk.mayFail(err) && n.rotten == "" {
+		if !n.disk.mayFail(err) && n.rotten == "" && !(e.rotten != "" && namesDamage(err, e.rotten)) {
 			n.s.fail("snapshot", "node %d cannot cut shard %d: %v", n.id, e.from.Shard(), err)
 		}
 		return

@@ -12,6 +12,7 @@ const (
 
 	probeTime  = 100 * time.Millisecond // of the measurement in a probe; and 4 times what it measures
 	probeLimit = 2 * time.Second        // after which a probe that found too few answers is given up
+	rarely     = 32                     // times the base between probes at least: one takes three or four, with little at work
 	recheck    = 20                     // what cannot wait is due at the next multiple of ProbeEvery/20
 
 	settleTime = 500 * time.Millisecond // for older requests at most; those that still are at work are held up by something else
@@ -209,16 +210,17 @@ func (l *limiter) set(now int64, limit float64, atWork int) {
 }
 
 func (l *limiter) beginProbe(now int64, atWork int) {
-	l.probing, l.giveUp = true, now+int64(probeLimit)
-	if l.deep = l.most > l.min && l.limit > deep*l.floor(); l.deep { // a long queue may have to go first
-		l.giveUp = now + max(int64(probeLimit), int64(3*l.before))
+	l.probing, l.deep = true, l.most > l.min && l.limit > deep*l.floor()
+	l.giveUp = now + int64(probeLimit)
+	if rounds := math.Ceil(windowAnswers / float64(l.allowed())); l.deep || rounds > 1 { // a long queue may have to go first, and few at work take many rounds
+		l.giveUp = max(l.giveUp, now+int64((2+rounds)*l.before))
 	}
 	l.changed(now, atWork)
 }
 
 func (l *limiter) endProbe(now int64, atWork int) {
 	base := l.typical()
-	l.nextProbe = l.due(now, l.every)
+	l.nextProbe = l.due(now+rarely*int64(base), l.every)
 	if base > 1.5*l.base || base < l.base/1.5 {
 		// A hiccup, or a queue so long that it was not gone: again.
 		l.nextProbe = l.due(now, l.every/recheck)

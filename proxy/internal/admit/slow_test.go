@@ -26,3 +26,25 @@ func TestLongWay(t *testing.T) {
 		}
 	}
 }
+
+// The same where so few calls are done that few may be at work in a probe: it waits for them, with less to do than the service can, and so it comes rarely.
+//
+// Mutations with which it was seen to fail: a probe is given up after two seconds, or three latencies; only one that goes down to the floor waits for them; it is due every ten seconds.
+func TestLongWayOfFew(t *testing.T) {
+	testkit.SkipUnderRace(t)
+	for _, v := range []struct{ servers, way, limit int }{{200, 500, 1024}, {200, 1000, 1024}, {12, 500, 1024}, {12, 600, 16}} {
+		s := newSim(26)
+		o := asProxy
+		o.InitialLimit = v.limit
+		c := controller(t, o)
+		l := &load{name: "a", rate: 1000}
+		l.start(s, c, &servers{s: s, n: v.servers, time: func() int64 { return int64(v.way) * ms }})
+		s.run(50 * sec)
+		l.forget()
+		s.run(150 * sec)
+		t.Logf("%+v: %v %+v", v, l, limitOf(c))
+		if can := 100 * v.servers * 1000 / v.way; l.done < can*85/100 {
+			t.Errorf("%+v: %d answers in 100 seconds, of %d", v, l.done, can)
+		}
+	}
+}
