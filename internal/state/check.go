@@ -26,7 +26,7 @@ func CheckTables(ctx context.Context, fs vfs.FS, paths []string, shard uint64) (
 			return Contents{}, context.Cause(ctx)
 		}
 		if err := c.table(ctx, fs, p); err != nil {
-			return Contents{}, fmt.Errorf("state: check %s: %w", p, err)
+			return Contents{}, &tableError{p, err}
 		}
 	}
 	if !c.found {
@@ -34,6 +34,15 @@ func CheckTables(ctx context.Context, fs vfs.FS, paths []string, shard uint64) (
 	}
 	return c.out, nil
 }
+
+// tableError is what is wrong with a table.
+type tableError struct {
+	path string
+	err  error
+}
+
+func (e *tableError) Error() string { return fmt.Sprintf("state: check %s: %v", e.path, e.err) }
+func (e *tableError) Unwrap() error { return e.err }
 
 type tableChecker struct {
 	shard  uint64

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"slices"
 	"sync/atomic"
 
 	"github.com/cockroachdb/pebble/v2"
@@ -116,6 +117,9 @@ func syncFile(fs vfs.FS, name string) error {
 
 func (j *InstallJob) check(ctx context.Context, paths []string) error {
 	c, err := CheckTables(ctx, j.store.opts.FS, paths, j.shard)
+	if bad := (*tableError)(nil); errors.As(err, &bad) {
+		bad.path = j.in.Tables[slices.Index(paths, bad.path)] // our own names are gone when somebody reads this
+	}
 	if err != nil {
 		return err
 	}

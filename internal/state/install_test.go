@@ -338,6 +338,8 @@ func TestInstallRefused(t *testing.T) {
 			t.Fatalf("%s: installed", name)
 		} else if name != "first missing" && !errors.Is(err, ErrCorrupt) && !(name == "newer meta" && errors.Is(err, ErrNewerFormat)) {
 			t.Errorf("%s: %v", name, err)
+		} else if name != "first missing" && strings.Contains(err.Error(), s.path(ingestDir)) {
+			t.Errorf("%s: it names a link that is gone: %v", name, err)
 		}
 		if caught(func() { h.Installed(j) }) == nil {
 			t.Fatalf("%s: a failed install is taken over", name)
