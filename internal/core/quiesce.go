@@ -81,7 +81,7 @@ func (r *Replica) busy() bool {
 
 func (r *Replica) proposeQuiesce() {
 	l := r.lead
-	if r.busy() || r.stuffed(4) || !l.ready || l.open != nil || len(l.inflight) > 0 || l.transferee != 0 || l.change != nil || r.conf.Joint() || r.gapLately() {
+	if r.busy() || r.stuffed(4) || !l.ready || l.open != nil || len(l.inflight) > 0 || l.transferee != 0 || l.change != nil || r.conf.Joint() || r.gapLately() || r.mayRaise() {
 		return
 	}
 	last, same := r.log.last(), true
@@ -120,6 +120,9 @@ func (r *Replica) agreeToQuiesce(q Quiesce) {
 	if !r.busy() && r.leader == q.From && r.raftTerm == q.Term &&
 		Index(r.log.last()) == q.Last && r.applied == q.Last {
 		r.quiet = true
+		if r.maxVersion() > r.meta.machine {
+			r.sayVersion() // it may have come back with a newer program since it last did
+		}
 	}
 }
 

@@ -34,9 +34,13 @@ func (r *Replica) tellVersion() {
 		r.raiseVersion()
 	} else if r.leader != 0 {
 		r.toldVersion = true
-		if _, ok := r.machine.(Versioned); ok {
-			r.w.env.SendNote(r.leader, Note{Shard: r.shard, Kind: noteVersions, A: limit})
-		}
+		r.sayVersion()
+	}
+}
+
+func (r *Replica) sayVersion() {
+	if _, ok := r.machine.(Versioned); ok {
+		r.w.env.SendNote(r.leader, Note{Shard: r.shard, Kind: noteVersions, A: r.maxVersion()})
 	}
 }
 
@@ -47,6 +51,9 @@ func (r *Replica) hearVersions(n Note) {
 		}
 		l.versions[n.From] = versionWord{n.A, r.w.now.Mono}
 		r.raiseVersion()
+		if r.quiet && r.mayRaise() {
+			r.wake() // the others as well, who said it before they rested
+		}
 	}
 }
 
@@ -66,6 +73,17 @@ func (r *Replica) raiseVersion() {
 	r.queue = append(r.queue, &Request{Kind: kindVersion, Shard: r.shard, Done: func(*Request) {}})
 	r.wake()
 	r.touch()
+}
+
+// mayRaise reports whether all members could run a version later than the active one, by the last that each has said: a shard does not rest before they have said it again.
+func (r *Replica) mayRaise() bool {
+	version := r.maxVersion()
+	for _, m := range r.conf.Members() {
+		if m != r.cfg.Node {
+			version = min(version, r.lead.versions[m].version)
+		}
+	}
+	return version > r.meta.machine
 }
 
 // runnable returns the version that every member has lately said it can run; 0 if one has not, or if the members are about to change:
