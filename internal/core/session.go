@@ -26,6 +26,9 @@ type outcome struct {
 	data   []byte // see entry.go, "outcome"; owned by the session
 }
 
+// MaxSequence is the highest sequence number of a session. What is added to one does not overflow.
+const MaxSequence = 1<<63 - 1
+
 type session struct {
 	id     SessionID
 	ttl    int64 // ns of entry time without use after which the session expires
@@ -55,7 +58,7 @@ func (s *session) slot(seq uint64) *outcome { return &s.ring[seq&uint64(len(s.ri
 
 // lookup returns the outcome of seq if it is known.
 func (s *session) lookup(seq uint64) *outcome {
-	if seq <= s.acked || seq > s.acked+uint64(len(s.ring)) {
+	if seq <= s.acked || seq-s.acked > uint64(len(s.ring)) {
 		return nil
 	}
 	if o := s.slot(seq); o.known {
@@ -68,8 +71,8 @@ func (s *session) acknowledge(upTo uint64) {
 	if upTo <= s.acked {
 		return
 	}
-	for seq := s.acked + 1; seq <= min(upTo, s.acked+uint64(len(s.ring))); seq++ {
-		o := s.slot(seq)
+	for n := range min(upTo-s.acked, uint64(len(s.ring))) {
+		o := s.slot(s.acked + 1 + n)
 		o.known = false
 		if cap(o.data) > keptOutcome {
 			s.bytes -= cap(o.data)
@@ -99,7 +102,7 @@ func (s *session) record(seq, digest uint64, index Index, data []byte) {
 // grow makes the ring reach seq.
 func (s *session) grow(seq uint64) {
 	n := max(1, len(s.ring))
-	for s.acked+uint64(n) < seq {
+	for uint64(n) < seq-s.acked {
 		n *= 2
 	}
 	if n != len(s.ring) {
@@ -111,7 +114,7 @@ func (s *session) grow(seq uint64) {
 // so that a session with little in flight reuses what it has, and one with much at a time does not make it anew for each.
 func (s *session) shrink() {
 	need := smallRing / 4
-	for s.acked+uint64(need) < s.last {
+	for s.last > s.acked && uint64(need) < s.last-s.acked {
 		need *= 2
 	}
 	if len(s.ring) > 4*need {
@@ -127,7 +130,8 @@ func (s *session) resize(n int) {
 	for i := range old.ring {
 		s.bytes -= outcomeBytes + cap(old.ring[i].data)
 	}
-	for q := s.acked + 1; q <= s.acked+uint64(min(n, len(old.ring))); q++ {
+	for i := range uint64(min(n, len(old.ring))) {
+		q := s.acked + 1 + i
 		o := s.slot(q)
 		*o = *old.slot(q)
 		s.bytes += cap(o.data)

@@ -2,7 +2,9 @@ package core
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"strings"
 	"testing"
@@ -214,4 +216,43 @@ func TestFullSessionIsEmptied(t *testing.T) {
 			t.Errorf("a session with %d bytes, and %d of others: %v", c.own, c.others, err)
 		}
 	}
+}
+
+// Numbers near to where they overflow are refused, and one that stands in a log all the same can be applied: a window of no power of two would make a ring that never reaches them.
+//
+// Mutations with which it was seen to fail: the worker takes any number; grow, lookup, acknowledge or resize adds to one.
+func TestNumbersThatOverflow(t *testing.T) {
+	h := newHand(t, Limits{})
+	h.lead()
+	opened, err := h.request(Request{Kind: KindOpenSession})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ask := func(seq uint64) error {
+		_, err := h.request(Request{Kind: KindCommand, Session: opened.Session, Sequence: seq, Acknowledged: seq - 1, Commands: [][]byte{[]byte("+a")}})
+		return err
+	}
+	for _, seq := range []uint64{math.MaxUint64, MaxSequence + 1} {
+		if err := ask(seq); !errors.Is(err, &Error{Kind: ErrNotProposed, Code: CodeBadRequest}) {
+			t.Errorf("%d: %v", seq, err)
+		}
+	}
+	if err := ask(MaxSequence); err != nil {
+		t.Error(err)
+	}
+	const window = 5000
+	table, s := newTestSession(window)
+	table.command(1, math.MaxUint64-window+1, math.MaxUint64-window, []byte("first"))
+	table.command(1, math.MaxUint64, math.MaxUint64-window, []byte("last"))
+	for seq, want := range map[uint64]bool{math.MaxUint64 - window: false, math.MaxUint64 - window + 1: true, math.MaxUint64 - 1: false, math.MaxUint64: true, 1: false} {
+		if got := s.lookup(seq); (got != nil) != want {
+			t.Errorf("outcome of %d: %v", seq, got)
+		}
+	}
+	wantBytes(t, table, s)
+	table.command(1, math.MaxUint64, math.MaxUint64-1, nil)
+	if o := s.lookup(math.MaxUint64); s.acked != math.MaxUint64-1 || o == nil || string(o.data) != "last" {
+		t.Errorf("acknowledged up to %d, and then there is %v", s.acked, o)
+	}
+	wantBytes(t, table, s)
 }

@@ -239,6 +239,8 @@ func (r *Replica) refuses(q *Request) error {
 		return notProposed(CodeBadRequest, "the request has no command: it needs at least one")
 	case q.Session != 0 && q.Kind == KindCommand && q.Sequence == 0:
 		return notProposed(CodeBadRequest, "the sequence number is 0: within a session numbers start at 1")
+	case q.Sequence > MaxSequence:
+		return notProposed(CodeBadRequest, "the sequence number is %d: within a session numbers go up to %d", q.Sequence, uint64(MaxSequence))
 	}
 	for _, c := range q.Commands {
 		if len(c) > l.MaxCommandBytes {

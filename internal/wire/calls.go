@@ -233,6 +233,8 @@ func CheckCall(c *route.Call) error {
 		return bad("there is no command: a request has at least one")
 	case c.Kind == route.Submit && c.Session != 0 && c.Sequence == 0:
 		return bad("the sequence number is 0: within a session numbers start at 1")
+	case c.Sequence > core.MaxSequence:
+		return bad(fmt.Sprintf("the sequence number is %d: within a session numbers go up to %d", c.Sequence, uint64(core.MaxSequence)))
 	case c.Kind == route.Submit && c.Session == 0 && c.Sequence != 0:
 		return bad(fmt.Sprintf("there is a sequence number, %d, and no session: open one first", c.Sequence))
 	case len(c.Commands) > maxCommands:

@@ -167,7 +167,7 @@ type SubmitRequest struct {
 	Shard uint64                 `protobuf:"varint,1,opt,name=shard,proto3" json:"shard,omitempty"`
 	// Commands are decided together, each on the effects of the one before. At least one.
 	Commands [][]byte `protobuf:"bytes,2,rep,name=commands,proto3" json:"commands,omitempty"`
-	// Session, 0 for none, and the sequence number within it, from 1. Without a session an unknown outcome stays unknown.
+	// Session, 0 for none, and the sequence number within it, from 1 to 2^63-1. Without a session an unknown outcome stays unknown.
 	Session  uint64 `protobuf:"varint,3,opt,name=session,proto3" json:"session,omitempty"`
 	Sequence uint64 `protobuf:"varint,4,opt,name=sequence,proto3" json:"sequence,omitempty"`
 	// Acknowledged: the outcomes up to this sequence number have arrived.
