@@ -511,7 +511,8 @@ func (p *Proxy) learnShard(t *decreev1.GetTopologyResponse_Shard) {
 	now, term := monotonic(), rsm.Term(t.GetTerm())
 	leader := rsm.NodeID(t.GetLeader())
 	if target := p.target(leader); target != nil {
-		if !s.router.Learn(now, target, term) {
+		// Who is not reached can be sent nothing: the nodes go on being asked until it is, or another leads. Those that have not noticed yet would hold that up.
+		if reached := p.reaches(leader); reached && !s.router.Learn(now, target, term) || !reached && term < s.term {
 			return
 		}
 		if leader != s.leader || term != s.term {

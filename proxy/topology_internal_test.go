@@ -142,3 +142,17 @@ func TestOtherClusterIsNotListenedTo(t *testing.T) {
 		t.Errorf("%v, and then %v", was, p.topology())
 	}
 }
+
+// A leader that is not reached is known by name, and no calls are sent to it over and over: right after it has died the others still say that it leads, and only who knows of no leader asks again at once.
+//
+// Mutation with which it was seen to fail: the router learns of it all the same.
+func TestLeaderThatIsNotReached(t *testing.T) {
+	p := testProxy(t, testkit.FreePort(t))
+	p.learn(told(3, testkit.FreePort(t), testkit.FreePort(t)))
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	s := p.shards[1]
+	if s.router.Led() || s.leader != 1 || s.term != 3 || len(s.nodes) != 2 {
+		t.Errorf("somebody to send calls to: %v; node %d leads in term %d, of %v", s.router.Led(), s.leader, s.term, s.nodes)
+	}
+}
