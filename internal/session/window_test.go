@@ -179,3 +179,26 @@ func TestPutsOff(t *testing.T) {
 		t.Error("want of disk does not")
 	}
 }
+
+// Those that come back are not overtaken for good by new ones: as long as there are any, both stop at the same number of commands under way.
+//
+// Mutation with which it was seen to fail: new ones stop where they always do.
+func TestNewOnesWaitForThosePutOff(t *testing.T) {
+	w := opened(t)
+	for _, n := range take(t, w, MaxUnacknowledged-forRoom, ordinary)[:1000] {
+		w.PutOff(n)
+	}
+	first := w.acked + 1
+	for range 2000 { // outcomes arrive, and new ones take what room there is
+		w.Finish(Number{5, first, 0})
+		first++
+		for {
+			if _, ok := w.TryBegin(ordinary); !ok {
+				break
+			}
+		}
+	}
+	if _, ok := w.TryBegin(back); !ok {
+		t.Errorf("%d are under way, and none of those that were put off comes back", w.last-w.acked)
+	}
+}

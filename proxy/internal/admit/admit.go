@@ -167,12 +167,14 @@ type Ticket struct {
 // Callers should refuse shards that are known not to exist before.
 func (k *Client) Admit(shardID uint64, bytes int, makesRoom bool, now int64) (Ticket, error) {
 	size := int64(max(bytes, 0))
-	if r := k.enter(shardID, size, makesRoom, now); r.reason != none {
-		return Ticket{}, r.err()
-	}
-
 	c := k.ctl
 	t := c.stripe(shardID)
+	if r := k.enter(shardID, size, makesRoom, now); r.reason != none {
+		if r.reason != TooLarge {
+			t.holds(shardID)
+		}
+		return Ticket{}, r.err()
+	}
 	t.mu.Lock()
 	s := t.find(c, shardID, now)
 	s.lim.expire(now, int(s.work.n))

@@ -61,7 +61,7 @@
 // work on afterwards. That happens
 //
 //   - every 10 s (ProbeEvery), if L was reached meanwhile. It costs half the rate for 1 % of the time. Where the base is long, a probe takes three or
-//     four of it, or more where so few may be at work that its answers come in many rounds; so it comes 32 of it after the last one at the earliest;
+//     four of it, or more where so few may be at work that its answers come in many rounds; so it comes 32 of it after the last one at the earliest, every third time at least;
 //   - within 0.5 s (ProbeEvery/20), when L wants to fall by more than 30 % since it last was right: is it a queue, or did the
 //     service get slower? If the latency does not fall with L, it was the service, and L stays;
 //   - again within 0.5 s when a probe changed the base by half: it may have seen a hiccup of the disk, or a queue so long

@@ -50,8 +50,9 @@ type limiter struct {
 	n     int
 	sum   float64 // of latencies, in ns
 	sqr   float64 // of their squares
-	// pressed: in this window as much was at work as the limit allows. dropped: there was a refusal from behind.
-	pressed, dropped bool
+	// pressed: in this window as much was at work as the limit allows. held: a client would have had more at work, and may not, wherever the limit is.
+	// dropped: there was a refusal from behind.
+	pressed, held, dropped bool
 
 	probing   bool
 	giveUp    int64   // when the probe ends without a result
@@ -121,7 +122,7 @@ func (l *limiter) expire(now int64, atWork int) {
 }
 
 func (l *limiter) opens(now int64) {
-	l.open, l.start, l.n, l.sum, l.sqr, l.pressed, l.dropped = true, now, 0, 0, 0, false, false
+	l.open, l.start, l.n, l.sum, l.sqr, l.pressed, l.held, l.dropped = true, now, 0, 0, 0, false, false, false
 }
 
 // changed: what is at work from before tells nothing about the new limit.
@@ -168,18 +169,20 @@ func (l *limiter) typical() float64 {
 }
 
 func (l *limiter) endWindow(now int64, latency float64, atWork int) {
-	pressed, dropped, typical := l.pressed, l.dropped, l.typical()
+	pressed, held, dropped, typical := l.pressed, l.held, l.dropped, l.typical()
 	l.opens(now)
 	switch {
-	case l.base == 0 && !pressed:
+	case l.base == 0 && !pressed && !held:
 		l.base = typical
 	case l.base > typical:
 		l.base += (typical - l.base) / 4 // not at once: a mean over a few fsyncs is noisy
 	}
+	if pressed || held { // what a client's own bound leaves may be a queue as well: a probe tells
+		l.before = latency
+	}
 	if !pressed {
 		return
 	}
-	l.before = latency
 	if l.base == 0 {
 		l.nextProbe = now // nothing is known: at once
 		return
@@ -212,15 +215,19 @@ func (l *limiter) set(now int64, limit float64, atWork int) {
 func (l *limiter) beginProbe(now int64, atWork int) {
 	l.probing, l.deep = true, l.most > l.min && l.limit > deep*l.floor()
 	l.giveUp = now + int64(probeLimit)
-	if rounds := math.Ceil(windowAnswers / float64(l.allowed())); l.deep || rounds > 1 { // a long queue may have to go first, and few at work take many rounds
+	// A long queue may have to go first, and few at work take many rounds. Without a floor no later probe would do better, so there is time for all that this one takes.
+	switch rounds := math.Ceil(windowAnswers / float64(l.allowed())); {
+	case l.deep || rounds > 1:
 		l.giveUp = max(l.giveUp, now+int64((2+rounds)*l.before))
+	case l.most <= l.min:
+		l.giveUp = max(l.giveUp, now+int64(6*l.before))
 	}
 	l.changed(now, atWork)
 }
 
 func (l *limiter) endProbe(now int64, atWork int) {
 	base := l.typical()
-	l.nextProbe = l.due(now+rarely*int64(base), l.every)
+	l.nextProbe = l.afterLast(now, base)
 	if base > 1.5*l.base || base < l.base/1.5 {
 		// A hiccup, or a queue so long that it was not gone: again.
 		l.nextProbe = l.due(now, l.every/recheck)
@@ -231,6 +238,11 @@ func (l *limiter) endProbe(now int64, atWork int) {
 	l.probing, l.before, l.tooMuch = false, 0, 0
 	l.right = l.limit
 	l.changed(now, atWork)
+}
+
+// afterLast is when a probe is due that follows one now. One in three at least is not left out, as the service may have become faster.
+func (l *limiter) afterLast(now int64, base float64) int64 {
+	return l.due(now+min(rarely*int64(base), 2*l.every), l.every)
 }
 
 // due is the next multiple of every, the same for everybody with the same clock.

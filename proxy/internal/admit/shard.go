@@ -73,6 +73,15 @@ func (t *stripe) find(c *Controller, id uint64, now int64) *shard {
 	return s
 }
 
+// holds tells a shard that there is more to do than a client's own bound lets in.
+func (t *stripe) holds(id uint64) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if s := t.shards[id]; s != nil {
+		s.lim.held = true
+	}
+}
+
 // evict removes a shard that has nothing at work. Those that never answered, which may not even exist, go first; and
 // they drive out none that did once they hold half of the places.
 func (t *stripe) evict() bool {
