@@ -62,8 +62,8 @@ func (w *Window) next(c Claim) (Number, bool) {
 	case c.Back && !c.MakesRoom:
 		limit /= 2 // where one in doubt keeps its number, those that come back again and again do not take all that follow it
 	case !c.MakesRoom:
-		if w.putOff > 0 && taken >= limit/2 {
-			return Number{}, false // it is not ahead of those that come back
+		if w.putOff > 0 && taken >= limit/2-forRoom {
+			return Number{}, false // those that come back go first
 		}
 		taken, limit = taken+w.putOff, limit-forRoom // who was put off has kept its place
 	case !c.Back:

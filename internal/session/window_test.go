@@ -180,7 +180,7 @@ func TestPutsOff(t *testing.T) {
 	}
 }
 
-// Those that come back are not overtaken for good by new ones: as long as there are any, both stop at the same number of commands under way.
+// Those that come back are not overtaken for good by new ones: as long as there are any, these leave them some of the numbers that they may take.
 //
 // Mutation with which it was seen to fail: new ones stop where they always do.
 func TestNewOnesWaitForThosePutOff(t *testing.T) {
