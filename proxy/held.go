@@ -214,7 +214,7 @@ func (c *held) frame(data []byte, counted int64) any {
 	c.uses++
 	c.unsent += n - counted
 	c.of.mu.Unlock()
-	return &codec.Counted{Message: f, Sent: func() { c.sent(n) }}
+	return &codec.Counted{Message: f, Sent: sync.OnceFunc(func() { c.sent(n) })}
 }
 
 // counted returns an answer that counts for its caller until it is sent. The small ones, which fit into the window of a client that has said nothing else, do not.

@@ -354,7 +354,7 @@ func answered(c *route.Call) { c.Owner.(*streamCall).answered() }
 func (c *streamCall) answered() {
 	now, s := monotonic(), c.stream.service
 	c.ticket.Done(unix(now), loadOf(&c.Call))
-	if err := wire.TooLarge(c.Kind, wire.AnswerBytes(&c.Result)); err != nil { // it would end the stream, for all that is on it
+	if err := wire.TooLarge(c.Kind, wire.AnswerBytes(&c.Result, c.Err)); err != nil { // it would end the stream, for all that is on it
 		c.Result, c.Err = rsm.Result{}, err
 	}
 	took := time.Duration(now - c.began)
@@ -383,10 +383,10 @@ func (st *stream) done(id uint64, size int64, c *route.Call) {
 	if st.ended {
 		return
 	}
-	n := wire.AnswerBytes(&c.Result)
+	n := wire.AnswerBytes(&c.Result, c.Err)
 	if n >= leastRefused && !st.fits(n) {
 		c.Result, c.Err = rsm.Result{}, noRoom(n, c.Kind == route.Read)
-		n = wire.AnswerBytes(&c.Result)
+		n = wire.AnswerBytes(&c.Result, c.Err)
 	}
 	last := len(st.out) - 1
 	if last < 0 || len(st.out[last].data)+n > maxPiece {
@@ -465,6 +465,9 @@ func (st *stream) flush() {
 		st.said = monotonic()
 		st.mu.Unlock()
 		err := st.SendMsg(frame)
+		if c, is := frame.(*codec.Counted); is && err != nil {
+			c.Sent() // gRPC may never have been given it
+		}
 		st.mu.Lock()
 		st.giving, st.large = 0, max(0, int64(len(p.data))-maxPiece)
 		if err != nil { // who may not go on, it is said: what was to be sent is lost

@@ -12,7 +12,9 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
 
 	"github.com/decree-raft/decree/internal/codec"
 	"github.com/decree-raft/decree/internal/core"
@@ -463,5 +465,59 @@ func TestSlowShardsHoldUpNobody(t *testing.T) {
 			t.Errorf("%s: it has %d messages", name, len(g.got))
 		}
 		g.mu.Unlock()
+	}
+}
+
+// An error may be as large as an answer, where it is a machine's: it counts as one, is refused where there is no room for it, and ends no stream.
+//
+// Mutation with which it was seen to fail: only results have bytes.
+func TestRejectionsThatWaitCount(t *testing.T) {
+	st, _ := readerOf(t, proxyService())
+	if err := st.service.enter(st); err != nil {
+		t.Fatal(err)
+	}
+	for i := range 200 {
+		st.mu.Lock()
+		st.calls++
+		st.mu.Unlock()
+		st.done(uint64(i+1), 0, &route.Call{Kind: route.Read, Err: &core.Rejection{Code: "many", Detail: make([]byte, 1<<20)}})
+	}
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	select {
+	case err := <-st.kicked:
+		t.Errorf("the stream ends: %v", err)
+	default:
+	}
+	if st.waits > maxUnread+1<<20 || st.waits < 8<<20 {
+		t.Errorf("%d bytes wait", st.waits)
+	}
+}
+
+// unwelcome is a stream on which nothing may be sent any more: its token has gone.
+type unwelcome struct{ script }
+
+func (*unwelcome) SendMsg(any) error {
+	return status.Error(codes.Unauthenticated, "the token has gone")
+}
+
+// What gRPC was never given does not count for the caller.
+//
+// Mutation with which it was seen to fail: flush leaves that to gRPC.
+func TestRefusedAnswersDoNotCount(t *testing.T) {
+	s := proxyService()
+	ctx, cancel := context.WithCancel(context.Background())
+	t.Cleanup(cancel)
+	st := s.newStream(&unwelcome{script{ctx: ctx}})
+	if err := s.enter(st); err != nil {
+		t.Fatal(err)
+	}
+	st.answer(1, 1<<20)
+	st.await(t, "the stream has been told", func() bool { return !st.sending })
+	s.leave(st)
+	s.holds.mu.Lock()
+	defer s.holds.mu.Unlock()
+	if st.held.unsent != 0 {
+		t.Errorf("%d bytes count for ever", st.held.unsent)
 	}
 }

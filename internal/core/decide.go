@@ -440,7 +440,7 @@ func (r *Replica) execute(b *batch, q *Request, res *Result) (events int, reject
 		out, reply, err := r.decide(Command{Data: data, Time: b.time, Version: b.machine, Rand: r.rand})
 		r.state.EndScans()
 		if err != nil {
-			return 0, r.boundedRejection(err)
+			return 0, boundedRejection(err, "command", r.cfg.Limits.MaxEntryBytes)
 		}
 		// A copy: the machine may have returned memory of the state, or of the command, and the caller may write to it.
 		res.Replies = append(res.Replies, bytes.Clone(reply))
@@ -458,11 +458,11 @@ func (r *Replica) execute(b *batch, q *Request, res *Result) (events int, reject
 	return events, nil
 }
 
-// boundedRejection is what of the machine's error goes into the log.
-func (r *Replica) boundedRejection(err error) *Rejection {
+// boundedRejection is what of the machine's error goes into the log, or to who asked.
+func boundedRejection(err error, what string, most int) *Rejection {
 	rejection := rejectionOf(err)
-	if size := len(rejection.Code) + len(rejection.Message) + len(rejection.Detail); size > r.cfg.Limits.MaxEntryBytes {
-		return &Rejection{Code: CodeEntryTooLarge, Message: fmt.Sprintf("the machine rejected the command with %d bytes of reasons, %d are allowed (MaxEntryBytes)", size, r.cfg.Limits.MaxEntryBytes)}
+	if size := len(rejection.Code) + len(rejection.Message) + len(rejection.Detail); size > most {
+		return &Rejection{Code: CodeEntryTooLarge, Message: fmt.Sprintf("the machine rejected the %s with %d bytes of reasons, %d are allowed (MaxEntryBytes)", what, size, most)}
 	}
 	return rejection
 }

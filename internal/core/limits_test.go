@@ -96,3 +96,28 @@ func TestFlushBytesAreBounded(t *testing.T) {
 		}
 	}
 }
+
+// reasons rejects queries with so many bytes of them.
+type reasons struct {
+	bulky
+	bytes int
+}
+
+func (r reasons) Query(View, []byte) ([]byte, error) {
+	return nil, &Rejection{Code: "no", Detail: make([]byte, r.bytes)}
+}
+
+// A query's rejection has a bound, as a command's: it has to travel to who asked.
+//
+// Mutation with which it was seen to fail: it goes as it is.
+func TestRejectionOfAQuery(t *testing.T) {
+	h := newHand(t, Limits{})
+	h.lead()
+	for _, bytes := range []int{1000, h.replica().cfg.Limits.MaxEntryBytes} {
+		h.replica().machine = reasons{bytes: bytes}
+		_, err := h.request(Request{Kind: KindRead, Level: Stale})
+		if _, r := Verdict(err); r == nil || len(r.Detail) > 1000 || (r.Code == "no") != (bytes == 1000) {
+			t.Errorf("%d bytes: %.200v", bytes, err)
+		}
+	}
+}

@@ -383,7 +383,7 @@ func (b *QueryBatch) answer(q *Request) (answer []byte, err error) {
 	}()
 	answer, err = b.machine.Query(b.version, q.Query)
 	if err != nil {
-		return nil, rejectionOf(err)
+		return nil, boundedRejection(err, "query", b.replica.cfg.Limits.MaxEntryBytes)
 	}
 	return bytes.Clone(answer), nil // it may be memory of the state, and the caller may write to it
 }

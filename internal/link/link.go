@@ -465,7 +465,7 @@ func fits(a *wire.ReceivedAnswer, c *route.Call) bool {
 
 // own copies what is small out of a frame of n bytes.
 func own(r *core.Result, n int) {
-	if size := wire.AnswerBytes(r); size >= n/8 {
+	if size := wire.AnswerBytes(r, nil); size >= n/8 {
 		return
 	}
 	r.Answer = bytes.Clone(r.Answer)

@@ -30,10 +30,15 @@ const (
 // MaxAnswerBytes bounds what one answer carries, so that a frame with one fits what everybody takes.
 const MaxAnswerBytes = 32 << 20
 
-// AnswerBytes returns about how many bytes an answer has on its way: no less.
-func AnswerBytes(res *core.Result) int {
+// AnswerBytes returns about how many bytes an answer has on its way: no less. It is a result, or an error, of which a machine's may be as large.
+func AnswerBytes(res *core.Result, err error) int {
 	const field = 1 + 5 // a tag and a length
 	n := len(res.Answer) + 64
+	if _, r := core.Verdict(err); r != nil {
+		return n + 3*(len(r.Code)+len(r.Message)) + len(r.Detail) // text that is not UTF-8 grows
+	} else if err != nil {
+		return n + 3*len(err.Error()) + 64
+	}
 	for _, r := range res.Replies {
 		n += len(r) + field
 	}

@@ -2,6 +2,7 @@ package wire
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"math"
@@ -278,9 +279,18 @@ func TestAnswerBytes(t *testing.T) {
 	for _, res := range []core.Result{{}, {Answer: large, Index: 1 << 63, Age: -1}, {Session: 1 << 63}, {Replies: make([][]byte, 1<<16), Index: 1 << 63},
 		{Replies: [][]byte{large[:127], large[:128], large[:1<<14], large[:1<<21], large}}} {
 		for kind := route.Submit; kind <= route.CloseSession; kind++ {
-			if b := AppendAnswer(nil, 1<<63, kind, &res, nil); len(b) > AnswerBytes(&res) {
-				t.Errorf("%v: %d bytes, and it says %d", kind, len(b), AnswerBytes(&res))
+			if b := AppendAnswer(nil, 1<<63, kind, &res, nil); len(b) > AnswerBytes(&res, nil) {
+				t.Errorf("%v: %d bytes, and it says %d", kind, len(b), AnswerBytes(&res, nil))
 			}
+		}
+	}
+	for _, err := range []error{
+		&core.Rejection{Code: "c", Message: "m", Detail: large}, &core.Rejection{Message: string(bytes.Repeat([]byte("a\xff"), 1<<10)), Code: "\xff"}, &core.Rejection{},
+		&core.Error{Kind: core.ErrNotProposed, Code: core.CodeNotLeader, Message: strings.Repeat("\xffa", 1<<10), Cause: errors.New(string(large)), Leader: 1 << 63, LeaderAddress: "a:1", RetryAfter: time.Hour},
+		errors.New(strings.Repeat("\xffa", 1<<10)), context.Canceled,
+	} {
+		if b := AppendAnswer(nil, 1<<63, route.Submit, &core.Result{}, err); len(b) > AnswerBytes(&core.Result{}, err) {
+			t.Errorf("%.100v: %d bytes, and it says %d", err, len(b), AnswerBytes(&core.Result{}, err))
 		}
 	}
 	for kind, want := range map[route.Kind]error{route.Submit: core.ErrUnknown, route.Read: core.ErrNotProposed} {
