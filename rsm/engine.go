@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"math"
 	"runtime"
 	"slices"
 	"sync"
@@ -214,6 +215,7 @@ func (e *engine) receive(from uint64, frame []byte) {
 	inputs := p.inputs
 	err := core.DecodeFrame(NodeID(from), e.node, frame, core.Receiver{
 		Message: func(m core.Message) {
+			m.At = now
 			in := &inputs[uint64(m.Shard)%uint64(len(inputs))]
 			in.Messages = append(in.Messages, m)
 		},
@@ -222,7 +224,7 @@ func (e *engine) receive(from uint64, frame []byte) {
 			in.Quiesces = append(in.Quiesces, q)
 		},
 		Commit: func(n core.CommitNote) {
-			n.At = e.mono()
+			n.At = now
 			in := &inputs[uint64(n.Shard)%uint64(len(inputs))]
 			in.Commits = append(in.Commits, n)
 		},
@@ -342,6 +344,8 @@ type worker struct {
 	core  *core.Worker
 	heard map[NodeID]int64 // see listen; of the worker's goroutine
 
+	commits []commitNote // of this pass
+
 	mu        sync.Mutex
 	in        core.Input
 	peerBytes int // of messages in the mailbox
@@ -439,7 +443,9 @@ func (w *worker) run() {
 		w.in = w.spare
 		w.peerBytes, w.requests, w.reqBytes = 0, 0, 0
 		w.mu.Unlock()
-		w.core.Pass(w.e.now(), &in)
+		now := w.e.now()
+		w.core.Pass(now, &in)
+		w.tellCommits(now.Mono)
 		w.e.transport.Flush()
 		w.spare = emptied(in)
 	}
@@ -512,8 +518,28 @@ func (w *worker) SendQuiesce(to NodeID, q core.Quiesce) {
 	w.e.transport.Append(uint64(to), 32, func(b []byte) []byte { return core.AppendQuiesce(b, q) })
 }
 
+// SendCommit keeps a note until the pass ends, see tellCommits.
 func (w *worker) SendCommit(to NodeID, n core.CommitNote) {
-	w.e.transport.Append(uint64(to), 48, func(b []byte) []byte { return core.AppendCommit(b, n) })
+	w.commits = append(w.commits, commitNote{to, n})
+}
+
+type commitNote struct {
+	to   NodeID
+	note core.CommitNote
+}
+
+// tellCommits sends the notes of a pass. Its age is as of when it began, and other shards may have kept the worker for long since; who hears it counts from then on.
+func (w *worker) tellCommits(began int64) {
+	if len(w.commits) == 0 {
+		return
+	}
+	took := time.Duration(w.e.mono() - began)
+	for i := range w.commits {
+		c := &w.commits[i]
+		c.note.Age = min(c.note.Age, math.MaxInt64-took) + took // the largest says that nothing is known
+		w.e.transport.Append(uint64(c.to), 48, func(b []byte) []byte { return core.AppendCommit(b, c.note) })
+	}
+	w.commits = w.commits[:0]
 }
 
 func (w *worker) Write(wr *core.Write) {

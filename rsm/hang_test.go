@@ -221,6 +221,11 @@ func TestCloseBesideAnInstallation(t *testing.T) {
 	}
 }
 
+// inIngest is the sync of a table that is to be installed.
+func inIngest(op errorfs.Op) bool {
+	return op.Kind == errorfs.OpFileSync && strings.Contains(op.Path, "/ingest/")
+}
+
 // Who asked for a repair and goes is not kept until the disk has done it: the installation goes on, and is what its node is still doing.
 //
 // Mutation with which it was seen to fail: install looks at the node's end only.
@@ -228,9 +233,7 @@ func TestLeavesAnInstallation(t *testing.T) {
 	disk := newHungDisk()
 	t.Cleanup(disk.release)
 	_, s := stoppedByDamage(t, func(cfg *Config) { cfg.wrapFS = disk.wrap })
-	disk.hang(func(op errorfs.Op) bool {
-		return op.Kind == errorfs.OpFileSync && strings.Contains(op.Path, "/ingest/")
-	})
+	disk.hang(inIngest)
 	ctx, leave := context.WithCancel(t.Context())
 	repaired := make(chan error, 1)
 	go func() { repaired <- s.Repair(ctx) }()

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/decree-raft/decree/internal/core"
@@ -59,14 +60,19 @@ func (s *Shard) repairable(ctx context.Context) (least Index, members []NodeID, 
 func (s *Shard) install(ctx context.Context, snap *snapshot.Snapshot) (err error) {
 	e := s.node.engine
 	done := make(chan error, 1)
+	var begun atomic.Bool
+	closed := &Error{Kind: ErrUnknown, Code: CodeClosed, Message: fmt.Sprintf("the node was closed while the snapshot of shard %d was being installed", s.id)}
 	if err := e.call(ctx, s.id, func(w *core.Worker) {
+		begun.Store(true)
 		w.Repair(s.id, snap, func(err error) {
 			if err == nil {
 				s.stopped.Store(nil) // here, before the replica does anything: it may stop again at once
 			}
 			done <- err
 		})
-	}); err != nil {
+	}); err != nil && begun.Load() {
+		return closed
+	} else if err != nil {
 		return err
 	}
 	select {
@@ -74,7 +80,7 @@ func (s *Shard) install(ctx context.Context, snap *snapshot.Snapshot) (err error
 	case <-ctx.Done():
 		err = &Error{Kind: ErrUnknown, Code: core.CodeRepair, Message: fmt.Sprintf("the snapshot of shard %d is being installed, which goes on", s.id), Cause: ctx.Err()}
 	case <-e.quit: // its end waits for who repairs by itself, and is counted; the installation is, too
-		err = errClosed
+		err = closed
 	}
 	return err
 }

@@ -81,6 +81,7 @@ type Message struct {
 	From  NodeID
 	Shard ShardID
 	Raft  raftpb.Message
+	At    int64 // monotonic ns, when it was received
 }
 
 // Gap tells that words of a peer may have been lost: its connection is another one now, or something of it was thrown away.

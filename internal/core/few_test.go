@@ -2,6 +2,7 @@ package core
 
 import (
 	"errors"
+	"math"
 	"slices"
 	"testing"
 
@@ -53,7 +54,7 @@ func (f *few) run(ticks int) {
 func (f *few) deliver(h *hand) {
 	for _, m := range h.sent {
 		if to := f.of(NodeID(m.To)); to != nil && (f.drops == nil || !f.drops(h.node, to.node, &m)) {
-			to.in.Messages = append(to.in.Messages, Message{From: h.node, Shard: 1, Raft: m})
+			to.in.Messages = append(to.in.Messages, Message{From: h.node, Shard: 1, Raft: m, At: math.MaxInt64})
 		}
 	}
 	for i, n := range h.notes {

@@ -2,6 +2,7 @@ package core
 
 import (
 	"log/slog"
+	"math"
 	"math/rand/v2"
 	"testing"
 
@@ -203,7 +204,7 @@ func (h *hand) flush() {
 
 func (h *hand) message(m raftpb.Message) {
 	m.To = 2
-	h.in.Messages = append(h.in.Messages, Message{From: NodeID(m.From), Shard: 1, Raft: m})
+	h.in.Messages = append(h.in.Messages, Message{From: NodeID(m.From), Shard: 1, Raft: m, At: math.MaxInt64}) // as the pass begins
 }
 
 // settle runs passes, the first of them with ticks, until nothing is under way. The peers answer as raft's do.

@@ -108,7 +108,7 @@ func (r *Replica) repaired(d *InstallDone) {
 	if d.Err != nil {
 		r.state.AbandonInstall(d.Job)
 		r.repairing = nil
-		rp.done(fmt.Errorf("the snapshot could not be installed: %w", d.Err))
+		r.failed(rp, fmt.Errorf("the snapshot could not be installed: %w", d.Err))
 		return
 	}
 	r.state.Installed(d.Job)
@@ -155,7 +155,7 @@ func (r *Replica) restart() {
 	n, err := r.again(Deps{Machine: r.machine, State: r.state, Log: rp.log, Rand: r.rand, Logger: r.parent})
 	if err != nil {
 		r.log = rp.after(r) // what the disk has: the next attempt goes on from there
-		rp.done(err)
+		r.failed(rp, err)
 		return
 	}
 	for i := range r.w.order {
@@ -167,6 +167,12 @@ func (r *Replica) restart() {
 	n.logger.Info("replica repaired", "index", uint64(n.applied))
 	n.touch()
 	rp.done(nil)
+}
+
+// failed says so to who asked for the repair, who may have left, and to who reads the log.
+func (r *Replica) failed(rp *repair, err error) {
+	r.logger.Warn("replica not repaired", "index", rp.snap.Manifest.Index, "reason", err)
+	rp.done(err)
 }
 
 // after returns the log as it is on disk behind the snapshot.

@@ -646,7 +646,7 @@ func (r *Replica) step(m *Message) {
 		r.untaken++
 	}
 	if l := r.lead; l != nil && r.follows(&m.Raft) {
-		l.heard[m.From] = r.w.heardFrom(m.From)
+		l.heard[m.From] = min(m.At, r.w.now.Mono) // it may have waited for a long pass, and its sender have found another leader since
 	}
 	switch m.Raft.Type {
 	case raftpb.MsgSnap:

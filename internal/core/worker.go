@@ -23,7 +23,6 @@ type Worker struct {
 	out      *Write     // of this pass
 	peers    map[NodeID]bool
 	before   map[NodeID]int64 // when each had been heard as of the end of the last pass
-	gaps     []Gap            // of this pass
 	diskLow  bool
 
 	scratch []byte // events of the request being decided
@@ -52,7 +51,7 @@ func (w *Worker) AddShard(id ShardID, d Deps) error {
 
 // Pass takes in what has arrived and brings every shard concerned as far as it goes.
 func (w *Worker) Pass(now Now, in *Input) {
-	w.now, w.gaps = now, in.Gaps
+	w.now = now
 	if len(in.Gaps) > 0 { // first: others may end the rest too, and do not know of them
 		for _, r := range w.order {
 			r.missed(in.Gaps)
@@ -147,23 +146,10 @@ func (w *Worker) Pass(now Now, in *Input) {
 	for p := range w.peers { // any order: each is looked at for itself
 		w.before[p] = w.env.LastHeard(p)
 	}
-	w.gaps = nil
 }
 
 // heardBefore returns when a peer had been heard as of the end of the last pass, all of which has been seen to. 0: there is no word of that.
 func (w *Worker) heardBefore(p NodeID) int64 { return w.before[p] }
-
-// heardFrom returns when a peer of which this pass has brought something was heard: no later than its last word, which a long pass keeps waiting, nor than what
-// it lost something after.
-func (w *Worker) heardFrom(p NodeID) int64 {
-	at := min(w.now.Mono, w.env.LastHeard(p))
-	for _, g := range w.gaps {
-		if g.Peer == p {
-			at = min(at, g.Heard)
-		}
-	}
-	return at
-}
 
 // accept gives a request to its replica, or refuses it.
 func (w *Worker) accept(q *Request) {

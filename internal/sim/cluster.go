@@ -397,6 +397,7 @@ func (n *node) receive(f frame) {
 	}
 	err := core.DecodeFrame(f.from, n.id, f.bytes, core.Receiver{
 		Message: func(m core.Message) {
+			m.At = n.mono()
 			kept = kept || len(m.Raft.Entries) > 0 || len(m.Raft.Snapshot.Data) > 0 // whose data may share the frame's memory
 			n.workerOf(m.Shard).post(func(in *core.Input) { in.Messages = append(in.Messages, m) })
 		},
