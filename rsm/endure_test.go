@@ -125,7 +125,8 @@ func TestEndure(t *testing.T) {
 				return true
 			})
 		},
-		slack: map[string]float64{"heap_mib": 24, "wal_mib": 3, "wal_segments": 12, "files": 20, "snapshots": 1, "goroutines": 30, "shard_memory_mib": 2, "journal_mib": 1, "state_mib": 4, "disk_mib": 8},
+		// A disk that is slow for a second of the three leaves half of what is written in the log; a log that is never let go of would have three times that.
+		slack: map[string]float64{"heap_mib": 24, "wal_mib": 7.5, "wal_segments": 30, "files": 38, "snapshots": 1, "goroutines": 30, "shard_memory_mib": 2, "journal_mib": 1, "state_mib": 4, "disk_mib": 8},
 		options: []option{small, func(cfg *Config) {
 			cfg.Limits.FlushBytes, cfg.segmentBytes, cfg.LogSegments = 256<<10, 256<<10, 2
 			cfg.JournalMaxBytes, cfg.readPause = 512<<10, 500*time.Millisecond
