@@ -95,7 +95,7 @@ func TestEndure(t *testing.T) {
 	if *endureDuration > 0 {
 		every := *endureDuration / time.Duration(*endureSamples)
 		due := time.Now()
-		endure(t, endurance{
+		refuseGrowth(t, endure(t, endurance{
 			state: 128 << 20, value: 1024, callers: *endureCallers, cycles: 6, samplesPerCycle: *endureSamples / 6, cutEvery: 4,
 			next: func(*Cluster) {
 				due = due.Add(every)
@@ -103,14 +103,14 @@ func TestEndure(t *testing.T) {
 			},
 			slack:   map[string]float64{"heap_mib": 48, "wal_mib": 64, "wal_segments": 2, "files": 40, "snapshots": 1, "goroutines": 30, "shard_memory_mib": 8, "journal_mib": 32, "state_mib": 64, "disk_mib": 200},
 			options: []option{patient10s, func(cfg *Config) { cfg.JournalMaxBytes, cfg.ElectionTimeout = 128<<20, 3*time.Second }},
-		})
+		}))
 		return
 	}
 	if testing.Short() {
 		t.Skip("writes many segments")
 	}
 	var last uint64
-	endure(t, endurance{
+	e := endurance{
 		state: 2 << 20, value: 1024, callers: 32, cycles: 6, samplesPerCycle: 8, cutEvery: 2,
 		next: func(c *Cluster) { // by what is written, not by the clock: a slow machine takes longer and sees the same
 			eventually(t, "another two segments are written", func() bool {
@@ -125,16 +125,29 @@ func TestEndure(t *testing.T) {
 				return true
 			})
 		},
-		// A disk that is slow for a second of the three leaves half of what is written in the log; a log that is never let go of would have three times that.
-		slack: map[string]float64{"heap_mib": 24, "wal_mib": 7.5, "wal_segments": 30, "files": 38, "snapshots": 1, "goroutines": 30, "shard_memory_mib": 2, "journal_mib": 1, "state_mib": 4, "disk_mib": 8},
+		slack: map[string]float64{"heap_mib": 24, "wal_mib": 3, "wal_segments": 12, "files": 20, "snapshots": 1, "goroutines": 30, "shard_memory_mib": 2, "journal_mib": 1, "state_mib": 4, "disk_mib": 8},
 		options: []option{small, func(cfg *Config) {
 			cfg.Limits.FlushBytes, cfg.segmentBytes, cfg.LogSegments = 256<<10, 256<<10, 2
 			cfg.JournalMaxBytes, cfg.readPause = 512<<10, 500*time.Millisecond
 		}},
-	})
+	}
+	// In seconds a disk that is slow for one of them looks like something that is kept. What is kept is kept again.
+	if grows := endure(t, e); len(grows) > 0 {
+		t.Logf("once more: %s", strings.Join(grows, "; "))
+		last = 0
+		refuseGrowth(t, endure(t, e))
+	}
 }
 
-func endure(t *testing.T, e endurance) {
+func refuseGrowth(t *testing.T, grows []string) {
+	t.Helper()
+	for _, g := range grows {
+		t.Error(g)
+	}
+}
+
+// endure returns what grows.
+func endure(t *testing.T, e endurance) (grows []string) {
 	dir, err := os.MkdirTemp(*endureDir, "decree-endure-")
 	if err != nil {
 		t.Fatal(err)
@@ -212,10 +225,11 @@ func endure(t *testing.T, e endurance) {
 		before, after := mean(samples[third:2*third]), mean(samples[2*third:])
 		t.Logf("%-16s first third %8.1f, second %8.1f, last %8.1f on average", col.name, mean(samples[:third]), before, after)
 		if after > 1.1*before+e.slack[col.name] {
-			t.Errorf("%s grows: %.1f on average in the second third, %.1f in the last", col.name, before, after)
+			grows = append(grows, fmt.Sprintf("%s grows: %.1f on average in the second third, %.1f in the last", col.name, before, after))
 		}
 	}
 	sameHashes(t, c, 1)
+	return grows
 }
 
 func installs(t *testing.T, n *Node) float64 {
