@@ -643,14 +643,16 @@ func stoppedByDamage(t *testing.T, options ...option) (*Cluster, *Shard) {
 // Mutations with which it was seen to fail, one by one: the snapshot stays after an installation whose tables could not be synced; link does not say so.
 func TestRepairAfterAFailedSync(t *testing.T) {
 	var fails, failed, fetched atomic.Bool
+	var said atomic.Int64
 	c, s := stoppedByDamage(t, func(cfg *Config) {
 		if cfg.Node != 1 {
 			return
 		}
+		cfg.Logger = slog.New(counting{"replica not repaired", &said})
 		cfg.wrapFS = func(fs vfs.FS) vfs.FS {
 			return errorfs.Wrap(fs, errorfs.InjectorFunc(func(op errorfs.Op) error {
 				switch {
-				case op.Kind == errorfs.OpFileSync && strings.Contains(op.Path, "/ingest/") && fails.CompareAndSwap(true, false):
+				case inIngest(op) && fails.CompareAndSwap(true, false):
 					failed.Store(true)
 					return syscall.EIO
 				case op.Kind == errorfs.OpFileWriteAt && strings.Contains(op.Path, ".part/") && failed.Load():
@@ -663,6 +665,9 @@ func TestRepairAfterAFailedSync(t *testing.T) {
 	fails.Store(true)
 	if err := s.Repair(within(t)); !errors.Is(err, syscall.EIO) {
 		t.Fatalf("the disk fails: %v", err)
+	}
+	if said.Load() != 1 {
+		t.Errorf("the log says %d times that it failed", said.Load())
 	}
 	if err := s.Repair(within(t)); err != nil {
 		t.Fatal(err)

@@ -20,18 +20,25 @@ func (h *hand) request(q Request) (Result, error) {
 	return q.Result, q.Err
 }
 
+// opens opens a session.
+func (h *hand) opens() SessionID {
+	h.t.Helper()
+	opened, err := h.request(Request{Kind: KindOpenSession})
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	return opened.Session
+}
+
 // Where the leader's disk is low, who asks again for what has happened, or is under way, is told its outcome. What is new is refused, unless it makes room.
 //
 // Mutations with which it was seen to fail: refuses does not look into the session; it looks for outcomes only, or for what is under way only.
 func TestAskingAgainOnALowDisk(t *testing.T) {
 	h := newHand(t, Limits{})
 	h.lead()
-	opened, err := h.request(Request{Kind: KindOpenSession})
-	if err != nil {
-		t.Fatal(err)
-	}
+	session := h.opens()
 	command := func(seq uint64) Request {
-		return Request{Kind: KindCommand, Session: opened.Session, Sequence: seq, Commands: [][]byte{[]byte("+a")}}
+		return Request{Kind: KindCommand, Session: session, Sequence: seq, Commands: [][]byte{[]byte("+a")}}
 	}
 	first, err := h.request(command(1))
 	if err != nil {

@@ -224,12 +224,9 @@ func TestFullSessionIsEmptied(t *testing.T) {
 func TestNumbersThatOverflow(t *testing.T) {
 	h := newHand(t, Limits{})
 	h.lead()
-	opened, err := h.request(Request{Kind: KindOpenSession})
-	if err != nil {
-		t.Fatal(err)
-	}
+	session := h.opens()
 	ask := func(seq uint64) error {
-		_, err := h.request(Request{Kind: KindCommand, Session: opened.Session, Sequence: seq, Acknowledged: seq - 1, Commands: [][]byte{[]byte("+a")}})
+		_, err := h.request(Request{Kind: KindCommand, Session: session, Sequence: seq, Acknowledged: seq - 1, Commands: [][]byte{[]byte("+a")}})
 		return err
 	}
 	for _, seq := range []uint64{math.MaxUint64, MaxSequence + 1} {

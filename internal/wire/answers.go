@@ -34,9 +34,12 @@ const MaxAnswerBytes = 32 << 20
 func AnswerBytes(res *core.Result, err error) int {
 	const field = 1 + 5 // a tag and a length
 	n := len(res.Answer) + 64
-	if _, r := core.Verdict(err); r != nil {
-		return n + 3*(len(r.Code)+len(r.Message)) + len(r.Detail) // text that is not UTF-8 grows
-	} else if err != nil {
+	switch e, r := core.Verdict(err); { // text that is not UTF-8 grows
+	case r != nil:
+		return n + 3*(len(r.Code)+len(r.Message)) + len(r.Detail)
+	case e != nil && e.Cause == nil: // no text is made of what is refused, which is many under overload
+		return n + 3*(len(e.Code)+len(e.Message)+len(e.LeaderAddress)) + 64
+	case err != nil:
 		return n + 3*len(err.Error()) + 64
 	}
 	for _, r := range res.Replies {
