@@ -70,6 +70,8 @@ type service struct {
 	policy    *access.Policy
 	admission *admit.Controller
 
+	flushers chan *stream // takes streams that have something to say as long as a goroutine waits for one
+
 	mu      sync.Mutex
 	streams map[*stream]bool
 	quiet   chan struct{} // closed when there is no stream any more; nil if there is none
@@ -77,7 +79,8 @@ type service struct {
 }
 
 func newService(b backend, limits Limits) *service {
-	return &service{backend: b, limits: limits, names: newNames(), holds: newHolds(), patience: sendPatience, receivePatience: receivePatience, meeting: meetPatience, streams: map[*stream]bool{}}
+	return &service{backend: b, limits: limits, names: newNames(), holds: newHolds(), patience: sendPatience, receivePatience: receivePatience, meeting: meetPatience, streams: map[*stream]bool{},
+		flushers: make(chan *stream)}
 }
 
 // margin is how long before its deadline a unary call is answered at the latest, so that the answer arrives.

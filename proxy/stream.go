@@ -44,7 +44,7 @@ const (
 	meetPatience = time.Second
 )
 
-// stream is one client's stream of calls. What it has to say is sent by a goroutine that exists only as long as there is something, so
+// stream is one client's stream of calls. What it has to say is sent by a goroutine that it has only as long as there is something, so
 // that an idle stream is cheap.
 type stream struct {
 	grpc.ServerStream
@@ -442,7 +442,29 @@ func noRoom(n int, read bool) error {
 // send starts sending what there is, or nothing, which is a sign of life. st.mu is held.
 func (st *stream) send() {
 	st.sending, st.said = true, monotonic()
-	go st.flush()
+	select {
+	case st.service.flushers <- st:
+	default:
+		go st.service.flush(st)
+	}
+}
+
+// flushLinger is how long a goroutine that has sent what a stream had to say waits for another stream.
+const flushLinger = 100 * time.Millisecond
+
+// flush sends what a stream has to say, and then what others have: the stack of a goroutine has to grow into what gRPC takes of it, which costs as much as the rest.
+func (s *service) flush(st *stream) {
+	t := time.NewTimer(flushLinger)
+	defer t.Stop()
+	for {
+		st.flush()
+		t.Reset(flushLinger)
+		select {
+		case st = <-s.flushers:
+		case <-t.C:
+			return
+		}
+	}
 }
 
 func (st *stream) flush() {

@@ -26,6 +26,7 @@ import (
 	"github.com/decree-raft/decree/internal/core"
 	"github.com/decree-raft/decree/internal/route"
 	"github.com/decree-raft/decree/internal/wire"
+	"github.com/decree-raft/decree/internal/yield"
 )
 
 // Config configures a Link.
@@ -87,6 +88,8 @@ type Link struct {
 	up      bool
 	cluster string // that the other side says it is of
 	out     []byte // calls that are not sent yet
+	saying  int    // how many they are
+	told    int    // how many had their answers in the frame that came last
 	pending pending
 	sent    uint64               // up to this id they may have arrived
 	heard   int64                // when something came, or the first call after a pause was sent
@@ -212,7 +215,8 @@ func (l *Link) Send(c *route.Call, number uint32) bool {
 		l.heard = now
 	}
 	id := l.pending.add(c, number)
-	first := len(l.out) == 0
+	first := l.saying == 0
+	l.saying++
 	l.out = wire.AppendCall(l.out, id, max(time.Millisecond, time.Duration(c.Deadline-now)), c)
 	if first {
 		select {
@@ -297,6 +301,7 @@ func (l *Link) serve(ctx context.Context) (opened bool, err error) {
 // write sends what there is, all of it in one frame, until ctx ends.
 func (l *Link) write(ctx context.Context, stream grpc.ClientStream) {
 	defer l.sending.Store(0)
+	var turn yield.Yielder
 	for {
 		select {
 		case <-ctx.Done():
@@ -304,6 +309,9 @@ func (l *Link) write(ctx context.Context, stream grpc.ClientStream) {
 		case <-l.wake:
 		}
 		runtime.Gosched() // who else has something to say may say it in the same frame
+		if l.expects() {
+			turn.Yield()
+		}
 		frame := l.take()
 		if len(frame) == 0 {
 			continue
@@ -317,12 +325,20 @@ func (l *Link) write(ctx context.Context, stream grpc.ClientStream) {
 	}
 }
 
+// expects reports whether those who were answered last are more than those who have something to say: the others are about to, if they do as before, and are
+// readers of connections or woken by one.
+func (l *Link) expects() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.saying < l.told
+}
+
 // take returns what is to be sent. From here on it may have arrived.
 func (l *Link) take() []byte {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	frame := l.out
-	l.out, l.sent = make([]byte, 0, min(cap(frame), 64<<10)), l.pending.last
+	l.out, l.saying, l.sent = make([]byte, 0, min(cap(frame), 64<<10)), 0, l.pending.last
 	if len(frame) == 0 {
 		return nil
 	}
@@ -417,7 +433,7 @@ func (l *Link) read(stream grpc.ClientStream) error {
 		}
 		now := l.cfg.Now()
 		l.mu.Lock()
-		l.heard = now
+		l.heard, l.told = now, len(got)
 		for i := range got {
 			var a attempt
 			if id := got[i].ID; id <= l.sent { // whoever answers what was not asked is not listened to
@@ -478,7 +494,7 @@ func own(r *core.Result, n int) {
 func (l *Link) lose(why error) {
 	l.mu.Lock()
 	lost, sent := l.pending, l.sent
-	l.up, l.out, l.pending = false, nil, pending{last: lost.last}
+	l.up, l.out, l.saying, l.told, l.pending = false, nil, 0, 0, pending{last: lost.last}
 	l.mu.Unlock()
 	select { // of what is not there any more
 	case <-l.wake:

@@ -445,3 +445,55 @@ func TestNoBusyLoop(t *testing.T) {
 }
 
 func newCall() *route.Call { return &route.Call{} }
+
+// Who has answered several calls at once is about to hear from as many.
+func TestExpects(t *testing.T) {
+	b := start(t, func(_ *bench, g grpc.ServerStream) error {
+		for {
+			var frame []byte
+			for n := 0; n < 3; {
+				calls, err := receive(g)
+				if err != nil {
+					return err
+				}
+				for _, c := range calls {
+					frame = wire.AppendAnswer(frame, c.ID, c.Call.Kind, &core.Result{}, nil)
+				}
+				n += len(calls)
+			}
+			if err := g.SendMsg(&codec.Frame{Data: frame}); err != nil {
+				return err
+			}
+		}
+	})
+	b.awaitUp()
+	ask := func() {
+		done := make(chan error, 3)
+		for range 3 {
+			c := &route.Call{Kind: route.Read, Shard: 1, Deadline: clock() + int64(patience), Done: func(c *route.Call) { done <- c.Err }}
+			b.router.Submit(clock(), c)
+		}
+		for range 3 {
+			if err := <-done; err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if b.link.expects() {
+		t.Error("calls are expected of those who have said nothing yet")
+	}
+	ask()
+	if !b.link.expects() {
+		t.Error("three were answered, and nobody is expected to go on")
+	}
+	b.link.mu.Lock()
+	b.link.saying = 3
+	b.link.mu.Unlock()
+	if b.link.expects() {
+		t.Error("more are expected than were answered")
+	}
+	b.link.mu.Lock()
+	b.link.saying = 0
+	b.link.mu.Unlock()
+	ask()
+}
