@@ -28,7 +28,7 @@ func (n *noted) Append(_ uint64, _ int, encode func([]byte) []byte) bool {
 func TestNotesAgeWithTheirPass(t *testing.T) {
 	out := &noted{}
 	w := &worker{e: &engine{transport: out, start: time.Now()}}
-	began := w.e.mono()
+	w.began = w.e.mono()
 	for _, age := range []time.Duration{0, time.Second, math.MaxInt64 - 1, math.MaxInt64} {
 		w.SendCommit(2, core.CommitNote{Shard: 1, Term: 1, Age: age})
 	}
@@ -36,7 +36,7 @@ func TestNotesAgeWithTheirPass(t *testing.T) {
 	if len(out.notes) > 0 {
 		t.Errorf("%d notes before the pass has ended", len(out.notes))
 	}
-	w.tellCommits(began)
+	w.tellCommits()
 	if len(out.notes) != 4 {
 		t.Fatalf("%d notes", len(out.notes))
 	}
@@ -44,7 +44,7 @@ func TestNotesAgeWithTheirPass(t *testing.T) {
 	if took < 20*time.Millisecond || out.notes[1].Age != took+time.Second || out.notes[2].Age != math.MaxInt64 || out.notes[3].Age != math.MaxInt64 {
 		t.Errorf("%v", out.notes)
 	}
-	if w.tellCommits(began); len(out.notes) != 4 {
+	if w.tellCommits(); len(out.notes) != 4 {
 		t.Error("they are sent twice")
 	}
 }

@@ -344,7 +344,8 @@ type worker struct {
 	core  *core.Worker
 	heard map[NodeID]int64 // see listen; of the worker's goroutine
 
-	commits []commitNote // of this pass
+	began   int64        // when the pass did
+	commits []commitNote // of it
 
 	mu        sync.Mutex
 	in        core.Input
@@ -444,9 +445,13 @@ func (w *worker) run() {
 		w.peerBytes, w.requests, w.reqBytes = 0, 0, 0
 		w.mu.Unlock()
 		now := w.e.now()
+		w.began = now.Mono
 		w.core.Pass(now, &in)
-		w.tellCommits(now.Mono)
+		w.tellCommits()
 		w.e.transport.Flush()
+		if w.core.More() {
+			w.signal()
+		}
 		w.spare = emptied(in)
 	}
 }
@@ -529,11 +534,11 @@ type commitNote struct {
 }
 
 // tellCommits sends the notes of a pass. Its age is as of when it began, and other shards may have kept the worker for long since; who hears it counts from then on.
-func (w *worker) tellCommits(began int64) {
+func (w *worker) tellCommits() {
 	if len(w.commits) == 0 {
 		return
 	}
-	took := time.Duration(w.e.mono() - began)
+	took := time.Duration(w.Spent())
 	for i := range w.commits {
 		c := &w.commits[i]
 		c.note.Age = min(c.note.Age, math.MaxInt64-took) + took // the largest says that nothing is known
@@ -607,6 +612,8 @@ func (w *worker) Flushed(shard ShardID, index Index) {
 }
 
 func (w *worker) LastHeard(p NodeID) int64 { return w.heard[p] }
+
+func (w *worker) Spent() int64 { return w.e.mono() - w.began }
 
 func (w *worker) SendNote(to NodeID, n core.Note) {
 	w.e.transport.Append(uint64(to), len(n.Data)+64, func(b []byte) []byte { return core.AppendNote(b, n) })

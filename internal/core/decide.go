@@ -83,6 +83,7 @@ type batch struct {
 	change *change // a change of the members: it has no sequence number, and nothing else is in the entry
 
 	size     int  // of the entry
+	late     bool // deciding it has taken long: it goes out before more is decided
 	observed bool // some call of it has an Observer
 }
 
@@ -173,7 +174,7 @@ func (r *Replica) becomeReady() {
 // decideQueue moves requests from the queue into the open batch, as many as it takes.
 func (r *Replica) decideQueue() {
 	l := r.lead
-	if l == nil || !l.ready || l.transferee != 0 || r.stuffed(4) {
+	if l == nil || !l.ready || l.transferee != 0 || r.stuffed(4) || !r.mayDecide() {
 		return
 	}
 	if l.open == nil && r.changeDue() {
@@ -184,6 +185,9 @@ func (r *Replica) decideQueue() {
 		r.decideOne(r.queue[n])
 		r.queue[n] = nil
 		n++
+		if r.tooLong() {
+			break
+		}
 	}
 	if n == len(r.queue) {
 		r.queue = r.queue[:0]
@@ -593,6 +597,7 @@ func (r *Replica) proposeOpen(l *leadership) {
 	b.end = r.state.Mark()
 	entry := sealEntry(b.buf, entryHeader{term: b.term, seq: b.seq, time: b.time, chain: b.chain, requests: len(b.decided)})
 	r.w.bufferUsed(len(b.buf))
+	r.pace.over = r.pace.over || b.late
 	b.size = len(entry)
 	b.buf = nil // the entry is raft's now
 	if len(b.reads) > 0 {

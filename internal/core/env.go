@@ -46,6 +46,9 @@ type Env interface {
 	// LastHeard returns when (monotonic ns) anything was last received from the peer, of what the worker has been handed: nothing that comes with the next pass, or after a gap
 	// that does; 0 if nothing ever was.
 	LastHeard(peer NodeID) int64
+	// Spent returns for how long (ns) the pass has been going on. How much more is decided depends on it, and nothing else: it is the one thing in which a pass depends on
+	// the machine's speed.
+	Spent() int64
 	// Changed tells that what ShardStatus shows of leadership has changed.
 	Changed(shard ShardID, leader NodeID, term Term)
 	// Stopped tells that a replica went out of service, and why.

@@ -39,6 +39,7 @@ type hand struct {
 	fetches  []*Fetch
 	installs []*InstallDone
 	stopped  *Error
+	pace     func() int64 // answers Spent; nil: a pass takes no time
 
 	last      map[uint64]uint64 // index up to which each peer has the log
 	apps      map[uint64]int    // MsgApp that each peer was sent
@@ -84,6 +85,12 @@ func (h *hand) LastHeard(n NodeID) int64 {
 		return at
 	}
 	return h.now.Mono
+}
+func (h *hand) Spent() int64 {
+	if h.pace != nil {
+		return h.pace()
+	}
+	return 0
 }
 func (h *hand) Changed(ShardID, NodeID, Term) {}
 func (h *hand) Stopped(_ ShardID, err *Error) { h.stopped = err }

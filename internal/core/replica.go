@@ -49,8 +49,9 @@ type Replica struct {
 
 	lead      *leadership // nil unless leading
 	queue     []*Request  // to be decided or to ride, in order of arrival
-	orphans   []*batch    // in flight when leadership went; settled within the pass
-	leaving   bool        // no member any more, see members.go
+	pace      pace
+	orphans   []*batch // in flight when leadership went; settled within the pass
+	leaving   bool     // no member any more, see members.go
 	departure departure
 	// What a restart would know of the members: noteDue, a record of the commit index is due; membersKnown, up to here it is on disk.
 	noteDue      bool
@@ -297,6 +298,9 @@ func (r *Replica) process() {
 		r.observe()
 		r.promoteCommitted()
 		r.decideQueue()
+	}
+	if r.pace.over && len(r.queue) > 0 {
+		r.putOff()
 	}
 	r.settleOrphans()
 	r.serveReads()

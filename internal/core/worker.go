@@ -20,7 +20,9 @@ type Worker struct {
 	replicas map[ShardID]*Replica
 	order    []*Replica // by shard, for what concerns all
 	touched  []*Replica // in this pass
-	out      *Write     // of this pass
+	putOff   []*Replica // that have more to decide, in the next
+	passes   uint64
+	out      *Write // of this pass
 	peers    map[NodeID]bool
 	before   map[NodeID]int64 // when each had been heard as of the end of the last pass
 	diskLow  bool
@@ -52,6 +54,11 @@ func (w *Worker) AddShard(id ShardID, d Deps) error {
 // Pass takes in what has arrived and brings every shard concerned as far as it goes.
 func (w *Worker) Pass(now Now, in *Input) {
 	w.now = now
+	w.passes++
+	for _, r := range w.putOff {
+		r.touch()
+	}
+	w.putOff = w.putOff[:0]
 	if len(in.Gaps) > 0 { // first: others may end the rest too, and do not know of them
 		for _, r := range w.order {
 			r.missed(in.Gaps)
@@ -147,6 +154,9 @@ func (w *Worker) Pass(now Now, in *Input) {
 		w.before[p] = w.env.LastHeard(p)
 	}
 }
+
+// More reports whether there is more to decide than the last pass had time for: the next is due at once.
+func (w *Worker) More() bool { return len(w.putOff) > 0 }
 
 // heardBefore returns when a peer had been heard as of the end of the last pass, all of which has been seen to. 0: there is no word of that.
 func (w *Worker) heardBefore(p NodeID) int64 { return w.before[p] }

@@ -2,7 +2,9 @@ package sim
 
 import (
 	"fmt"
+	"math"
 	"math/rand/v2"
+	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
 	"go.etcd.io/etcd/raft/v3/raftpb"
@@ -79,7 +81,10 @@ type worker struct {
 	in     core.Input
 	spare  core.Input // the last pass's, for its memory
 	pass   func()
-	waits  bool // a pass is due
+	waits  bool         // a pass is due
+	spent  int64        // of this pass
+	until  int64        // when the last one is over
+	notes  []commitNote // of this pass
 	shards []core.ShardID
 }
 
@@ -452,7 +457,7 @@ func (w *worker) post(add func(*core.Input)) {
 func (w *worker) wake() {
 	if !w.waits {
 		w.waits = true
-		w.n.after(exp(w.n.rng, w.n.s.swarm.passDelay), w.pass)
+		w.n.after(max(0, w.until-w.n.s.now)+exp(w.n.rng, w.n.s.swarm.passDelay), w.pass)
 	}
 }
 
@@ -466,7 +471,11 @@ func (w *worker) runPass() {
 	in := w.in
 	w.in, w.spare = w.spare, core.Input{}
 	n.s.trace.event(evPass, n.id, uint64(w.num), uint64(len(in.Messages)), uint64(len(in.Requests)), uint64(len(in.Written)))
+	if w.spent = 0; n.s.swarm.pace > 0 && chance(n.rng, 0.05) { // whatever keeps it, such as what is applied
+		w.spent = exp(n.rng, 20*n.s.swarm.pace)
+	}
 	w.core.Pass(n.time(), &in)
+	w.tellCommits()
 	w.spare = emptied(in)
 	n.s.check.observe(w)
 	if n.crashAfterPass {
@@ -475,7 +484,14 @@ func (w *worker) runPass() {
 		n.s.faults.crash(n)
 		return
 	}
-	n.sendFrames(len(n.frames))
+	if w.until = n.s.now + w.spent; w.spent > 0 {
+		n.after(w.spent, func() { n.sendFrames(len(n.frames)) })
+	} else {
+		n.sendFrames(len(n.frames))
+	}
+	if w.core.More() {
+		w.wake()
+	}
 }
 
 // emptied returns the input's slices for use again, without what they held.
@@ -507,8 +523,31 @@ func (w *worker) SendQuiesce(to core.NodeID, q core.Quiesce) {
 	w.n.frames[to] = core.AppendQuiesce(w.n.frame(to), q)
 }
 
+// SendCommit keeps a note until the pass ends: it is as old as that took. See rsm.
 func (w *worker) SendCommit(to core.NodeID, c core.CommitNote) {
-	w.n.frames[to] = core.AppendCommit(w.n.frame(to), c)
+	w.notes = append(w.notes, commitNote{to, c})
+}
+
+type commitNote struct {
+	to   core.NodeID
+	note core.CommitNote
+}
+
+func (w *worker) tellCommits() {
+	for _, c := range w.notes {
+		took := time.Duration(w.spent)
+		c.note.Age = min(c.note.Age, math.MaxInt64-took) + took
+		w.n.frames[c.to] = core.AppendCommit(w.n.frame(c.to), c.note)
+	}
+	w.notes = w.notes[:0]
+}
+
+// Spent lets a pass take time, if the swarm says so, by how often it is asked.
+func (w *worker) Spent() int64 {
+	if mean := w.n.s.swarm.pace; mean > 0 {
+		w.spent += exp(w.n.rng, mean)
+	}
+	return w.spent
 }
 
 func (w *worker) SendNote(to core.NodeID, m core.Note) {

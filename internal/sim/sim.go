@@ -161,6 +161,7 @@ func Run(seed uint64, opts Options) *Result {
 	if opts.User == nil && !opts.Nondeterministic {
 		s.swarm.drawRestores(stream(seed, 9))
 		s.swarm.drawReads(stream(seed, 11))
+		s.swarm.drawPace(stream(seed, 12))
 	}
 	if opts.User != nil {
 		s.work = newUserWork(s, opts.User)

@@ -26,6 +26,7 @@ type swarm struct {
 	chaos          time.Duration
 
 	passDelay int64 // mean ns from an input to the pass that takes it
+	pace      int64 // mean ns that pass from one look of a worker at its clock to the next, 0: passes take no time
 	fsync     latency
 	flush     int64
 	net       latency
@@ -179,6 +180,11 @@ func (s *swarm) limits(id core.NodeID, gen uint64) core.Limits {
 		}
 	}
 	return l
+}
+
+// drawPace draws whether passes take time, from a source of its own.
+func (s *swarm) drawPace(r *rand.Rand) {
+	s.pace = pick(r, 0, 0, 0, 0, 0, 0, 200*microsecond, 2*millisecond)
 }
 
 // usualReads is the share of reads, in percent, where a seed does not have mostly reads.

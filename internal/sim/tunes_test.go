@@ -8,7 +8,7 @@ import (
 // Clusters made for what few seeds bring about: each changes what the seed has drawn.
 var tunes = map[string]func(*swarm){
 	"restless": restless, "hanging": hanging, "crowded": crowded, "behind": behind, "arriving": arriving, "slowCuts": slowCuts, "changing": changing, "unlike": unlike, "proxied": proxied,
-	"upgrading": upgrading, "joining": joining, "rotten": rotten, "mending": mending, "ruined": ruined, "told": toldOfDamage, "restored": restoringTune, "lookups": lookups, "restoredAfterChanges": restoredAfterChanges,
+	"upgrading": upgrading, "joining": joining, "rotten": rotten, "mending": mending, "ruined": ruined, "told": toldOfDamage, "restored": restoringTune, "lookups": lookups, "slowly": slowly, "restoredAfterChanges": restoredAfterChanges,
 }
 
 // proxied has clients that ask through proxies only, over streams that break, with sessions that are few.
@@ -20,8 +20,14 @@ func proxied(s *swarm) {
 
 // direct has none, and no node is unlike the others: what needs many seeds is looked for in the clusters in which it was first found.
 func direct(s *swarm) {
-	s.proxies, s.every[faultProxy], s.every[faultStream], s.narrow = 0, 0, 0, 0
+	s.proxies, s.every[faultProxy], s.every[faultStream], s.narrow, s.pace = 0, 0, 0, 0, 0
 	asUsual(s)
+}
+
+// slowly has passes that take time, and much to decide.
+func slowly(s *swarm) {
+	direct(s)
+	s.pace, s.think, s.clients, s.width = pick(rand.New(rand.NewPCG(uint64(s.clients), uint64(s.width))), 200*microsecond, 2*millisecond), millisecond/4, 8, 5
 }
 
 // unlike has nodes with limits of their own.
