@@ -1,6 +1,7 @@
 package core
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"time"
@@ -218,9 +219,10 @@ func rejectionOf(err error) *Rejection {
 		switch r.Code {
 		case CodeSessionExpired, CodeSequenceReused, CodeSequenceAcked, CodeSequenceTooHigh:
 			// Clients act on these, so they may only be the library's.
-			return &Rejection{Code: CodeMachineError, Message: r.Error(), Detail: r.Detail}
+			return &Rejection{Code: CodeMachineError, Message: r.Error(), Detail: bytes.Clone(r.Detail)}
 		}
-		return r
+		// A copy: the machine may keep it, and its detail may be memory of the state, to which the caller may write.
+		return &Rejection{Code: r.Code, Message: r.Message, Detail: bytes.Clone(r.Detail)}
 	}
 	return &Rejection{Code: CodeMachineError, Message: err.Error()}
 }

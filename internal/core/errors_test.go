@@ -88,3 +88,36 @@ func TestLateDoesNotClose(t *testing.T) {
 		}
 	}
 }
+
+// What a machine rejects with may be memory of the state, or its own: whoever gets it may write to it.
+//
+// Mutation with which it was seen to fail: the machine's own rejection is handed out.
+func TestRejectionsAreCopies(t *testing.T) {
+	h := newHand(t, Limits{})
+	h.lead()
+	h.submit("+key")
+	for name, q := range map[string]*Request{
+		"a command": {Kind: KindCommand, Commands: [][]byte{[]byte("?key")}},
+		"a query":   {Kind: KindRead, Level: Stale, Query: []byte("key")},
+	} {
+		done := false
+		q.Shard, q.Done = 1, func(q *Request) {
+			done = true
+			_, r := Verdict(q.Err)
+			if r == nil || string(r.Detail) != "key" {
+				t.Errorf("%s ends with %v", name, q.Err)
+				return
+			}
+			clear(r.Detail)
+		}
+		h.in.Requests = append(h.in.Requests, q)
+		h.settle(2)
+		if got, _ := h.shard.Get([]byte("key")); !done || string(got) != "key" {
+			t.Errorf("after %s (%v) the state has %q", name, done, got)
+		}
+	}
+	mine := &Rejection{Code: "mine", Detail: []byte("detail")}
+	if r := rejectionOf(fmt.Errorf("wrapped: %w", mine)); r == mine || &r.Detail[0] == &mine.Detail[0] {
+		t.Error("the machine's own is handed out")
+	}
+}

@@ -95,14 +95,23 @@ func (h *hand) Spent() int64 {
 func (h *hand) Changed(ShardID, NodeID, Term) {}
 func (h *hand) Stopped(_ ShardID, err *Error) { h.stopped = err }
 
-// bulky writes 100 KiB for a command in capitals, sets the key behind a plus, deletes the one behind a minus, rejects "no", and panics with as many bytes as stand behind an exclamation mark.
+// bulky writes 100 KiB for a command in capitals, sets the key behind a plus to itself, rejects with the value of the one behind a question mark, as does a query for it, deletes the one behind a minus, rejects "no", and panics with as many bytes as stand behind an exclamation mark.
 type bulky struct{}
 
-func (bulky) Decide(_ View, c Command) ([][]byte, []byte, error) {
+func (bulky) Decide(v View, c Command) ([][]byte, []byte, error) {
 	if string(c.Data) == "no" {
 		return nil, nil, Reject("no", "no")
 	}
+	if c.Data[0] == '?' {
+		return nil, nil, rejectWith(v, c.Data[1:])
+	}
 	return [][]byte{c.Data}, nil, nil
+}
+
+// rejectWith rejects with what stands in the state.
+func rejectWith(v View, key []byte) error {
+	value, _ := v.Get(key)
+	return &Rejection{Code: "asked", Detail: value}
 }
 
 func (bulky) Apply(s State, e Event) {
@@ -121,7 +130,12 @@ func (bulky) Apply(s State, e Event) {
 	}
 }
 
-func (bulky) Query(View, []byte) ([]byte, error) { return nil, nil }
+func (bulky) Query(v View, q []byte) ([]byte, error) {
+	if len(q) > 0 {
+		return nil, rejectWith(v, q)
+	}
+	return nil, nil
+}
 
 func newHand(t *testing.T, limits Limits, voters ...NodeID) *hand {
 	if len(voters) == 0 {
