@@ -57,6 +57,7 @@ type limiter struct {
 	probing   bool
 	giveUp    int64   // when the probe ends without a result
 	before    float64 // latency in the last window that was pressed; 0 if there was none since the last probe
+	bounded   bool    // in that window less was at work than the limit allows, by a client's own bound
 	nextProbe int64
 	lastBack  int64
 	// tooMuch is a limit at which there were refusals from behind; 0 if that is long ago.
@@ -178,7 +179,7 @@ func (l *limiter) endWindow(now int64, latency float64, atWork int) {
 		l.base += (typical - l.base) / 4 // not at once: a mean over a few fsyncs is noisy
 	}
 	if pressed || held { // what a client's own bound leaves may be a queue as well: a probe tells
-		l.before = latency
+		l.before, l.bounded = latency, !pressed
 	}
 	if !pressed {
 		return
@@ -214,6 +215,9 @@ func (l *limiter) set(now int64, limit float64, atWork int) {
 
 func (l *limiter) beginProbe(now int64, atWork int) {
 	l.probing, l.deep = true, l.most > l.min && l.limit > deep*l.floor()
+	if l.bounded { // a probe from a limit that nobody comes near lowers nothing, and takes the queue for the base
+		l.limit = min(l.limit, max(float64(atWork), l.floor()))
+	}
 	l.giveUp = now + int64(probeLimit)
 	// A long queue may have to go first, and few at work take many rounds. Without a floor no later probe would do better, so there is time for all that this one takes.
 	switch rounds := math.Ceil(windowAnswers / float64(l.allowed())); {

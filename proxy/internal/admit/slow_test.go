@@ -70,6 +70,43 @@ func TestLongWayWithoutAFloor(t *testing.T) {
 	}
 }
 
+// A spell of a slow disk leaves a limit that is more than what the one client that goes on may have at work, by its own bound. Without a floor, too, it comes down.
+//
+// Mutation with which it was seen to fail: a probe begins at the limit, and not at what is at work.
+func TestLimitComesDownToOne(t *testing.T) {
+	testkit.SkipUnderRace(t)
+	s := newSim(3)
+	c := controller(t, Config{ClientCount: 2048, ShardCount: 49152, InitialLimit: 1024, Floor: 4})
+	to := 90 * sec
+	g := &group{s: s, command: 100e3, fsync: func() int64 {
+		if s.now >= 30*sec && s.now < to {
+			return 1000 * ms
+		}
+		return ms
+	}}
+	loads := make([]*load, 8)
+	for i := range loads {
+		loads[i] = &load{name: string(rune('a' + i)), rate: 4000}
+		loads[i].start(s, c, g)
+	}
+	s.run(to)
+	was := limitOf(c)
+	for _, l := range loads[1:] {
+		l.rate = 0
+	}
+	loads[0].rate = 30000
+	s.run(to + 40*sec)
+	loads[0].forget()
+	s.run(to + 50*sec)
+	t.Logf("the limit was %+v: %v %+v", was, loads[0], limitOf(c))
+	if p := loads[0].quantile(0.5); p > 50*time.Millisecond {
+		t.Errorf("p50 is %v 40 s after the slow spell", p)
+	}
+	if loads[0].done < 50000 {
+		t.Errorf("%d are done in 10 s", loads[0].done)
+	}
+}
+
 // After a time in which the disk was slow the limit, and the latency, come down again: also where all that is asked for comes from one client, whose own bound keeps it from what the limit has become.
 //
 // Mutations with which it was seen to fail: what a client's bound refuses says nothing to the shard; a probe is as rare as the last one found the service to be slow, however slow.
