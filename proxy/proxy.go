@@ -82,6 +82,7 @@ type Proxy struct {
 	cfg    Config
 	log    *slog.Logger
 	tracer trace.Tracer // nil: nothing is traced
+	names  *names       // of calls within this process
 	local  *local       // nil if no node is in this process
 	wanted chan struct{}
 	named  chan struct{} // closed when name is known
@@ -139,7 +140,7 @@ func New(cfg Config) (*Proxy, error) {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	p := &Proxy{cfg: cfg, log: cfg.Logger, wanted: make(chan struct{}, 1), named: make(chan struct{}), cancel: cancel,
+	p := &Proxy{cfg: cfg, log: cfg.Logger, names: newNames(), wanted: make(chan struct{}, 1), named: make(chan struct{}), cancel: cancel,
 		asking: map[*link.Link]bool{},
 		links:  map[string]*link.Link{}, address: map[rsm.NodeID]string{}, shards: map[rsm.ShardID]*shard{}, guessed: map[rsm.ShardID]int64{}, seen: map[rsm.NodeID]int64{}, meter: &meter{}, metrics: &collector{}, clock: clock.New(monotonic)}
 	p.routers.Store(&map[rsm.ShardID]*route.Router{})

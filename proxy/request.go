@@ -18,7 +18,7 @@ import (
 )
 
 // RequestIDKey is the metadata that names a unary call in logs, errors and traces. A call without one is given a name. A call on a stream is named after
-// its stream and its own id.
+// its stream and its own id; one within the proxy's process, see Shard, is given a name.
 const RequestIDKey = "decree-request-id"
 
 // maxRequestID bounds what is taken for a name.
@@ -71,16 +71,20 @@ func failed(ctx context.Context, err error, request string) error {
 }
 
 // debugs reports whether every call is to be logged.
-func (s *service) debugs() bool {
-	return s.log != nil && s.log.Enabled(context.Background(), slog.LevelDebug)
-}
+func (s *service) debugs() bool { return s.log != nil && debugs(s.log) }
+
+func debugs(log *slog.Logger) bool { return log.Enabled(context.Background(), slog.LevelDebug) }
 
 // logCall logs a call's outcome.
 func (s *service) logCall(request string, c *route.Call, took time.Duration, err error) {
+	logCall(s.log, request, c, took, err)
+}
+
+func logCall(log *slog.Logger, request string, c *route.Call, took time.Duration, err error) {
 	outcome, code := outcomeOf(err)
 	attrs := []any{"request", request, "kind", c.Kind.String(), "shard", uint64(c.Shard), "took", took, "outcome", outcome}
 	if err != nil {
 		attrs = append(attrs, "code", code, "reason", err.Error())
 	}
-	s.log.Debug("call ended", attrs...)
+	log.Debug("call ended", attrs...)
 }

@@ -76,7 +76,27 @@ func (s *Shard) call(ctx context.Context, c *route.Call) (rsm.Result, error) {
 	return res, err
 }
 
+// run has a call answered, and sees to it that it is seen as one of a server's is: metrics that miss it keep quiet about its failure.
 func (s *Shard) run(ctx context.Context, c *route.Call) (rsm.Result, error) {
+	p := s.proxy
+	began := monotonic()
+	res, err := s.ask(ctx, c)
+	took := time.Duration(monotonic() - began)
+	p.meter.ended(c.Kind, c.Shard, took, err)
+	if err == nil && !debugs(p.log) {
+		return res, nil
+	}
+	request := p.names.next()
+	if debugs(p.log) {
+		logCall(p.log, request, c, took, err)
+	}
+	if err != nil {
+		err = named(err, request)
+	}
+	return res, err
+}
+
+func (s *Shard) ask(ctx context.Context, c *route.Call) (rsm.Result, error) {
 	if err := wire.CheckCall(c); err != nil {
 		return rsm.Result{}, err
 	}
