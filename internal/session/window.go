@@ -73,7 +73,7 @@ func (w *Window) next(c Claim) (Number, bool) {
 		return Number{}, false
 	}
 	if c.Back {
-		w.putOff--
+		w.leave()
 	}
 	w.last++
 	return Number{w.id, w.last, w.acked}, true
@@ -204,8 +204,15 @@ func (w *Window) PutOff(n Number) {
 func (w *Window) Leave() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.putOff--
-	w.wake()
+	w.leave()
+	w.wake() // its place is free
+}
+
+// leave notes that one of those that were put off is none any more. After the last of them others need not stop early, which those that wait are to know. w.mu is held.
+func (w *Window) leave() {
+	if w.putOff--; w.putOff == 0 {
+		w.wake()
+	}
 }
 
 func (w *Window) wake() {

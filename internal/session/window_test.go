@@ -130,14 +130,9 @@ func TestPutOffBesideADoubt(t *testing.T) {
 	}
 }
 
-// The end of one that was put off is room for another that waits for it; a session that ended meanwhile is none for who comes back.
-//
-// Mutation with which it was seen to fail: Leave wakes nobody.
-func TestLeave(t *testing.T) {
-	w := opened(t)
-	for _, n := range take(t, w, MaxUnacknowledged-forRoom, ordinary) {
-		w.PutOff(n)
-	}
+// waiter is the outcome of an ordinary command, which waits for a number when it returns.
+func waiter(t *testing.T, w *Window) <-chan error {
+	t.Helper()
 	got := make(chan error, 1)
 	go func() {
 		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
@@ -153,6 +148,41 @@ func TestLeave(t *testing.T) {
 		waits = w.room != nil
 		w.mu.Unlock()
 	}
+	return got
+}
+
+// New ones that stop early for those that come back go on as soon as the last of these is there, and not when some outcome arrives: there may be none for long.
+//
+// Mutation with which it was seen to fail: the last that comes back wakes nobody.
+func TestNewOnesGoOnAfterTheLastIsBack(t *testing.T) {
+	w := opened(t)
+	var last Number
+	for range 1901 {
+		n, ok := w.TryBegin(ordinary)
+		if !ok {
+			t.Fatal("no number")
+		}
+		last = n
+	}
+	w.PutOff(last)
+	got := waiter(t, w)
+	if _, ok := w.TryBegin(back); !ok {
+		t.Fatal("who comes back finds no number")
+	}
+	if err := <-got; err != nil {
+		t.Errorf("nobody is put off, and %d are under way: %v", w.last-w.acked, err)
+	}
+}
+
+// The end of one that was put off is room for another that waits for it; a session that ended meanwhile is none for who comes back.
+//
+// Mutation with which it was seen to fail: Leave wakes nobody.
+func TestLeave(t *testing.T) {
+	w := opened(t)
+	for _, n := range take(t, w, MaxUnacknowledged-forRoom, ordinary) {
+		w.PutOff(n)
+	}
+	got := waiter(t, w)
 	w.Leave()
 	if err := <-got; err != nil {
 		t.Error(err)
