@@ -389,7 +389,7 @@ func (n *node) receive(f frame) {
 	n.s.trace.event(evFrameGot, n.id, uint64(f.from), f.hash, uint64(len(f.bytes)), 0)
 	n.s.trace.frame(&f)
 	n.s.net.arrived(f)
-	if f.gap {
+	if n.s.net.gap(f) {
 		g := core.Gap{Peer: f.from, Heard: n.heard[f.from]}
 		for _, w := range n.workers {
 			w.post(func(in *core.Input) { in.Gaps = append(in.Gaps, g) })

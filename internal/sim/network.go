@@ -13,9 +13,10 @@ import (
 type network struct {
 	s   *sim
 	r   *rand.Rand
-	cut [][]int   // [from][to]: how many faults cut this direction
-	gap [][]bool  // [from][to]: the connection broke since the last frame
-	due [][]int64 // when the latest frame of the link arrives, for links that keep order
+	cut [][]int // [from][to]: how many faults cut this direction
+	// broke is how many of the connections [from][to] have: something that was sent on each was lost. Met is that of the latest of which [to] has read something of [from].
+	broke, met [][]int
+	due        [][]int64 // when the latest frame of the link arrives, for links that keep order
 
 	spare [][]byte // memory of frames that have been read
 	idle  []*flight
@@ -59,7 +60,7 @@ type frame struct {
 	bytes    []byte
 	hash     uint64
 	doubled  bool
-	gap      bool // it is the first of a connection
+	conn     int // the connection that it was sent on
 	sent     int64
 }
 
@@ -85,7 +86,8 @@ func newNetwork(s *sim, r *rand.Rand) *network {
 	all := s.swarm.nodes + s.swarm.spares
 	for range all + 1 {
 		n.cut = append(n.cut, make([]int, all+1))
-		n.gap = append(n.gap, make([]bool, all+1))
+		n.broke = append(n.broke, make([]int, all+1))
+		n.met = append(n.met, make([]int, all+1))
 		n.due = append(n.due, make([]int64, all+1))
 	}
 	return n
@@ -106,7 +108,7 @@ func (n *network) send(from, to core.NodeID, b []byte) {
 	if sw.every[faultBackup] > 0 && len(n.old) < 200 && n.r.IntN(10) == 0 {
 		n.old = append(n.old, frame{from: from, to: to, bytes: slices.Clone(b), hash: f.hash, doubled: true, sent: n.s.now})
 	}
-	f.gap, n.gap[from][to] = n.gap[from][to], false
+	f.conn = n.broke[from][to]
 	copies := 1
 	if !sw.ordered && !n.s.calm && chance(n.r, sw.dup) {
 		copies, f.doubled = 2, true
@@ -152,14 +154,23 @@ func (n *network) delaysSince(t int64) int64 {
 	return d
 }
 
-// reportLoss tells the sender now and then, as a transport does when a connection breaks, and the receiver with the next frame.
+// reportLoss tells the sender now and then, as a transport does when a connection breaks, and the receiver with whatever it reads next that was sent after that.
 func (n *network) reportLoss(from, to core.NodeID) {
+	n.broke[from][to]++
 	if n.r.IntN(4) != 0 {
 		return
 	}
-	n.gap[from][to] = true
 	sender := n.s.node(from)
 	sender.after(exp(n.r, 5*millisecond), func() { sender.unreachable(to) })
+}
+
+// gap reports whether a frame is the first that is read of a connection: something before it was lost. Frames may overtake each other, and this one need not be the first that was sent.
+func (n *network) gap(f frame) bool {
+	if f.conn <= n.met[f.from][f.to] {
+		return false
+	}
+	n.met[f.from][f.to] = f.conn
+	return true
 }
 
 // block cuts a direction until the function that it returns is called.
