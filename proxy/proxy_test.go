@@ -123,6 +123,42 @@ func sum(t testing.TB, reply []byte, err error) uint64 {
 	return binary.BigEndian.Uint64(reply)
 }
 
+// Without a majority a call ends at its deadline, and says that nobody leads: what changes something as what reads.
+//
+// Mutations with which it was seen to fail: a call that only waited says nothing of what for; the deadline is no cause.
+func TestDeadlineWithoutAMajority(t *testing.T) {
+	c := startCluster(t)
+	leader, err := c.Leader(within(t), 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var left *rsm.Node
+	for _, n := range c.Nodes() { // the one that stays does not lead: who has lost its majority takes calls for a while
+		if n != leader {
+			left = n
+		}
+	}
+	for _, n := range c.Nodes() {
+		if n != left {
+			c.Kill(n.ID())
+		}
+	}
+	p, _ := startProxy(t, proxy.Config{Nodes: []string{left.Addr()}})
+	s := p.Shard(1)
+	for name, call := range map[string]func(context.Context) error{
+		"submit":  func(ctx context.Context) error { _, err := s.Do(ctx, add("a")); return err },
+		"session": func(ctx context.Context) error { _, err := s.OpenSession(ctx); return err },
+		"read":    func(ctx context.Context) error { _, err := s.Read(ctx, rsm.Linearizable, []byte("a")); return err },
+	} {
+		ctx, cancel := context.WithTimeout(context.Background(), 500*time.Millisecond)
+		err := call(ctx)
+		cancel()
+		if !errors.Is(err, &rsm.Error{Kind: rsm.ErrNotProposed, Code: rsm.CodeNoLeader}) || !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "shard 1") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
 // What MaxCommandBytes allows beyond 8 MiB is for the program that hosts the node: a proxy refuses it in words that say so.
 func TestCommandThatNoProxyTakes(t *testing.T) {
 	c := startCalm(t, func(cfg *rsm.Config) { cfg.Limits = rsm.Limits{MaxCommandBytes: 10 << 20, MaxEntryBytes: 16 << 20} })

@@ -9,6 +9,7 @@ package route
 
 import (
 	"cmp"
+	"context"
 	"fmt"
 	"math"
 	"slices"
@@ -397,7 +398,20 @@ func (r *Router) forgetFinished() {
 func (r *Router) expire(c *Call) {
 	r.stats.TimedOut++
 	c.Late = true
-	r.finish(c, core.Result{}, core.Late(c.mayHappen(), c.last, nil))
+	r.finish(c, core.Result{}, core.Late(c.mayHappen(), r.last(c), context.DeadlineExceeded))
+}
+
+// last is what keeps a call from its outcome: the last that was said of it, or that nobody could be asked.
+func (r *Router) last(c *Call) error {
+	switch {
+	case c.last != nil:
+		return c.last
+	case !c.parked || r.leader != nil: // somebody has it, or had no room for it
+		return nil
+	case r.cfg.Any || c.anywhere():
+		return fmt.Errorf("nobody is reached who could be asked about shard %d", r.cfg.Shard)
+	}
+	return &core.Error{Kind: core.ErrNotProposed, Code: core.CodeNoLeader, Message: fmt.Sprintf("nobody is known to lead shard %d, so that nobody could be asked", r.cfg.Shard)}
 }
 
 // finish takes the call out, but for waiting, and gives it its outcome.

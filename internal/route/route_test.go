@@ -1,6 +1,7 @@
 package route
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -843,6 +844,47 @@ func TestLateSaysWhy(t *testing.T) {
 	wantKind(t, again, ended, core.ErrNotProposed)
 	if e, _ := core.Verdict(again.Err); e.Code != core.CodeDiskLow || e.RetryAfter != low.RetryAfter {
 		t.Error(again.Err)
+	}
+}
+
+// A call that only waited says for what: a leader, or anybody, and that its deadline has ended it. What may have happened is not made certain by that.
+//
+// Mutations with which it was seen to fail: only the last answer is a reason; the deadline is no cause; whoever is parked waits for a leader; the kind is that of the reason.
+func TestLateWaitedForALeader(t *testing.T) {
+	for name, tt := range map[string]struct {
+		any   bool
+		call  Call
+		doubt bool // the leader had it, and has gone
+		kind  error
+		code  core.Code
+		words string
+	}{
+		"submit":          {call: Call{Kind: Submit, Session: 5}, kind: core.ErrNotProposed, code: core.CodeNoLeader, words: "lead shard 1"},
+		"session":         {call: Call{Kind: OpenSession}, kind: core.ErrNotProposed, code: core.CodeNoLeader, words: "lead shard 1"},
+		"read":            {call: Call{Kind: Read, Level: core.Linearizable}, kind: core.ErrNotProposed, code: core.CodeNoLeader, words: "lead shard 1"},
+		"in doubt":        {call: Call{Kind: Submit, Session: 5}, doubt: true, kind: core.ErrUnknown, code: core.CodeNoLeader, words: "lead shard 1"},
+		"any replica":     {call: Call{Kind: Read, Level: core.Stale}, kind: core.ErrNotProposed, code: core.CodeCancelled, words: "nobody is reached"},
+		"through proxies": {any: true, call: Call{Kind: Submit, Session: 5}, kind: core.ErrNotProposed, code: core.CodeCancelled, words: "nobody is reached"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r, a, b := newPair(Config{Any: tt.any})
+			c, done := &tt.call, 0
+			c.Deadline, c.Done = 500*ms, func(*Call) { done++ }
+			b.deaf = true
+			if a.deaf = !tt.doubt; tt.doubt {
+				r.Learn(0, a, 1)
+			}
+			r.Submit(0, c)
+			if tt.doubt { // its successor is known, and gone before it could be asked
+				r.Learn(ms, b, 2)
+				r.Down(b)
+			}
+			r.Tick(500 * ms)
+			wantKind(t, c, &done, tt.kind)
+			if e, _ := core.Verdict(c.Err); e == nil || e.Code != tt.code || !strings.Contains(e.Message, tt.words) || !errors.Is(c.Err, context.DeadlineExceeded) {
+				t.Error(c.Err)
+			}
+		})
 	}
 }
 

@@ -93,7 +93,7 @@ func grpcCode(d *decreev1.Error, err error) codes.Code {
 	if d.GetKind() == decreev1.Kind_KIND_REJECTED {
 		return codes.FailedPrecondition // final, and the code is the machine's own: it may be one of those below
 	}
-	if d.GetKind() == decreev1.Kind_KIND_UNKNOWN && (code.Final() || code.Busy() || code == core.CodeNoShard) {
+	if d.GetKind() == decreev1.Kind_KIND_UNKNOWN && (code.Final() || code.Busy() || code == core.CodeNoShard || code == core.CodeNoLeader) {
 		return codes.DeadlineExceeded // it may have happened, whatever the last answer was: no code of those that say that it was refused
 	}
 	switch code {

@@ -336,10 +336,16 @@ func TestErrorsTravel(t *testing.T) {
 //
 // Mutation with which it was seen to fail: the code of the last answer is the status, whatever the kind.
 func TestUnknownIsNoRefusal(t *testing.T) {
-	for _, code := range []core.Code{core.CodeOverloaded, core.CodeDiskLow, core.CodeNoShard, core.CodeForbidden, core.CodeUnauthenticated, core.CodeBadRequest, core.CodeCommandTooLarge, core.CodeTooManyCommands} {
+	for _, code := range []core.Code{core.CodeOverloaded, core.CodeDiskLow, core.CodeNoShard, core.CodeForbidden, core.CodeUnauthenticated, core.CodeBadRequest, core.CodeCommandTooLarge, core.CodeTooManyCommands, core.CodeNoLeader} {
 		last := &core.Error{Kind: core.ErrNotProposed, Code: code}
-		if got := status.Code(Status(core.Late(true, last, nil))); got != codes.DeadlineExceeded {
-			t.Errorf("%s, in doubt: %v", code, got)
+		for _, cause := range []error{nil, context.DeadlineExceeded} {
+			late := core.Late(true, last, cause)
+			if got := status.Code(Status(late)); got != codes.DeadlineExceeded {
+				t.Errorf("%s, in doubt: %v", code, got)
+			}
+			if e := FromError(ErrorOf(late)).(*core.Error); e.Kind != core.ErrUnknown || e.Code != code || e.Cause != nil {
+				t.Errorf("%s travels as %#v", code, e)
+			}
 		}
 		if got := status.Code(Status(last)); got == codes.DeadlineExceeded || got == codes.Unknown {
 			t.Errorf("%s, refused: %v", code, got)

@@ -742,3 +742,53 @@ func TestNoNumberAfterADisk(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// Who waits in a context until its deadline is told what the call waited for, whether it changes something or reads, and that the time was over.
+//
+// Mutation with which it was seen to fail: the deadline is no cause.
+func TestDeadlineSaysWhy(t *testing.T) {
+	l := &liar{cluster: "one", answer: func(*route.Call, func(error)) (core.Result, error, bool) {
+		return core.Result{}, &core.Error{Kind: core.ErrNotProposed, Code: core.CodeNoLeader}, true
+	}}
+	address, _ := serve(t, "127.0.0.1:0", l)
+	s := dialAll(t, address).Shard(1)
+	for name, call := range map[string]func(context.Context) error{
+		"submit": func(ctx context.Context) error { _, err := s.Submit(ctx, []byte("a")); return err },
+		"read":   func(ctx context.Context) error { _, err := s.Read(ctx, rsm.Linearizable, []byte("a")); return err },
+	} {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+		err := call(ctx)
+		cancel()
+		if !errors.Is(err, &rsm.Error{Kind: rsm.ErrNotProposed, Code: rsm.CodeNoLeader}) || !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// A read, as a command, has the router's word where its own deadline ends the wait, though the context ends first; who leaves for another reason has left.
+//
+// Mutation with which it was seen to fail: a read ends with the context at once.
+func TestGraceAtTheDeadline(t *testing.T) {
+	late, cancelLate := context.WithDeadline(context.Background(), time.Now())
+	defer cancelLate()
+	gone, cancel := context.WithCancel(context.Background())
+	cancel()
+	why := &core.Error{Kind: core.ErrNotProposed, Code: core.CodeNoLeader}
+	read := &PendingRead{err: why, call: route.Call{Kind: route.Read, Deadline: monotonic()}}
+	command := &Pending{err: why, deadline: monotonic()}
+	for name, p := range map[string]struct {
+		wait func(context.Context) error
+		done *done
+	}{
+		"read":    {func(ctx context.Context) error { _, err := read.Wait(ctx); return err }, &read.done},
+		"command": {func(ctx context.Context) error { _, err := command.Wait(ctx); return err }, &command.done},
+	} {
+		if err := p.wait(gone); !errors.Is(err, &core.Error{Code: core.CodeCancelled}) {
+			t.Errorf("a %s that nobody waits for: %v", name, err)
+		}
+		time.AfterFunc(time.Millisecond, p.done.close)
+		if err := p.wait(late); err != error(why) {
+			t.Errorf("a %s at its deadline: %v", name, err)
+		}
+	}
+}

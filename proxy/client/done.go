@@ -1,6 +1,10 @@
 package client
 
-import "sync/atomic"
+import (
+	"context"
+	"sync/atomic"
+	"time"
+)
 
 // done is closed: once, and more often does nothing. Its channel is made only when somebody waits for it.
 type done struct{ c atomic.Pointer[chan struct{}] }
@@ -28,4 +32,26 @@ func (d *done) channel() <-chan struct{} {
 		return c
 	}
 	return *d.c.Load()
+}
+
+// wait reports whether the outcome is there before who waits leaves, which is when ctx ends. If that is as the call's own deadline has come, the router knows it too, what the
+// call waited for, and whether it may have happened: that is worth the grace.
+func (d *done) wait(ctx context.Context, deadline int64) bool {
+	if d.closed() {
+		return true
+	}
+	select {
+	case <-d.channel():
+		return true
+	case <-ctx.Done():
+	}
+	if ctx.Err() != context.DeadlineExceeded || deadline > monotonic() {
+		return false
+	}
+	select {
+	case <-d.channel():
+		return true
+	case <-time.After(grace):
+		return false
+	}
 }

@@ -257,23 +257,10 @@ func (p *Pending) Done() <-chan struct{} { return p.done.channel() }
 
 // Wait returns the outcome: a reply for each command. If ctx ends first the wait ends, with rsm.ErrUnknown, and not the request.
 func (p *Pending) Wait(ctx context.Context) ([][]byte, error) {
-	if p.done.closed() {
+	if p.done.wait(ctx, p.deadline) {
 		return p.replies, p.err
 	}
-	select {
-	case <-p.Done():
-		return p.replies, p.err
-	case <-ctx.Done():
-		if ctx.Err() == context.DeadlineExceeded && p.deadline <= monotonic() {
-			// The router knows the same deadline, and whether it may have happened.
-			select {
-			case <-p.Done():
-				return p.replies, p.err
-			case <-time.After(grace):
-			}
-		}
-		return nil, &rsm.Error{Kind: rsm.ErrUnknown, Code: core.CodeCancelled, Message: "the caller stopped waiting", Cause: ctx.Err()}
-	}
+	return nil, &rsm.Error{Kind: rsm.ErrUnknown, Code: core.CodeCancelled, Message: "the caller stopped waiting", Cause: ctx.Err()}
 }
 
 // Index returns the log index of the outcome, 0 if there is none: a read at this token sees it. It is to be called after Done.
@@ -409,13 +396,8 @@ func (p *PendingRead) Done() <-chan struct{} { return p.done.channel() }
 
 // Wait returns the answer, or an error when ctx ends.
 func (p *PendingRead) Wait(ctx context.Context) (rsm.Result, error) {
-	if p.done.closed() {
+	if p.done.wait(ctx, p.call.Deadline) {
 		return p.res, p.err
 	}
-	select {
-	case <-p.Done():
-		return p.res, p.err
-	case <-ctx.Done():
-		return rsm.Result{}, p.call.Abandoned("the caller stopped waiting", ctx.Err())
-	}
+	return rsm.Result{}, p.call.Abandoned("the caller stopped waiting", ctx.Err())
 }
