@@ -3,6 +3,7 @@ package wire
 import (
 	"fmt"
 	"time"
+	"unicode/utf8"
 
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
@@ -34,18 +35,30 @@ const MaxAnswerBytes = 32 << 20
 func AnswerBytes(res *core.Result, err error) int {
 	const field = 1 + 5 // a tag and a length
 	n := len(res.Answer) + 64
-	switch e, r := core.Verdict(err); { // text that is not UTF-8 grows
+	switch e, r := core.Verdict(err); {
 	case r != nil:
-		return n + 3*(len(r.Code)+len(r.Message)) + len(r.Detail)
-	case e != nil && e.Cause == nil: // no text is made of what is refused, which is many under overload
-		return n + 3*(len(e.Code)+len(e.Message)+len(e.LeaderAddress)) + 64
+		return n + textBytes(string(r.Code)) + textBytes(r.Message) + len(r.Detail)
+	case e != nil:
+		n += textBytes(string(e.Code)) + textBytes(e.Message) + textBytes(e.LeaderAddress) + 64
+		if e.Cause != nil { // no text is made of what is refused, which is many under overload
+			n += len(": ") + textBytes(e.Cause.Error())
+		}
+		return n
 	case err != nil:
-		return n + 3*len(err.Error()) + 64
+		return n + textBytes(err.Error()) + 64
 	}
 	for _, r := range res.Replies {
 		n += len(r) + field
 	}
 	return n
+}
+
+// textBytes returns how many bytes a text of an error has on its way, at most: ErrorOf replaces what is not UTF-8, and a replacement has three.
+func textBytes(s string) int {
+	if utf8.ValidString(s) {
+		return len(s)
+	}
+	return 3 * len(s)
 }
 
 // TooLarge returns the error of a call whose answer has n bytes and cannot be sent: nil if it can.
@@ -56,7 +69,7 @@ func TooLarge(kind route.Kind, n int) error {
 	e := &core.Error{Kind: core.ErrNotProposed, Code: core.CodeAnswerTooLarge,
 		Message: fmt.Sprintf("the answer has %d bytes: at most %d, so ask for less at once", n, MaxAnswerBytes)}
 	if kind != route.Read {
-		e.Kind, e.Message = core.ErrUnknown, fmt.Sprintf("it was decided, and its replies have %d bytes: at most %d, so they cannot be sent", n, MaxAnswerBytes)
+		e.Kind, e.Message = core.ErrUnknown, fmt.Sprintf("it was decided, and its outcome has %d bytes: at most %d, so it cannot be sent", n, MaxAnswerBytes)
 	}
 	return e
 }
