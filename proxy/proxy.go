@@ -553,8 +553,15 @@ func (p *Proxy) target(node rsm.NodeID) route.Target {
 	return nil
 }
 
-// resolve returns who an error says leads.
-func (p *Proxy) resolve(e *core.Error) route.Target { return p.target(e.Leader) }
+// resolve returns who an error says leads, if it is reached. To another nothing could be sent, and whoever took it for the leader would ask nobody else: so the nodes are asked
+// instead, which say where it is found if that is not known yet.
+func (p *Proxy) resolve(e *core.Error) route.Target {
+	if !p.reaches(e.Leader) {
+		p.want()
+		return nil
+	}
+	return p.target(e.Leader)
+}
 
 func (p *Proxy) leads(id rsm.ShardID) bool {
 	r := (*p.routers.Load())[id]

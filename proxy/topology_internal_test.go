@@ -1,12 +1,19 @@
 package proxy
 
 import (
+	"context"
 	"fmt"
+	"net"
+	"sync/atomic"
 	"testing"
 	"time"
 
+	"google.golang.org/grpc"
+
 	decreev1 "github.com/decree-raft/decree/api/decree/v1"
+	"github.com/decree-raft/decree/internal/codec"
 	"github.com/decree-raft/decree/internal/core"
+	"github.com/decree-raft/decree/internal/link"
 	"github.com/decree-raft/decree/internal/route"
 	"github.com/decree-raft/decree/internal/testkit"
 	"github.com/decree-raft/decree/rsm"
@@ -154,5 +161,67 @@ func TestLeaderThatIsNotReached(t *testing.T) {
 	s := p.shards[1]
 	if s.router.Led() || s.leader != 1 || s.term != 3 || len(s.nodes) != 2 {
 		t.Errorf("somebody to send calls to: %v; node %d leads in term %d, of %v", s.router.Led(), s.leader, s.term, s.nodes)
+	}
+}
+
+// namer is a node that takes calls, answers none, and says what it is told to of the topology.
+type namer struct {
+	decreev1.UnimplementedDecreeServiceServer
+	says atomic.Pointer[decreev1.GetTopologyResponse]
+}
+
+func (n *namer) GetTopology(context.Context, *decreev1.GetTopologyRequest) (*decreev1.GetTopologyResponse, error) {
+	return n.says.Load(), nil
+}
+
+func (n *namer) Connect(g grpc.BidiStreamingServer[decreev1.ConnectRequest, decreev1.ConnectResponse]) error {
+	if err := g.SendHeader(link.Greeting("c")); err != nil {
+		return err
+	}
+	<-g.Context().Done()
+	return nil
+}
+
+// A hint at a node that is not reached makes no leader of it: nothing can be sent there, and the nodes are asked who leads, and where one is found that was not known. One that is
+// reached is believed.
+//
+// Mutations with which it was seen to fail: whoever is known is believed; nobody is asked.
+func TestHintAtANodeThatIsNotReached(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	here, dead := l.Addr().String(), testkit.FreePort(t)
+	n := &namer{}
+	n.says.Store(told(3, here))
+	s := grpc.NewServer(grpc.ForceServerCodecV2(codec.Codec{}))
+	decreev1.RegisterDecreeServiceServer(s, n)
+	go func() { _ = s.Serve(l) }()
+	t.Cleanup(s.Stop)
+	p, err := New(Config{Nodes: []string{here}, Refresh: time.Hour}) // of itself it asks once it has reached the node, and never again
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(p.Close)
+	soon := func(what string, f func() bool) {
+		t.Helper()
+		for until := time.Now().Add(20 * time.Second); !f(); time.Sleep(time.Millisecond) {
+			if time.Now().After(until) {
+				t.Fatalf("waited for %s in vain", what)
+			}
+		}
+	}
+	soon("the leader", func() bool { return p.leads(1) })
+	time.Sleep(10 * hurry) // until nobody is asked any more: no other node is known, so that none fails
+	if p.resolve(&core.Error{Leader: 1}) != p.target(1) || p.target(1) == nil {
+		t.Error("a node that is reached is not believed to lead")
+	}
+	n.says.Store(told(3, here, dead))
+	if p.resolve(&core.Error{Leader: 2}) != nil {
+		t.Error("a node that is not known is believed to lead")
+	}
+	soon("a link to the node that was not known", func() bool { return p.target(2) != nil })
+	if p.resolve(&core.Error{Leader: 2}) != nil {
+		t.Error("a node that is known, and not reached, is believed to lead")
 	}
 }
