@@ -73,7 +73,7 @@ var jsonOut = protojson.MarshalOptions{UseProtoNames: true, EmitUnpopulated: tru
 func (s *Server) handle(mux *http.ServeMux, pattern string, f func(*http.Request) (proto.Message, error)) {
 	mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
 		r.Body = http.MaxBytesReader(w, r.Body, MaxBodyBytes)
-		m, err := f(r)
+		m, err := f(r.WithContext(withHost(r)))
 		if err != nil {
 			s.fail(w, err)
 			return

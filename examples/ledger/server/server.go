@@ -63,7 +63,8 @@ type Config struct {
 	// API are the addresses at which each node serves gRPC, this one included: GetStatus names the leader's. It may be nil.
 	API    map[rsm.NodeID]string
 	Logger *slog.Logger // default: none
-	// MaxSubmits is how many requests that write may be at work at once; more are refused as overloaded. Default 1024.
+	// MaxSubmits is how many requests that write may be at work at once; more are refused as overloaded. A client gets no more of them than it leaves to others:
+	// half if it is alone. Requests of posts and voids alone, which make room, have an eighth besides, shared likewise. Default 1024.
 	MaxSubmits int
 }
 
@@ -71,7 +72,7 @@ type Config struct {
 type Server struct {
 	ledgerv1.UnimplementedLedgerServiceServer
 	cfg   Config
-	slots chan struct{} // one for each request that writes
+	slots *slots        // one for each request that writes
 	audit chan struct{} // one for an audit, which reads everything and keeps hundreds of bytes for each account
 	parse chan struct{} // one for each body that is parsed: JSON takes many times its size
 }
@@ -84,7 +85,7 @@ func New(cfg Config) *Server {
 	if cfg.MaxSubmits <= 0 {
 		cfg.MaxSubmits = 1024
 	}
-	return &Server{cfg: cfg, slots: make(chan struct{}, cfg.MaxSubmits), audit: make(chan struct{}, 1), parse: make(chan struct{}, maxParsing)}
+	return &Server{cfg: cfg, slots: newSlots(cfg.MaxSubmits), audit: make(chan struct{}, 1), parse: make(chan struct{}, maxParsing)}
 }
 
 // Register offers the service on a gRPC server whose port is for other services as well: requests over MaxBodyBytes are refused before they are taken apart,
@@ -139,7 +140,7 @@ func (s *Server) OpenSession(ctx context.Context, _ *ledgerv1.OpenSessionRequest
 
 // CreateAccounts submits the accounts as one command.
 func (s *Server) CreateAccounts(ctx context.Context, m *ledgerv1.CreateAccountsRequest) (*ledgerv1.CreateAccountsResponse, error) {
-	done, err := s.admit(len(m.GetItems()))
+	done, err := s.admit(ctx, len(m.GetItems()), nil)
 	if err != nil {
 		return nil, s.status(err)
 	}
@@ -166,7 +167,7 @@ func (s *Server) CreateAccounts(ctx context.Context, m *ledgerv1.CreateAccountsR
 
 // PostEntries submits the entries as one command.
 func (s *Server) PostEntries(ctx context.Context, m *ledgerv1.PostEntriesRequest) (*ledgerv1.PostEntriesResponse, error) {
-	done, err := s.admit(len(m.GetEntries()))
+	done, err := s.admit(ctx, len(m.GetEntries()), m.GetEntries())
 	if err != nil {
 		return nil, s.status(err)
 	}
@@ -190,19 +191,13 @@ func (s *Server) PostEntries(ctx context.Context, m *ledgerv1.PostEntriesRequest
 	return &ledgerv1.PostEntriesResponse{Results: reply.ResultsProto(), Time: int64(reply.Time)}, nil
 }
 
-// admit takes a request of some items in, if that many may be and there is room. It is asked before anything is
-// made of the items: an empty one takes 2 bytes of a message, and a hundred times that as an entry.
-func (s *Server) admit(items int) (done func(), err error) {
+// admit takes a request of some items in, if that many may be and there is a slot for its client. Of the items only entries may make room, and get
+// a slot that is kept for such. It is asked before anything is made of the items: an empty one takes 2 bytes of a message, and a hundred times that as an entry.
+func (s *Server) admit(ctx context.Context, items int, entries []*ledgerv1.Entry) (done func(), err error) {
 	if items < 1 || items > book.MaxBatch {
 		return nil, badRequest("%d items; a request holds 1 to %d", items, book.MaxBatch)
 	}
-	select {
-	case s.slots <- struct{}{}:
-		return func() { <-s.slots }, nil
-	default:
-		return nil, &rsm.Error{Kind: rsm.ErrNotProposed, Code: rsm.CodeOverloaded, RetryAfter: 50 * time.Millisecond,
-			Message: fmt.Sprintf("%d requests are at work on this node already", cap(s.slots))}
-	}
+	return s.slots.take(clientOf(ctx), len(entries) > 0 && makesRoom(entries))
 }
 
 func (s *Server) submit(ctx context.Context, r rsm.Request, session *ledgerv1.Session) (book.Reply, error) {

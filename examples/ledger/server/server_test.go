@@ -139,7 +139,7 @@ func TestAdmission(t *testing.T) {
 		t.Errorf("%v allocations to refuse a request", n)
 	}
 	s = New(Config{Shard: r, MaxSubmits: 1})
-	done, err := s.admit(1)
+	done, err := s.admit(ctx, 1, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
