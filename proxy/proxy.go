@@ -21,6 +21,7 @@ import (
 	"github.com/decree-raft/decree/internal/bounds"
 	"github.com/decree-raft/decree/internal/clock"
 	"github.com/decree-raft/decree/internal/core"
+	"github.com/decree-raft/decree/internal/limitlog"
 	"github.com/decree-raft/decree/internal/link"
 	"github.com/decree-raft/decree/internal/route"
 	"github.com/decree-raft/decree/proxy/access"
@@ -81,9 +82,10 @@ const (
 type Proxy struct {
 	cfg    Config
 	log    *slog.Logger
-	tracer trace.Tracer // nil: nothing is traced
-	names  *names       // of calls within this process
-	local  *local       // nil if no node is in this process
+	rarely *limitlog.Log // for what keeps happening
+	tracer trace.Tracer  // nil: nothing is traced
+	names  *names        // of calls within this process
+	local  *local        // nil if no node is in this process
 	wanted chan struct{}
 	named  chan struct{} // closed when name is known
 	cancel context.CancelFunc
@@ -140,7 +142,7 @@ func New(cfg Config) (*Proxy, error) {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	p := &Proxy{cfg: cfg, log: cfg.Logger, names: newNames(), wanted: make(chan struct{}, 1), named: make(chan struct{}), cancel: cancel,
+	p := &Proxy{cfg: cfg, log: cfg.Logger, rarely: limitlog.New(cfg.Logger), names: newNames(), wanted: make(chan struct{}, 1), named: make(chan struct{}), cancel: cancel,
 		asking: map[*link.Link]bool{},
 		links:  map[string]*link.Link{}, address: map[rsm.NodeID]string{}, shards: map[rsm.ShardID]*shard{}, guessed: map[rsm.ShardID]int64{}, seen: map[rsm.NodeID]int64{}, meter: &meter{}, metrics: &collector{}, clock: clock.New(monotonic)}
 	p.routers.Store(&map[rsm.ShardID]*route.Router{})
@@ -253,13 +255,19 @@ func (p *Proxy) down(l *link.Link, _ bool, why error) {
 	if why == nil {
 		return
 	}
-	level := slog.LevelDebug // it is tried again, every half second
-	if e, _ := core.Verdict(why); e != nil && (e.Code == core.CodeUnauthenticated || e.Code == core.CodeForbidden || e == errForeign) {
-		level = slog.LevelWarn // and that will not help
-	}
-	p.log.Log(context.Background(), level, "a node cannot be reached", "address", l.Address(), "reason", why.Error())
+	p.logDown(l.Address(), why)
 	p.each(func(r *route.Router) { r.Down(l) })
 	p.want()
+}
+
+// logDown logs why a node cannot be reached. It is tried again up to twice a second: that is a warning only if trying will not help, and a rare one.
+func (p *Proxy) logDown(address string, why error) {
+	const msg = "a node cannot be reached"
+	if e, _ := core.Verdict(why); e != nil && (e.Code == core.CodeUnauthenticated || e.Code == core.CodeForbidden || e == errForeign) {
+		p.rarely.Warn(limitlog.Key{Reason: address + " " + string(e.Code)}, msg, "address", address, "reason", why.Error())
+		return
+	}
+	p.log.Debug(msg, "address", address, "reason", why.Error())
 }
 
 // each calls f for the router of every shard.

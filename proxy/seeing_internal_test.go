@@ -2,13 +2,16 @@ package proxy
 
 import (
 	"context"
+	"log/slog"
 	"os"
 	"regexp"
+	"strings"
 	"testing"
 
 	"go.opentelemetry.io/otel/trace"
 
 	"github.com/decree-raft/decree/internal/core"
+	"github.com/decree-raft/decree/internal/limitlog"
 	"github.com/decree-raft/decree/internal/route"
 	"github.com/decree-raft/decree/internal/traced"
 	"github.com/decree-raft/decree/proxy/internal/admit"
@@ -103,6 +106,25 @@ func TestLoadOfWhatIsLate(t *testing.T) {
 	}
 	if got := loadOf(&route.Call{Held: true}); got != admit.Answered {
 		t.Error(got)
+	}
+}
+
+// A node that refuses the proxy is tried again without end: it is a warning, once for each reason, and hides no other node's. What will help itself is none.
+//
+// Mutations with which it was seen to fail: each refusal is a warning; the reason alone makes two the same; every failure is a warning.
+func TestRefusalsAreLoggedRarely(t *testing.T) {
+	var log strings.Builder
+	logger := slog.New(slog.NewTextHandler(&log, nil))
+	p := &Proxy{log: logger, rarely: limitlog.New(logger)}
+	forbidden := &core.Error{Kind: core.ErrNotProposed, Code: core.CodeForbidden}
+	for range 5 {
+		p.logDown("one:1", errForeign)
+		p.logDown("one:1", forbidden)
+		p.logDown("two:2", errForeign)
+		p.logDown("two:2", &core.Error{Kind: core.ErrNotProposed, Code: core.CodeUnreachable})
+	}
+	if strings.Count(log.String(), "\n") != 3 || strings.Count(log.String(), "level=WARN") != 3 || strings.Count(log.String(), "two:2") != 1 {
+		t.Errorf("of 5 refusals for each of 3 reasons: %s", &log)
 	}
 }
 
