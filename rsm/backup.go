@@ -331,7 +331,7 @@ func (n *Node) pin(ctx context.Context, id ShardID) (*pinned, error) {
 	bg := &n.engine.bg
 	var p *pinned
 	var err error
-	e := n.engine.callOr(ctx, id, func(w *core.Worker) {
+	e := n.engine.lookOr(ctx, id, func(w *core.Worker) {
 		p = &pinned{done: bg.done}
 		bg.add() // on the worker's goroutine, for which the engine waits first
 		p.cut, err = n.store.TryCut(uint64(id))

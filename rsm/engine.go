@@ -280,10 +280,24 @@ const (
 )
 
 // call runs f on the worker of a shard, between two passes, and waits for it. A pass may not return: whoever stops waiting, with ctx or as the node is given up, leaves, and f is not run any
-// more. If it has begun, ctx does not end the waiting; of those there is one for each worker. If the node is given up then, f may still run when call has returned: after an error, nobody
-// looks at what f writes to.
+// more: ErrNotProposed. If it has begun, ctx does not end the waiting; of those there is one for each worker. If the node is given up then, f may still run when call has returned, and what it
+// does may take effect: ErrUnknown. After an error, nobody looks at what f writes to.
 func (e *engine) call(ctx context.Context, id ShardID, f func(*core.Worker)) error {
 	return e.callOr(ctx, id, f, func() {})
+}
+
+// look is call for an f that only reads. Of that nothing is in doubt, however far f came: every error is ErrNotProposed.
+func (e *engine) look(ctx context.Context, id ShardID, f func(*core.Worker)) error {
+	return e.lookOr(ctx, id, f, func() {})
+}
+
+// lookOr is to look what callOr is to call.
+func (e *engine) lookOr(ctx context.Context, id ShardID, f func(*core.Worker), late func()) error {
+	err := e.callOr(ctx, id, f, late)
+	if err == errClosedWithin {
+		return errClosed
+	}
+	return err
 }
 
 // callOr is call for an f that takes hold of something. The worker runs late after an f whose caller has left: nobody else lets go of it.
@@ -330,13 +344,19 @@ func (e *engine) callOr(ctx context.Context, id ShardID, f func(*core.Worker), l
 		}
 		break
 	}
-	if state.Swap(dropped) == ended { // in the worker's last pass
+	switch state.Swap(dropped) {
+	case ended: // in the worker's last pass
 		return nil
+	case begun:
+		return errClosedWithin
 	}
 	return errClosed
 }
 
 var errClosed = &Error{Kind: ErrNotProposed, Code: core.CodeClosed, Message: "the node is closed"}
+
+// errClosedWithin: the node ended while a worker did what it was asked to, which may have taken effect.
+var errClosedWithin = &Error{Kind: ErrUnknown, Code: core.CodeClosed, Message: "the node was closed before its worker had done what it had begun"}
 
 // A worker runs one core.Worker: it gathers inputs while a pass runs, and so makes batches without a timer.
 type worker struct {

@@ -111,7 +111,7 @@ func TestCloseBesideAudit(t *testing.T) {
 // A pass that comes back after its node was given up does nothing more for those who have left, and lets go of what it has taken for them meanwhile.
 //
 // Mutations with which it was seen to fail, one by one: who leaves as the node is given up does not say so (with the race detector also in Audit, which then shares its results with the
-// worker); nothing is let go of.
+// worker); nothing is let go of; what was begun is said to be not proposed.
 func TestQuestionsToAPassThatComesBack(t *testing.T) {
 	c := single(t, t.TempDir())
 	n := c.Node(1)
@@ -128,10 +128,10 @@ func TestQuestionsToAPassThatComesBack(t *testing.T) {
 	})
 	<-in
 	// All of this is for the next pass, in this order.
-	left := make(chan error, 4)
+	asked, left := make(chan error, 1), make(chan error, 3)
 	begun, goOn, late := make(chan struct{}), make(chan struct{}), make(chan struct{})
 	go func() {
-		left <- e.callOr(context.Background(), 1, func(*core.Worker) { close(begun); <-goOn }, func() { close(late) })
+		asked <- e.callOr(context.Background(), 1, func(*core.Worker) { close(begun); <-goOn }, func() { close(late) })
 	}()
 	eventually(t, "the first waits", func() bool { return waiting() == 1 })
 	go func() {
@@ -144,9 +144,12 @@ func TestQuestionsToAPassThatComesBack(t *testing.T) {
 	close(out)
 	<-begun
 	n.fail(&Error{Kind: ErrBroken, Code: core.CodeStorage, Message: "the disk is gone"})
+	if err := <-asked; !errors.Is(err, &Error{Kind: ErrUnknown, Code: core.CodeClosed}) {
+		t.Errorf("what was begun ended with %v", err)
+	}
 	for range cap(left) {
-		if err := <-left; !isCode(err, core.CodeClosed) {
-			t.Errorf("ended with %v", err)
+		if err := <-left; !errors.Is(err, errClosed) {
+			t.Errorf("what was not begun ended with %v", err)
 		}
 	}
 	close(goOn)
@@ -163,6 +166,44 @@ func TestQuestionsToAPassThatComesBack(t *testing.T) {
 	}
 	if n := n.store.Metrics().OpenVersions; n > 0 {
 		t.Errorf("%d versions are held", n)
+	}
+}
+
+// Who has asked a worker for something hears as the node ends whether it may have taken effect: it may if the worker had begun. Of what only reads nothing is in doubt.
+//
+// Mutations with which it was seen to fail, one by one: callOr says errClosed whatever became of the question; it says ErrUnknown of what was not begun; lookOr is callOr.
+func TestEndOfTheNodeWithinAQuestion(t *testing.T) {
+	c := onHungDisk(t, newHungDisk(), func(cfg *Config) { cfg.Workers = 2 })
+	n := c.Node(1)
+	type ask func(context.Context, ShardID, func(*core.Worker)) error
+	out := make(chan struct{})
+	defer close(out)
+	begun := func(id ShardID, q ask) chan error {
+		in, left := make(chan struct{}), make(chan error, 1)
+		go func() { left <- q(context.Background(), id, func(*core.Worker) { close(in); <-out }) }()
+		<-in
+		return left
+	}
+	acts, looks := begun(1, n.engine.call), begun(2, n.engine.look)
+	waits := make(chan error, 1)
+	go func() {
+		waits <- n.engine.call(context.Background(), 1, func(*core.Worker) { t.Error("it is done after all") })
+	}()
+	eventually(t, "it waits for the worker", func() bool {
+		w := n.engine.workerOf(1)
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		return len(w.in.Calls) > 0
+	})
+	n.fail(&Error{Kind: ErrBroken, Code: core.CodeStorage, Message: "the disk is gone"})
+	for _, test := range []struct {
+		name string
+		left chan error
+		kind error
+	}{{"begun", acts, ErrUnknown}, {"not begun", waits, ErrNotProposed}, {"only read", looks, ErrNotProposed}} {
+		if err, ok := soon(func() error { return <-test.left }); !ok || !errors.Is(err, &Error{Kind: test.kind, Code: core.CodeClosed}) {
+			t.Errorf("%s: it ended: %v, with %v", test.name, ok, err)
+		}
 	}
 }
 

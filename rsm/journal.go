@@ -37,7 +37,7 @@ func (s *Shard) Journal(ctx context.Context, from Index, limit int) (entries []E
 		first   Index
 		err     error
 	}
-	if err := s.node.engine.call(ctx, s.id, func(w *core.Worker) { found.entries, found.first, found.err = w.Journal(s.id, from, limit) }); err != nil {
+	if err := s.node.engine.look(ctx, s.id, func(w *core.Worker) { found.entries, found.first, found.err = w.Journal(s.id, from, limit) }); err != nil {
 		return nil, 0, err
 	}
 	return found.entries, found.first, found.err

@@ -52,7 +52,7 @@ func (s *Shard) Members() (Members, error) { return s.MembersContext(context.Bac
 func (s *Shard) MembersContext(ctx context.Context) (Members, error) {
 	var v core.MembersView
 	ok := false
-	if err := s.node.engine.call(ctx, s.id, func(w *core.Worker) { v, ok = w.Members(s.id) }); err != nil {
+	if err := s.node.engine.look(ctx, s.id, func(w *core.Worker) { v, ok = w.Members(s.id) }); err != nil {
 		return Members{}, err
 	}
 	if !ok {

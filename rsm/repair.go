@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"sync/atomic"
 	"time"
 
 	"github.com/decree-raft/decree/internal/core"
@@ -39,7 +38,7 @@ func (s *Shard) Repair(ctx context.Context) error {
 func (s *Shard) repairable(ctx context.Context) (least Index, members []NodeID, err error) {
 	e := s.node.engine
 	for {
-		if cerr := e.call(ctx, s.id, func(w *core.Worker) { least, members, err = w.Repairable(s.id) }); cerr != nil {
+		if cerr := e.look(ctx, s.id, func(w *core.Worker) { least, members, err = w.Repairable(s.id) }); cerr != nil {
 			return 0, nil, cerr
 		}
 		var again *Error
@@ -60,19 +59,14 @@ func (s *Shard) repairable(ctx context.Context) (least Index, members []NodeID, 
 func (s *Shard) install(ctx context.Context, snap *snapshot.Snapshot) (err error) {
 	e := s.node.engine
 	done := make(chan error, 1)
-	var begun atomic.Bool
-	closed := &Error{Kind: ErrUnknown, Code: CodeClosed, Message: fmt.Sprintf("the node was closed while the snapshot of shard %d was being installed", s.id)}
 	if err := e.call(ctx, s.id, func(w *core.Worker) {
-		begun.Store(true)
 		w.Repair(s.id, snap, func(err error) {
 			if err == nil {
 				s.stopped.Store(nil) // here, before the replica does anything: it may stop again at once
 			}
 			done <- err
 		})
-	}); err != nil && begun.Load() {
-		return closed
-	} else if err != nil {
+	}); err != nil {
 		return err
 	}
 	select {
@@ -80,7 +74,7 @@ func (s *Shard) install(ctx context.Context, snap *snapshot.Snapshot) (err error
 	case <-ctx.Done():
 		err = &Error{Kind: ErrUnknown, Code: core.CodeRepair, Message: fmt.Sprintf("the snapshot of shard %d is being installed, which goes on", s.id), Cause: ctx.Err()}
 	case <-e.quit: // its end waits for who repairs by itself, and is counted; the installation is, too
-		err = closed
+		err = &Error{Kind: ErrUnknown, Code: CodeClosed, Message: fmt.Sprintf("the node was closed while the snapshot of shard %d was being installed", s.id)}
 	}
 	return err
 }
@@ -168,7 +162,7 @@ func (s *Shard) journalElsewhere(ctx context.Context) error {
 		return nil
 	}
 	var first, last Index
-	if cerr := n.engine.call(ctx, s.id, func(w *core.Worker) { first, last, _ = w.JournalBounds(s.id) }); cerr != nil {
+	if cerr := n.engine.look(ctx, s.id, func(w *core.Worker) { first, last, _ = w.JournalBounds(s.id) }); cerr != nil {
 		return cerr
 	}
 	if first == 0 {

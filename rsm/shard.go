@@ -441,7 +441,7 @@ func (s *Shard) Status() (ShardStatus, error) { return s.StatusContext(context.B
 // StatusContext is Status for who does not wait for ever, as a pass may not return.
 func (s *Shard) StatusContext(ctx context.Context) (ShardStatus, error) {
 	var st ShardStatus
-	if err := s.node.engine.call(ctx, s.id, func(w *core.Worker) { st, _ = w.Status(s.id) }); err != nil {
+	if err := s.node.engine.look(ctx, s.id, func(w *core.Worker) { st, _ = w.Status(s.id) }); err != nil {
 		return ShardStatus{}, err // the worker may be writing to st
 	}
 	return st, nil
@@ -463,7 +463,7 @@ func (s *Shard) Audit(f func(View) error) (at Index, hash uint64, err error) {
 			bg.done()
 		}
 	}
-	if err := s.node.engine.callOr(context.Background(), s.id, func(w *core.Worker) {
+	if err := s.node.engine.lookOr(context.Background(), s.id, func(w *core.Worker) {
 		if view.Version, view.at, view.hash, view.ok = w.Version(s.id); view.ok {
 			bg.add() // on the worker's goroutine, for which the engine waits first
 		}

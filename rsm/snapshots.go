@@ -233,7 +233,7 @@ func (e *engine) serveJournal(ctx context.Context, request []byte) ([]byte, erro
 	}
 	var first, last Index
 	serves := false
-	if err := e.call(ctx, ShardID(shard), func(w *core.Worker) { first, last, serves = w.JournalBounds(ShardID(shard)) }); err != nil {
+	if err := e.look(ctx, ShardID(shard), func(w *core.Worker) { first, last, serves = w.JournalBounds(ShardID(shard)) }); err != nil {
 		return nil, err
 	}
 	if !serves {
