@@ -125,6 +125,35 @@ func TestFlushWhileASnapshotHangs(t *testing.T) {
 	}
 }
 
+// A cut that its caller leaves, or that the end of the node leaves under way, may be written yet.
+//
+// Mutations with which it was seen to fail, together: the end of ctx is told as before the cut; the replica that stops does not look whether one is under way.
+func TestCutThatIsLeft(t *testing.T) {
+	disk := newHungDisk()
+	c := onHungDisk(t, disk)
+	n := c.Node(1)
+	fillBlobs(t, c, 1, 100<<10, 1<<10)
+	disk.hang(func(op errorfs.Op) bool { return op.Kind == errorfs.OpFileSync && strings.HasSuffix(op.Path, ".cut") })
+	first, second, asked := make(chan error, 1), make(chan error, 1), make(chan struct{})
+	ctx, leave := context.WithCancel(t.Context())
+	go func() { _, err := n.Shard(1).CutSnapshot(ctx, true); first <- err }()
+	disk.wait(t)
+	leave()
+	if err, ok := soon(func() error { return <-first }); !ok || !errors.Is(err, &Error{Kind: ErrUnknown, Code: core.CodeCancelled}) {
+		t.Errorf("its caller left: %v, %v", ok, err)
+	}
+	go func() {
+		_, err := n.Shard(1).cut(t.Context(), func(w *core.Worker, f func([]byte, error)) { w.Cut(t.Context(), 1, false, f); close(asked) })
+		second <- err
+	}()
+	<-asked
+	go n.Kill()
+	if err, ok := soon(func() error { return <-second }); !ok || !errors.Is(err, &Error{Kind: ErrUnknown, Code: core.CodeClosed}) {
+		t.Errorf("the node ended: %v, %v", ok, err)
+	}
+	disk.release()
+}
+
 // Nor does it for the installation of another state, if a backup comes meanwhile. The backup does.
 //
 // Mutation with which it was seen to fail: pin cuts with Cut.

@@ -415,7 +415,7 @@ func snapshotInfo(s *snapshot.Snapshot) SnapshotInfo {
 }
 
 // CutSnapshot writes a snapshot of the shard, while the shard goes on: as of its last flush, or, if fresh, as of what is applied when it is
-// called. It stays until the next one of the shard. CodeNotReached: there is nothing to write yet.
+// called. It stays until the next one of the shard. CodeNotReached: there is nothing to write yet. With ErrUnknown, when ctx ends or the node does, it may be written yet.
 func (s *Shard) CutSnapshot(ctx context.Context, fresh bool) (SnapshotInfo, error) {
 	manifest, err := s.cut(ctx, func(w *core.Worker, f func([]byte, error)) { w.Cut(ctx, s.id, fresh, f) })
 	if err != nil {
@@ -450,8 +450,8 @@ func (s *Shard) cut(ctx context.Context, ask func(w *core.Worker, f func(manifes
 	case o := <-got:
 		return o.manifest, o.err
 	case <-ctx.Done():
-		return nil, &Error{Kind: ErrNotProposed, Code: core.CodeCancelled, Message: "the caller stopped waiting; the snapshot goes on", Cause: context.Cause(ctx)}
+		return nil, &Error{Kind: ErrUnknown, Code: core.CodeCancelled, Message: "the caller stopped waiting; the snapshot goes on", Cause: context.Cause(ctx)}
 	case <-s.node.done:
-		return nil, errClosed
+		return nil, &Error{Kind: ErrUnknown, Code: core.CodeClosed, Message: "the snapshot was wanted, and may have been written, when this node stopped"}
 	}
 }

@@ -329,7 +329,11 @@ func (r *Replica) quietStop(err *Error) {
 		r.finish(q, Result{}, err)
 	}
 	r.reads.failAll(r, err)
-	r.failCuts(err)
+	cuts := err
+	if r.cutUnderWay {
+		cuts = unknown(err.Code, "the node stopped while the snapshot was being written")
+	}
+	r.failCuts(cuts)
 	r.broken, r.lead, r.queue = err, nil, nil
 }
 
