@@ -135,7 +135,7 @@ func TestRoleAfterWaiting(t *testing.T) {
 			codes[a.ID] = e.Code
 		}
 	})
-	if codes[1] != core.CodeCancelled || codes[2] != core.CodeForbidden {
+	if codes[1] != core.CodeNoLeader || codes[2] != core.CodeForbidden {
 		t.Errorf("%v, %v", codes, err)
 	}
 }
@@ -296,7 +296,7 @@ func TestConnectionsAreClients(t *testing.T) {
 	}
 	late := 0
 	if err := answersOf(t, other, func(a *wire.ReceivedAnswer) {
-		if e, _ := core.Verdict(a.Err); e != nil && e.Code == core.CodeCancelled {
+		if e, _ := core.Verdict(a.Err); e != nil && e.Code == core.CodeNoLeader {
 			late++
 		} else {
 			t.Errorf("a call beside a flood: %v", a.Err)
