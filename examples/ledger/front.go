@@ -12,6 +12,7 @@ import (
 	"google.golang.org/grpc"
 
 	"github.com/decree-raft/decree/examples/ledger/server"
+	"github.com/decree-raft/decree/internal/guard"
 	"github.com/decree-raft/decree/proxy"
 	"github.com/decree-raft/decree/proxy/access"
 	"github.com/decree-raft/decree/proxy/client"
@@ -21,6 +22,9 @@ import (
 
 // maxStreams bounds the calls of one gRPC connection that are at work at once.
 const maxStreams = 2048
+
+// maxConnections at the same time on the port for HTTP; three quarters of them of one host. Tests have fewer.
+var maxConnections = 4096
 
 // callPatience bounds a request without a session that has no time limit of its own, as those over HTTP.
 const callPatience = 10 * time.Second
@@ -59,6 +63,8 @@ func openFront(cfg frontConfig) (_ *front, err error) {
 	if f.listener, err = access.Listen(cfg.http, cfg.access); err != nil {
 		return nil, explained(err)
 	}
+	f.listener = guard.New(f.listener, guard.Config{Port: "the ledger's HTTP port", Clients: "its clients", Answer: "this is a ledger's HTTP port\n", HTTP1: true, TLS: cfg.access.TLS != nil,
+		MaxConns: maxConnections, MaxPerHost: maxConnections - maxConnections/4})
 	if f.proxy, err = proxy.New(cfg.proxy); err != nil {
 		return nil, err
 	}
@@ -89,8 +95,8 @@ func openFront(cfg frontConfig) (_ *front, err error) {
 	// Other sites' pages may not have browsers post here.
 	handler := cfg.access.Policy.HTTP(roleOf, http.NewCrossOriginProtection().Handler(mux))
 	f.http = &http.Server{Handler: handler, TLSConfig: cfg.access.TLS.Clone(), // it changes what it is given, and gRPC has the same
-		ReadHeaderTimeout: 10 * time.Second,
-		ReadTimeout:       30 * time.Second, WriteTimeout: 2 * time.Minute, IdleTimeout: 2 * time.Minute} // an audit takes its time
+		ConnState: guard.ConnState, ReadHeaderTimeout: 10 * time.Second,
+		ReadTimeout: 30 * time.Second, WriteTimeout: 2 * time.Minute, IdleTimeout: 2 * time.Minute} // an audit takes its time
 	return f, nil
 }
 

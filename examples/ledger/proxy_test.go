@@ -1,18 +1,21 @@
 package main
 
 import (
+	"bufio"
 	"context"
 	"encoding/json"
 	"fmt"
 	"io"
 	"log/slog"
 	"maps"
+	"net"
 	"net/http"
 	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -260,4 +263,49 @@ func TestLeaderDiesBehindAProxy(t *testing.T) {
 	l.goesOn("when it is dead")
 	c.start(leader)
 	l.audit(c)
+}
+
+// The port for HTTP bounds the connections of one host, and those that are there go on.
+//
+// Mutation with which it was seen to fail: the listener has no guard.
+func TestHTTPConnectionsAreBounded(t *testing.T) {
+	was := maxConnections
+	maxConnections = 8
+	defer func() { maxConnections = was }()
+	p := runTestProxy(t, proxyConfig{nodes: []string{"127.0.0.1:1"}})
+	ask := func(c net.Conn) error {
+		_ = c.SetDeadline(time.Now().Add(20 * time.Second))
+		if _, err := io.WriteString(c, "GET /healthz HTTP/1.1\r\nHost: ledger\r\n\r\n"); err != nil {
+			return err
+		}
+		r, err := http.ReadResponse(bufio.NewReader(c), nil)
+		if err != nil {
+			return err
+		}
+		defer r.Body.Close()
+		_, err = io.Copy(io.Discard, r.Body)
+		return err
+	}
+	var taken []net.Conn
+	refused := 0
+	for range 12 {
+		c, err := net.Dial("tcp", p.listener.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		if ask(c) != nil {
+			refused++
+		} else {
+			taken = append(taken, c)
+		}
+	}
+	if len(taken) != 6 || refused != 6 {
+		t.Fatalf("%d connections are taken, and %d refused", len(taken), refused)
+	}
+	for _, c := range taken {
+		if err := ask(c); err != nil {
+			t.Errorf("a connection that was there: %v", err)
+		}
+	}
 }

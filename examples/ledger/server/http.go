@@ -107,6 +107,9 @@ func (s *Server) fail(w http.ResponseWriter, err error) {
 	if rsm.Code(d.GetCode()) == rsm.CodeCommandTooLarge {
 		code = http.StatusRequestEntityTooLarge
 	}
+	if ms := d.GetRetryAfterMs(); ms > 0 {
+		w.Header().Set("Retry-After", strconv.FormatInt((int64(ms)+999)/1000, 10)) // it counts whole seconds
+	}
 	s.write(w, code, d)
 }
 

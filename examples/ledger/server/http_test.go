@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
@@ -149,6 +150,21 @@ func TestWithoutAReplica(t *testing.T) {
 	for target, want := range map[string]int{"/v1/audit": 501, "/v1/status": 501, "/v1/accounts": 200, "/v1/accounts?consistency=stale": 200} {
 		if code, body, _ := call(t, s, "GET", target, ""); code != want || want == 501 && !strings.Contains(body, `"code":"no_replica","message":"this is a proxy, without a replica of its own: ask a node`) {
 			t.Errorf("GET %s: %d %s", target, code, body)
+		}
+	}
+}
+
+// What is refused for a while says when to come back, in whole seconds, as HTTP has it.
+//
+// Mutation with which it was seen to fail: there is no such header.
+func TestRetryAfter(t *testing.T) {
+	s, r := newServer(t)
+	for wait, want := range map[time.Duration]string{0: "", 50 * time.Millisecond: "1", time.Second: "1", 1001 * time.Millisecond: "2"} {
+		r.err = &rsm.Error{Kind: rsm.ErrNotProposed, Code: rsm.CodeOverloaded, RetryAfter: wait}
+		w := httptest.NewRecorder()
+		s.HTTP().ServeHTTP(w, httptest.NewRequest("GET", "/v1/accounts/1", nil))
+		if got := w.Header().Get("Retry-After"); w.Code != 503 || got != want {
+			t.Errorf("after %v: %d, Retry-After %q, want %q", wait, w.Code, got, want)
 		}
 	}
 }
