@@ -19,8 +19,8 @@ import (
 	"github.com/decree-raft/decree/rsm"
 )
 
-// secrets are files of tokens, and of the token of each role.
-type secrets struct{ tokens, reader, writer, admin string }
+// secrets are files of tokens, of the token of each role, of one that is not among them, and of one whose time is over.
+type secrets struct{ tokens, reader, writer, admin, wrong, expired string }
 
 func newSecrets(t *testing.T) secrets {
 	t.Helper()
@@ -33,15 +33,19 @@ func newSecrets(t *testing.T) secrets {
 		return path
 	}
 	var lines []string
-	token := func(role access.Role) string {
-		secret, line, err := access.NewToken(role.String(), role, time.Time{})
+	token := func(name string, role access.Role, expires time.Time) string {
+		secret, line, err := access.NewToken(name, role, expires)
 		if err != nil {
 			t.Fatal(err)
 		}
-		lines = append(lines, line)
-		return write(role.String(), secret)
+		if name != "wrong" {
+			lines = append(lines, line)
+		}
+		return write(name, secret)
 	}
-	s := secrets{reader: token(access.Read), writer: token(access.Write), admin: token(access.Admin)}
+	never := time.Time{}
+	s := secrets{reader: token("reader", access.Read, never), writer: token("writer", access.Write, never), admin: token("admin", access.Admin, never),
+		wrong: token("wrong", access.Admin, never), expired: token("expired", access.Admin, time.Now().Add(-time.Hour))}
 	s.tokens = write("tokens", strings.Join(lines, "\n"))
 	return s
 }
@@ -57,6 +61,8 @@ func TestTLSAndTokens(t *testing.T) {
 	ca, api := "-ca="+files.CA, "-api="+p.server.Addr()
 	for name, args := range map[string][]string{
 		"no token":         {"import", api, ca, "testdata/sample.csv"},
+		"a wrong token":    {"import", api, ca, "-token-file=" + s.wrong, "testdata/sample.csv"},
+		"one of yesterday": {"import", api, ca, "-token-file=" + s.expired, "testdata/sample.csv"},
 		"a reader's token": {"import", api, ca, "-token-file=" + s.reader, "testdata/sample.csv"},
 	} {
 		if code, out, errs := ledgerCommand(t, "", args...); code != 1 || !strings.Contains(errs, "unauthenticated") && !strings.Contains(errs, "forbidden") {
@@ -110,6 +116,9 @@ func TestTLSAndTokens(t *testing.T) {
 			want                        int
 		}{
 			{"GET", "/v1/accounts", "", "", 401},
+			{"GET", "/v1/accounts", s.wrong, "", 401},
+			{"GET", "/v1/accounts", s.expired, "", 401},
+			{"POST", "/v1/entries", s.expired, "", 401},
 			{"GET", "/v1/accounts", s.reader, "", 200},
 			{"POST", "/v1/entries", s.reader, "", 403},
 			{"POST", "/v1/entries", s.writer, "", 400}, // it lacks everything else
