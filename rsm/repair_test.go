@@ -340,7 +340,6 @@ func TestRepairPastAPeerThatHangs(t *testing.T) {
 	})
 	fillTables(t, c, dir)
 	c.Kill(1)
-	damageTables(t, filepath.Join(dir, "node1"), 2, 4)
 	if err := onLeader(t, c, 1, func(s *Shard) error { // who leads is asked last
 		if s.node.ID() == 3 {
 			return nil
@@ -349,9 +348,7 @@ func TestRepairPastAPeerThatHangs(t *testing.T) {
 	}); err != nil {
 		t.Fatal(err)
 	}
-	if err := c.Restart(1); err != nil {
-		t.Fatal(err)
-	}
+	startDamaged(t, c, dir, 1)
 	hung := c.Node(2).engine
 	release := make(chan struct{})
 	free := sync.OnceFunc(func() { close(release) })
