@@ -72,7 +72,7 @@ var mutants = []mutant{
 	{guarantee: "bug", faults: "durable-by-index"},
 	{guarantee: "bug", faults: "forward-read-index"},
 	{guarantee: "bug", faults: "close-only-applied"},
-	{guarantee: "bug", faults: "no-expiry-in-flight"},
+	{guarantee: "bug", faults: "no-expiry-in-flight", opts: Options{tune: crowded}},
 	{guarantee: "bug", faults: "ack-only-applied"},
 	{guarantee: "bug", faults: "evict-expired", opts: Options{tune: crowded}},
 	{guarantee: "bug", faults: "unreadable-leads", opts: Options{tune: rotten}, from: 201},
