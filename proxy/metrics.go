@@ -15,6 +15,7 @@ import (
 	"github.com/decree-raft/decree/internal/histogram"
 	"github.com/decree-raft/decree/internal/route"
 	"github.com/decree-raft/decree/internal/traced"
+	"github.com/decree-raft/decree/proxy/internal/admit"
 	"github.com/decree-raft/decree/rsm"
 )
 
@@ -100,12 +101,21 @@ func (m *meter) of(id rsm.ShardID) *shardMeter {
 	return &m.noShard
 }
 
-// ended counts a call.
-func (m *meter) ended(kind route.Kind, shard rsm.ShardID, took time.Duration, err error) {
+// turnedAway reports whether an error says that there was no room for the call, with a router or at a node, or that nobody has the shard.
+func turnedAway(err error) bool {
+	e, _ := core.Verdict(err)
+	return e != nil && e.Kind == core.ErrNotProposed && (e.Code.Busy() || e.Code == core.CodeNoShard)
+}
+
+// ended counts a call. taken: it was not refused before anybody worked on it. Those that were have no time that counts: a refusal takes microseconds, and under
+// overload it would be what half of the calls take.
+func (m *meter) ended(kind route.Kind, shard rsm.ShardID, took time.Duration, err error, taken bool) {
 	if m == nil || int(kind) >= len(kinds) {
 		return
 	}
-	m.took[kind].Record(took)
+	if taken && !turnedAway(err) {
+		m.took[kind].Record(took)
+	}
 	s := m.of(shard)
 	switch outcome, code := outcomeOf(err); outcome {
 	case traced.OK:
@@ -219,17 +229,46 @@ var routerMetrics = []routerMetric{
 	{describe("waiting_calls", "Calls in progress that wait for a leader.", "shard"), gauge, func(s *route.Stats) float64 { return float64(s.Waiting) }},
 	{describe("waiting_bytes", "Bytes that the waiting calls hold.", "shard"), gauge, func(s *route.Stats) float64 { return float64(s.WaitingBytes) }},
 	{describe("retries_total", "Times that a call was sent again.", "shard"), counter, func(s *route.Stats) float64 { return float64(s.Retries) }},
-	{describe("refused_total", "Calls that were refused, as too many wait for a leader.", "shard"), counter, func(s *route.Stats) float64 { return float64(s.Refused) }},
+	{describe("refused_total", "Calls that were refused, as too many wait for a leader. Those for which admission had no room are counted by decree_proxy_admission_refused_total.", "shard"), counter, func(s *route.Stats) float64 { return float64(s.Refused) }},
 	{describe("timeouts_total", "Calls that had no outcome at their deadline.", "shard"), counter, func(s *route.Stats) float64 { return float64(s.TimedOut) }},
 }
 
 var (
 	callsDesc   = describe("calls_total", "Calls, by what became of them. A machine's rejection is an outcome, too; its code is not told.", "kind", "shard", "outcome", "code")
-	tookDesc    = describe("call_seconds", "How long calls took, from when the proxy has read them until their outcome, with all retries.", "kind")
+	tookDesc    = describe("call_seconds", "How long calls took, from when the proxy has read them until their outcome, with all retries. Those that were refused at once are not among them.", "kind")
 	leaderDesc  = describe("leader_known", "1 if a node has said lately who leads the shard, and that one is reached.", "shard")
 	changesDesc = describe("leader_changes_total", "Leaders and terms that were learned of.", "shard")
 	linkDesc    = describe("link_up", "1 if the stream to a node is open.", "address")
 )
+
+type admissionMetric struct {
+	desc  *prometheus.Desc
+	value func(*admitted) float64
+}
+
+// Each server has an admission of its own.
+var admissionMetrics = []admissionMetric{
+	{describe("admission_limit", "How many calls may be at work on the shard, as its latency is now: the sum of what each of the proxy's ports allows that has had calls for it. It is lower for some 100 ms while the latency without a queue is measured.", "shard"),
+		func(s *admitted) float64 { return float64(s.limit) }},
+	{describe("admission_at_work", "Calls that were let in for the shard and have no outcome yet, of all of the proxy's ports, without those that wait for a leader.", "shard"),
+		func(s *admitted) float64 { return float64(s.atWork) }},
+	{describe("admission_base_seconds", "The shard's latency without a queue, that the limit goes by: the least that one of the proxy's ports has measured; 0 if none has yet.", "shard"),
+		func(s *admitted) float64 { return s.base.Seconds() }},
+}
+
+var admissionRefusedDesc = describe("admission_refused_total", "Calls for which there was no room, by the bound that was reached, of all of the proxy's ports.", "reason")
+
+func (a *admissions) collect(out chan<- prometheus.Metric) {
+	shards, refused := a.figures()
+	for label, s := range shards {
+		for _, m := range admissionMetrics {
+			out <- prometheus.MustNewConstMetric(m.desc, gauge, m.value(s), label)
+		}
+	}
+	for r, n := range refused {
+		out <- prometheus.MustNewConstMetric(admissionRefusedDesc, counter, float64(n), admit.Reason(r).String())
+	}
+}
 
 // Describe implements prometheus.Collector. Nothing is described beforehand, like in package rsm.
 func (c *collector) Describe(chan<- *prometheus.Desc) {}
@@ -263,6 +302,7 @@ func (c *collector) Collect(out chan<- prometheus.Metric) {
 		out <- prometheus.MustNewConstMetric(leaderDesc, gauge, boolGauge(p.led(&s, monotonic())), label)
 		out <- prometheus.MustNewConstMetric(changesDesc, counter, float64(s.changes), label)
 	}
+	p.admissions.collect(out)
 	p.meter.collect(out)
 }
 

@@ -102,9 +102,10 @@ type Proxy struct {
 	known   bool                  // something of the topology is
 	asking  map[*link.Link]bool   // who has not answered the last question yet
 
-	meter   *meter
-	metrics *collector
-	learned atomic.Int64 // when a node last said something of the topology
+	meter      *meter
+	metrics    *collector
+	admissions admissions   // of its servers
+	learned    atomic.Int64 // when a node last said something of the topology
 
 	byNode  atomic.Pointer[map[rsm.NodeID]route.Target]   // replaced under mu
 	routers atomic.Pointer[map[rsm.ShardID]*route.Router] // those of shards, replaced under mu

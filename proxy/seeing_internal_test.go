@@ -7,6 +7,7 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+	"time"
 
 	"go.opentelemetry.io/otel/trace"
 
@@ -62,7 +63,7 @@ func TestCountingIsFree(t *testing.T) {
 	s.meter = m
 	if n := testing.AllocsPerRun(1000, func() {
 		m.met(1) // again, as with each answer of a node
-		m.ended(0, 1, 1000, nil)
+		m.ended(0, 1, 1000, nil, true)
 		if s.debugs() {
 			t.Fatal("debugging")
 		}
@@ -128,11 +129,60 @@ func TestRefusalsAreLoggedRarely(t *testing.T) {
 	}
 }
 
+// Shards for which an admission has no record of their own are told together, and not as the first of them; those of all servers that have one count together.
+//
+// Mutations with which it was seen to fail: the record that others share has the name of its first shard; a server that has not measured yet makes the base unknown.
+func TestAdmissionOfManyShards(t *testing.T) {
+	var a admissions
+	for range 2 {
+		c, err := admit.New(admit.Config{Shards: 1})
+		if err != nil {
+			t.Fatal(err)
+		}
+		a.add(c)
+		for id := range uint64(3) {
+			if _, err := c.Client("a").Admit(id+1, 1, false, 0); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	shards, _ := a.figures()
+	if len(shards) != 2 || shards["1"] == nil || shards["1"].atWork != 2 || shards[otherShards] == nil || shards[otherShards].atWork != 4 {
+		t.Errorf("%+v", shards)
+	}
+	var s admitted
+	for _, base := range []time.Duration{0, 3, 2, 0, 4} {
+		s.add(&admit.ShardStat{Base: base})
+	}
+	if s.base != 2 {
+		t.Errorf("the base is %v", s.base)
+	}
+}
+
+// What finds no room with a router or at a node, and what nobody has a shard for, has no time either: it was taken, and nobody worked on it. What may have happened has.
+//
+// Mutations with which it was seen to fail: every call that was taken has a time; the kind of the error is not looked at.
+func TestTimesAreOfWork(t *testing.T) {
+	m := &meter{}
+	for want, err := range []error{
+		&core.Error{Kind: core.ErrNotProposed, Code: core.CodeOverloaded},
+		nil,
+		&core.Error{Kind: core.ErrUnknown, Code: core.CodeOverloaded},
+		&core.Error{Kind: core.ErrNotProposed, Code: core.CodeCancelled},
+	} {
+		m.ended(route.Read, 1, time.Millisecond, err, true)
+		counts := m.took[route.Read].Counts()
+		if n, _, _ := counts.Cumulative(); n != uint64(want) {
+			t.Errorf("with %v there are %d times, want %d", err, n, want)
+		}
+	}
+}
+
 func BenchmarkCount(b *testing.B) {
 	m := &meter{}
 	m.met(1)
 	for b.Loop() {
-		m.ended(0, 1, 1000, nil)
+		m.ended(0, 1, 1000, nil, true)
 	}
 }
 

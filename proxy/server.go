@@ -125,6 +125,7 @@ func (p *Proxy) Serve(cfg ServerConfig) (*Server, error) {
 	s := &Server{listener: door, service: newService(p, cfg.Limits), health: health.NewServer(), served: make(chan struct{}), proxy: p}
 	s.service.meter, s.service.log, s.service.tracer = p.meter, p.log, p.tracer
 	s.service.policy, s.service.admission = policy, admission
+	p.admissions.add(admission)
 	s.grpc = grpc.NewServer(grpc.Creds(guard.Credentials(config, portName, strangers)), grpc.ForceServerCodecV2(codec.Codec{}),
 		grpc.MaxRecvMsgSize(cfg.FrameBytes), grpc.MaxConcurrentStreams(cfg.MaxStreams), grpc.MaxHeaderListSize(maxHeaderList),
 		grpc.StaticStreamWindowSize(streamWindow), grpc.StaticConnWindowSize(connWindow),
@@ -225,4 +226,5 @@ func (s *Server) Close() {
 	_ = s.listener.Close() // first: Stop waits for handshakes
 	s.grpc.Stop()
 	<-s.served
+	s.proxy.admissions.remove(s.service.admission)
 }

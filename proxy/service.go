@@ -98,9 +98,9 @@ func (s *service) call(ctx context.Context, c *route.Call) (rsm.Result, error) {
 		span = s.begin(ctx, c, request)
 	}
 	began := monotonic()
-	res, err := s.run(ctx, c)
+	res, taken, err := s.run(ctx, c)
 	took := time.Duration(monotonic() - began)
-	s.meter.ended(c.Kind, c.Shard, took, err)
+	s.meter.ended(c.Kind, c.Shard, took, err, taken)
 	if span != nil {
 		if deadline, has := ctx.Deadline(); has { // the answer is to arrive
 			var cancel context.CancelFunc
@@ -118,12 +118,13 @@ func (s *service) call(ctx context.Context, c *route.Call) (rsm.Result, error) {
 	return res, nil
 }
 
-func (s *service) run(ctx context.Context, c *route.Call) (rsm.Result, error) {
+// run has a call answered, and says whether it was taken to be worked on.
+func (s *service) run(ctx context.Context, c *route.Call) (res rsm.Result, taken bool, err error) {
 	if err := wire.CheckCall(c); err != nil {
-		return rsm.Result{}, err
+		return rsm.Result{}, false, err
 	}
 	if s.closes.Load() {
-		return rsm.Result{}, errClosing
+		return rsm.Result{}, false, errClosing
 	}
 	wait := s.limits.Timeout
 	if deadline, has := ctx.Deadline(); has {
@@ -135,7 +136,7 @@ func (s *service) run(ctx context.Context, c *route.Call) (rsm.Result, error) {
 	now := monotonic()
 	ticket, err := s.admit(who, c, now)
 	if err != nil {
-		return rsm.Result{}, err
+		return rsm.Result{}, false, err
 	}
 	c.Deadline = now + int64(wait)
 	done := make(chan struct{})
@@ -151,14 +152,14 @@ func (s *service) run(ctx context.Context, c *route.Call) (rsm.Result, error) {
 	select {
 	case <-done:
 		if c.Err != nil {
-			return rsm.Result{}, c.Err
+			return rsm.Result{}, true, c.Err
 		}
-		return c.Result, nil
+		return c.Result, true, nil
 	case <-ctx.Done():
 		why = ctx.Err()
 	case <-timeout.C:
 	}
-	return rsm.Result{}, c.Abandoned("no answer before the deadline of the call", why)
+	return rsm.Result{}, true, c.Abandoned("no answer before the deadline of the call", why)
 }
 
 func (s *service) Submit(ctx context.Context, m *decreev1.SubmitRequest) (*decreev1.SubmitResponse, error) {

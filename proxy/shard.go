@@ -80,9 +80,14 @@ func (s *Shard) call(ctx context.Context, c *route.Call) (rsm.Result, error) {
 func (s *Shard) run(ctx context.Context, c *route.Call) (rsm.Result, error) {
 	p := s.proxy
 	began := monotonic()
-	res, err := s.ask(ctx, c)
+	var res rsm.Result
+	err := wire.CheckCall(c)
+	taken := err == nil
+	if taken {
+		res, err = s.ask(ctx, c)
+	}
 	took := time.Duration(monotonic() - began)
-	p.meter.ended(c.Kind, c.Shard, took, err)
+	p.meter.ended(c.Kind, c.Shard, took, err, taken)
 	if err == nil && !debugs(p.log) {
 		return res, nil
 	}
@@ -97,9 +102,6 @@ func (s *Shard) run(ctx context.Context, c *route.Call) (rsm.Result, error) {
 }
 
 func (s *Shard) ask(ctx context.Context, c *route.Call) (rsm.Result, error) {
-	if err := wire.CheckCall(c); err != nil {
-		return rsm.Result{}, err
-	}
 	wait := shardPatience
 	if d, has := ctx.Deadline(); has {
 		wait = time.Until(d)

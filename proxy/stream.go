@@ -358,7 +358,7 @@ func (c *streamCall) answered() {
 		c.Result, c.Err = rsm.Result{}, err
 	}
 	took := time.Duration(now - c.began)
-	s.meter.ended(c.Kind, c.Shard, took, c.Err)
+	s.meter.ended(c.Kind, c.Shard, took, c.Err, c.ticket.Taken())
 	if s.debugs() {
 		s.logCall(c.stream.callName(c.id), &c.Call, took, c.Err)
 	}

@@ -161,6 +161,9 @@ type Ticket struct {
 	makesRoom bool
 }
 
+// Taken reports whether there is a place: whether the request was not refused.
+func (t Ticket) Taken() bool { return t.client != nil }
+
 // Admit takes a request of so many bytes for a shard, or refuses it with an *rsm.Error: kind ErrNotProposed, code
 // "overloaded", with RetryAfter between 1 ms and 1 s; or code "command_too_large", for a request that would never be taken. A request that makes
 // room (acknowledges, finishes, closes a session) may use reserves. The caller ends each ticket once with Done.
