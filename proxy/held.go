@@ -111,6 +111,18 @@ func (c *held) send(bytes int64) bool {
 // fits reports whether there is room for so many bytes more. of.mu is held.
 func (c *held) fits(bytes int64) bool { return c.unsent == 0 || c.unsent+bytes <= c.of.most }
 
+// untaken reports whether there are answers that their callers have not taken. Small ones do not count.
+func (h *holds) untaken() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, c := range h.callers {
+		if c.unsent > 0 {
+			return true
+		}
+	}
+	return false
+}
+
 // wait counts so many bytes more that wait on a stream of calls, if there is room for them, or anyway. It reports whether it did. A negative number is of those that
 // do not wait any more.
 func (c *held) wait(bytes int64, anyway bool) bool {
@@ -158,6 +170,8 @@ func (b *bounded) RegisterService(desc *grpc.ServiceDesc, impl any) {
 	for i := range d.Methods {
 		handle, name := d.Methods[i].Handler, "/"+d.ServiceName+"/"+d.Methods[i].MethodName
 		d.Methods[i].Handler = func(srv any, ctx context.Context, dec func(any) error, in grpc.UnaryServerInterceptor) (any, error) {
+			b.service.open.Add(1)
+			defer b.service.open.Add(-1)
 			c := b.service.holds.caller(ctx)
 			defer c.leave()
 			answer, err := handle(srv, ctx, func(m any) error { return b.service.receive(ctx, c, dec, m) }, in)

@@ -207,7 +207,9 @@ func TestDrain(t *testing.T) {
 	drained := make(chan struct{})
 	go func() {
 		defer close(drained)
-		a.Drain(within(t))
+		if err := a.Drain(within(t)); err != nil {
+			t.Error(err)
+		}
 	}()
 	for i := range 50 {
 		reply, err := sh.Submit(within(t), []byte("a"))

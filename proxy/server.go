@@ -4,8 +4,10 @@ import (
 	"cmp"
 	"context"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"time"
 
 	"google.golang.org/grpc"
@@ -20,6 +22,7 @@ import (
 	"github.com/decree-raft/decree/internal/guard"
 	"github.com/decree-raft/decree/internal/limitlog"
 	"github.com/decree-raft/decree/internal/link"
+	"github.com/decree-raft/decree/internal/wire"
 	"github.com/decree-raft/decree/proxy/access"
 	"github.com/decree-raft/decree/proxy/internal/admit"
 )
@@ -81,6 +84,12 @@ const (
 // drainPatience is how long Drain waits without a deadline. Tests have less.
 var drainPatience = time.Minute
 
+// parting is how long what has nothing under way any more may take to end when Drain's time is over.
+const parting = time.Second
+
+// ErrCallsCut is what Drain returns if calls were under way when its time was over. Whether they happened is not known; under a session, clients ask another proxy.
+var ErrCallsCut = errors.New("proxy: calls under way were ended before their answers; under a session, clients ask another proxy")
+
 // maxIdle is how long a connection may have no call on it, nor a stream: who wants to call again connects again. Tests have less.
 var maxIdle = 10 * time.Minute
 
@@ -94,7 +103,7 @@ type Server struct {
 	served   chan struct{}
 	proxy    *Proxy
 	cancel   context.CancelFunc // of what keeps health up to date
-	unwatch  context.CancelFunc // ends the streams of those who watch it
+	unwatch  context.CancelFunc // ends the streams of those who watch it, and of reflection
 }
 
 // Serve serves p to clients until Close.
@@ -146,9 +155,9 @@ func (p *Proxy) Serve(cfg ServerConfig) (*Server, error) {
 		if role == nil {
 			role = func(string) access.Role { return access.Admin }
 		}
-		cfg.Services(checked(role))
+		cfg.Services(&awaited{checked(role), s.service})
 	}
-	reflection.Register(reflected{checked(func(string) access.Role { return access.Read }), s.grpc})
+	reflection.Register(reflected{&ending{checked(func(string) access.Role { return access.Read }), watching}, s.grpc})
 	ctx, cancel := context.WithCancel(context.Background())
 	s.cancel = cancel
 	go p.follow(ctx, s.health)
@@ -180,6 +189,63 @@ type watcher struct {
 
 func (w *watcher) Context() context.Context { return w.ctx }
 
+// ending registers services whose streams wait for their clients' next question, and must not hold up a server that drains: they end when open does.
+type ending struct {
+	grpc.ServiceRegistrar
+	open context.Context
+}
+
+// RegisterService implements grpc.ServiceRegistrar.
+func (e *ending) RegisterService(desc *grpc.ServiceDesc, impl any) {
+	e.ServiceRegistrar.RegisterService(withStreams(desc, func(handle grpc.StreamHandler) grpc.StreamHandler {
+		return func(srv any, s grpc.ServerStream) error { return handle(srv, &endingStream{s, e.open}) }
+	}), impl)
+}
+
+type endingStream struct {
+	grpc.ServerStream
+	open context.Context
+}
+
+// RecvMsg receives a message, unless the server drains. gRPC ends with the stream's handler what is late: m is not used any more then.
+func (s *endingStream) RecvMsg(m any) error {
+	got := make(chan error, 1)
+	go func() { got <- s.ServerStream.RecvMsg(m) }()
+	select {
+	case err := <-got:
+		return err
+	case <-s.open.Done():
+		return wire.Status(errClosing)
+	}
+}
+
+// awaited registers services whose streams a server that drains waits for.
+type awaited struct {
+	grpc.ServiceRegistrar
+	service *service
+}
+
+// RegisterService implements grpc.ServiceRegistrar.
+func (a *awaited) RegisterService(desc *grpc.ServiceDesc, impl any) {
+	a.ServiceRegistrar.RegisterService(withStreams(desc, func(handle grpc.StreamHandler) grpc.StreamHandler {
+		return func(srv any, s grpc.ServerStream) error {
+			a.service.open.Add(1)
+			defer a.service.open.Add(-1)
+			return handle(srv, s)
+		}
+	}), impl)
+}
+
+// withStreams returns a service's description with another handler in the place of each of its streams'.
+func withStreams(desc *grpc.ServiceDesc, wrap func(grpc.StreamHandler) grpc.StreamHandler) *grpc.ServiceDesc {
+	d := *desc
+	d.Streams = slices.Clone(d.Streams)
+	for i := range d.Streams {
+		d.Streams[i].Handler = wrap(d.Streams[i].Handler)
+	}
+	return &d
+}
+
 // reflected is what reflection needs of a server.
 type reflected struct {
 	grpc.ServiceRegistrar
@@ -190,31 +256,49 @@ type reflected struct {
 func (s *Server) Addr() string { return s.listener.Addr().String() }
 
 // Drain refuses new calls and connections, waits until those under way have ended, or ctx has, and closes the server. Clients go on elsewhere. Without a deadline
-// in ctx it waits for a minute: streams of ServerConfig.Services may never end by themselves.
-func (s *Server) Drain(ctx context.Context) {
+// in ctx it waits for a minute: streams of ServerConfig.Services may never end by themselves. It returns ErrCallsCut if something had to be ended before it was answered.
+func (s *Server) Drain(ctx context.Context) error {
 	s.service.closes.Store(true) // Ready says so at once
 	s.health.Shutdown()
-	patience := drainPatience
-	if d, has := ctx.Deadline(); has {
-		patience = time.Until(d)
-	} else {
+	if _, has := ctx.Deadline(); !has {
 		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, patience)
+		ctx, cancel = context.WithTimeout(ctx, drainPatience)
 		defer cancel()
 	}
 	_ = s.listener.Close() // gRPC closes it once more
+	cut := s.service.close(ctx)
+	s.unwatch()
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		s.service.close(patience)
-		s.unwatch()
 		s.grpc.GracefulStop()
 	}()
 	select {
 	case <-done:
 	case <-ctx.Done():
+		cut = s.part(done) || cut
 	}
 	s.Close()
+	if cut {
+		return ErrCallsCut
+	}
+	return nil
+}
+
+// part is for when Drain's time is over: it reports whether something is under way, and otherwise lets what was told to end, and answers that are on their way, do so
+// until done is closed, but not for long.
+func (s *Server) part(done <-chan struct{}) (cut bool) {
+	if s.service.open.Load() > 0 {
+		return true
+	}
+	t := time.NewTimer(parting)
+	defer t.Stop()
+	select {
+	case <-done:
+		return false
+	case <-t.C: // a connection that is merely slow to close has lost nothing
+		return s.service.open.Load() > 0 || s.service.holds.untaken()
+	}
 }
 
 // Close ends all calls and returns when they have ended. Clients go on elsewhere, under the same sessions.

@@ -76,6 +76,7 @@ type service struct {
 	streams map[*stream]bool
 	quiet   chan struct{} // closed when there is no stream any more; nil if there is none
 	closes  atomic.Bool
+	open    atomic.Int64 // calls that a server which drains waits for, besides those on streams of calls
 }
 
 func newService(b backend, limits Limits) *service {

@@ -528,8 +528,8 @@ func (st *stream) drain() error {
 	return nil
 }
 
-// close refuses further streams and calls, waits a while for those under way, and ends the streams.
-func (s *service) close(patience time.Duration) {
+// close refuses further streams and calls, waits for those under way, until ctx ends, and ends the streams. It reports whether one was ended before its last answer.
+func (s *service) close(ctx context.Context) (cut bool) {
 	s.closes.Store(true)
 	s.mu.Lock()
 	all := make([]*stream, 0, len(s.streams))
@@ -538,15 +538,16 @@ func (s *service) close(patience time.Duration) {
 	}
 	s.mu.Unlock()
 	// Each ends as soon as nothing is under way on it: its client goes on elsewhere, whatever others wait for.
-	deadline := time.Now().Add(patience)
 	for len(all) > 0 {
-		late := !time.Now().Before(deadline)
+		late := ctx.Err() != nil
 		all = slices.DeleteFunc(all, func(st *stream) bool {
 			st.mu.Lock()
 			defer st.mu.Unlock()
-			if idle := st.calls == 0 && !st.sending; !idle && !late {
+			idle := st.ended || st.calls == 0 && !st.sending
+			if !idle && !late {
 				return false
 			}
+			cut = cut || !idle
 			if st.calls == 0 {
 				st.kick(wire.Status(errClosing))
 			} else {
@@ -558,4 +559,5 @@ func (s *service) close(patience time.Duration) {
 			time.Sleep(2 * time.Millisecond)
 		}
 	}
+	return cut
 }

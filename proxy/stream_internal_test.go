@@ -91,7 +91,11 @@ func TestCutSaysUnknown(t *testing.T) {
 		go func() { done <- s.serveStream(g) }()
 		<-g.greeted
 		<-g.read
-		s.close(0)
+		late, end := context.WithCancel(context.Background())
+		end()
+		if cut := s.close(late); cut != (name == "under way") {
+			t.Errorf("%s: is something cut? %v", name, cut)
+		}
 		err := wire.FromStatus(<-done)
 		if e, _ := core.Verdict(err); e == nil || e.Code != core.CodeClosed || !errors.Is(err, want) {
 			t.Errorf("%s: it ends with %v", name, err)

@@ -279,33 +279,24 @@ func (r *runningProxy) run(ctx context.Context) error {
 	return r.drain(again)
 }
 
-// errCut: calls were under way when the patience, the operator's or -drain, ended.
-var errCut = errors.New("calls under way were ended before their answers; under a session, clients ask another proxy")
-
-// drain ends the proxy: at once, if again says so.
+// drain ends the proxy: at once, if again says so. It returns proxy.ErrCallsCut if calls were under way when the patience, the operator's or -drain, ended.
 func (r *runningProxy) drain(again <-chan os.Signal) error {
 	r.log.Info("draining: no new calls are taken", "limit", r.o.drain)
 	ctx, cancel := context.WithTimeout(context.Background(), r.o.drain)
 	defer cancel()
-	drained := make(chan struct{})
-	go func() {
-		defer close(drained)
-		r.server.Drain(ctx)
-	}()
+	drained := make(chan error, 1)
+	go func() { drained <- r.server.Drain(ctx) }()
+	var cut error
 	select {
-	case <-drained:
+	case cut = <-drained:
 	case <-again:
 		r.log.Warn("told twice to end: calls under way are ended")
 		cancel()
-		<-drained
+		cut = <-drained
 	}
-	cut := ctx.Err() != nil
 	r.close()
 	r.log.Info("proxy ended")
-	if cut {
-		return errCut
-	}
-	return nil
+	return cut
 }
 
 func (r *runningProxy) close() {

@@ -17,6 +17,9 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/grpc"
+	reflectionv1 "google.golang.org/grpc/reflection/grpc_reflection_v1"
+
 	"github.com/decree-raft/decree/proxy/access"
 	"github.com/decree-raft/decree/proxy/client"
 	"github.com/decree-raft/decree/proxy/flags"
@@ -222,6 +225,37 @@ func TestProxyEndsAtOnce(t *testing.T) {
 			}
 			if code := p.ends(); code != exitNo || !strings.Contains(p.log.String(), "calls under way were ended") {
 				t.Errorf("exit code %d: %s", code, p.log)
+			}
+		})
+	}
+}
+
+// A proxy on which nothing is under way ends soon and with code 0, with a client that looks at its services, and without any patience.
+//
+// Mutations with which it was seen to fail: reflection's streams are not ended; something counts as cut whenever -drain is over.
+func TestProxyEndsWithNothingUnderWay(t *testing.T) {
+	for name, drain := range map[string]string{"reflection": "10s", "no patience": "0s"} {
+		t.Run(name, func(t *testing.T) {
+			p := runProgram(t, "proxy", "-listen", "127.0.0.1:0", "-nodes", "127.0.0.1:1", "-drain", drain)
+			conn, err := grpc.NewClient(p.says(`msg="proxy started".* listen=(\S+)`), access.DialOptions(nil, nil)...)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+			st, err := reflectionv1.NewServerReflectionClient(conn).ServerReflectionInfo(within(t))
+			if err == nil {
+				err = st.Send(&reflectionv1.ServerReflectionRequest{MessageRequest: &reflectionv1.ServerReflectionRequest_ListServices{}})
+			}
+			if err == nil {
+				_, err = st.Recv()
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			began := time.Now()
+			p.signal(syscall.SIGTERM)
+			if code, took := p.ends(), time.Since(began); code != exitOK || took > 5*time.Second {
+				t.Errorf("exit code %d after %v: %s", code, took, p.log)
 			}
 		})
 	}

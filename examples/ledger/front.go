@@ -174,7 +174,7 @@ func (f *front) stop() error {
 		err = f.listener.Close()
 	}
 	if f.server != nil {
-		f.server.Drain(ctx)
+		_ = f.server.Drain(ctx) // what is cut goes on elsewhere, as it does over HTTP
 	}
 	if f.client != nil {
 		f.client.Close()

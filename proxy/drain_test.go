@@ -1,0 +1,147 @@
+package proxy_test
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc"
+	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
+	reflectionv1 "google.golang.org/grpc/reflection/grpc_reflection_v1"
+	reflectionv1alpha "google.golang.org/grpc/reflection/grpc_reflection_v1alpha"
+
+	decreev1 "github.com/decree-raft/decree/api/decree/v1"
+	"github.com/decree-raft/decree/internal/codec"
+	"github.com/decree-raft/decree/internal/core"
+	"github.com/decree-raft/decree/internal/wire"
+	"github.com/decree-raft/decree/proxy"
+	"github.com/decree-raft/decree/proxy/access"
+)
+
+// reflecting is a client that has asked for the services, and may ask for more.
+func reflecting(t *testing.T, address string) reflectionv1.ServerReflection_ServerReflectionInfoClient {
+	t.Helper()
+	conn, err := grpc.NewClient(address, access.DialOptions(nil, nil)...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = conn.Close() })
+	st, err := reflectionv1.NewServerReflectionClient(conn).ServerReflectionInfo(within(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := st.Send(&reflectionv1.ServerReflectionRequest{MessageRequest: &reflectionv1.ServerReflectionRequest_ListServices{}}); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := st.Recv(); err != nil || len(got.GetListServicesResponse().GetService()) == 0 {
+		t.Fatalf("%v, %v", got, err)
+	}
+	old, err := reflectionv1alpha.NewServerReflectionClient(conn).ServerReflectionInfo(within(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := old.Send(&reflectionv1alpha.ServerReflectionRequest{MessageRequest: &reflectionv1alpha.ServerReflectionRequest_ListServices{}}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := old.Recv(); err != nil {
+		t.Fatal(err)
+	}
+	return st
+}
+
+// Clients on whose connections nothing is under way hold up no server that drains, and nothing of theirs is cut, whatever streams they have open: not even if there is
+// no time at all.
+//
+// Mutations with which it was seen to fail: reflection's streams are not ended; something counts as cut whenever the time is over; what has been told to end is given no time.
+func TestDrainWithNothingUnderWay(t *testing.T) {
+	for name, patience := range map[string]time.Duration{"time enough": time.Minute, "no time": 0} {
+		t.Run(name, func(t *testing.T) {
+			_, s := lonely(t)
+			st := reflecting(t, s.Addr())
+			conn, _ := openStream(t, s.Addr())
+			w, err := healthv1.NewHealthClient(conn).Watch(within(t), &healthv1.HealthCheckRequest{})
+			if err == nil {
+				_, err = w.Recv()
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			ctx, cancel := context.WithTimeout(context.Background(), patience)
+			defer cancel()
+			began := time.Now()
+			soon(t, "draining", func() { err = s.Drain(ctx) })
+			if took := time.Since(began); err != nil || took > 5*time.Second {
+				t.Errorf("after %v: %v", took, err)
+			}
+			_, err = st.Recv()
+			if e, _ := core.Verdict(wire.FromStatus(err)); e == nil || e.Code != core.CodeClosed {
+				t.Errorf("reflection ends with %v", err)
+			}
+		})
+	}
+}
+
+// forever is a service with a stream that ends with its client.
+var forever = grpc.ServiceDesc{ServiceName: "test.Forever", HandlerType: (*any)(nil), Streams: []grpc.StreamDesc{{StreamName: "Stay", ServerStreams: true, ClientStreams: true,
+	Handler: func(_ any, s grpc.ServerStream) error {
+		if err := s.SendHeader(nil); err != nil {
+			return err
+		}
+		<-s.Context().Done()
+		return s.Context().Err()
+	}}}}
+
+// What is under way when Drain's time is over is ended at once, and Drain says so, whatever kind of call it is.
+//
+// Mutations with which it was seen to fail: unary calls, streams of calls, or those of other services do not count.
+func TestDrainSaysWhatIsCut(t *testing.T) {
+	for name, begin := range map[string]func(t *testing.T, conn *grpc.ClientConn, st grpc.ClientStream) bool{
+		"a call on a stream": func(t *testing.T, _ *grpc.ClientConn, st grpc.ClientStream) bool {
+			if err := st.SendMsg(&codec.Frame{Data: submitFrame(1, 600_000)}); err != nil {
+				t.Fatal(err)
+			}
+			return true
+		},
+		"a unary call": func(t *testing.T, conn *grpc.ClientConn, _ grpc.ClientStream) bool {
+			go func() { // its error is not what is looked at
+				_ = conn.Invoke(within(t), decreev1.DecreeService_Submit_FullMethodName, &codec.Frame{Data: marshal(&decreev1.SubmitRequest{Shard: 1, Commands: [][]byte{[]byte("a")}})}, &codec.Frame{})
+			}()
+			return true
+		},
+		"a stream of another service": func(t *testing.T, conn *grpc.ClientConn, _ grpc.ClientStream) bool {
+			st, err := conn.NewStream(within(t), &forever.Streams[0], "/test.Forever/Stay")
+			if err == nil {
+				_, err = st.Header()
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			return false
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			p, _ := lonely(t)
+			s, err := p.Serve(proxy.ServerConfig{Listen: "127.0.0.1:0", Services: func(r grpc.ServiceRegistrar) { r.RegisterService(&forever, struct{}{}) }})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer s.Close()
+			conn, st := openStream(t, s.Addr())
+			if begin(t, conn, st) {
+				soon(t, "the call", func() {
+					for p.Waiting(1) == 0 {
+						time.Sleep(time.Millisecond)
+					}
+				})
+			}
+			ctx, cancel := context.WithCancel(context.Background())
+			cancel()
+			began := time.Now()
+			soon(t, "draining", func() { err = s.Drain(ctx) })
+			if took := time.Since(began); !errors.Is(err, proxy.ErrCallsCut) || took > 5*time.Second {
+				t.Errorf("after %v: %v", took, err)
+			}
+		})
+	}
+}
