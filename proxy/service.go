@@ -25,7 +25,9 @@ import (
 
 // Limits bound what clients can ask for at the same time; zero fields take their defaults. Numbers that make no sense are refused by Proxy.Serve.
 type Limits struct {
-	// StreamCalls under way on one stream, and StreamBytes that they and their answers hold. A client that sends more waits. Defaults 8192 and 32 MiB.
+	// StreamCalls under way on one stream, and StreamBytes that they hold. A client that sends more waits: whatever it says then, calls of other shards and those that make
+	// room among it, is not read. So StreamBytes should be more than Admission.ClientBytes and a call's, so that what is too much is read and refused with a reason; it may
+	// be less, for clients that are to wait instead. Defaults 8192 and 96 MiB.
 	StreamCalls int
 	StreamBytes int64
 	// FrameBytes of one message, of a stream or of a unary call. Default 16 MiB; at least 9 MiB, as a frame with the largest call has more than 8 MiB.
@@ -36,7 +38,7 @@ type Limits struct {
 
 func (l Limits) withDefaults() Limits {
 	l.StreamCalls = cmp.Or(l.StreamCalls, 8192)
-	l.StreamBytes = cmp.Or(l.StreamBytes, 32<<20)
+	l.StreamBytes = cmp.Or(l.StreamBytes, 96<<20)
 	l.FrameBytes = cmp.Or(l.FrameBytes, 16<<20)
 	l.MaxTimeout = cmp.Or(l.MaxTimeout, 10*time.Minute)
 	l.Timeout = cmp.Or(l.Timeout, min(10*time.Second, l.MaxTimeout))

@@ -472,6 +472,79 @@ func TestSlowShardsHoldUpNobody(t *testing.T) {
 	}
 }
 
+// partly has no leader for shard 1, whose calls wait for ever, and answers those of other shards.
+type partly struct{ slowOnes }
+
+func (b *partly) leads(id rsm.ShardID) bool { return id != 1 }
+
+func (b *partly) start(now int64, c *route.Call) {
+	if c.Shard == 1 {
+		b.kept = append(b.kept, c)
+		return
+	}
+	c.Done(c)
+}
+
+// Calls that wait for one shard's leader stop no others on their stream: of other shards, while their client has room, and of those that make room, when ordinary calls
+// are refused.
+//
+// Mutations with which it was seen to fail: StreamBytes of 32 MiB; of all of ClientBytes but its reserve.
+func TestOneShardHoldsUpNoOther(t *testing.T) {
+	submit := func(id uint64, shard rsm.ShardID, size int, room bool) []byte {
+		return wire.AppendCall(nil, id, time.Hour, &route.Call{Kind: route.Submit, Shard: shard, Commands: [][]byte{make([]byte, size)}, MakesRoom: room})
+	}
+	const large = 4 << 20
+	var frames [][]byte
+	for id := range uint64(10) { // 40 MiB, of the 56 that ordinary calls have
+		frames = append(frames, submit(id+1, 1, large, false))
+	}
+	frames = append(frames, submit(101, 2, 100, false))
+	for id := range uint64(10) { // of which some have no room any more
+		frames = append(frames, submit(id+11, 1, large, false))
+	}
+	frames = append(frames, submit(102, 2, large, true))
+
+	admission, err := Admission{}.controller()
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := newService(&partly{}, Limits{}.withDefaults())
+	s.admission = admission
+	st, g := readerOf(t, s)
+	who, release := s.caller(g.ctx)
+	defer release()
+	st.who, st.checked = who, time.Now()
+	g.frames, g.read = frames, make(chan struct{})
+	close(g.reads)
+	go func() { _ = st.read() }()
+	select {
+	case <-g.read:
+	case <-time.After(20 * time.Second):
+		t.Fatal("the stream is not read to its end")
+	}
+	st.await(t, "the answers", func() bool { return !st.sending })
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	answered, refused := []uint64(nil), 0
+	for _, frame := range g.got {
+		if err := wire.ParseAnswers(frame, func(a *wire.ReceivedAnswer) {
+			switch e, _ := core.Verdict(a.Err); {
+			case a.Err == nil:
+				answered = append(answered, a.ID)
+			case e != nil && e.Code == core.CodeOverloaded && e.RetryAfter > 0 && a.ID > 10 && a.ID < 21:
+				refused++
+			default:
+				t.Errorf("call %d: %v", a.ID, a.Err)
+			}
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if want := []uint64{101, 102}; !slices.Equal(answered, want) || refused < 6 || refused > 8 {
+		t.Errorf("%v are answered, want %v, and %d refused", answered, want, refused)
+	}
+}
+
 // An error may be as large as an answer, where it is a machine's: it counts as one, is refused where there is no room for it, and ends no stream.
 //
 // Mutation with which it was seen to fail: only results have bytes.

@@ -106,7 +106,7 @@ func (o *proxyOptions) bind(f *flag.FlagSet) {
 	f.Float64Var(&o.admission.Target, "latency-target", 1.8, "above -min-calls, hold a shard's latency at this many `times` that without a queue")
 	f.UintVar(&o.maxStreams, "max-streams", 128, "calls and streams at work on one connection, at `most`")
 	f.IntVar(&o.limits.StreamCalls, "stream-calls", 8192, "calls under way on one stream, at `most`")
-	f.Int64Var(&o.limits.StreamBytes, "stream-bytes", 32<<20, "`bytes` that they hold, at most")
+	f.Int64Var(&o.limits.StreamBytes, "stream-bytes", 96<<20, "`bytes` that they hold, at most; should exceed -client-bytes by 8 MiB: a stream with more is not read, whichever shard its calls wait for")
 	f.IntVar(&o.limits.FrameBytes, "frame-bytes", 16<<20, "`bytes` of one message, at most")
 	f.DurationVar(&o.limits.Timeout, "call-timeout", 10*time.Second, "time `limit` of a call that names none")
 	f.DurationVar(&o.limits.MaxTimeout, "max-call-timeout", 10*time.Minute, "time `limit` that a call may name, at most")
