@@ -9,7 +9,6 @@ import (
 	"google.golang.org/grpc"
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 	reflectionv1 "google.golang.org/grpc/reflection/grpc_reflection_v1"
-	reflectionv1alpha "google.golang.org/grpc/reflection/grpc_reflection_v1alpha"
 
 	decreev1 "github.com/decree-raft/decree/api/decree/v1"
 	"github.com/decree-raft/decree/internal/codec"
@@ -37,14 +36,14 @@ func reflecting(t *testing.T, address string) reflectionv1.ServerReflection_Serv
 	if got, err := st.Recv(); err != nil || len(got.GetListServicesResponse().GetService()) == 0 {
 		t.Fatalf("%v, %v", got, err)
 	}
-	old, err := reflectionv1alpha.NewServerReflectionClient(conn).ServerReflectionInfo(within(t))
+	old, err := conn.NewStream(within(t), &reflectionv1.ServerReflection_ServiceDesc.Streams[0], "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo") // older tools ask so, with the same messages
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := old.Send(&reflectionv1alpha.ServerReflectionRequest{MessageRequest: &reflectionv1alpha.ServerReflectionRequest_ListServices{}}); err != nil {
+	if err := old.SendMsg(&reflectionv1.ServerReflectionRequest{MessageRequest: &reflectionv1.ServerReflectionRequest_ListServices{}}); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := old.Recv(); err != nil {
+	if err := old.RecvMsg(&reflectionv1.ServerReflectionResponse{}); err != nil {
 		t.Fatal(err)
 	}
 	return st
