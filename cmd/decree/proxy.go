@@ -73,6 +73,7 @@ Examples:
 type proxyOptions struct {
 	listen   string
 	nodes    addressList
+	cluster  string
 	config   string
 	http     string
 	httpOpen bool
@@ -83,16 +84,18 @@ type proxyOptions struct {
 
 	admission             proxy.Admission
 	limits                proxy.Limits
+	maxConnections        int
 	maxStreams            uint
 	waiting               int
 	waitingBytes          int64
-	refresh               time.Duration
+	refresh, silence      time.Duration
 	logFormat, logMinimum string
 }
 
 func (o *proxyOptions) bind(f *flag.FlagSet) {
 	f.StringVar(&o.listen, "listen", "127.0.0.1:7400", "`address` (host:port) for clients")
 	f.Var(&o.nodes, "nodes", "`addresses` (host:port) of nodes: repeated, or separated by commas; some, from which the others are learned")
+	f.StringVar(&o.cluster, "cluster", "", "`name` of the cluster: nodes of others are not listened to; without it, the first node that answers says which it is")
 	f.StringVar(&o.config, "config", "", "JSON `file` with settings, under the names of the flags")
 	f.StringVar(&o.http, "http", "", "`address` (host:port) for /metrics, /healthz and /readyz, as in 127.0.0.1:7480; there is none otherwise")
 	f.BoolVar(&o.httpOpen, "http-open", false, "-http may be an address that other machines reach, in plain text")
@@ -104,6 +107,7 @@ func (o *proxyOptions) bind(f *flag.FlagSet) {
 	f.Int64Var(&o.admission.ShardBytes, "shard-bytes", 256<<20, "`bytes` that they hold, at most")
 	f.IntVar(&o.admission.MinCalls, "min-calls", 1024, "calls at work on one shard below which its latency is not looked at, if it does 10,000 per second; of a slower shard fewer, by the power of 2.5; fewer for latency, more for throughput")
 	f.Float64Var(&o.admission.Target, "latency-target", 1.8, "above -min-calls, hold a shard's latency at this many `times` that without a queue")
+	f.IntVar(&o.maxConnections, "max-connections", 20000, "connections at the same time, three quarters of them of one host, at `most`")
 	f.UintVar(&o.maxStreams, "max-streams", 128, "calls and streams at work on one connection, at `most`")
 	f.IntVar(&o.limits.StreamCalls, "stream-calls", 8192, "calls under way on one stream, at `most`")
 	f.Int64Var(&o.limits.StreamBytes, "stream-bytes", 96<<20, "`bytes` that they hold, at most; should exceed -client-bytes by 8 MiB: a stream with more is not read, whichever shard its calls wait for")
@@ -113,6 +117,7 @@ func (o *proxyOptions) bind(f *flag.FlagSet) {
 	f.IntVar(&o.waiting, "waiting", 65536, "calls that wait for a leader, for each shard, at `most`")
 	f.Int64Var(&o.waitingBytes, "waiting-bytes", 256<<20, "`bytes` that they hold, at most")
 	f.DurationVar(&o.refresh, "refresh", time.Second, "how often the topology is asked for when nothing is amiss")
+	f.DurationVar(&o.silence, "silence", 3*time.Second, "how long a node may say nothing while calls wait for it; from 1.5s")
 	o.port.Bind(f)
 	o.node.Bind(f)
 	f.StringVar(&o.logFormat, "log", "text", "`format` of the log on standard error: text or json")
@@ -243,11 +248,13 @@ func startProxy(o *proxyOptions, log *slog.Logger) (_ *runningProxy, err error) 
 			r.close()
 		}
 	}()
-	r.proxy, err = proxy.New(proxy.Config{Nodes: o.nodes, TLS: nodes, Credentials: token, Refresh: o.refresh, MaxWaiting: o.waiting, MaxWaitingBytes: o.waitingBytes, Logger: log, Metrics: metrics})
+	r.proxy, err = proxy.New(proxy.Config{Nodes: o.nodes, Cluster: o.cluster, TLS: nodes, Credentials: token, Refresh: o.refresh, Silence: o.silence,
+		MaxWaiting: o.waiting, MaxWaitingBytes: o.waitingBytes, Logger: log, Metrics: metrics})
 	if err != nil {
 		return nil, &usageError{err}
 	}
-	r.server, err = r.proxy.Serve(proxy.ServerConfig{Listen: o.listen, Access: port, Limits: o.limits, Admission: o.admission, MaxStreams: uint32(min(o.maxStreams, 1<<31))})
+	r.server, err = r.proxy.Serve(proxy.ServerConfig{Listen: o.listen, Access: port, Limits: o.limits, Admission: o.admission,
+		MaxConnections: o.maxConnections, MaxStreams: uint32(min(o.maxStreams, 1<<31))})
 	if errors.Is(err, access.ErrInsecure) {
 		return nil, badUsage("%v: -tls-cert and -tls-key, -tokens or -client-ca with -cert-role, or -insecure", err)
 	}

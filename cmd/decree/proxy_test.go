@@ -262,6 +262,8 @@ func TestProxyEndsWithNothingUnderWay(t *testing.T) {
 }
 
 // What is asked for is checked before a port is taken, in words that say what to set.
+//
+// Mutation with which it was seen to fail: -silence is not passed on.
 func TestProxyUsage(t *testing.T) {
 	t.Setenv(nodesVariable, "")
 	cert, key := selfSigned(t, "ours")
@@ -291,6 +293,7 @@ func TestProxyUsage(t *testing.T) {
 		{`-log is "xml"`, []string{nodes, "-log=xml"}},
 		{`-log-level is "loud"`, []string{nodes, "-log-level=loud"}},
 		{"Refresh is 1ms", []string{nodes, "-refresh=1ms"}},
+		{"Silence is 1s", []string{nodes, "-silence=1s"}},
 		{"takes no arguments", []string{nodes, "x"}},
 		{"not defined: -o", []string{nodes, "-o=json"}},
 		{`there is no setting "node"`, []string{config(`{"node": "x:1"}`)}},
@@ -304,6 +307,7 @@ func TestProxyUsage(t *testing.T) {
 	// The port is taken.
 	c := start(t, t.TempDir(), 1, nil)
 	want(t, exitNo, []string{"in use"}, "proxy", nodes, "-listen", c.Node(1).Addr())
+	want(t, exitNo, []string{"MaxConnections is -1"}, "proxy", nodes, "-listen=127.0.0.1:0", "-max-connections=-1")
 	// Flags win over the file, and the environment names the nodes if neither does.
 	out, stop := follow(t, "proxy", config(`{"listen": ":0", "nodes": ["127.0.0.1:1", "127.0.0.1:2"], "stream-bytes": 20000000}`), "-listen=127.0.0.1:0")
 	eventually(t, out, "nodes=127.0.0.1:1,127.0.0.1:2")
@@ -314,6 +318,18 @@ func TestProxyUsage(t *testing.T) {
 	out, stop = follow(t, "proxy", "-listen=127.0.0.1:0")
 	eventually(t, out, "reached a node")
 	if code := stop(); code != exitOK {
+		t.Errorf("exit code %d: %s", code, out)
+	}
+}
+
+// The name of a cluster keeps nodes of another one out, and without it the first node says which it is.
+//
+// Mutation with which it was seen to fail: the name is not passed on.
+func TestProxyOfACluster(t *testing.T) {
+	c := start(t, t.TempDir(), 1, nil)
+	out, stop := follow(t, "proxy", "-nodes", c.Node(1).Addr(), "-listen=127.0.0.1:0", "-cluster=another")
+	eventually(t, out, "is of another cluster")
+	if code := stop(); code != exitOK || strings.Contains(out.String(), "reached a node") {
 		t.Errorf("exit code %d: %s", code, out)
 	}
 }
