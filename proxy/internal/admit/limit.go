@@ -23,7 +23,7 @@ const (
 	backOffGap = 10 * time.Millisecond // between two of them at least
 	creep      = 0.01                  // by which a limit grows in one window near to where there was a refusal from behind; 1 at least
 
-	floorRate = 10000 // requests per second: a shard that does them keeps all of Config.Floor; one that does a tenth, three thousandths of it
+	floorRate = 10000 // requests per second: a shard that does them keeps all of Config.Floor; one that does a tenth, a thousandth of it
 	deep      = 4     // times the floor: from a limit above that a probe goes down to the floor, as most of it may be a queue
 )
 
@@ -77,7 +77,7 @@ func newLimiter(c *Config) limiter {
 // floor is what the limit does not fall below.
 func (l *limiter) floor() float64 {
 	part := l.part()
-	return max(l.min, l.most*part*part*math.Sqrt(part))
+	return max(l.min, l.most*part*part*part)
 }
 
 // probeFloor is what is allowed in a probe at least: all of the floor of a fast shard, which suffers from less, and so little of a slow one's that its
