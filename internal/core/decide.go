@@ -597,7 +597,9 @@ func (r *Replica) proposeOpen(l *leadership) {
 	b.end = r.state.Mark()
 	entry := sealEntry(b.buf, entryHeader{term: b.term, seq: b.seq, time: b.time, chain: b.chain, requests: len(b.decided)})
 	r.w.bufferUsed(len(b.buf))
-	r.pace.over = r.pace.over || b.late
+	if b.late {
+		r.inPass().over = true
+	}
 	b.size = len(entry)
 	b.buf = nil // the entry is raft's now
 	if len(b.reads) > 0 {

@@ -15,24 +15,30 @@ type pace struct {
 	over    bool   // it has taken long enough
 }
 
+// inPass returns how far this pass has got: what an earlier one has left is over.
+func (r *Replica) inPass() *pace {
+	if r.pace.pass != r.w.passes {
+		r.pace = pace{pass: r.w.passes}
+	}
+	return &r.pace
+}
+
 // mayDecide reports whether this pass may go on deciding. A batch that was late goes out first.
 func (r *Replica) mayDecide() bool {
-	if p := &r.pace; p.pass != r.w.passes {
-		*p = pace{pass: r.w.passes}
-	}
+	p := r.inPass()
 	if b := r.lead.open; b != nil && b.late && !r.writing && len(r.lead.inflight) < r.cfg.Limits.PipelineDepth {
 		return false
 	}
-	if r.pace.decided == 0 && len(r.queue) > 0 {
-		r.pace.began = r.w.env.Spent()
+	if p.decided == 0 && len(r.queue) > 0 {
+		p.began = r.w.env.Spent()
 	}
-	return !r.pace.over
+	return !p.over
 }
 
 // tooLong notes a request that was decided, and reports whether that has taken long enough for this pass. The clock is looked at after the first, the second, the fourth, and
 // every eighth.
 func (r *Replica) tooLong() bool {
-	p := &r.pace
+	p := r.inPass()
 	p.decided++
 	if n := p.decided; n&(n-1) != 0 && n%8 != 0 || r.w.env.Spent()-p.began <= int64(decidePatience) {
 		return false

@@ -96,3 +96,26 @@ func TestDecidesWhileItWrites(t *testing.T) {
 		})
 	}
 }
+
+// What a pass has left over is no reason for one after the other while leadership is on its way to another, and nothing may be decided.
+//
+// Mutation with which it was seen to fail: that an earlier pass took long enough counts for this one.
+func TestWaitsForATransfer(t *testing.T) {
+	h := newHand(t, Limits{})
+	h.lead()
+	h.pace = func() int64 { return int64(h.replica().pace.decided) * 1e6 }
+	for i := range 100 {
+		h.in.Requests = append(h.in.Requests, &Request{Shard: 1, Kind: KindCommand, Commands: [][]byte{fmt.Appendf(nil, "+%d", i)}, Done: func(*Request) {}})
+	}
+	h.pass(1)
+	if !h.w.More() {
+		t.Fatal("nothing is left over")
+	}
+	if err := h.w.Transfer(1, 1); err != nil {
+		t.Fatal(err)
+	}
+	h.pass(1)
+	if h.w.More() {
+		t.Error("the next pass is due at once, and can decide nothing")
+	}
+}

@@ -299,7 +299,7 @@ func (r *Replica) process() {
 		r.promoteCommitted()
 		r.decideQueue()
 	}
-	if r.pace.over && len(r.queue) > 0 {
+	if r.inPass().over && len(r.queue) > 0 {
 		r.putOff()
 	}
 	r.settleOrphans()
