@@ -182,7 +182,7 @@ func TestFloorFollows(t *testing.T) {
 		l.forget()
 		s.run(s.now + 3*sec)
 		t.Logf("%d times slower: %v %+v", next, l, limitOf(c))
-		if l.done < 17*3*12500/int(next)/20 {
+		if l.done < 9*3*12500/int(next)/10 {
 			t.Errorf("change %d: %d answers in 3 s", i, l.done)
 		}
 		if p := l.quantile(0.99); next == 10 && p > 5*40*time.Millisecond {

@@ -24,7 +24,7 @@ const (
 	creep      = 0.01                  // by which a limit grows in one window near to where there was a refusal from behind; 1 at least
 
 	floorRate = 10000 // requests per second: a shard that does them keeps all of Config.Floor; one that does a tenth, a thousandth of it
-	deep      = 4     // times the floor: from a limit above that a probe goes down to the floor, as most of it may be a queue
+	deep      = 4     // times deepFloor: from a limit above that a probe goes down to it, as most may be a queue
 )
 
 // limiter finds the limit of one shard. Whoever owns it holds a lock.
@@ -64,7 +64,7 @@ type limiter struct {
 	tooMuch float64
 
 	pace pace
-	deep bool // this probe goes down to the floor
+	deep bool // this probe goes down to deepFloor
 }
 
 func newLimiter(c *Config) limiter {
@@ -80,9 +80,11 @@ func (l *limiter) floor() float64 {
 	return max(l.min, l.most*part*part*part)
 }
 
-// probeFloor is what is allowed in a probe at least: all of the floor of a fast shard, which suffers from less, and so little of a slow one's that its
-// base is not the latency of the queue which the floor is there.
-func (l *limiter) probeFloor() float64 { return max(l.min, l.floor()*l.part()) }
+// deepFloor is what a probe that goes down at once goes down to: with less, a slow shard would do next to nothing in it.
+func (l *limiter) deepFloor() float64 {
+	part := l.part()
+	return max(l.min, l.most*part*part)
+}
 
 // part is how much of Floor the shard is worth.
 func (l *limiter) part() float64 { return min(l.pace.best()/floorRate, 1) }
@@ -91,9 +93,9 @@ func (l *limiter) part() float64 { return min(l.pace.best()/floorRate, 1) }
 func (l *limiter) allowed() int {
 	switch {
 	case l.probing && l.deep:
-		return int(l.floor())
+		return int(l.deepFloor())
 	case l.probing:
-		return int(max(l.probeFloor(), l.limit/(2*l.target)))
+		return int(max(l.floor(), l.limit/(2*l.target)))
 	}
 	return int(l.limit)
 }
@@ -214,7 +216,7 @@ func (l *limiter) set(now int64, limit float64, atWork int) {
 }
 
 func (l *limiter) beginProbe(now int64, atWork int) {
-	l.probing, l.deep = true, l.most > l.min && l.limit > deep*l.floor()
+	l.probing, l.deep = true, l.most > l.min && l.limit > deep*l.deepFloor()
 	if l.bounded { // a probe from a limit that nobody comes near lowers nothing, and takes the queue for the base
 		l.limit = min(l.limit, max(float64(atWork), l.floor()))
 	}
