@@ -302,6 +302,9 @@ func (e *engine) lookOr(ctx context.Context, id ShardID, f func(*core.Worker), l
 
 // callOr is call for an f that takes hold of something. The worker runs late after an f whose caller has left: nobody else lets go of it.
 func (e *engine) callOr(ctx context.Context, id ShardID, f func(*core.Worker), late func()) error {
+	if ctx.Err() != nil { // or the worker and the end of ctx would race for f
+		return &Error{Kind: ErrNotProposed, Code: core.CodeCancelled, Message: fmt.Sprintf("the caller had stopped waiting before shard %d on node %d was asked", id, e.node), Cause: context.Cause(ctx)}
+	}
 	done := make(chan struct{})
 	var state atomic.Int32
 	w := e.workerOf(id)
