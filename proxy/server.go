@@ -58,7 +58,7 @@ type Admission struct {
 	ShardBytes int64
 	// Below ShardCalls, a shard's limit follows its latency: it is held at Target times that without a queue, but never below MinCalls if the shard does 10,000 calls per
 	// second or more at its best of late, or if that is not known yet. Of a slower shard it falls with the cube of its part: with a tenth of them it is a thousandth of MinCalls.
-	// More of either is for throughput, as a shard decides whatever waits as one batch; less is for latency. Defaults 1.8, and 1024.
+	// More of either is for throughput, as a shard decides whatever waits as one batch; less is for latency. Defaults 1.5 (1.8 with a MinCalls of 4 or less), and 1024.
 	Target   float64
 	MinCalls int
 }

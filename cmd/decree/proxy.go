@@ -106,7 +106,7 @@ func (o *proxyOptions) bind(f *flag.FlagSet) {
 	f.IntVar(&o.admission.ShardCalls, "shard-calls", 49152, "calls at work on one shard, at `most`")
 	f.Int64Var(&o.admission.ShardBytes, "shard-bytes", 256<<20, "`bytes` that they hold, at most")
 	f.IntVar(&o.admission.MinCalls, "min-calls", 1024, "calls at work on one shard below which its latency is not looked at, if it does 10,000 per second; of a slower shard fewer, by the cube; fewer for latency, more for throughput")
-	f.Float64Var(&o.admission.Target, "latency-target", 1.8, "above -min-calls, hold a shard's latency at this many `times` that without a queue")
+	f.Float64Var(&o.admission.Target, "latency-target", 0, "above -min-calls, hold a shard's latency at this many `times` that without a queue, 1.2 to 10; 0 for 1.5, and for 1.8 with a -min-calls of 4 or less")
 	f.IntVar(&o.maxConnections, "max-connections", 20000, "connections at the same time, three quarters of them of one host, at `most`")
 	f.UintVar(&o.maxStreams, "max-streams", 128, "calls and streams at work on one connection, at `most`")
 	f.IntVar(&o.limits.StreamCalls, "stream-calls", 8192, "calls under way on one stream, at `most`")

@@ -23,7 +23,8 @@ type Config struct {
 	Shards int
 
 	// Target is which latency is tolerated, as a multiple of the latency without a queue. More
-	// gives a little more throughput where the service batches, and longer queues. Default 1.8, from 1.2 to 10.
+	// gives a little more throughput where the service batches, and longer queues. From 1.2 to 10. Default 1.5, as Floor sees to
+	// fast shards; 1.8 without one, as a service of which some fsyncs take 50 times as long as the others has nothing to do after those with less.
 	Target float64
 	// InitialLimit is the adaptive limit of a shard of which nothing is known. Default 64, within MinLimit and MaxLimit.
 	InitialLimit int
@@ -96,11 +97,13 @@ func (c Config) resolved() (Config, error) {
 	if c.Floor < c.MinLimit || c.Floor > c.MaxLimit {
 		return c, fmt.Errorf("admit: Floor is %d; from MinLimit (%d) to MaxLimit (%d) are allowed", c.Floor, c.MinLimit, c.MaxLimit)
 	}
-	if c.Target == 0 {
+	if c.Target == 0 && c.Floor > c.MinLimit {
+		c.Target = 1.5
+	} else if c.Target == 0 {
 		c.Target = 1.8
 	}
 	if !(c.Target >= 1.2 && c.Target <= 10) { // so that NaN is refused
-		return c, fmt.Errorf("admit: Target is %v; from 1.2 to 10 are allowed, 0 for the default 1.8", c.Target)
+		return c, fmt.Errorf("admit: Target is %v; from 1.2 to 10 are allowed, 0 for the default", c.Target)
 	}
 	if c.ProbeEvery == 0 {
 		c.ProbeEvery = 10 * time.Second

@@ -73,7 +73,7 @@
 // at least, whatever its latency: one that does 10,000 per second or more. Of a slower one that falls with the cube of its part, MinLimit at least; so what waits there is
 // short in time as well, 3 ms with 1,700 per second and a Floor of 1024. How much a shard does is measured while its limit is reached, a second at a time; the best of the last four counts, and
 // until there are two, the shard passes for fast. A limit of more than four times the square of that part may be the queue of a shard that became slow, so that a fifth of it still is one: a probe goes down to
-// that square at once then, and ends as soon as it has found that this is as slow: the service is, without a queue. Other probes go below it, down to the cube: more of a slow shard may be a queue, and the latency of that would be taken for the base.
+// that square at once then, and ends as soon as it has found that this is as slow: the service is, without a queue. It is due at once where the last one found as much at work, before the shard was known to be slow. Other probes go below it, down to the cube: more of a slow shard may be a queue, and the latency of that would be taken for the base.
 //
 // Several proxies before one shard see each other's queues, and cannot tell them from a slow service, unless they probe together; on their
 // own they would drive each other's base, and the queue, up for ever. Probes begin at multiples of

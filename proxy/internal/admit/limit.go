@@ -65,6 +65,8 @@ type limiter struct {
 
 	pace pace
 	deep bool // this probe goes down to deepFloor
+	// probed is how many were at work in the probe that the base is from; 0 if it is from none. That may have been a queue, if the shard has been found to be slow since.
+	probed float64
 }
 
 func newLimiter(c *Config) limiter {
@@ -190,6 +192,9 @@ func (l *limiter) endWindow(now int64, latency float64, atWork int) {
 		l.nextProbe = now // nothing is known: at once
 		return
 	}
+	if l.most > l.min && l.probed > deep*l.deepFloor() {
+		l.nextProbe = min(l.nextProbe, l.due(now, l.every/recheck))
+	}
 	next := l.limit + (l.limit*l.target*l.base/latency-l.limit)/2
 	switch {
 	case next > l.limit && dropped:
@@ -233,6 +238,7 @@ func (l *limiter) beginProbe(now int64, atWork int) {
 
 func (l *limiter) endProbe(now int64, atWork int) {
 	base := l.typical()
+	l.probed = float64(l.allowed())
 	l.nextProbe = l.afterLast(now, base)
 	if base > 1.5*l.base || base < l.base/1.5 {
 		// A hiccup, or a queue so long that it was not gone: again.
