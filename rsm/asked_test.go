@@ -5,6 +5,7 @@ import (
 	"errors"
 	"slices"
 	"strconv"
+	"sync"
 	"testing"
 	"time"
 
@@ -66,13 +67,21 @@ func TestQuestionsToAPassThatHangs(t *testing.T) {
 	if at, serves := s.Topology(); !serves || at.Term == 0 || len(at.Members) != 3 {
 		t.Errorf("%+v, %v", at, serves)
 	}
-	// There is an end to what waits.
-	ctx, cancel := context.WithCancel(t.Context())
-	cancel()
-	var err error
-	for range mailboxCalls + 1 {
-		err = n.engine.call(ctx, 1, func(*core.Worker) { t.Error("it was done after all") })
+	// There is an end to what waits, though nobody waits for it any more.
+	ctx, leave := context.WithCancel(t.Context())
+	var asked sync.WaitGroup
+	for range mailboxCalls {
+		asked.Go(func() { _ = n.engine.call(ctx, 1, func(*core.Worker) { t.Error("it was done after all") }) })
 	}
+	eventually(t, "there is no room for more", func() bool {
+		w := n.engine.workerOf(1)
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		return len(w.in.Calls) == mailboxCalls
+	})
+	leave()
+	asked.Wait()
+	err := n.engine.call(short(), 1, func(*core.Worker) { t.Error("it was done after all") })
 	if !errors.Is(err, &Error{Kind: ErrNotProposed, Code: core.CodeOverloaded}) {
 		t.Errorf("the last of too many: %v", err)
 	}
