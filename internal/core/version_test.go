@@ -57,3 +57,37 @@ func TestVersionsAndRest(t *testing.T) {
 		t.Errorf("a follower that agrees to rest (%v) says %v to %v", r.quiet, h.notes, h.noted)
 	}
 }
+
+// A member that once said it can run more, and does not say so any more, does not keep the shard awake for ever: it has an older program by now, or has stopped. Nor does the word of
+// another, who says it again as the shard comes to rest, wake it. The shard goes on as soon as that member says it again.
+//
+// Mutations with which it was seen to fail, one by one: a word is believed for ever; it is believed for a time of the clock, which goes on while the shard rests.
+func TestOldWordsOfVersions(t *testing.T) {
+	h := newHand(t, Limits{})
+	h.lead()
+	r := h.replica()
+	r.machine = newer{}
+	says := func(members ...NodeID) {
+		for _, m := range members {
+			h.in.Notes = append(h.in.Notes, Note{From: m, Shard: 1, Kind: noteVersions, A: 2})
+		}
+		h.pass(1)
+	}
+	says(1)
+	for range 20 {
+		h.settle(r.cfg.ElectionTicks)
+		says(3)
+	}
+	if !r.quiet || r.lead == nil || r.meta.machine != 0 {
+		t.Fatalf("at rest %v, leading %v, version %d is active", r.quiet, r.lead != nil, r.meta.machine)
+	}
+	h.pass(3600e3)
+	if says(1); r.quiet {
+		t.Error("all have said that they can run a later version, and the shard rests")
+	}
+	says(1, 3)
+	h.settle(2)
+	if r.meta.machine != 2 {
+		t.Errorf("version %d is active", r.meta.machine)
+	}
+}
