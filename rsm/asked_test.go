@@ -5,6 +5,7 @@ import (
 	"errors"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -130,5 +131,46 @@ func TestMetricsOfAPassThatHangs(t *testing.T) {
 		}
 	case <-time.After(20 * time.Second):
 		t.Fatal("it waits")
+	}
+}
+
+// A drain does not take a shard whose worker has no room for the question for one without other voters. What the end of the node leaves of a drain may happen if a transfer has begun.
+//
+// Mutations with which it was seen to fail, one by one: a worker that does not say how many voters there are has none but this one; the end of the node is errClosed; it is ErrUnknown though nothing had begun.
+func TestDrainSaysWhatItKnows(t *testing.T) {
+	n := hungNode(t, nil)
+	n.engine.workerOf(1).post(func(in *core.Input) {
+		for len(in.Calls) < mailboxCalls {
+			in.Calls = append(in.Calls, func(*core.Worker) {})
+		}
+	})
+	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+	defer cancel()
+	if err := n.Drain(ctx); !errors.Is(err, &Error{Kind: ErrUnknown, Code: core.CodeCancelled}) {
+		t.Errorf("the node leads: %v", err)
+	}
+
+	c := startCluster(t, "", counters{}, patient10s)
+	n = leaderOf(t, c, 1)
+	for id := range NodeID(3) {
+		if id+1 != n.ID() {
+			c.Cut(n.ID(), id+1) // nobody can take over
+		}
+	}
+	drained := make(chan error, 1)
+	go func() { drained <- n.Drain(within(t)) }()
+	eventually(t, "a transfer has begun", func() bool {
+		var err error
+		if e := n.engine.call(within(t), 1, func(w *core.Worker) { err = w.Transfer(1, 9) }); e != nil {
+			t.Fatal(e)
+		}
+		return strings.Contains(err.Error(), "on its way")
+	})
+	n.Kill()
+	if err := <-drained; !errors.Is(err, &Error{Kind: ErrUnknown, Code: core.CodeClosed}) {
+		t.Errorf("the node stopped under way: %v", err)
+	}
+	if err := n.Drain(within(t)); !errors.Is(err, errClosed) {
+		t.Errorf("the node had stopped: %v", err)
 	}
 }
