@@ -117,9 +117,9 @@ func (r *Replica) runnable() uint64 {
 }
 
 // decideVersion writes the activation into the open batch. It takes effect with the next entry.
-// The members may have changed since it was asked for.
+// The members may have changed since it was asked for, or the leadership, which has asked for nothing yet.
 func (r *Replica) decideVersion(b *batch, q *Request) {
-	if r.runnable() < r.lead.raising && !mutated("version-of-the-old-members") {
+	if v := r.lead.raising; v == 0 || r.runnable() < v && !mutated("version-of-the-old-members") {
 		r.lead.raising = 0
 		b.ride(q, nil)
 		return

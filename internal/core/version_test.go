@@ -2,7 +2,10 @@ package core
 
 import (
 	"slices"
+	"strings"
 	"testing"
+
+	"go.etcd.io/etcd/raft/v3/raftpb"
 )
 
 // newer is bulky in a program that can run version 2.
@@ -87,6 +90,43 @@ func TestOldWordsOfVersions(t *testing.T) {
 	}
 	says(1, 3)
 	h.settle(2)
+	if r.meta.machine != 2 {
+		t.Errorf("version %d is active", r.meta.machine)
+	}
+}
+
+// What one leadership has asked for is not what the next decides, should a replica lose and win between two looks: version 0 would become active on every other replica.
+//
+// Mutation with which it was seen to fail: decideVersion takes whatever this leadership has asked for.
+func TestVersionOfAnEarlierLeadership(t *testing.T) {
+	h := newHand(t, Limits{}, 2)
+	h.lead()
+	r := h.replica()
+	r.machine = newer{}
+	h.in.Calls = append(h.in.Calls, func(*Worker) {
+		term := r.lead.term
+		r.raiseVersion()
+		if err := r.rn.Step(raftpb.Message{Type: raftpb.MsgHeartbeat, From: 1, Term: uint64(term) + 1}); err != nil {
+			t.Error(err)
+		}
+		if err := r.rn.Campaign(); err != nil {
+			t.Error(err)
+		}
+		if r.observe(); r.lead == nil || r.lead.term == term || len(r.queue) != 1 {
+			t.Errorf("%+v, and %d wait", r.lead, len(r.queue))
+		}
+	})
+	h.settle(0)
+	entries, _, err := h.w.Journal(1, 1, 100)
+	if err != nil || len(entries) < 3 {
+		t.Fatalf("%d entries, %v", len(entries), err)
+	}
+	for _, e := range entries {
+		if strings.Contains(e.Note, "version 0") {
+			t.Errorf("entry %d: %s", e.Index, e.Note)
+		}
+	}
+	h.settle(10)
 	if r.meta.machine != 2 {
 		t.Errorf("version %d is active", r.meta.machine)
 	}
