@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"math"
 	"runtime"
 	"slices"
 	"sync"
@@ -367,8 +366,8 @@ type worker struct {
 	core  *core.Worker
 	heard map[NodeID]int64 // see listen; of the worker's goroutine
 
-	began   int64        // when the pass did
-	commits []commitNote // of it
+	began   int64            // when the pass did
+	commits core.CommitNotes // of it
 
 	mu        sync.Mutex
 	in        core.Input
@@ -547,27 +546,16 @@ func (w *worker) SendQuiesce(to NodeID, q core.Quiesce) {
 }
 
 // SendCommit keeps a note until the pass ends, see tellCommits.
-func (w *worker) SendCommit(to NodeID, n core.CommitNote) {
-	w.commits = append(w.commits, commitNote{to, n})
-}
+func (w *worker) SendCommit(to NodeID, n core.CommitNote) { w.commits.Add(to, n) }
 
-type commitNote struct {
-	to   NodeID
-	note core.CommitNote
-}
-
-// tellCommits sends the notes of a pass. Its age is as of when it began, and other shards may have kept the worker for long since; who hears it counts from then on.
+// tellCommits sends the notes of a pass.
 func (w *worker) tellCommits() {
 	if len(w.commits) == 0 {
 		return
 	}
-	took := time.Duration(w.Spent())
-	for i := range w.commits {
-		c := &w.commits[i]
-		c.note.Age = min(c.note.Age, math.MaxInt64-took) + took // the largest says that nothing is known
-		w.e.transport.Append(uint64(c.to), 48, func(b []byte) []byte { return core.AppendCommit(b, c.note) })
-	}
-	w.commits = w.commits[:0]
+	w.commits.Send(time.Duration(w.Spent()), func(to NodeID, n core.CommitNote) {
+		w.e.transport.Append(uint64(to), 48, func(b []byte) []byte { return core.AppendCommit(b, n) })
+	})
 }
 
 func (w *worker) Write(wr *core.Write) {

@@ -207,6 +207,31 @@ func TestEndOfTheNodeWithinAQuestion(t *testing.T) {
 	}
 }
 
+// slowWords is an error that takes long to say what it is.
+type slowWords struct{ in, out chan struct{} }
+
+func (e slowWords) Error() string { close(e.in); <-e.out; return "said at last" }
+
+// Who asks whether a replica can be repaired, and leaves as the node is given up, shares nothing with the worker, which is at the answer still.
+//
+// Mutation with which it was seen to fail, with the race detector: the worker answers into repairable's results.
+func TestRepairableIsLeft(t *testing.T) {
+	n := onHungDisk(t, newHungDisk()).Node(1)
+	words := slowWords{make(chan struct{}), make(chan struct{})}
+	if err := n.engine.call(within(t), 1, func(w *core.Worker) { w.Stop(&Error{Kind: ErrBroken, Code: core.CodeUnsupported, Cause: words}) }); err != nil {
+		t.Fatal(err)
+	}
+	left := make(chan error, 1)
+	go func() { _, _, err := n.Shard(1).repairable(context.Background()); left <- err }()
+	<-words.in
+	go func() { <-n.Done(); close(words.out) }() // as who asks leaves, neither before the other
+	n.fail(&Error{Kind: ErrBroken, Code: core.CodeStorage, Message: "the disk is gone"})
+	if err, ok := soon(func() error { return <-left }); !ok || !errors.Is(err, errClosed) && !isCode(err, core.CodeRepair) { // as the worker may be quicker
+		t.Errorf("it ended: %v, with %v", ok, err)
+	}
+	<-n.engine.workerOf(1).done
+}
+
 // closedBesideRepair closes a node, in the background, while its disk hangs in the repair of a replica.
 func closedBesideRepair(t *testing.T, hang func(errorfs.Op) bool, repair func(*Shard)) (*hungDisk, *Node, chan error) {
 	t.Helper()

@@ -154,6 +154,29 @@ func TestCutThatIsLeft(t *testing.T) {
 	disk.release()
 }
 
+// A cut whose snapshot has gone again was made all the same.
+//
+// Mutation with which it was seen to fail: it is said to be not proposed.
+func TestCutThatHasGone(t *testing.T) {
+	n := onHungDisk(t, newHungDisk()).Node(1)
+	if _, err := n.Shard(1).Submit(within(t), blob(1, 1, 1<<10)); err != nil {
+		t.Fatal(err)
+	}
+	manifest, err := n.Shard(1).cut(t.Context(), func(w *core.Worker, f func([]byte, error)) { w.Cut(t.Context(), 1, true, f) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := n.written(manifest); err != nil {
+		t.Error(err)
+	}
+	for _, s := range n.engine.snaps.List() {
+		n.engine.discard(s.ID)
+	}
+	if _, err := n.written(manifest); !errors.Is(err, &Error{Kind: ErrUnknown, Code: core.CodeCompacted}) {
+		t.Errorf("it has gone: %v", err)
+	}
+}
+
 // Nor does it for the installation of another state, if a backup comes meanwhile. The backup does.
 //
 // Mutation with which it was seen to fail: pin cuts with Cut.

@@ -117,12 +117,14 @@ func (s *Shard) Replace(ctx context.Context, old, learner NodeID) error {
 	if err := s.change(ctx, core.Change{Kind: core.ChangeReplace, Node: learner, Old: old}); err != nil {
 		return err
 	}
+	return s.replaced(ctx)
+}
+
+// replaced waits until the new configuration stands alone.
+func (s *Shard) replaced(ctx context.Context) error {
 	for {
-		m, err := s.Members()
-		if err != nil {
-			return &Error{Kind: ErrUnknown, Code: core.CodeClosed, Message: "the replacement has begun, and will be completed; this node stopped before it was", Cause: err}
-		}
-		if !slices.ContainsFunc(m.List, func(m Member) bool { return m.Role == RoleIncoming || m.Role == RoleOutgoing }) {
+		m, err := s.MembersContext(ctx) // a worker that does not say may later
+		if err == nil && !slices.ContainsFunc(m.List, func(m Member) bool { return m.Role == RoleIncoming || m.Role == RoleOutgoing }) {
 			return nil
 		}
 		select {

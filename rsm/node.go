@@ -487,15 +487,17 @@ func (n *Node) closeData() {
 
 // Drain hands over the leadership of every shard that the node leads, and
 // returns when it leads none. If ctx ends first, the error is an *Error with ErrUnknown and CodeCancelled, over ctx's: some may have gone, and the last transfers may yet succeed.
+// So it is if the node stops first, with CodeClosed; with ErrNotProposed no transfer had begun.
 func (n *Node) Drain(ctx context.Context) error {
 	n.draining.Add(1)
 	defer n.draining.Add(-1)
+	begun := false
 	for {
 		led := 0
 		for _, s := range n.shards {
-			if s.Leader() == n.cfg.Node && (s.hasOthers(ctx) || ctx.Err() != nil) {
+			if s.Leader() == n.cfg.Node && s.mayHaveOthers(ctx) {
 				led++
-				_ = s.handOver(ctx)
+				begun = s.handOver(ctx) || begun
 			}
 		}
 		if led == 0 {
@@ -505,6 +507,9 @@ func (n *Node) Drain(ctx context.Context) error {
 		case <-ctx.Done():
 			return &Error{Kind: ErrUnknown, Code: core.CodeCancelled, Message: "not every leadership was handed over before the caller stopped waiting", Cause: ctx.Err()}
 		case <-n.done:
+			if begun {
+				return &Error{Kind: ErrUnknown, Code: core.CodeClosed, Message: "not every leadership was handed over before the node stopped"}
+			}
 			return errClosed
 		case <-time.After(n.cfg.tick() / 4):
 		}

@@ -35,9 +35,12 @@ func (s *Shard) Repair(ctx context.Context) error {
 }
 
 // repairable asks what a repair takes. What the replica was writing when it stopped may not be written yet: that is waited for.
-func (s *Shard) repairable(ctx context.Context) (least Index, members []NodeID, err error) {
+func (s *Shard) repairable(ctx context.Context) (Index, []NodeID, error) {
 	e := s.node.engine
 	for {
+		var least Index
+		var members []NodeID
+		var err error // none of them a result: the worker may write to them when this has returned
 		if cerr := e.look(ctx, s.id, func(w *core.Worker) { least, members, err = w.Repairable(s.id) }); cerr != nil {
 			return 0, nil, cerr
 		}

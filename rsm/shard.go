@@ -3,6 +3,7 @@ package rsm
 import (
 	"bytes"
 	"context"
+	"errors"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -540,19 +541,19 @@ func (s *Shard) cancelTransfer(ctx context.Context, to NodeID) error {
 	return &Error{Kind: ErrUnknown, Code: core.CodeTransfer, Message: "the other replica did not take over in time; it was told to, and still may"}
 }
 
-// hasOthers reports whether there is anybody to hand leadership to.
-func (s *Shard) hasOthers(ctx context.Context) bool {
+// mayHaveOthers reports whether there is anybody to hand leadership to, as far as its worker says: one that does not may have.
+func (s *Shard) mayHaveOthers(ctx context.Context) bool {
 	st, err := s.StatusContext(ctx)
-	return err == nil && len(st.Voters) > 1
+	return err != nil || len(st.Voters) > 1
 }
 
-// handOver starts a transfer to the voter that was heard last.
-func (s *Shard) handOver(ctx context.Context) error {
+// handOver starts a transfer to the voter that was heard last, and reports whether one may have begun.
+func (s *Shard) handOver(ctx context.Context) bool {
 	var best NodeID
 	var latest int64
 	st, err := s.StatusContext(ctx)
 	if err != nil {
-		return err
+		return false
 	}
 	for _, v := range st.Voters {
 		if p := s.node.engine.peers.get(v); v != s.node.cfg.Node && p != nil && p.heard.Load() >= latest {
@@ -560,11 +561,10 @@ func (s *Shard) handOver(ctx context.Context) error {
 		}
 	}
 	if best == 0 {
-		return nil
+		return false
 	}
-	e := s.node.engine.call(ctx, s.id, func(w *core.Worker) { err = w.Transfer(s.id, best) })
-	if e != nil {
-		return e
+	if e := s.node.engine.call(ctx, s.id, func(w *core.Worker) { err = w.Transfer(s.id, best) }); e != nil {
+		return errors.Is(e, ErrUnknown)
 	}
-	return err
+	return err == nil
 }

@@ -415,22 +415,28 @@ func snapshotInfo(s *snapshot.Snapshot) SnapshotInfo {
 }
 
 // CutSnapshot writes a snapshot of the shard, while the shard goes on: as of its last flush, or, if fresh, as of what is applied when it is
-// called. It stays until the next one of the shard. CodeNotReached: there is nothing to write yet. With ErrUnknown, when ctx ends or the node does, it may be written yet.
+// called. It stays until the next one of the shard. CodeNotReached: there is nothing to write yet. With ErrUnknown, when ctx ends or the node does, it may be written yet; with
+// CodeCompacted it was, and another one has taken its place.
 func (s *Shard) CutSnapshot(ctx context.Context, fresh bool) (SnapshotInfo, error) {
 	manifest, err := s.cut(ctx, func(w *core.Worker, f func([]byte, error)) { w.Cut(ctx, s.id, fresh, f) })
 	if err != nil {
 		return SnapshotInfo{}, err
 	}
+	return s.node.written(manifest)
+}
+
+// written returns the snapshot that a cut has written.
+func (n *Node) written(manifest []byte) (SnapshotInfo, error) {
 	_, id, err := snapshot.Decode(manifest)
 	if err != nil {
 		return SnapshotInfo{}, err
 	}
-	for _, sn := range s.node.engine.snaps.List() {
+	for _, sn := range n.engine.snaps.List() {
 		if sn.ID == id {
 			return snapshotInfo(sn), nil
 		}
 	}
-	return SnapshotInfo{}, &Error{Kind: ErrNotProposed, Code: core.CodeCompacted, Message: "a later snapshot has taken its place already; list them"}
+	return SnapshotInfo{}, &Error{Kind: ErrUnknown, Code: core.CodeCompacted, Message: "the snapshot was written, and a later one has taken its place already; list them"}
 }
 
 // cut has the worker write a snapshot, and waits for it.

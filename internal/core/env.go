@@ -3,6 +3,7 @@ package core
 import (
 	"fmt"
 	"log/slog"
+	"math"
 	"math/rand/v2"
 	"time"
 
@@ -20,7 +21,7 @@ type Env interface {
 	Send(to NodeID, shard ShardID, m *raftpb.Message)
 	// SendQuiesce queues the proposal to let a shard rest, see quiesce.go.
 	SendQuiesce(to NodeID, q Quiesce)
-	// SendCommit queues a leader's word of what is committed, see read.go.
+	// SendCommit queues a leader's word of what is committed, see read.go. It leaves when the pass has ended, as old as that took: see CommitNotes.
 	SendCommit(to NodeID, n CommitNote)
 	// Write hands over records that must become durable together, in the order of
 	// the calls. When they are, the write comes back in Input.Written.
@@ -151,6 +152,26 @@ type CommitNote struct {
 	Everywhere Index         // every voter has it on disk, see retain.go
 	At         int64         // monotonic ns, when it arrived here; not sent
 	Age        time.Duration // since the leader last heard from a quorum
+}
+
+// CommitNotes keeps the notes of a pass for its Env, until it has ended.
+type CommitNotes []sentNote
+
+type sentNote struct {
+	to   NodeID
+	note CommitNote
+}
+
+// Add takes a note in.
+func (c *CommitNotes) Add(to NodeID, n CommitNote) { *c = append(*c, sentNote{to, n}) }
+
+// Send lets all of them out. The age of each is as of when the pass began, and other shards may have kept the worker for long since; who hears it counts from then on.
+func (c *CommitNotes) Send(took time.Duration, send func(to NodeID, n CommitNote)) {
+	for _, s := range *c {
+		s.note.Age = min(s.note.Age, math.MaxInt64-took) + took // the largest says that nothing is known
+		send(s.to, s.note)
+	}
+	*c = (*c)[:0]
 }
 
 // Input is what has arrived since the last pass. The worker does not keep it.

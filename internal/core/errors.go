@@ -163,6 +163,10 @@ type Rejection struct {
 
 func (r *Rejection) Error() string { return fmt.Sprintf("rejected (%s): %s", r.Code, r.Message) }
 
+func (r *Rejection) clone() *Rejection {
+	return &Rejection{Code: r.Code, Message: r.Message, Detail: bytes.Clone(r.Detail)}
+}
+
 // Is reports whether target is ErrRejected, or a *Rejection with the same code.
 func (r *Rejection) Is(target error) bool {
 	if target == ErrRejected {
@@ -221,8 +225,7 @@ func rejectionOf(err error) *Rejection {
 			// Clients act on these, so they may only be the library's.
 			return &Rejection{Code: CodeMachineError, Message: r.Error(), Detail: bytes.Clone(r.Detail)}
 		}
-		// A copy: the machine may keep it, and its detail may be memory of the state, to which the caller may write.
-		return &Rejection{Code: r.Code, Message: r.Message, Detail: bytes.Clone(r.Detail)}
+		return r.clone() // the machine may keep it, and its detail may be memory of the state, to which the caller may write
 	}
 	return &Rejection{Code: CodeMachineError, Message: err.Error()}
 }

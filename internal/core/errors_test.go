@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"slices"
 	"testing"
 )
 
@@ -119,5 +120,42 @@ func TestRejectionsAreCopies(t *testing.T) {
 	mine := &Rejection{Code: "mine", Detail: []byte("detail")}
 	if r := rejectionOf(fmt.Errorf("wrapped: %w", mine)); r == mine || &r.Detail[0] == &mine.Detail[0] {
 		t.Error("the machine's own is handed out")
+	}
+}
+
+// echo is bulky with a reply to each command, which is the command.
+type echo struct{ bulky }
+
+func (m echo) Decide(v View, c Command) ([][]byte, []byte, error) {
+	events, _, err := m.bulky.Decide(v, c)
+	return events, c.Data, err
+}
+
+// Two who ask for one number at the same time have one outcome, and no memory in common: what one of them writes, the other does not read.
+//
+// Mutations with which it was seen to fail, one by one: the replies are shared; the rejection is.
+func TestOutcomesOfTwoAskers(t *testing.T) {
+	h := newHand(t, Limits{})
+	h.lead()
+	h.replica().machine = echo{}
+	session := h.opens()
+	for seq, command := range []string{"+key", "?key"} {
+		var told []string
+		for range 3 {
+			h.in.Requests = append(h.in.Requests, &Request{Kind: KindCommand, Shard: 1, Session: session, Sequence: uint64(seq) + 1, Commands: [][]byte{[]byte(command)}, Done: func(q *Request) {
+				var b []byte
+				if _, no := Verdict(q.Err); no != nil {
+					b = no.Detail
+				} else if q.Err == nil {
+					b = q.Result.Replies[0]
+				}
+				told = append(told, string(b))
+				clear(b)
+			}})
+		}
+		h.settle(2)
+		if want := []string{"+key", "key"}[seq]; !slices.Equal(told, []string{want, want, want}) {
+			t.Errorf("%s: %q", command, told)
+		}
 	}
 }

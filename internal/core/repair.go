@@ -95,7 +95,7 @@ func (r *Replica) beginRepair() {
 	job, err := r.state.Install(rp.snap.Install())
 	if err != nil {
 		r.repairing = nil
-		rp.done(err)
+		r.failed(rp, fmt.Errorf("the snapshot cannot be installed: %w", err))
 		return
 	}
 	rp.job = job

@@ -1,9 +1,11 @@
 package core
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"iter"
+	"log/slog"
 	"strings"
 	"testing"
 
@@ -254,6 +256,27 @@ func TestRepairPromisesFirst(t *testing.T) {
 		t.Fatalf("%d installations, writes %v", len(h.installs), h.writes)
 	}
 	h.succeeds(outcome)
+}
+
+// Who asked for a repair may have left when it turns out that it cannot begin: the log says so as well.
+//
+// Mutation with which it was seen to fail: only who asked is told.
+func TestRepairThatCannotBegin(t *testing.T) {
+	h := newHand(t, Limits{})
+	s := snapshotAt(t, h.fs, "snap", 3)
+	h.damage(CodeStorage)
+	outcome := h.repair(s)
+	var said bytes.Buffer
+	h.replica().logger = slog.New(slog.NewTextHandler(&said, nil))
+	s.Manifest.Files = nil // which the state store does not take
+	h.sync()
+	h.pass(1)
+	if *outcome == nil || h.replica().repairing != nil || h.replica().broken == nil {
+		t.Errorf("%v; in service: %v", *outcome, h.replica().broken == nil)
+	}
+	if !strings.Contains(said.String(), "replica not repaired") {
+		t.Errorf("the log says %q", said.String())
+	}
 }
 
 // Raft panics with what it cannot read of the journal. That is damage like any other, which a peer can help with, and not a fault of this program.

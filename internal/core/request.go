@@ -1,6 +1,7 @@
 package core
 
 import (
+	"bytes"
 	"slices"
 	"time"
 )
@@ -161,16 +162,21 @@ func (r *Request) bytes() int {
 	return n
 }
 
-// finish hands the request and those attached to it back.
+// finish hands the request and those attached to it back. Each has its outcome in memory of its own, to which its caller may write.
 func (r *Request) finish(res Result, err error) {
 	for r != nil {
 		next := r.next
 		r.next = nil
-		if next != nil {
-			// The replies may lie in r, which is its caller's again once it is done.
-			res.Replies = slices.Clone(res.Replies)
-		}
 		r.Result, r.Err = res, err
+		if next != nil { // first: once r is done, all that it has is its caller's
+			res.Replies = slices.Clone(res.Replies)
+			for i, b := range res.Replies {
+				res.Replies[i] = bytes.Clone(b)
+			}
+			if no, ok := err.(*Rejection); ok {
+				err = no.clone()
+			}
+		}
 		r.Done(r)
 		r = next
 	}

@@ -22,6 +22,7 @@ func (r *Replica) checkVersion(v uint64, at Index) {
 type versionWord struct {
 	version uint64
 	at      int64 // monotonic ns
+	ticks   int   // the same, in ticks of this leader, which has none while it rests
 }
 
 // tellVersion says to the leader what this replica can run: once, and as long as that is more than what is active, again and again.
@@ -49,7 +50,7 @@ func (r *Replica) hearVersions(n Note) {
 		if l.versions == nil {
 			l.versions = map[NodeID]versionWord{}
 		}
-		l.versions[n.From] = versionWord{n.A, r.w.now.Mono}
+		l.versions[n.From] = versionWord{n.A, r.w.now.Mono, r.ticks}
 		r.raiseVersion()
 		if r.quiet && r.mayRaise() {
 			r.wake() // the others as well, who said it before they rested
@@ -75,13 +76,22 @@ func (r *Replica) raiseVersion() {
 	r.touch()
 }
 
-// mayRaise reports whether all members could run a version later than the active one, by the last that each has said: a shard does not rest before they have said it again.
+// versionPatience is how many election timeouts a leader stays awake for a member to say again what it can run. Who can run more than what is active says so twice in each:
+// one that does not has an older program by now, or has stopped.
+const versionPatience = 4
+
+// mayRaise reports whether all members could run a version later than the active one, by what each has said before the shard rested, or since: it does not rest before they have said it again.
 func (r *Replica) mayRaise() bool {
 	version := r.maxVersion()
 	for _, m := range r.conf.Members() {
-		if m != r.cfg.Node {
-			version = min(version, r.lead.versions[m].version)
+		if m == r.cfg.Node {
+			continue
 		}
+		w := r.lead.versions[m]
+		if r.ticks-w.ticks > versionPatience*r.cfg.ElectionTicks {
+			return false
+		}
+		version = min(version, w.version)
 	}
 	return version > r.meta.machine
 }
@@ -107,9 +117,9 @@ func (r *Replica) runnable() uint64 {
 }
 
 // decideVersion writes the activation into the open batch. It takes effect with the next entry.
-// The members may have changed since it was asked for.
+// The members may have changed since it was asked for, or the leadership, which has asked for nothing yet.
 func (r *Replica) decideVersion(b *batch, q *Request) {
-	if r.runnable() < r.lead.raising && !mutated("version-of-the-old-members") {
+	if v := r.lead.raising; v == 0 || r.runnable() < v && !mutated("version-of-the-old-members") {
 		r.lead.raising = 0
 		b.ride(q, nil)
 		return

@@ -2,7 +2,6 @@ package sim
 
 import (
 	"fmt"
-	"math"
 	"math/rand/v2"
 	"time"
 
@@ -81,10 +80,10 @@ type worker struct {
 	in     core.Input
 	spare  core.Input // the last pass's, for its memory
 	pass   func()
-	waits  bool         // a pass is due
-	spent  int64        // of this pass
-	until  int64        // when the last one is over
-	notes  []commitNote // of this pass
+	waits  bool             // a pass is due
+	spent  int64            // of this pass
+	until  int64            // when the last one is over
+	notes  core.CommitNotes // of this pass
 	shards []core.ShardID
 }
 
@@ -523,23 +522,11 @@ func (w *worker) SendQuiesce(to core.NodeID, q core.Quiesce) {
 	w.n.frames[to] = core.AppendQuiesce(w.n.frame(to), q)
 }
 
-// SendCommit keeps a note until the pass ends: it is as old as that took. See rsm.
-func (w *worker) SendCommit(to core.NodeID, c core.CommitNote) {
-	w.notes = append(w.notes, commitNote{to, c})
-}
-
-type commitNote struct {
-	to   core.NodeID
-	note core.CommitNote
-}
+// SendCommit keeps a note until the pass ends.
+func (w *worker) SendCommit(to core.NodeID, c core.CommitNote) { w.notes.Add(to, c) }
 
 func (w *worker) tellCommits() {
-	for _, c := range w.notes {
-		took := time.Duration(w.spent)
-		c.note.Age = min(c.note.Age, math.MaxInt64-took) + took
-		w.n.frames[c.to] = core.AppendCommit(w.n.frame(c.to), c.note)
-	}
-	w.notes = w.notes[:0]
+	w.notes.Send(time.Duration(w.spent), func(to core.NodeID, c core.CommitNote) { w.n.frames[to] = core.AppendCommit(w.n.frame(to), c) })
 }
 
 // Spent lets a pass take time, if the swarm says so, by how often it is asked.
