@@ -354,7 +354,7 @@ func answered(c *route.Call) { c.Owner.(*streamCall).answered() }
 func (c *streamCall) answered() {
 	now, s := monotonic(), c.stream.service
 	c.ticket.Done(unix(now), loadOf(&c.Call))
-	if err := wire.TooLarge(c.Kind, wire.AnswerBytes(&c.Result, c.Err)); err != nil { // it would end the stream, for all that is on it
+	if err := wire.TooLarge(c.Kind, &c.Result, c.Err); err != nil { // it would end the stream, for all that is on it
 		c.Result, c.Err = rsm.Result{}, err
 	}
 	took := time.Duration(now - c.began)
