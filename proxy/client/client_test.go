@@ -765,6 +765,48 @@ func TestDeadlineSaysWhy(t *testing.T) {
 	}
 }
 
+// What a proxy says right before the deadline is the last: a command that was asked for once more then would be unanswered at its end, and so unknown.
+//
+// Mutation with which it was seen to fail: a call that waits does so until its deadline.
+func TestLastWordBeforeTheDeadline(t *testing.T) {
+	var late atomic.Int64
+	l := &liar{cluster: "one", answer: func(c *route.Call, _ func(error)) (core.Result, error, bool) {
+		switch until := late.Load(); {
+		case until == 0:
+			return outcome(c, 5), nil, true
+		case until > monotonic():
+			time.Sleep(time.Duration(until - monotonic()))
+			return core.Result{}, &core.Error{Kind: core.ErrNotProposed, Code: core.CodeNoLeader}, true
+		}
+		return core.Result{}, nil, false
+	}}
+	address, _ := serve(t, "127.0.0.1:0", l)
+	s := dialAll(t, address).Shard(1)
+	if _, err := s.Submit(within(t), []byte("a")); err != nil {
+		t.Fatal(err)
+	}
+	for name, call := range map[string]func(context.Context) error{
+		"submit": func(ctx context.Context) error { _, err := s.Submit(ctx, []byte("a")); return err },
+		"read":   func(ctx context.Context) error { _, err := s.Read(ctx, rsm.Linearizable, []byte("a")); return err },
+	} {
+		ctx, cancel := context.WithTimeout(context.Background(), 500*time.Millisecond)
+		late.Store(monotonic() + int64(485*time.Millisecond))
+		l.mu.Lock()
+		before := len(l.calls)
+		l.mu.Unlock()
+		err := call(ctx)
+		cancel()
+		if !errors.Is(err, &rsm.Error{Kind: rsm.ErrNotProposed, Code: rsm.CodeNoLeader}) {
+			t.Errorf("%s: %v", name, err)
+		}
+		l.mu.Lock()
+		if asked := len(l.calls) - before; asked != 1 {
+			t.Errorf("%s: it is asked for %d times", name, asked)
+		}
+		l.mu.Unlock()
+	}
+}
+
 // A read, as a command, has the router's word where its own deadline ends the wait, though the context ends first; who leaves for another reason has left.
 //
 // Mutation with which it was seen to fail: a read ends with the context at once.
