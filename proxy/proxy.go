@@ -389,7 +389,7 @@ func (p *Proxy) ask(ctx context.Context) {
 	}
 }
 
-// learn takes in what a node says.
+// learn takes in what a node says. It says so again and again: what is wrong with that is logged rarely, and under few keys, as there is no end to what it may name.
 func (p *Proxy) learn(t *decreev1.GetTopologyResponse) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -398,7 +398,7 @@ func (p *Proxy) learn(t *decreev1.GetTopologyResponse) {
 	}
 	p.meet(t.GetCluster())
 	if t.GetCluster() != p.name || p.name == "" {
-		p.log.Error("a node belongs to another cluster, and is not listened to", "cluster", t.GetCluster(), "ours", p.name)
+		p.rarely.Warn(limitlog.Key{Reason: "cluster"}, "a node belongs to another cluster, and is not listened to", "cluster", t.GetCluster(), "ours", p.name)
 		return
 	}
 	now := monotonic()
@@ -409,7 +409,7 @@ func (p *Proxy) learn(t *decreev1.GetTopologyResponse) {
 		}
 		p.seen[id] = now
 		if _, err := p.linkLocked(n.GetAddress()); err != nil {
-			p.log.Warn("a node cannot be dialled", "node", uint64(id), "reason", err.Error())
+			p.rarely.Warn(limitlog.Key{Reason: "dial"}, "a node cannot be dialled", "node", uint64(id), "reason", err.Error())
 			continue
 		}
 		if is := p.links[p.address[id]]; is != nil && is.Connected() && !p.foreign(is) && !p.links[n.GetAddress()].Connected() {
