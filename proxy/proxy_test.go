@@ -159,6 +159,30 @@ func TestDeadlineWithoutAMajority(t *testing.T) {
 	}
 }
 
+// Who calls within the proxy's process, and has left before, has nobody asked, and knows that.
+//
+// Mutation with which it was seen to fail: contexts are not looked at first.
+func TestShardWithAnEndedContext(t *testing.T) {
+	n := startOne(t, "", counters{})
+	p, _ := startProxy(t, proxy.Config{Node: n})
+	s := p.Shard(1)
+	if _, err := s.Do(within(t), add("a")); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	for range 20 {
+		_, err := s.Do(ctx, add("a"))
+		if !errors.Is(err, &rsm.Error{Kind: rsm.ErrNotProposed, Code: rsm.CodeCancelled}) || !errors.Is(err, context.Canceled) {
+			t.Fatal(err)
+		}
+	}
+	res, err := s.Do(within(t), add("a"))
+	if err != nil || binary.BigEndian.Uint64(res.Replies[0]) != 2 {
+		t.Errorf("%v, %v", res, err)
+	}
+}
+
 // A client of a proxy is told the same: the proxy, and not it, knows what is missing. That the command was never proposed is known then, too.
 //
 // Mutations with which it was seen to fail: the proxy ends what waits at the deadline, as the client does; a client asks again until then; the leader that is not reached has no name.

@@ -2,6 +2,7 @@ package route
 
 import (
 	"bytes"
+	"context"
 	"time"
 
 	"github.com/decree-raft/decree/internal/core"
@@ -154,6 +155,14 @@ func (c *Call) Again() *Call {
 	}
 	return &Call{last: last, Kind: c.Kind, Shard: c.Shard, Commands: c.Commands, MakesRoom: c.MakesRoom, Session: c.Session, Sequence: c.Sequence,
 		Acknowledged: c.Acknowledged, Mark: c.Mark, Level: c.Level, Token: c.Token, Query: c.Query, Deadline: c.Deadline, Notice: c.Notice, Done: c.Done, Owner: c.Owner, Trace: c.Trace, Watch: c.Watch}
+}
+
+// Ended is the error of a call that comes with a context that has ended: nobody is asked. Nil if it has not.
+func Ended(ctx context.Context) error {
+	if err := ctx.Err(); err != nil {
+		return &core.Error{Kind: core.ErrNotProposed, Code: core.CodeCancelled, Message: "the context had ended before anybody was asked", Cause: err}
+	}
+	return nil
 }
 
 // Abandoned is the error of who does not wait for the outcome any more. The call goes on.

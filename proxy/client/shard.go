@@ -107,20 +107,12 @@ func (s *Shard) Go(ctx context.Context, r rsm.Request) *Pending {
 		p.end(session.ErrNumbered)
 		return p
 	}
-	if err := cmp.Or(ended(ctx), wire.CheckCall(p.call)); err != nil {
+	if err := cmp.Or(route.Ended(ctx), wire.CheckCall(p.call)); err != nil {
 		p.end(err)
 		return p
 	}
 	p.begin(now)
 	return p
-}
-
-// ended is the error of a call that comes with a context that has ended: nobody is asked.
-func ended(ctx context.Context) error {
-	if err := ctx.Err(); err != nil {
-		return &rsm.Error{Kind: rsm.ErrNotProposed, Code: core.CodeCancelled, Message: "the context had ended before anybody was asked", Cause: err}
-	}
-	return nil
 }
 
 func (s *Shard) deadline(ctx context.Context, now int64) int64 {
@@ -347,7 +339,7 @@ func (st *stay) ask(ctx context.Context, c route.Call, own bool) *PendingRead {
 	p.call.Shard, p.call.Deadline, p.call.Done, p.call.Owner = s.id, s.deadline(ctx, now), finishRead, p
 	p.call.Notice = route.NoticeOf(p.call.Deadline - now)
 	_, p.span = s.trace(ctx, &p.call)
-	if err := cmp.Or(ended(ctx), wire.CheckCall(&p.call)); err != nil {
+	if err := cmp.Or(route.Ended(ctx), wire.CheckCall(&p.call)); err != nil {
 		p.err = err
 		end(p.span, err, &p.done, p.call.Deadline)
 		return p
