@@ -161,8 +161,11 @@ func grpcCode(d *decreev1.Error, err error) codes.Code {
 	}
 	switch d.GetKind() {
 	case decreev1.Kind_KIND_NOT_PROPOSED:
-		if code.Ended() {
+		switch {
+		case code.Ended():
 			return codes.FailedPrecondition // asking again does not help
+		case code == core.CodeAnswerTooLarge:
+			return codes.InvalidArgument // nor here, without asking for less
 		}
 		return codes.Unavailable
 	case decreev1.Kind_KIND_BROKEN:

@@ -421,6 +421,17 @@ func TestRejectionIsFinal(t *testing.T) {
 	}
 }
 
+// An answer that is too large is no reason to ask again; of a command, which was decided, it is no word of a refusal either.
+//
+// Mutation with which it was seen to fail: a read's is UNAVAILABLE.
+func TestStatusOfALargeAnswer(t *testing.T) {
+	for kind, want := range map[error]codes.Code{core.ErrNotProposed: codes.InvalidArgument, core.ErrUnknown: codes.Unknown} {
+		if got := status.Code(Status(&core.Error{Kind: kind, Code: core.CodeAnswerTooLarge})); got != want {
+			t.Errorf("%v: %v", kind, got)
+		}
+	}
+}
+
 // What became of a call is what its error says, and not what the errors below it say.
 func TestCauseIsNoKind(t *testing.T) {
 	for _, below := range []error{&core.Error{Kind: core.ErrNotProposed, Code: core.CodeClosed}, &core.Rejection{Code: core.CodeSessionExpired}} {
