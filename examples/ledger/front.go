@@ -147,8 +147,12 @@ type once struct {
 }
 
 func (o *once) Do(ctx context.Context, r rsm.Request) (rsm.Result, error) {
-	<-o.known
-	return o.shard.Do(ctx, r)
+	select {
+	case <-o.known:
+		return o.shard.Do(ctx, r)
+	case <-ctx.Done(): // the server may not come up, and waits for its calls as it ends
+		return rsm.Result{}, &rsm.Error{Kind: rsm.ErrNotProposed, Code: rsm.CodeCancelled, Message: "the server was not up yet", Cause: ctx.Err()}
+	}
 }
 
 // serve serves HTTP until stop. What gRPC gets is answered already.

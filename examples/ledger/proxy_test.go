@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -307,5 +308,26 @@ func TestHTTPConnectionsAreBounded(t *testing.T) {
 		if err := ask(c); err != nil {
 			t.Errorf("a connection that was there: %v", err)
 		}
+	}
+}
+
+// A request that came while the server was starting does not wait for ever where it does not come up: the server waits for its calls as it ends.
+//
+// Mutation with which it was seen to fail: only what it waits for ends the wait.
+func TestStartThatFails(t *testing.T) {
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	done := make(chan error, 1)
+	go func() {
+		_, err := (&once{known: make(chan struct{})}).Do(ctx, rsm.Request{})
+		done <- err
+	}()
+	select {
+	case err := <-done:
+		if !errors.Is(err, rsm.ErrNotProposed) {
+			t.Error(err)
+		}
+	case <-time.After(20 * time.Second):
+		t.Error("it waits")
 	}
 }
