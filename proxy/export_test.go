@@ -59,3 +59,6 @@ func (p *Proxy) Waiting(id rsm.ShardID) int {
 	}
 	return 0
 }
+
+// Leads reports whether somebody is known to lead a shard, and reached.
+func (p *Proxy) Leads(id rsm.ShardID) bool { return p.leads(id) }

@@ -123,6 +123,7 @@ type shard struct {
 	reached int64          // when the leader was, as far as Ready was asked
 	asked   []route.Target // those that it was given: other ones when an address changes
 	told    int64          // when a node said last who leads
+	named   *atomic.Uint64 // leader, for the router
 }
 
 // New returns a proxy, which begins to look for its nodes. It need not find one yet.
@@ -388,7 +389,7 @@ func (p *Proxy) ask(ctx context.Context) {
 	}
 }
 
-// learn takes in what a node says.
+// learn takes in what a node says. It says so again and again: what is wrong with that is logged rarely, and under few keys, as there is no end to what it may name.
 func (p *Proxy) learn(t *decreev1.GetTopologyResponse) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -397,7 +398,7 @@ func (p *Proxy) learn(t *decreev1.GetTopologyResponse) {
 	}
 	p.meet(t.GetCluster())
 	if t.GetCluster() != p.name || p.name == "" {
-		p.log.Error("a node belongs to another cluster, and is not listened to", "cluster", t.GetCluster(), "ours", p.name)
+		p.rarely.Warn(limitlog.Key{Reason: "cluster"}, "a node belongs to another cluster, and is not listened to", "cluster", t.GetCluster(), "ours", p.name)
 		return
 	}
 	now := monotonic()
@@ -408,7 +409,7 @@ func (p *Proxy) learn(t *decreev1.GetTopologyResponse) {
 		}
 		p.seen[id] = now
 		if _, err := p.linkLocked(n.GetAddress()); err != nil {
-			p.log.Warn("a node cannot be dialled", "node", uint64(id), "reason", err.Error())
+			p.rarely.Warn(limitlog.Key{Reason: "dial"}, "a node cannot be dialled", "node", uint64(id), "reason", err.Error())
 			continue
 		}
 		if is := p.links[p.address[id]]; is != nil && is.Connected() && !p.foreign(is) && !p.links[n.GetAddress()].Connected() {
@@ -515,8 +516,8 @@ func (p *Proxy) learnShard(t *decreev1.GetTopologyResponse_Shard) {
 		if id == 0 || len(p.shards) >= maxShards {
 			return
 		}
-		s = &shard{router: p.newRouter(id), reached: monotonic()}
-		p.shards[id] = s
+		s = p.newShard(id)
+		p.shards[id], s.reached = s, monotonic()
 	}
 	now, term := monotonic(), rsm.Term(t.GetTerm())
 	leader := rsm.NodeID(t.GetLeader())
@@ -530,6 +531,7 @@ func (p *Proxy) learnShard(t *decreev1.GetTopologyResponse_Shard) {
 			p.log.Info("learned of a leader", "shard", uint64(id), "leader", uint64(leader), "term", uint64(term))
 		}
 		s.leader, s.term, s.told = leader, term, now
+		s.named.Store(uint64(leader))
 	}
 	nodes := make([]rsm.NodeID, len(t.GetNodes()))
 	for i, n := range t.GetNodes() {
@@ -550,8 +552,19 @@ func (p *Proxy) learnShard(t *decreev1.GetTopologyResponse_Shard) {
 	}
 }
 
-func (p *Proxy) newRouter(id rsm.ShardID) *route.Router {
-	return route.New(route.Config{Shard: id, MaxWaiting: p.cfg.MaxWaiting, MaxWaitingBytes: p.cfg.MaxWaitingBytes, Resolve: p.resolve, Lead: p.want, Sooner: p.clock.Sooner})
+func (p *Proxy) newShard(id rsm.ShardID) *shard {
+	s := &shard{named: &atomic.Uint64{}}
+	s.router = route.New(route.Config{Shard: id, MaxWaiting: p.cfg.MaxWaiting, MaxWaitingBytes: p.cfg.MaxWaitingBytes, Resolve: p.resolve, Lead: p.want, Sooner: p.clock.Sooner,
+		Missing: func() string { return p.missing(id, rsm.NodeID(s.named.Load())) }})
+	return s
+}
+
+// missing says in words why a shard's leader cannot be asked, if it is known who that is.
+func (p *Proxy) missing(id rsm.ShardID, leader rsm.NodeID) string {
+	if leader == 0 || p.reaches(leader) {
+		return ""
+	}
+	return fmt.Sprintf("node %d, which leads shard %d as far as is known, is not reached", leader, id)
 }
 
 // target returns who node is, or nil.
@@ -600,7 +613,7 @@ func (p *Proxy) guess(id rsm.ShardID) (*route.Router, error) {
 	case p.known || len(p.shards) >= maxGuessed:
 		return nil, noShard(id)
 	default:
-		s = &shard{router: p.newRouter(id)}
+		s = p.newShard(id)
 		p.shards[id], p.guessed[id] = s, monotonic()
 		p.publish()
 	}

@@ -159,6 +159,69 @@ func TestDeadlineWithoutAMajority(t *testing.T) {
 	}
 }
 
+// Who calls within the proxy's process, and has left before, has nobody asked, and knows that.
+//
+// Mutation with which it was seen to fail: contexts are not looked at first.
+func TestShardWithAnEndedContext(t *testing.T) {
+	n := startOne(t, "", counters{})
+	p, _ := startProxy(t, proxy.Config{Node: n})
+	s := p.Shard(1)
+	if _, err := s.Do(within(t), add("a")); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	for range 20 {
+		_, err := s.Do(ctx, add("a"))
+		if !errors.Is(err, &rsm.Error{Kind: rsm.ErrNotProposed, Code: rsm.CodeCancelled}) || !errors.Is(err, context.Canceled) {
+			t.Fatal(err)
+		}
+	}
+	res, err := s.Do(within(t), add("a"))
+	if err != nil || binary.BigEndian.Uint64(res.Replies[0]) != 2 {
+		t.Errorf("%v, %v", res, err)
+	}
+}
+
+// A client of a proxy is told the same: the proxy, and not it, knows what is missing. That the command was never proposed is known then, too.
+//
+// Mutations with which it was seen to fail: the proxy ends what waits at the deadline, as the client does; a client asks again until then; the leader that is not reached has no name.
+func TestDeadlineThroughAProxy(t *testing.T) {
+	c := startCluster(t)
+	leader, err := c.Leader(within(t), 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	others := slices.DeleteFunc(slices.Clone(c.Nodes()), func(n *rsm.Node) bool { return n == leader })
+	p, s := startProxy(t, proxy.Config{Nodes: []string{others[0].Addr()}})
+	open := dial(t, s.Addr()).Shard(1)
+	if _, err := open.Submit(within(t), []byte("a")); err != nil {
+		t.Fatal(err)
+	}
+	for _, n := range []*rsm.Node{others[1], leader} {
+		c.Kill(n.ID())
+	}
+	for p.Leads(1) {
+		time.Sleep(time.Millisecond)
+	}
+	first := dial(t, s.Addr()).Shard(1)
+	why := fmt.Sprintf("node %d, which leads shard 1 as far as is known, is not reached", leader.ID())
+	for _, wait := range []time.Duration{50 * time.Millisecond, 200 * time.Millisecond, time.Second} {
+		for name, call := range map[string]func(context.Context) error{
+			"submit":  func(ctx context.Context) error { _, err := open.Submit(ctx, []byte("a")); return err },
+			"session": func(ctx context.Context) error { _, err := first.Submit(ctx, []byte("a")); return err },
+			"read":    func(ctx context.Context) error { _, err := open.Read(ctx, rsm.Linearizable, []byte("a")); return err },
+		} {
+			ctx, cancel := context.WithTimeout(context.Background(), wait)
+			err := call(ctx)
+			cancel()
+			if !errors.Is(err, &rsm.Error{Kind: rsm.ErrNotProposed, Code: rsm.CodeNoLeader}) || !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), why) {
+				t.Errorf("%s within %v: %v", name, wait, err)
+			}
+		}
+	}
+}
+
 // What MaxCommandBytes allows beyond 8 MiB is for the program that hosts the node: a proxy refuses it in words that say so.
 func TestCommandThatNoProxyTakes(t *testing.T) {
 	c := startCalm(t, func(cfg *rsm.Config) { cfg.Limits = rsm.Limits{MaxCommandBytes: 10 << 20, MaxEntryBytes: 16 << 20} })

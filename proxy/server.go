@@ -266,13 +266,13 @@ func (s *Server) Drain(ctx context.Context) error {
 		defer cancel()
 	}
 	_ = s.listener.Close() // gRPC closes it once more
-	cut := s.service.close(ctx)
-	s.unwatch()
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		s.grpc.GracefulStop()
+		s.grpc.GracefulStop() // from now on, and not when the streams have ended: calls of other services do not know that the server drains
 	}()
+	cut := s.service.close(ctx)
+	s.unwatch()
 	select {
 	case <-done:
 	case <-ctx.Done():

@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"slices"
 	"time"
@@ -81,7 +82,7 @@ func (s *Shard) run(ctx context.Context, c *route.Call) (rsm.Result, error) {
 	p := s.proxy
 	began := monotonic()
 	var res rsm.Result
-	err := wire.CheckCall(c)
+	err := cmp.Or(route.Ended(ctx), wire.CheckCall(c))
 	taken := err == nil
 	if taken {
 		res, err = s.ask(ctx, c)

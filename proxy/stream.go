@@ -327,7 +327,7 @@ func (st *stream) begin(r wire.ReceivedCall, refused error) bool {
 		c.span = st.service.begin(st.Context(), &c.Call, st.callName(r.ID))
 	}
 	c.stream, c.id, c.size, c.began = st, r.ID, size, now
-	c.Deadline, c.Done = now+int64(wait), answered
+	c.Deadline, c.Notice, c.Done = now+int64(wait), route.NoticeOf(int64(wait)), answered
 	if refused == nil && waited { // its caller may be another by now
 		if err := st.service.recheck(st.Context(), &st.who, &st.checked); err != nil {
 			refused = wire.FromStatus(err)
@@ -354,7 +354,7 @@ func answered(c *route.Call) { c.Owner.(*streamCall).answered() }
 func (c *streamCall) answered() {
 	now, s := monotonic(), c.stream.service
 	c.ticket.Done(unix(now), loadOf(&c.Call))
-	if err := wire.TooLarge(c.Kind, wire.AnswerBytes(&c.Result, c.Err)); err != nil { // it would end the stream, for all that is on it
+	if err := wire.TooLarge(c.Kind, &c.Result, c.Err); err != nil { // it would end the stream, for all that is on it
 		c.Result, c.Err = rsm.Result{}, err
 	}
 	took := time.Duration(now - c.began)

@@ -571,6 +571,26 @@ func TestRejectionsThatWaitCount(t *testing.T) {
 	}
 }
 
+// A rejection that is larger than what can be sent is one all the same.
+//
+// Mutation with which it was seen to fail: it ends as answer_too_large, and so unknown.
+func TestRejectionThatCannotBeSent(t *testing.T) {
+	st, g := readerOf(t, proxyService())
+	c := &streamCall{Call: route.Call{Kind: route.Submit, Err: &core.Rejection{Code: "full", Message: "no room", Detail: make([]byte, wire.MaxAnswerBytes)}}, stream: st, id: 7}
+	st.mu.Lock()
+	st.calls++
+	st.mu.Unlock()
+	c.answered()
+	close(g.reads)
+	if err := st.drain(); err != nil {
+		t.Fatal(err)
+	}
+	var got error
+	if err := wire.ParseAnswers(g.got[0], func(a *wire.ReceivedAnswer) { got = a.Err }); err != nil || !errors.Is(got, &core.Rejection{Code: "full"}) {
+		t.Error(err, got)
+	}
+}
+
 // unwelcome is a stream on which nothing may be sent any more: its token has gone.
 type unwelcome struct{ script }
 

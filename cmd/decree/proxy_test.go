@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -17,6 +18,7 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/net/http2"
 	"google.golang.org/grpc"
 	reflectionv1 "google.golang.org/grpc/reflection/grpc_reflection_v1"
 
@@ -331,6 +333,77 @@ func TestProxyOfACluster(t *testing.T) {
 	eventually(t, out, "is of another cluster")
 	if code := stop(); code != exitOK || strings.Contains(out.String(), "reached a node") {
 		t.Errorf("exit code %d: %s", code, out)
+	}
+}
+
+// Of as many connections as there may be one host has three quarters. Those beyond are closed, those that are there go on, and one that goes makes room.
+//
+// Mutation with which it was seen to fail: -max-connections is not passed on.
+func TestProxyConnections(t *testing.T) {
+	c := start(t, t.TempDir(), 1, nil)
+	p := runProgram(t, "proxy", "-nodes", c.Node(1).Addr(), "-listen=127.0.0.1:0", "-max-connections=8")
+	address := p.says(`msg="proxy started".* listen=(\S+)`)
+	sh := dial(t, address).Shard(1)
+	if _, err := sh.Submit(within(t), []byte("a")); err != nil {
+		t.Fatal(err)
+	}
+	answers := func(conn net.Conn) bool { // to a ping
+		_ = conn.SetDeadline(time.Now().Add(20 * time.Second))
+		f := http2.NewFramer(conn, conn)
+		if f.WritePing(false, [8]byte{}) != nil {
+			return false
+		}
+		for {
+			frame, err := f.ReadFrame()
+			if err != nil {
+				return false
+			}
+			if ping, is := frame.(*http2.PingFrame); is && ping.IsAck() {
+				return true
+			}
+		}
+	}
+	opens := func() (net.Conn, bool) {
+		conn, err := net.Dial("tcp", address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { conn.Close() })
+		_, _ = io.WriteString(conn, http2.ClientPreface)
+		_ = http2.NewFramer(conn, conn).WriteSettings() // who is closed does not answer
+		return conn, answers(conn)
+	}
+	var taken []net.Conn
+	refused := 0
+	for range 10 {
+		if conn, ok := opens(); ok {
+			taken = append(taken, conn)
+		} else {
+			refused++
+		}
+	}
+	if len(taken) != 5 || refused != 5 {
+		t.Fatalf("beside a client %d connections are taken, and %d refused: %s", len(taken), refused, p.log)
+	}
+	for _, conn := range taken {
+		if !answers(conn) {
+			t.Error("a connection that was there is closed")
+		}
+	}
+	if _, err := sh.Submit(within(t), []byte("b")); err != nil {
+		t.Errorf("the client that was there: %v", err)
+	}
+	taken[0].Close()
+	for ctx := within(t); ; {
+		if _, ok := opens(); ok {
+			break
+		}
+		if !wait(ctx, 5*time.Millisecond) {
+			t.Fatal("a connection that goes makes no room")
+		}
+	}
+	if text := p.log.String(); !strings.Contains(text, "too many from this host") {
+		t.Errorf("nothing says so: %s", text)
 	}
 }
 

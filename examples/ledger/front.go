@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"strings"
+	"sync"
 	"time"
 
 	"google.golang.org/grpc"
@@ -147,8 +148,12 @@ type once struct {
 }
 
 func (o *once) Do(ctx context.Context, r rsm.Request) (rsm.Result, error) {
-	<-o.known
-	return o.shard.Do(ctx, r)
+	select {
+	case <-o.known:
+		return o.shard.Do(ctx, r)
+	case <-ctx.Done(): // the server may not come up, and waits for its calls as it ends
+		return rsm.Result{}, &rsm.Error{Kind: rsm.ErrNotProposed, Code: rsm.CodeCancelled, Message: "the server was not up yet", Cause: ctx.Err()}
+	}
 }
 
 // serve serves HTTP until stop. What gRPC gets is answered already.
@@ -164,6 +169,10 @@ func (f *front) stop() error {
 	ctx, cancel := context.WithTimeout(context.Background(), stopPatience)
 	defer cancel()
 	var err error
+	var calls sync.WaitGroup
+	if f.server != nil { // beside HTTP: both have all the time
+		calls.Go(func() { _ = f.server.Drain(ctx) }) // what is cut goes on elsewhere, as it does over HTTP
+	}
 	switch {
 	case f.http != nil:
 		if err = f.http.Shutdown(ctx); errors.Is(err, context.DeadlineExceeded) {
@@ -173,9 +182,7 @@ func (f *front) stop() error {
 	case f.listener != nil:
 		err = f.listener.Close()
 	}
-	if f.server != nil {
-		_ = f.server.Drain(ctx) // what is cut goes on elsewhere, as it does over HTTP
-	}
+	calls.Wait()
 	if f.client != nil {
 		f.client.Close()
 	}

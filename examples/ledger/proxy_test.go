@@ -4,12 +4,14 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"maps"
 	"net"
 	"net/http"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -307,5 +309,64 @@ func TestHTTPConnectionsAreBounded(t *testing.T) {
 		if err := ask(c); err != nil {
 			t.Errorf("a connection that was there: %v", err)
 		}
+	}
+}
+
+// A request that came while the server was starting does not wait for ever where it does not come up: the server waits for its calls as it ends.
+//
+// Mutation with which it was seen to fail: only what it waits for ends the wait.
+func TestStartThatFails(t *testing.T) {
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	done := make(chan error, 1)
+	go func() {
+		_, err := (&once{known: make(chan struct{})}).Do(ctx, rsm.Request{})
+		done <- err
+	}()
+	select {
+	case err := <-done:
+		if !errors.Is(err, rsm.ErrNotProposed) {
+			t.Error(err)
+		}
+	case <-time.After(20 * time.Second):
+		t.Error("it waits")
+	}
+}
+
+// The port for gRPC drains while requests over HTTP are under way, and not when they have used up the time for both.
+//
+// Mutation with which it was seen to fail: one after the other.
+func TestBothPortsDrain(t *testing.T) {
+	p, err := startProxy(proxyConfig{nodes: []string{"127.0.0.1:1"}, api: "127.0.0.1:0", http: "127.0.0.1:0"}, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	go func() { _ = p.serve() }()
+	c, err := net.Dial("tcp", p.listener.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	_ = c.SetDeadline(time.Now().Add(20 * time.Second))
+	if _, err := io.WriteString(c, "POST /v1/entries HTTP/1.1\r\nHost: ledger\r\nContent-Length: 100\r\nExpect: 100-continue\r\n\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	if line, err := bufio.NewReader(c).ReadString('\n'); err != nil || !strings.Contains(line, "100") { // it is at work, and waits for its body
+		t.Fatal(line, err)
+	}
+	stopped := make(chan error, 1)
+	go func() { stopped <- p.stop() }()
+	for until := time.Now().Add(20 * time.Second); !slices.ContainsFunc(p.server.Ready(), func(s string) bool { return strings.Contains(s, "drains") }); {
+		if time.Sleep(time.Millisecond); time.Now().After(until) {
+			t.Fatal("it does not drain")
+		}
+	}
+	_ = c.SetDeadline(time.Now().Add(100 * time.Millisecond))
+	if _, err := io.Copy(io.Discard, c); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("the request over HTTP has ended before: %v", err)
+	}
+	c.Close()
+	if err := <-stopped; err != nil {
+		t.Error(err)
 	}
 }

@@ -2,6 +2,7 @@ package route
 
 import (
 	"bytes"
+	"context"
 	"time"
 
 	"github.com/decree-raft/decree/internal/core"
@@ -31,6 +32,12 @@ func (k Kind) String() string {
 // MaxPatience bounds how far away a deadline is, so that it can be told in nanoseconds of any clock: contexts may have one in the year 9999.
 const MaxPatience = 365 * 24 * time.Hour
 
+// notice is how long what a call has waited for takes to whoever asked.
+const notice = int64(20 * time.Millisecond)
+
+// NoticeOf returns Call.Notice of a call whose deadline is so many nanoseconds away.
+func NoticeOf(wait int64) int64 { return max(0, min(notice, wait/4)) }
+
 // Call is a call on its way to whoever can answer it. The caller fills in the first part and does not touch it again until Done.
 type Call struct {
 	Kind  Kind
@@ -51,6 +58,9 @@ type Call struct {
 
 	// Deadline in nanoseconds of the router's clock: there is an outcome by then.
 	Deadline int64
+	// Notice is how many nanoseconds before its deadline a call ends that waits for a leader then, so that whoever asked, and has the same deadline, is told what for:
+	// see NoticeOf.
+	Notice int64
 	// Done is called once, when there is an outcome. It must not block, nor call the router. The slice of Result.Replies is good until it returns, its elements for ever.
 	Done func(*Call)
 	// Owner is the caller's own: with it, Done and Mark need not be closures.
@@ -123,6 +133,14 @@ func (c *Call) mayHappen() bool {
 // anywhere reports whether another replica than the leader will do.
 func (c *Call) anywhere() bool { return c.Kind == Read && c.Level != core.Linearizable }
 
+// end is when the call ends at the latest, as it is now.
+func (c *Call) end() int64 {
+	if c.parked {
+		return c.Deadline - c.Notice
+	}
+	return c.Deadline
+}
+
 func (c *Call) step(step string, to Target, err error) {
 	if c.Watch != nil {
 		c.Watch(step, to, err)
@@ -136,7 +154,15 @@ func (c *Call) Again() *Call {
 		last = e
 	}
 	return &Call{last: last, Kind: c.Kind, Shard: c.Shard, Commands: c.Commands, MakesRoom: c.MakesRoom, Session: c.Session, Sequence: c.Sequence,
-		Acknowledged: c.Acknowledged, Mark: c.Mark, Level: c.Level, Token: c.Token, Query: c.Query, Deadline: c.Deadline, Done: c.Done, Owner: c.Owner, Trace: c.Trace, Watch: c.Watch}
+		Acknowledged: c.Acknowledged, Mark: c.Mark, Level: c.Level, Token: c.Token, Query: c.Query, Deadline: c.Deadline, Notice: c.Notice, Done: c.Done, Owner: c.Owner, Trace: c.Trace, Watch: c.Watch}
+}
+
+// Ended is the error of a call that comes with a context that has ended: nobody is asked. Nil if it has not.
+func Ended(ctx context.Context) error {
+	if err := ctx.Err(); err != nil {
+		return &core.Error{Kind: core.ErrNotProposed, Code: core.CodeCancelled, Message: "the context had ended before anybody was asked", Cause: err}
+	}
+	return nil
 }
 
 // Abandoned is the error of who does not wait for the outcome any more. The call goes on.

@@ -36,6 +36,8 @@ type Config struct {
 	Resolve func(*core.Error) Target
 	// Lead is called when a leader is wanted and none is known. It must not block, nor call the router.
 	Lead func()
+	// Missing, if set, says why nobody can be asked, or "": in the words with which calls end that have waited for that. It must not block, nor call the router.
+	Missing func() string
 	// Sooner, if set, is called when Tick has something to do at a time, earlier than was known. It must not block, nor call the router.
 	Sooner func(at int64)
 	// MaxWaiting bounds the calls, and MaxWaitingBytes what they hold, that wait for a leader: further ones are refused. Those that a target had taken already may
@@ -312,7 +314,7 @@ func (r *Router) park(now int64, c *Call, pause time.Duration) {
 		pause = r.patience()
 		r.wanted()
 	}
-	r.sooner(now + int64(pause))
+	r.sooner(min(now+int64(pause), c.end()))
 }
 
 // patience is how long to wait for news, or for room.
@@ -367,11 +369,11 @@ func (r *Router) Tick(now int64) {
 	late := false
 	for c := r.all.next; c != &r.all; {
 		next := c.next
-		if c.Deadline <= now {
+		if c.end() <= now {
 			late = late || c.parked
 			r.expire(c)
 		} else {
-			due = min(due, c.Deadline)
+			due = min(due, c.end())
 		}
 		c = next
 	}
@@ -411,7 +413,12 @@ func (r *Router) last(c *Call) error {
 	case r.cfg.Any || c.anywhere():
 		return fmt.Errorf("nobody is reached who could be asked about shard %d", r.cfg.Shard)
 	}
-	return &core.Error{Kind: core.ErrNotProposed, Code: core.CodeNoLeader, Message: fmt.Sprintf("nobody is known to lead shard %d, so that nobody could be asked", r.cfg.Shard)}
+	why := ""
+	if r.cfg.Missing != nil {
+		why = r.cfg.Missing()
+	}
+	why = cmp.Or(why, fmt.Sprintf("nobody is known to lead shard %d", r.cfg.Shard))
+	return &core.Error{Kind: core.ErrNotProposed, Code: core.CodeNoLeader, Message: why + ", so that nobody could be asked"}
 }
 
 // finish takes the call out, but for waiting, and gives it its outcome.

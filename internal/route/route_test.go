@@ -888,6 +888,49 @@ func TestLateWaitedForALeader(t *testing.T) {
 	}
 }
 
+// Whoever asked has the same deadline: a call that waits for a leader ends a little before it, and what somebody has does not.
+//
+// Mutations with which it was seen to fail: Notice counts for nothing; it counts for what was sent; it is not looked at when a call is put off.
+func TestNotice(t *testing.T) {
+	for name, tt := range map[string]struct {
+		sent, put bool
+		at        int64
+	}{"waits": {at: 480 * ms}, "sent": {sent: true, at: 500 * ms}, "put off": {sent: true, put: true, at: 480 * ms}} {
+		r, a, b := newPair(Config{Missing: func() string { return "node 7 is away" }})
+		b.deaf = true
+		if tt.sent {
+			r.Learn(0, a, 1)
+		}
+		c, done := call(500*ms, 5)
+		c.Notice = NoticeOf(500 * ms)
+		r.Submit(0, c)
+		other, _ := call(490*ms, 5) // has the clock look in between
+		r.Submit(0, other)
+		if tt.put {
+			r.Tick(478 * ms)
+			a.got = a.got[:1]
+			a.answer(478*ms, &core.Error{Kind: core.ErrNotProposed, Code: core.CodeNoLeader, RetryAfter: time.Second})
+		}
+		a.deaf = true
+		at := int64(0)
+		for *done == 0 && at <= 500*ms { // as the clock has it
+			at = r.Due()
+			r.Tick(at)
+		}
+		if *done != 1 || at != tt.at {
+			t.Fatalf("%s: it has ended %d times, at %d", name, *done, at)
+		}
+		if name == "waits" && !strings.Contains(c.Err.Error(), "node 7 is away") {
+			t.Error(c.Err)
+		}
+	}
+	for wait, want := range map[int64]int64{-5: 0, 0: 0, 40 * ms: 10 * ms, 80 * ms: 20 * ms, int64(MaxPatience): 20 * ms} {
+		if got := NoticeOf(wait); got != want {
+			t.Errorf("of %d: %d", wait, got)
+		}
+	}
+}
+
 // A call whose time is over says if a leader had it to the end: not if that one does not lead any more, nor if the call waited.
 func TestHeld(t *testing.T) {
 	r, a, b := newPair(Config{})

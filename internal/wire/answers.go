@@ -61,17 +61,20 @@ func textBytes(s string) int {
 	return 3 * len(s)
 }
 
-// TooLarge returns the error of a call whose answer has n bytes and cannot be sent: nil if it can.
-func TooLarge(kind route.Kind, n int) error {
-	if n <= MaxAnswerBytes {
+// TooLarge returns what is sent in the place of an outcome that is too large for that: nil if it is not. An error stays what it is, with fewer words.
+func TooLarge(kind route.Kind, res *core.Result, err error) error {
+	n := AnswerBytes(res, err)
+	switch {
+	case n <= MaxAnswerBytes:
 		return nil
+	case err != nil:
+		return cut(err)
+	case kind == route.Read:
+		return &core.Error{Kind: core.ErrNotProposed, Code: core.CodeAnswerTooLarge,
+			Message: fmt.Sprintf("the answer has %d bytes: at most %d, so ask for less at once", n, MaxAnswerBytes)}
 	}
-	e := &core.Error{Kind: core.ErrNotProposed, Code: core.CodeAnswerTooLarge,
-		Message: fmt.Sprintf("the answer has %d bytes: at most %d, so ask for less at once", n, MaxAnswerBytes)}
-	if kind != route.Read {
-		e.Kind, e.Message = core.ErrUnknown, fmt.Sprintf("it was decided, and its outcome has %d bytes: at most %d, so it cannot be sent", n, MaxAnswerBytes)
-	}
-	return e
+	return &core.Error{Kind: core.ErrUnknown, Code: core.CodeAnswerTooLarge,
+		Message: fmt.Sprintf("it was decided, and its outcome has %d bytes: at most %d, so it cannot be sent", n, MaxAnswerBytes)}
 }
 
 // AppendAnswer appends the outcome of a call of a kind to a ConnectResponse.

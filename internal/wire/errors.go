@@ -3,12 +3,14 @@ package wire
 import (
 	"context"
 	"errors"
+	"fmt"
 	"math"
 	"strings"
 	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 
 	decreev1 "github.com/decree-raft/decree/api/decree/v1"
 	"github.com/decree-raft/decree/internal/core"
@@ -77,14 +79,58 @@ func FromError(d *decreev1.Error) error {
 		LeaderAddress: d.GetLeaderAddress(), RetryAfter: time.Duration(d.GetRetryAfterMs()) * time.Millisecond}
 }
 
+// What is left of an error that is too large to be sent.
+const (
+	maxCutText = 4 << 10
+	maxCutCode = 256
+)
+
+// cut returns an error without most of its words: what became of the call, and its code, are not lost for them.
+func cut(err error) error {
+	lost := fmt.Sprintf(" [it has %d bytes, which cannot be sent: this is its beginning]", AnswerBytes(&core.Result{}, err))
+	switch e, r := core.Verdict(err); {
+	case r != nil:
+		return &core.Rejection{Code: core.Code(beginning(string(r.Code), maxCutCode)), Message: beginning(r.Message, maxCutText) + lost}
+	case e != nil:
+		out := *e
+		out.Message, out.Cause = beginning(e.Message, maxCutText)+lost, nil
+		if e.Cause != nil {
+			out.Message += ": " + beginning(e.Cause.Error(), maxCutText)
+		}
+		out.Code, out.LeaderAddress = core.Code(beginning(string(e.Code), maxCutCode)), beginning(e.LeaderAddress, maxCutCode)
+		return &out
+	}
+	return &core.Error{Kind: core.ErrUnknown, Message: beginning(err.Error(), maxCutText) + lost}
+}
+
+// beginning returns as much of a text as fits into n bytes, but no part of a character.
+func beginning(s string, n int) string {
+	if len(s) <= n {
+		return s
+	}
+	return strings.ToValidUTF8(s[:n], "")
+}
+
+// maxTrailer bounds what the error of a unary call has: gRPC for Go takes 16 MiB of trailers, and whoever gets more is told of nothing but that.
+const maxTrailer = 15 << 20
+
 // Status is the gRPC error of a unary call, with the Error among its details.
 func Status(err error) error {
-	d := ErrorOf(err)
-	st, e := status.New(grpcCode(d, err), strings.ToValidUTF8(err.Error(), "\uFFFD")).WithDetails(d)
+	st, e := statusOf(err)
+	if e == nil {
+		if p := st.Proto(); 4*(proto.Size(p)/3)+3*len(p.GetMessage()) > maxTrailer { // in base64, and what is no ASCII in three characters
+			st, e = statusOf(cut(err))
+		}
+	}
 	if e != nil {
 		return status.Error(codes.Internal, e.Error())
 	}
 	return st.Err()
+}
+
+func statusOf(err error) (*status.Status, error) {
+	d := ErrorOf(err)
+	return status.New(grpcCode(d, err), strings.ToValidUTF8(err.Error(), "\uFFFD")).WithDetails(d)
 }
 
 // grpcCode is for clients that look no further. Unavailable: asking again may help.
@@ -115,8 +161,11 @@ func grpcCode(d *decreev1.Error, err error) codes.Code {
 	}
 	switch d.GetKind() {
 	case decreev1.Kind_KIND_NOT_PROPOSED:
-		if code.Ended() {
+		switch {
+		case code.Ended():
 			return codes.FailedPrecondition // asking again does not help
+		case code == core.CodeAnswerTooLarge:
+			return codes.InvalidArgument // nor here, without asking for less
 		}
 		return codes.Unavailable
 	case decreev1.Kind_KIND_BROKEN:

@@ -370,11 +370,20 @@ func (c *Client) keep(ctx context.Context) {
 	}
 }
 
-// resolve returns who an error says leads: nodes, unlike proxies, answer for themselves only. A stay that is over gets nobody.
+// resolve returns who an error says leads, if that one is reached: nodes, unlike proxies, answer for themselves only. To another nothing could be sent, and who gave the hint would
+// be asked again at once. A stay that is over gets nobody.
 func (c *Client) resolve(st *stay, e *core.Error) route.Target {
 	if e.LeaderAddress == "" {
 		return nil
 	}
+	if l := c.hint(st, e); l != nil && l.Connected() {
+		return l
+	}
+	return nil
+}
+
+// hint returns the link to the address that an error names, new if there is none.
+func (c *Client) hint(st *stay, e *core.Error) *link.Link {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.closed || st.over() {

@@ -765,6 +765,82 @@ func TestDeadlineSaysWhy(t *testing.T) {
 	}
 }
 
+// A hint at a node that is not reached makes no leader of it: whoever gave it would be asked again at once, over and over. As soon as it is reached it is one.
+//
+// Mutation with which it was seen to fail: whoever is named is believed to lead, reached or not.
+func TestHintAtWhoIsNotReached(t *testing.T) {
+	there, leave := serve(t, "127.0.0.1:0", &liar{})
+	leave()
+	l := &liar{cluster: "one", answer: func(c *route.Call, _ func(error)) (core.Result, error, bool) {
+		if c.Kind == route.Submit {
+			return core.Result{}, &core.Error{Kind: core.ErrNotProposed, Code: core.CodeNotLeader, Leader: 2, LeaderAddress: there}, true
+		}
+		return outcome(c, 5), nil, true
+	}}
+	address, _ := serve(t, "127.0.0.1:0", l)
+	c := dialAll(t, address)
+	s := c.Shard(1)
+	p := s.Go(within(t), rsm.Request{Commands: [][]byte{[]byte("a")}})
+	await(t, "the hint", func() bool {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		return len(c.hinted) == 1
+	})
+	hint := &core.Error{Leader: 2, LeaderAddress: there}
+	if to := c.resolve(s.stay.Load(), hint); to != nil {
+		t.Errorf("%v is believed to lead", to)
+	}
+	serve(t, there, &liar{cluster: "one", answer: func(c *route.Call, _ func(error)) (core.Result, error, bool) { return outcome(c, 5), nil, true }})
+	if _, err := p.Wait(within(t)); err != nil {
+		t.Error(err)
+	}
+	if c.resolve(s.stay.Load(), hint) == nil {
+		t.Error("who is reached is not believed to lead")
+	}
+}
+
+// What a proxy says right before the deadline is the last: a command that was asked for once more then would be unanswered at its end, and so unknown.
+//
+// Mutation with which it was seen to fail: a call that waits does so until its deadline.
+func TestLastWordBeforeTheDeadline(t *testing.T) {
+	var late atomic.Int64
+	l := &liar{cluster: "one", answer: func(c *route.Call, _ func(error)) (core.Result, error, bool) {
+		switch until := late.Load(); {
+		case until == 0:
+			return outcome(c, 5), nil, true
+		case until > monotonic():
+			time.Sleep(time.Duration(until - monotonic()))
+			return core.Result{}, &core.Error{Kind: core.ErrNotProposed, Code: core.CodeNoLeader}, true
+		}
+		return core.Result{}, nil, false
+	}}
+	address, _ := serve(t, "127.0.0.1:0", l)
+	s := dialAll(t, address).Shard(1)
+	if _, err := s.Submit(within(t), []byte("a")); err != nil {
+		t.Fatal(err)
+	}
+	for name, call := range map[string]func(context.Context) error{
+		"submit": func(ctx context.Context) error { _, err := s.Submit(ctx, []byte("a")); return err },
+		"read":   func(ctx context.Context) error { _, err := s.Read(ctx, rsm.Linearizable, []byte("a")); return err },
+	} {
+		ctx, cancel := context.WithTimeout(context.Background(), 500*time.Millisecond)
+		late.Store(monotonic() + int64(485*time.Millisecond))
+		l.mu.Lock()
+		before := len(l.calls)
+		l.mu.Unlock()
+		err := call(ctx)
+		cancel()
+		if !errors.Is(err, &rsm.Error{Kind: rsm.ErrNotProposed, Code: rsm.CodeNoLeader}) {
+			t.Errorf("%s: %v", name, err)
+		}
+		l.mu.Lock()
+		if asked := len(l.calls) - before; asked != 1 {
+			t.Errorf("%s: it is asked for %d times", name, asked)
+		}
+		l.mu.Unlock()
+	}
+}
+
 // A read, as a command, has the router's word where its own deadline ends the wait, though the context ends first; who leaves for another reason has left.
 //
 // Mutation with which it was seen to fail: a read ends with the context at once.

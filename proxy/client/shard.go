@@ -60,7 +60,7 @@ type Pending struct {
 // leader and of proxies, and while commands are refused because a disk is low (the code disk_low) or there are too many (overloaded), as long as these say.
 // It does not wait for what would be refused again, such as a command that is too large.
 //
-// When the time is over, the error has the code of the last refusal, and its RetryAfter. It is rsm.ErrUnknown only if some attempt may have
+// When the time is over, or 20 ms before that if nobody is being asked then, the error has the code of the last refusal, and its RetryAfter. It is rsm.ErrUnknown only if some attempt may have
 // happened, and else rsm.ErrNotProposed.
 func (s *Shard) Submit(ctx context.Context, command []byte) ([]byte, error) {
 	replies, err := s.SubmitAll(ctx, command)
@@ -101,26 +101,18 @@ func (s *Shard) Go(ctx context.Context, r rsm.Request) *Pending {
 	now := monotonic()
 	p := &Pending{shard: s, ctx: ctx, deadline: s.deadline(ctx, now)}
 	p.call = &p.first
-	p.first = route.Call{Kind: route.Submit, Shard: s.id, Commands: r.Commands, MakesRoom: r.MakesRoom, Deadline: p.deadline, Done: finish, Mark: mark, Owner: p}
+	p.first = route.Call{Kind: route.Submit, Shard: s.id, Commands: r.Commands, MakesRoom: r.MakesRoom, Deadline: p.deadline, Notice: route.NoticeOf(p.deadline - now), Done: finish, Mark: mark, Owner: p}
 	p.ctx, p.span = s.trace(ctx, p.call)
 	if r.Session != 0 || r.Sequence != 0 || r.Acknowledged != 0 {
 		p.end(session.ErrNumbered)
 		return p
 	}
-	if err := cmp.Or(ended(ctx), wire.CheckCall(p.call)); err != nil {
+	if err := cmp.Or(route.Ended(ctx), wire.CheckCall(p.call)); err != nil {
 		p.end(err)
 		return p
 	}
 	p.begin(now)
 	return p
-}
-
-// ended is the error of a call that comes with a context that has ended: nobody is asked.
-func ended(ctx context.Context) error {
-	if err := ctx.Err(); err != nil {
-		return &rsm.Error{Kind: rsm.ErrNotProposed, Code: core.CodeCancelled, Message: "the context had ended before anybody was asked", Cause: err}
-	}
-	return nil
 }
 
 func (s *Shard) deadline(ctx context.Context, now int64) int64 {
@@ -345,8 +337,9 @@ func (st *stay) ask(ctx context.Context, c route.Call, own bool) *PendingRead {
 		p.call.Token = rsm.Index(st.token.Load())
 	}
 	p.call.Shard, p.call.Deadline, p.call.Done, p.call.Owner = s.id, s.deadline(ctx, now), finishRead, p
+	p.call.Notice = route.NoticeOf(p.call.Deadline - now)
 	_, p.span = s.trace(ctx, &p.call)
-	if err := cmp.Or(ended(ctx), wire.CheckCall(&p.call)); err != nil {
+	if err := cmp.Or(route.Ended(ctx), wire.CheckCall(&p.call)); err != nil {
 		p.err = err
 		end(p.span, err, &p.done, p.call.Deadline)
 		return p

@@ -79,9 +79,11 @@ func grpcCode(err error, d *ledgerv1.ErrorDetail) codes.Code {
 		}
 		return codes.FailedPrecondition
 	case KindNotProposed:
-		switch rsm.Code(d.Code) {
-		case rsm.CodeCommandTooLarge, rsm.CodeTooManyCommands, rsm.CodeBadRequest:
+		switch code := rsm.Code(d.Code); {
+		case code == rsm.CodeCommandTooLarge, code == rsm.CodeTooManyCommands, code == rsm.CodeBadRequest:
 			return codes.InvalidArgument // it will be next time, too
+		case code.Ended():
+			return codes.FailedPrecondition // and so will this: another session, or another number, is needed
 		}
 		return codes.Unavailable
 	case KindBroken:

@@ -141,6 +141,11 @@ func httpCode(c codes.Code) int {
 }
 
 func (s *Server) body(r *http.Request, m proto.Message) error {
+	done, err := s.bodies.take(clientOf(r.Context()), r.ContentLength)
+	if err != nil {
+		return s.status(err)
+	}
+	defer done()
 	data, err := io.ReadAll(r.Body)
 	var large *http.MaxBytesError
 	switch {

@@ -71,10 +71,11 @@ type Config struct {
 // Server implements the public service.
 type Server struct {
 	ledgerv1.UnimplementedLedgerServiceServer
-	cfg   Config
-	slots *slots        // one for each request that writes
-	audit chan struct{} // one for an audit, which reads everything and keeps hundreds of bytes for each account
-	parse chan struct{} // one for each body that is parsed: JSON takes many times its size
+	cfg    Config
+	slots  *slots        // one for each request that writes
+	audit  chan struct{} // one for an audit, which reads everything and keeps hundreds of bytes for each account
+	parse  chan struct{} // one for each body that is parsed: JSON takes many times its size
+	bodies bodies
 }
 
 // New returns a server.
@@ -85,7 +86,7 @@ func New(cfg Config) *Server {
 	if cfg.MaxSubmits <= 0 {
 		cfg.MaxSubmits = 1024
 	}
-	return &Server{cfg: cfg, slots: newSlots(cfg.MaxSubmits), audit: make(chan struct{}, 1), parse: make(chan struct{}, maxParsing)}
+	return &Server{cfg: cfg, slots: newSlots(cfg.MaxSubmits), audit: make(chan struct{}, 1), parse: make(chan struct{}, maxParsing), bodies: bodies{bytes: newPool(maxBodies)}}
 }
 
 // Register offers the service on a gRPC server whose port is for other services as well: requests over MaxBodyBytes are refused before they are taken apart,

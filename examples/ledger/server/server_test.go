@@ -268,6 +268,7 @@ func fill(legs []*ledgerv1.Leg) {
 	}
 }
 
+// Mutation with which it was seen to fail: what the session does not answer for is unavailable, which says that asking again may help.
 func TestErrors(t *testing.T) {
 	s, r := newServer(t)
 	for _, c := range []struct {
@@ -289,6 +290,10 @@ func TestErrors(t *testing.T) {
 			&ledgerv1.ErrorDetail{Kind: KindRejected, Code: "bad_command", Message: "m"}},
 		{rsm.Reject("session_expired", "m"), codes.FailedPrecondition,
 			&ledgerv1.ErrorDetail{Kind: KindRejected, Code: "session_expired", Message: "m"}},
+		{&rsm.Error{Kind: rsm.ErrNotProposed, Code: rsm.CodeSessionExpired, Message: "m"}, codes.FailedPrecondition,
+			&ledgerv1.ErrorDetail{Kind: KindNotProposed, Code: "session_expired", Message: "m"}},
+		{&rsm.Error{Kind: rsm.ErrNotProposed, Code: rsm.CodeSequenceAcked, Message: "m"}, codes.FailedPrecondition,
+			&ledgerv1.ErrorDetail{Kind: KindNotProposed, Code: "sequence_acked", Message: "m"}},
 		{errors.New("m"), codes.Unknown, &ledgerv1.ErrorDetail{Kind: KindUnknown, Message: "m"}},
 	} {
 		r.err = c.err

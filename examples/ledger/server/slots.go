@@ -34,17 +34,50 @@ func (s *slots) take(client string, makesRoom bool) (done func(), err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	from := &s.ordinary
-	if makesRoom && !from.has(client) {
+	if makesRoom && !from.has(client, 1) {
 		from = &s.reserve
 	}
-	if !from.has(client) {
-		return nil, &rsm.Error{Kind: rsm.ErrNotProposed, Code: rsm.CodeOverloaded, RetryAfter: 50 * time.Millisecond, Message: from.refusal(client, makesRoom)}
+	if !from.has(client, 1) {
+		return nil, overloaded(from.refusal(client, makesRoom))
 	}
-	from.take(client)
+	from.take(client, 1)
 	return func() {
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		from.give(client)
+		from.give(client, 1)
+	}, nil
+}
+
+func overloaded(message string) error {
+	return &rsm.Error{Kind: rsm.ErrNotProposed, Code: rsm.CodeOverloaded, RetryAfter: 50 * time.Millisecond, Message: message}
+}
+
+// maxBodies bounds the bytes of bodies over HTTP that are being read: who sends slowly may take half a minute.
+const maxBodies = 256 << 20
+
+// bodies is what requests over HTTP hold while their bodies come in. Safe for concurrent use.
+type bodies struct {
+	mu    sync.Mutex
+	bytes pool
+}
+
+// take takes room for a body of a client, until done is called. bytes is what it has, negative if that is not known.
+func (b *bodies) take(client string, bytes int64) (done func(), err error) {
+	n := MaxBodyBytes
+	if bytes >= 0 {
+		n = int(min(bytes, MaxBodyBytes))
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if !b.bytes.has(client, n) {
+		return nil, overloaded(fmt.Sprintf("bodies with %d bytes are on their way to this node, %d of them from client %q: at most %d, and a client gets no more than it leaves to others",
+			b.bytes.taken, b.bytes.clients[client], client, b.bytes.size))
+	}
+	b.bytes.take(client, n)
+	return func() {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		b.bytes.give(client, n)
 	}, nil
 }
 
@@ -57,19 +90,16 @@ type pool struct {
 
 func newPool(size int) pool { return pool{size: size, clients: map[string]int{}} }
 
-func (p *pool) has(client string) bool { return p.clients[client] < p.size-p.taken }
+func (p *pool) has(client string, n int) bool { return p.clients[client]+n <= p.size-p.taken }
 
-func (p *pool) take(client string) {
-	p.taken++
-	p.clients[client]++
-}
-
-func (p *pool) give(client string) {
-	p.taken--
-	if p.clients[client]--; p.clients[client] == 0 {
+func (p *pool) take(client string, n int) {
+	p.taken += n
+	if p.clients[client] += n; p.clients[client] == 0 {
 		delete(p.clients, client)
 	}
 }
+
+func (p *pool) give(client string, n int) { p.take(client, -n) }
 
 // refusal says which bound a client has met that gets no slot.
 func (p *pool) refusal(client string, makesRoom bool) string {
