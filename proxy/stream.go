@@ -244,7 +244,7 @@ func (st *stream) read() error {
 			if r.Call == nil {
 				r.Call = &calls.next().Call
 			}
-			if len(f.Data) > maxPinned && r.Call.Size() < len(f.Data)/8 {
+			if len(f.Data) > maxPinned && r.Call.Size() < len(f.Data)/2 { // else it is at most twice what it counts for
 				r.Call.Own()
 			}
 			// Again for each: a frame may have very many, which wait for room.
