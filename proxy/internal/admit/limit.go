@@ -24,6 +24,7 @@ const (
 	creep      = 0.01                  // by which a limit grows in one window near to where there was a refusal from behind; 1 at least
 
 	floorRate = 10000 // requests per second: a shard that does them keeps all of Config.Floor; one that does a tenth, a thousandth of it
+	fewer     = 0.7   // of what is at work in a probe: where the next one would have less, it is due soon
 	deep      = 4     // times deepFloor: from a limit above that a probe goes down to it, as most may be a queue
 )
 
@@ -93,14 +94,25 @@ func (l *limiter) part() float64 { return min(l.pace.best()/floorRate, 1) }
 
 // allowed is how many requests may be at work now.
 func (l *limiter) allowed() int {
-	switch {
-	case l.probing && l.deep:
-		return int(l.deepFloor())
-	case l.probing:
-		return int(max(l.floor(), l.limit/(2*l.target)))
+	if l.probing {
+		return int(l.inProbe(l.deep))
 	}
 	return int(l.limit)
 }
+
+// inProbe is how many are at work in a probe.
+func (l *limiter) inProbe(deep bool) float64 {
+	if deep {
+		return l.deepFloor()
+	}
+	return max(l.floor(), l.limit/(2*l.target))
+}
+
+// goesDeep reports whether a probe that begins now goes down at once.
+func (l *limiter) goesDeep() bool { return l.floored() && l.limit > deep*l.deepFloor() }
+
+// floored reports whether the limit of a shard depends on how fast it is.
+func (l *limiter) floored() bool { return l.most > l.min }
 
 // left is told of every request that is done, first. atWork is without it.
 func (l *limiter) left(now int64, gen uint32, atWork int) {
@@ -192,7 +204,7 @@ func (l *limiter) endWindow(now int64, latency float64, atWork int) {
 		l.nextProbe = now // nothing is known: at once
 		return
 	}
-	if l.most > l.min && l.probed > deep*l.deepFloor() {
+	if l.floored() && l.probed > deep*l.deepFloor() {
 		l.nextProbe = min(l.nextProbe, l.due(now, l.every/recheck))
 	}
 	next := l.limit + (l.limit*l.target*l.base/latency-l.limit)/2
@@ -221,7 +233,7 @@ func (l *limiter) set(now int64, limit float64, atWork int) {
 }
 
 func (l *limiter) beginProbe(now int64, atWork int) {
-	l.probing, l.deep = true, l.most > l.min && l.limit > deep*l.deepFloor()
+	l.probing, l.deep = true, l.goesDeep()
 	if l.bounded { // a probe from a limit that nobody comes near lowers nothing, and takes the queue for the base
 		l.limit = min(l.limit, max(float64(atWork), l.floor()))
 	}
@@ -230,24 +242,24 @@ func (l *limiter) beginProbe(now int64, atWork int) {
 	switch rounds := math.Ceil(windowAnswers / float64(l.allowed())); {
 	case l.deep || rounds > 1:
 		l.giveUp = max(l.giveUp, now+int64((2+rounds)*l.before))
-	case l.most <= l.min:
+	case !l.floored():
 		l.giveUp = max(l.giveUp, now+int64(6*l.before))
 	}
 	l.changed(now, atWork)
 }
 
 func (l *limiter) endProbe(now int64, atWork int) {
-	base := l.typical()
+	base, was := l.typical(), l.base
 	l.probed = float64(l.allowed())
-	l.nextProbe = l.afterLast(now, base)
-	if base > 1.5*l.base || base < l.base/1.5 {
-		// A hiccup, or a queue so long that it was not gone: again.
-		l.nextProbe = l.due(now, l.every/recheck)
-	}
 	l.base = base
 	// Never up: that is for windows that were pressed.
 	l.limit = max(l.limit*min(max(l.target*l.base/l.before, afterProbe), 1), l.floor())
 	l.probing, l.before, l.tooMuch = false, 0, 0
+	l.nextProbe = l.afterLast(now, base)
+	// A hiccup, or a queue so long that it was not gone: again. Less than that is worth a probe where few are at work, as of those a stall holds up most.
+	if base > 1.5*was || base < was/1.5 || l.floored() && l.part() < 1 && (base > 1.2*was || l.inProbe(l.goesDeep()) < fewer*l.probed) {
+		l.nextProbe = l.due(now, l.every/recheck)
+	}
 	l.right = l.limit
 	l.changed(now, atWork)
 }
