@@ -64,17 +64,25 @@ func (l *callers) start(s *sim, c *Controller, v service) {
 
 // A shard that does 1,200 per second, of which nothing is known first: what a proxy does by default keeps its answers within two and a half times those without load.
 // Five are what is promised; on a real machine clients and proxies add to it.
+//
+// Mutation with which it was seen to fail: a probe that goes down at once leads no lower than to 0.3 of the limit.
 func TestSlowShard(t *testing.T) {
 	testkit.SkipUnderRace(t)
 	capacity := 1200.0
+	knownAfter := func(times float64) time.Duration { // a queue of 1,024 has to build up, and to go, before that
+		if times < 2 {
+			return 6 * time.Second
+		}
+		return 4 * time.Second
+	}
 	run := func(seed uint64, times float64) (*load, *Controller) {
 		s := newSim(seed)
 		c := controller(t, asProxy)
 		l := &load{name: "a", rate: times * capacity}
 		l.start(s, c, &machine{&servers{s: s, n: 1, time: func() int64 { return int64(1e9 / capacity) }}, &group{s: s, fsync: uniform(s, 1, 5)}})
-		s.run(8 * sec)
+		s.run(int64(knownAfter(times)))
 		l.forget()
-		s.run(30 * sec)
+		s.run(s.now + 22*sec)
 		return l, c
 	}
 	for seed := range uint64(3) {

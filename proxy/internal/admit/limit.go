@@ -253,7 +253,11 @@ func (l *limiter) endProbe(now int64, atWork int) {
 	l.probed = float64(l.allowed())
 	l.base = base
 	// Never up: that is for windows that were pressed.
-	l.limit = max(l.limit*min(max(l.target*l.base/l.before, afterProbe), 1), l.floor())
+	least := afterProbe * l.limit
+	if l.deep { // most of it was a queue
+		least = min(least, deep*l.deepFloor())
+	}
+	l.limit = max(min(l.limit*l.target*l.base/l.before, l.limit), least, l.floor())
 	l.probing, l.before, l.tooMuch = false, 0, 0
 	l.nextProbe = l.afterLast(now, base)
 	// A hiccup, or a queue so long that it was not gone: again. Less than that is worth a probe where few are at work, as of those a stall holds up most.
