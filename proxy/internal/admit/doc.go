@@ -65,8 +65,9 @@
 //   - within 0.5 s (ProbeEvery/20), when L wants to fall by more than 30 % since it last was right: is it a queue, or did the
 //     service get slower? If the latency does not fall with L, it was the service, and L stays;
 //   - again within 0.5 s when a probe changed the base by half: it may have seen a hiccup of the disk, or a queue so long
-//     that a fifth of it still was one. For a slow shard with a floor, see below, when it raised it by a fifth, or when
-//     the next one would have a third less at work.
+//     that a fifth of it still was one;
+//   - every 2 s (ProbeEvery/5) for a slow shard with a floor, see below, and again within 0.5 s when a probe raised its base by a
+//     fifth: few are at work there, so a stall holds up most of a probe.
 //
 // Between probes the base follows lower latencies and never higher ones. The first one is measured as soon as L is reached.
 //

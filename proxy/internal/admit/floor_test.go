@@ -134,13 +134,15 @@ func TestSlowShardLittleByLittle(t *testing.T) {
 	}
 }
 
-// Stalls of 20 ms, two in a second, are in one probe of five. One that has met a stall takes it for the way, and allows for a queue of that length; it is made again soon.
+// Stalls of 20 ms, two in a second, are in one probe of five. One that has met a stall takes it for the way, and allows for a queue of that length, until the next one.
 //
-// Mutation with which it was seen to fail, for 8 seeds of 12: only a latency that is half as much again is looked at again.
+// Mutations with which it was seen to fail (13.84, 13.59 and 14.28 ms): a slow shard's base has to change by half to be looked at again; such a shard is probed every ten seconds, like others; both.
 func TestStallsInProbes(t *testing.T) {
 	testkit.SkipUnderRace(t)
+	const seeds = 24
 	capacity := 1200.0
-	for seed := range uint64(12) {
+	nine, done := time.Duration(0), 0
+	for seed := range uint64(seeds) {
 		s := newSim(seed)
 		c := controller(t, asProxy)
 		l := &load{name: "a", rate: 3 * capacity}
@@ -156,11 +158,39 @@ func TestStallsInProbes(t *testing.T) {
 		s.run(10 * sec)
 		l.forget()
 		s.run(60 * sec)
-		if p := l.quantile(0.9); p > 14*time.Millisecond {
-			t.Errorf("seed %d: nine of ten take up to %v; without load they take up to 6 ms, and twice as long is tolerated", seed, p)
-		}
-		if l.done < 50*9*int(capacity)/10 {
-			t.Errorf("seed %d: %d are done in 50 s", seed, l.done)
+		nine += l.quantile(0.9) / seeds
+		done += l.done / seeds
+	}
+	t.Logf("nine of ten take up to %v, %d are done in 50 s", nine, done)
+	if nine > 13400*time.Microsecond {
+		t.Errorf("nine of ten take up to %v, in the mean of %d seeds; without load they take up to 6 ms, and twice as long is tolerated", nine, seeds)
+	}
+	if done < 9*50*int(capacity)/10 {
+		t.Errorf("%d are done in 50 s", done)
+	}
+}
+
+// A second in which the shard is three times slower, through which two probes find the same, is forgotten soon after it.
+//
+// Mutation with which it was seen to fail: a slow shard is probed every ten seconds, like others.
+func TestSlowSecond(t *testing.T) {
+	testkit.SkipUnderRace(t)
+	capacity := 1200.0
+	for seed := range uint64(12) {
+		s := newSim(seed)
+		c := controller(t, asProxy)
+		l := &load{name: "a", rate: 3 * capacity}
+		slower := int64(1)
+		l.start(s, c, &machine{&servers{s: s, n: 1, time: func() int64 { return slower * int64(1e9/capacity) }}, &group{s: s, fsync: uniform(s, 1, 5)}})
+		s.run(20*sec + int64(seed)*sec/24)
+		slower = 3
+		s.run(s.now + 1200*ms)
+		slower = 1
+		s.run(s.now + 3*sec)
+		l.forget()
+		s.run(s.now + 4*sec)
+		if p := l.quantile(0.5); p > 12*time.Millisecond {
+			t.Errorf("seed %d: p50 is %v three to seven seconds later, and was 9.5 ms before", seed, p)
 		}
 	}
 }

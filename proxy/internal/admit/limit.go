@@ -13,6 +13,7 @@ const (
 	probeTime  = 100 * time.Millisecond // of the measurement in a probe; and 4 times what it measures
 	probeLimit = 2 * time.Second        // after which a probe that found too few answers is given up
 	rarely     = 32                     // times the base between probes at least: one takes three or four, with little at work
+	often      = 5                      // times as often are slow shards probed that have a floor: few are at work there, and a stall in a probe, or before one, holds up most of them
 	recheck    = 20                     // what cannot wait is due at the next multiple of ProbeEvery/20
 
 	settleTime = 500 * time.Millisecond // for older requests at most; those that still are at work are held up by something else
@@ -24,7 +25,6 @@ const (
 	creep      = 0.01                  // by which a limit grows in one window near to where there was a refusal from behind; 1 at least
 
 	floorRate = 10000 // requests per second: a shard that does them keeps all of Config.Floor; one that does a tenth, a thousandth of it
-	fewer     = 0.7   // of what is at work in a probe: where the next one would have less, it is due soon
 	deep      = 4     // times deepFloor: from a limit above that a probe goes down to it, as most may be a queue
 )
 
@@ -89,23 +89,21 @@ func (l *limiter) deepFloor() float64 {
 	return max(l.min, l.most*part*part)
 }
 
+// slow reports whether the shard is known to be too slow for all of Floor.
+func (l *limiter) slow() bool { return l.floored() && l.part() < 1 }
+
 // part is how much of Floor the shard is worth.
 func (l *limiter) part() float64 { return min(l.pace.best()/floorRate, 1) }
 
 // allowed is how many requests may be at work now.
 func (l *limiter) allowed() int {
-	if l.probing {
-		return int(l.inProbe(l.deep))
+	switch {
+	case l.probing && l.deep:
+		return int(l.deepFloor())
+	case l.probing:
+		return int(max(l.floor(), l.limit/(2*l.target)))
 	}
 	return int(l.limit)
-}
-
-// inProbe is how many are at work in a probe.
-func (l *limiter) inProbe(deep bool) float64 {
-	if deep {
-		return l.deepFloor()
-	}
-	return max(l.floor(), l.limit/(2*l.target))
 }
 
 // goesDeep reports whether a probe that begins now goes down at once.
@@ -260,8 +258,8 @@ func (l *limiter) endProbe(now int64, atWork int) {
 	l.limit = max(min(l.limit*l.target*l.base/l.before, l.limit), least, l.floor())
 	l.probing, l.before, l.tooMuch = false, 0, 0
 	l.nextProbe = l.afterLast(now, base)
-	// A hiccup, or a queue so long that it was not gone: again. Less than that is worth a probe where few are at work, as of those a stall holds up most.
-	if base > 1.5*was || base < was/1.5 || l.floored() && l.part() < 1 && (base > 1.2*was || l.inProbe(l.goesDeep()) < fewer*l.probed) {
+	// A hiccup, or a queue so long that it was not gone: again. Where few are at work, a small one is enough.
+	if base > 1.5*was || base < was/1.5 || l.slow() && base > 1.2*was {
 		l.nextProbe = l.due(now, l.every/recheck)
 	}
 	l.right = l.limit
@@ -270,7 +268,11 @@ func (l *limiter) endProbe(now int64, atWork int) {
 
 // afterLast is when a probe is due that follows one now. One in three at least is not left out, as the service may have become faster.
 func (l *limiter) afterLast(now int64, base float64) int64 {
-	return l.due(now+min(rarely*int64(base), 2*l.every), l.every)
+	every := l.every
+	if l.slow() {
+		every /= often
+	}
+	return l.due(now+min(rarely*int64(base), 2*l.every), every)
 }
 
 // due is the next multiple of every, the same for everybody with the same clock.
