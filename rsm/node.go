@@ -495,10 +495,14 @@ func (n *Node) Drain(ctx context.Context) error {
 	for {
 		led := 0
 		for _, s := range n.shards {
-			if s.Leader() == n.cfg.Node && s.mayHaveOthers(ctx) {
-				led++
-				begun = s.handOver(ctx) || begun
+			if s.Leader() != n.cfg.Node {
+				continue
 			}
+			others, began := s.handOver(ctx)
+			if others {
+				led++
+			}
+			begun = begun || began
 		}
 		if led == 0 {
 			return nil

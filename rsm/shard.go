@@ -541,19 +541,17 @@ func (s *Shard) cancelTransfer(ctx context.Context, to NodeID) error {
 	return &Error{Kind: ErrUnknown, Code: core.CodeTransfer, Message: "the other replica did not take over in time; it was told to, and still may"}
 }
 
-// mayHaveOthers reports whether there is anybody to hand leadership to, as far as its worker says: one that does not may have.
-func (s *Shard) mayHaveOthers(ctx context.Context) bool {
-	st, err := s.StatusContext(ctx)
-	return err != nil || len(st.Voters) > 1
-}
-
-// handOver starts a transfer to the voter that was heard last, and reports whether one may have begun.
-func (s *Shard) handOver(ctx context.Context) bool {
+// handOver starts a transfer to the voter that was heard last. others: there may be somebody to hand leadership to, as far as the shard's worker says, and one that
+// does not say may have. begun: a transfer may have begun.
+func (s *Shard) handOver(ctx context.Context) (others, begun bool) {
 	var best NodeID
 	var latest int64
 	st, err := s.StatusContext(ctx)
 	if err != nil {
-		return false
+		return true, false
+	}
+	if len(st.Voters) <= 1 {
+		return false, false
 	}
 	for _, v := range st.Voters {
 		if p := s.node.engine.peers.get(v); v != s.node.cfg.Node && p != nil && p.heard.Load() >= latest {
@@ -561,10 +559,10 @@ func (s *Shard) handOver(ctx context.Context) bool {
 		}
 	}
 	if best == 0 {
-		return false
+		return true, false
 	}
 	if e := s.node.engine.call(ctx, s.id, func(w *core.Worker) { err = w.Transfer(s.id, best) }); e != nil {
-		return errors.Is(e, ErrUnknown)
+		return true, errors.Is(e, ErrUnknown)
 	}
-	return err == nil
+	return true, err == nil
 }
