@@ -76,7 +76,7 @@ const (
 	streamWindow  = 1 << 20 // of what is not read yet; a larger message that is being read has as much as it needs
 	connWindow    = 8 << 20
 	writeBuffer   = 32 << 10
-	readBuffer    = 2 << 10 // of every connection, for as long as it lives
+	readBuffer    = 1 << 10 // of every connection, for as long as it lives
 	maxHeaderList = 16 << 10
 	handshake     = 10 * time.Second
 )
